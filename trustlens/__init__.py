@@ -1,0 +1,3 @@
+"""See what your optimizer does to each layer."""
+
+__version__ = "0.1.0"

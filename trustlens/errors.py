@@ -1,0 +1,27 @@
+"""The errors that trustlens raises on purpose.
+
+Each message says what was received and what to do about it. The command line catches
+:class:`TrustlensError` once, prints it as one line and exits with status 2.
+"""
+
+
+class TrustlensError(Exception):
+    """Base of every error that trustlens raises on purpose."""
+
+
+class UsageError(TrustlensError):
+    """What the caller asked for cannot be done as asked (a bad name, value or place)."""
+
+
+class RunError(TrustlensError):
+    """A run on disk cannot be read as one: missing, foreign, damaged, or of a newer schema."""
+
+
+class MissingDependencyError(TrustlensError):
+    """An optional part was asked for whose packages are not installed."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs the package '{package}', which is not installed: "
+            f"pip install 'trustlens-optim[{extra}]'"
+        )

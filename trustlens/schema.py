@@ -1,0 +1,144 @@
+"""The vocabulary: every recorded or derived quantity, defined once.
+
+Notation, for one layer (one parameter tensor) and one optimizer step: ``w`` the parameter
+before the step, ``Δw`` its change, ``g`` the gradient that the optimizer used, ``m`` and ``v``
+its moving averages, ``m̂`` and ``v̂`` the same debiased, ``d`` the optimizer's own direction
+before learning rate and decoupled decay, ``η`` the learning rate, ``λ`` the decoupled weight
+decay, ``u = d + λw``, ``n`` the number of elements, ``t`` the layer's own step count.
+Norms are Euclidean, over all elements of the layer. The trust ratio follows You et al.,
+"Large Batch Optimization for Deep Learning" (LAMB, Algorithm 2), with the conventions of the
+article this project grew out of (r = 1 where r₁ or r₂ is 0; r ≤ 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustlens.errors import UsageError
+
+Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
+"""Columns by name, each float64 of shape (rows,); ``size`` holds the layers' element counts."""
+
+SCHEMA_VERSION: Final = 1
+"""Version of the run directory. Raised when an older reader could misread what is written."""
+
+TRUST_RATIO_LIMIT: Final = 10.0
+"""The article's clip of the trust ratio."""
+
+Kind = Literal["norm", "ratio", "sum", "inner product", "maximum", "factor", "rate", "count"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One number per (step, layer).
+
+    ``dtype`` is the Arrow type it is stored in; ``None`` marks a derived quantity, which is
+    computed from the columns in ``needs`` by ``compute`` at read time.
+    ``scale`` is the axis it reads best on; ``signed`` says that it may be negative.
+    """
+
+    name: str
+    symbol: str
+    title: str
+    formula: str
+    kind: Kind
+    dtype: Literal["float", "int64"] | None = "float"
+    scale: Literal["log", "linear"] = "log"
+    signed: bool = False
+    needs: tuple[str, ...] = ()
+    compute: Callable[[Columns], NDArray[np.float64]] | None = None
+
+    @property
+    def derived(self) -> bool:
+        """Whether it is computed at read time instead of being stored."""
+        return self.compute is not None
+
+
+def _rms(column: str) -> Callable[[Columns], NDArray[np.float64]]:
+    return lambda c: c[column] / c["size"] ** 0.5
+
+
+def _ratio(above: str, below: str) -> Callable[[Columns], NDArray[np.float64]]:
+    return lambda c: c[above] / c[below]
+
+
+_RECORDED: Final = (
+    Quantity("trust_ratio", "r", "trust ratio", "min(r₁ / r₂, 10); 1 where r₁ or r₂ is 0", "ratio"),
+    Quantity("weight_norm", "r₁", "weight norm", "‖w‖", "norm"),
+    Quantity("direction_norm", "r₂", "direction norm", "‖d + λw‖", "norm"),
+    Quantity("update_norm", "‖Δw‖", "update norm", "‖Δw‖, as applied", "norm"),
+    Quantity("grad_norm", "‖g‖", "gradient norm", "‖g‖", "norm"),
+    Quantity("undecayed_norm", "‖d‖", "direction norm without decay", "‖d‖", "norm"),
+    Quantity("undecayed_dot_weight", "⟨d, w⟩", "direction · weight", "⟨d, w⟩", "inner product",
+             scale="linear", signed=True),
+    Quantity("update_dot_weight", "⟨Δw, w⟩", "update · weight", "⟨Δw, w⟩", "inner product",
+             scale="linear", signed=True),
+    Quantity("grad_dot_momentum", "⟨g, m⟩", "gradient · momentum", "⟨g, m⟩", "inner product",
+             scale="linear", signed=True),
+    Quantity("momentum_norm", "‖m‖", "momentum norm", "‖m‖", "norm"),
+    Quantity("variance_sum", "Σv̂", "sum of second moments", "Σ v̂", "sum"),
+    Quantity("surprise", "RMS²", "surprise", "Σ g² / max(v̂, ε²) / n", "ratio"),
+    Quantity("update_max", "max|Δw|", "largest update", "max |Δw|", "maximum"),
+    Quantity("grad_max", "max|g|", "largest gradient", "max |g|", "maximum"),
+    Quantity("debias1", "1/(1−β₁ᵗ)", "debias factor of m", "1 / (1 − β₁ᵗ)", "factor",
+             scale="linear"),
+    Quantity("debias2", "1/(1−β₂ᵗ)", "debias factor of v", "1 / (1 − β₂ᵗ)", "factor",
+             scale="linear"),
+    Quantity("learning_rate", "η", "learning rate", "η of the layer's group", "rate"),
+    Quantity("weight_decay", "λ", "weight decay", "decoupled λ of the layer's group", "rate",
+             scale="linear"),
+    Quantity("nonfinite", "#nonfinite", "elements not finite", "elements of g or w not finite",
+             "count", "int64", scale="linear"),
+    Quantity("zero_grad", "#(g=0)", "zero gradients", "elements of g equal to 0",
+             "count", "int64", scale="linear"),
+    Quantity("swallowed", "#swallowed", "swallowed updates", "elements with Δw = 0, d + λw ≠ 0",
+             "count", "int64", scale="linear"),
+)  # fmt: skip
+
+_DERIVED: Final = (
+    Quantity("effective_rate", "η·r", "effective rate", "η · r", "rate", None,
+             needs=("learning_rate", "trust_ratio"),
+             compute=lambda c: c["learning_rate"] * c["trust_ratio"]),
+    Quantity("update_ratio", "‖Δw‖/‖w‖", "update ratio", "‖Δw‖ / ‖w‖", "ratio", None,
+             needs=("update_norm", "weight_norm"), compute=_ratio("update_norm", "weight_norm")),
+    Quantity("update_rms", "RMS Δw", "update RMS", "‖Δw‖ / √n", "norm", None,
+             needs=("update_norm", "size"), compute=_rms("update_norm")),
+    Quantity("weight_rms", "RMS w", "weight RMS", "‖w‖ / √n", "norm", None,
+             needs=("weight_norm", "size"), compute=_rms("weight_norm")),
+)  # fmt: skip
+
+QUANTITIES: Final[Mapping[str, Quantity]] = {q.name: q for q in (*_RECORDED, *_DERIVED)}
+"""Every quantity by name, recorded ones first, in the order of the columns."""
+
+RECORDED: Final = tuple(q.name for q in _RECORDED)
+"""Names of the stored columns of ``layers`` behind ``step`` and ``layer``."""
+
+COUNTS: Final = tuple(q.name for q in _RECORDED if q.dtype == "int64")
+"""Names of the stored integer columns."""
+
+TABLES: Final = ("layers", "steps", "metrics", "histograms")
+"""The tables of a run, each a folder of Parquet files."""
+
+ELEMENTS: Final = ("weight", "gradient", "update")
+"""What element histograms are taken of."""
+
+
+def quantity(name: str) -> Quantity:
+    """Return the quantity of that name.
+
+    Raises
+    ------
+    UsageError
+        There is none of that name; the message lists those there are.
+    """
+    try:
+        return QUANTITIES[name]
+    except KeyError:
+        raise UsageError(
+            f"'{name}' is not a quantity; choose one of: {', '.join(QUANTITIES)}"
+        ) from None
