@@ -1,3 +1,55 @@
-"""See what your optimizer does to each layer."""
+"""See what your optimizer does to each layer.
+
+>>> import trustlens
+>>> with trustlens.record(optimizer, "runs/lamb", model=model) as recorder:
+...     for batch in loader:
+...         loss = train_step(batch)
+...         recorder.log(loss=loss)
+>>> run = trustlens.open_run("runs/lamb")
+>>> trustlens.figures.ridgeline(run, "trust_ratio")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trustlens import export, figures, optim
+    from trustlens.analysis.run import Run, find_runs, open_run
+    from trustlens.errors import TrustlensError
+    from trustlens.recording.recorder import Recorder, record
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Recorder",
+    "Run",
+    "TrustlensError",
+    "export",
+    "figures",
+    "find_runs",
+    "open_run",
+    "optim",
+    "record",
+]
+
+_HOMES = {
+    "Recorder": "trustlens.recording.recorder",
+    "record": "trustlens.recording.recorder",
+    "Run": "trustlens.analysis.run",
+    "open_run": "trustlens.analysis.run",
+    "find_runs": "trustlens.analysis.run",
+    "TrustlensError": "trustlens.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import trustlens` costs nothing and drags in neither torch nor plotly.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"trustlens.{name}")
+    raise AttributeError(f"module 'trustlens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

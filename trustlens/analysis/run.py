@@ -1,0 +1,333 @@
+"""A recorded run, as DataFrames."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from trustlens.errors import UsageError
+from trustlens.schema import QUANTITIES, RECORDED, quantity
+from trustlens.store.layout import RUN_FILE, RunInfo, read_info
+from trustlens.store.reader import fingerprint, last_written, read_table
+
+if TYPE_CHECKING:
+    StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
+
+Status = Literal["recording", "closed", "interrupted"]
+
+SILENCE: Final = 120.0
+"""Seconds without a write after which a run that was never closed counts as interrupted."""
+
+FAMILIES: Final = {
+    "Adam": "Adam",
+    "AdamW": "AdamW",
+    "SGD": "SGD",
+    "Lamb": "LAMB",
+    "LAMB": "LAMB",
+    "Lars": "LARS",
+    "LARS": "LARS",
+}
+"""How an optimizer's class is called in the field."""
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a recorded run for reading; it may still be being written.
+
+    Parameters
+    ----------
+    path : str or path
+        The directory that ``trustlens.record`` wrote.
+
+    Raises
+    ------
+    RunError
+        There is no such directory, no run in it, or it is not one that this version can read.
+
+    Examples
+    --------
+    >>> run = trustlens.open_run("runs/lamb")
+    >>> run.matrix("trust_ratio").tail()
+    """
+    return Run(Path(path))
+
+
+def find_runs(root: str | os.PathLike[str]) -> list[Path]:
+    """Return the directories that hold a run, ``root`` itself or below it, sorted by path.
+
+    Raises
+    ------
+    UsageError
+        There is no such directory.
+    """
+    top = Path(root)
+    if not top.is_dir():
+        what = "is not a directory" if top.exists() else "does not exist"
+        raise UsageError(f"'{top}' {what}; give a directory that holds runs")
+    found: list[Path] = []
+    for folder, subfolders, files in os.walk(top):
+        if RUN_FILE in files:
+            found.append(Path(folder))
+            subfolders.clear()  # a run holds no runs
+        else:
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    return sorted(found)
+
+
+class Run:
+    """One recorded run.
+
+    Reading never changes a file. Each call reads what is on disk at that moment, so that the
+    same object follows a run which is still being recorded.
+
+    Attributes
+    ----------
+    path : Path
+        The directory of the run.
+    info : RunInfo
+        What ``run.json`` said when the run was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info: RunInfo = read_info(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {len(self.layer_names)} layers, {self.status})"
+
+    @property
+    def name(self) -> str:
+        """The name given to ``record``, else that of the directory."""
+        return self.info.name
+
+    @cached_property
+    def layer_names(self) -> list[str]:
+        """Names of the layers, in the order of the model."""
+        return [layer.name for layer in self.info.layers]
+
+    @property
+    def family(self) -> str:
+        """What the field calls the optimizer: ``"Adam"``, ``"LAMB"``, …; ``"unknown"`` if none."""
+        classes = [info.name.rpartition(".")[2] for info in self.info.optimizers]
+        return FAMILIES.get(classes[0], classes[0]) if classes else "unknown"
+
+    @property
+    def label(self) -> str:
+        """A short text for legends: the name, and the optimizer with its learning rate."""
+        groups = self.info.optimizers[0].groups if self.info.optimizers else ()
+        rate = groups[0].get("lr") if groups else None
+        optimizer = self.family if rate is None else f"{self.family}, lr {rate:g}"
+        return f"{self.name} · {optimizer}"
+
+    @property
+    def status(self) -> Status:
+        """Whether it is being recorded, was closed, or ended without being closed."""
+        if self.info.closed is None:
+            self.info = read_info(self.path)
+        if self.info.closed is not None:
+            return "closed"
+        silent = time.time() - last_written(self.path)
+        return "interrupted" if silent > SILENCE else "recording"
+
+    @property
+    def version(self) -> str:
+        """A text that changes whenever there is something new to read."""
+        return fingerprint(self.path)
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last optimizer step; 0 if there was none."""
+        steps = read_table(self.path, "steps", ["step"])["step"]
+        return int(pc.max(steps).as_py() or 0)
+
+    def recorded_steps(self) -> NDArray[np.int64]:
+        """Return the steps that have rows in ``layers``, ascending, int64 of shape (steps,)."""
+        steps = read_table(self.path, "layers", ["step"])["step"]
+        return np.unique(steps.to_numpy())
+
+    def layers(
+        self,
+        columns: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        steps: StepSelection = None,
+    ) -> pd.DataFrame:
+        """Return one row per (step, layer), sorted by step, then in the order of the model.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            Names of recorded or derived quantities; every recorded one if not given.
+        layers : sequence of str, optional
+            Names of layers; all if not given.
+        steps : slice or sequence of int, optional
+            Step numbers, a slice being half-open as always in Python; all if not given.
+
+        Returns
+        -------
+        DataFrame
+            ``step`` (int64), ``layer`` (ordered category), then the columns asked for: float32 as
+            recorded, counts int64, derived ones float64. NaN is what the optimizer does not have.
+
+        Raises
+        ------
+        UsageError
+            A name is not a quantity, or not a layer of this run.
+        """
+        names = list(RECORDED if columns is None else columns)
+        chosen = [quantity(name) for name in names]
+        needed = dict.fromkeys(
+            need
+            for q in chosen
+            for need in (q.needs if q.derived else (q.name,))
+            if need in QUANTITIES
+        )
+        where = _and(_steps_expression(steps), self._layers_expression(layers))
+        table = read_table(self.path, "layers", ["step", "layer", *needed], where)
+        frame = pd.DataFrame({"step": table["step"].to_numpy()})
+        frame["layer"] = self._category(table["layer"])
+        stored = {name: table[name].to_numpy() for name in needed}
+        for q in chosen:
+            if q.compute is None:
+                frame[q.name] = stored[q.name]
+            else:
+                frame[q.name] = _derive(q.compute, stored, self._sizes(frame["layer"]))
+        return frame.sort_values(["step", "layer"], ignore_index=True)
+
+    def matrix(self, name: str, steps: StepSelection = None) -> pd.DataFrame:
+        """Return one quantity as steps × layers.
+
+        Parameters
+        ----------
+        name : str
+            A recorded or derived quantity.
+        steps : slice or sequence of int, optional
+            Step numbers; all if not given.
+
+        Returns
+        -------
+        DataFrame
+            float64, index ``step`` ascending, one column a layer in the order of the model. NaN
+            where there is no value.
+
+        Raises
+        ------
+        UsageError
+            The name is not a quantity.
+        """
+        rows = self.layers([name], steps=steps)
+        numbers, row = np.unique(rows["step"].to_numpy(), return_inverse=True)
+        values = np.full((len(numbers), len(self.layer_names)), np.nan)
+        values[row, rows["layer"].cat.codes.to_numpy()] = rows[name].to_numpy(np.float64)
+        return pd.DataFrame(
+            values,
+            index=pd.Index(numbers, name="step"),
+            columns=pd.Index(self.layer_names, name="layer", dtype=object),
+        )
+
+    def metrics(self) -> pd.DataFrame:
+        """Return what was logged: ``step``, ``name``, ``value`` (float64), sorted by step."""
+        table = read_table(self.path, "metrics")
+        frame = cast("pd.DataFrame", table.to_pandas())
+        frame["name"] = frame["name"].astype(object)
+        return frame.sort_values("step", kind="stable", ignore_index=True)
+
+    def steps(self) -> pd.DataFrame:
+        """Return one row a step: ``step``, ``time`` (UTC), ``skipped``; sorted by step."""
+        frame = cast("pd.DataFrame", read_table(self.path, "steps").to_pandas())
+        return frame.sort_values("step", ignore_index=True)
+
+    def histograms(self, layer: str | None = None, element: str | None = None) -> pd.DataFrame:
+        """Return the element histograms: ``step``, ``layer``, ``quantity``, ``counts``.
+
+        ``counts`` is a dict from the bucket (see ``trustlens.bins``) to the number of elements
+        in it; buckets without elements are left out. Sorted by step, layer, quantity.
+
+        Parameters
+        ----------
+        layer : str, optional
+            Only this layer.
+        element : str, optional
+            Only ``"weight"``, ``"gradient"`` or ``"update"``.
+
+        Raises
+        ------
+        UsageError
+            There is no such layer in this run.
+        """
+        where = self._layers_expression(None if layer is None else [layer])
+        if element is not None:
+            where = _and(where, pc.field("quantity") == element)
+        table = read_table(self.path, "histograms", where=where)
+        frame = pd.DataFrame({"step": table["step"].to_numpy()})
+        frame["layer"] = self._category(table["layer"])
+        frame["quantity"] = table["quantity"].cast(pa.string()).to_pandas().astype(object)
+        frame["counts"] = [dict(pairs) for pairs in table["counts"].to_pylist()]
+        return frame.sort_values(["step", "layer", "quantity"], ignore_index=True)
+
+    def diagnose(self) -> pd.DataFrame:
+        """Return findings, most suspect first; empty for a healthy run.
+
+        Returns
+        -------
+        DataFrame
+            ``step`` of the onset, ``layer``, ``kind``, ``score``, ``evidence`` in words.
+        """
+        # Imported here: divergence reads a Run, and stands below this module.
+        from trustlens.analysis.divergence import diagnose  # noqa: PLC0415
+
+        return diagnose(self)
+
+    def _category(self, names: pa.ChunkedArray) -> pd.Categorical:
+        plain = names.cast(pa.string()).to_numpy()
+        return pd.Categorical(plain, categories=self.layer_names, ordered=True)
+
+    def _sizes(self, layers: pd.Series[Any]) -> NDArray[np.float64]:
+        sizes = np.array([layer.size for layer in self.info.layers], np.float64)
+        return sizes[layers.cat.codes.to_numpy()] if len(sizes) else np.empty(0)
+
+    def _layers_expression(self, layers: Sequence[str] | None) -> pc.Expression | None:
+        if layers is None:
+            return None
+        unknown = [name for name in layers if name not in self.layer_names]
+        if unknown:
+            raise UsageError(
+                f"'{unknown[0]}' is not a layer of run '{self.name}'; "
+                f"its layers are: {', '.join(self.layer_names)}"
+            )
+        return pc.field("layer").isin(list(layers))
+
+
+def _derive(
+    compute: Any, stored: dict[str, NDArray[Any]], sizes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    columns = {name: values.astype(np.float64) for name, values in stored.items()}
+    with np.errstate(all="ignore"):  # 0/0 of a layer of zeros is NaN: not known
+        return compute({**columns, "size": sizes})
+
+
+def _steps_expression(steps: StepSelection) -> pc.Expression | None:
+    if steps is None:
+        return None
+    step = pc.field("step")
+    if not isinstance(steps, slice):
+        return step.isin(np.asarray(steps, np.int64).tolist())
+    if steps.step not in (None, 1):
+        raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
+    lower = None if steps.start is None else step >= steps.start
+    upper = None if steps.stop is None else step < steps.stop
+    return _and(lower, upper)
+
+
+def _and(first: pc.Expression | None, second: pc.Expression | None) -> pc.Expression | None:
+    if first is None or second is None:
+        return first if second is None else second
+    return first & second

@@ -1,0 +1,1 @@
+"""The files of a run: layout, writer and reader. Only pyarrow below it."""

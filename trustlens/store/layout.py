@@ -1,0 +1,213 @@
+"""Where a run's files lie, what their columns are, and what ``run.json`` says.
+
+::
+
+    run.json                      what the run is (RunInfo)
+    <table>/NNNNNN.parquet        sealed: whole, never changed again
+    journal/<table>-NNNNNN.arrow  the rows that will become <table>/NNNNNN.parquet
+
+A journal file has the number of the Parquet file that will replace it, so that a reader which
+sees both counts the rows once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import pyarrow as pa
+
+from trustlens.errors import RunError
+from trustlens.schema import QUANTITIES, RECORDED, SCHEMA_VERSION, TABLES
+
+RUN_FILE: Final = "run.json"
+JOURNAL: Final = "journal"
+
+_NAME: Final = pa.dictionary(pa.int32(), pa.string())
+_ARROW: Final = {"float": pa.float32(), "int64": pa.int64()}
+
+SCHEMAS: Final[Mapping[str, pa.Schema]] = {
+    "layers": pa.schema(
+        [
+            pa.field("step", pa.int64(), nullable=False),
+            pa.field("layer", _NAME, nullable=False),
+            *(pa.field(name, _ARROW[QUANTITIES[name].dtype or "float"]) for name in RECORDED),
+        ]
+    ),
+    "steps": pa.schema(
+        [
+            pa.field("step", pa.int64(), nullable=False),
+            pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("skipped", pa.bool_(), nullable=False),
+        ]
+    ),
+    "metrics": pa.schema(
+        [
+            pa.field("step", pa.int64(), nullable=False),
+            pa.field("name", _NAME, nullable=False),
+            pa.field("value", pa.float64()),
+        ]
+    ),
+    "histograms": pa.schema(
+        [
+            pa.field("step", pa.int64(), nullable=False),
+            pa.field("layer", _NAME, nullable=False),
+            pa.field("quantity", _NAME, nullable=False),
+            pa.field("counts", pa.map_(pa.int16(), pa.int64())),
+        ]
+    ),
+}
+"""The Arrow schema of each table."""
+
+assert tuple(SCHEMAS) == TABLES  # noqa: S101 — the vocabulary names the tables, this file types them
+
+
+def sealed_path(directory: Path, table: str, number: int) -> Path:
+    """Return where the sealed file of that number lies."""
+    return directory / table / f"{number:06d}.parquet"
+
+
+def journal_path(directory: Path, table: str, number: int) -> Path:
+    """Return where the rows lie that are not sealed yet."""
+    return directory / JOURNAL / f"{table}-{number:06d}.arrow"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One parameter tensor: its name in the model, its shape, and where its options stand."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int = 0
+    optimizer: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerInfo:
+    """An optimizer's class (dotted) and the options of each of its parameter groups."""
+
+    name: str
+    groups: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What ``run.json`` says of a run. Times are ISO 8601 in UTC."""
+
+    name: str
+    created: str
+    closed: str | None = None
+    optimizers: tuple[OptimizerInfo, ...] = ()
+    layers: tuple[LayerInfo, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    recorder: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    schema_version: int = SCHEMA_VERSION
+
+    def closed_at(self, time: str, **recorder: Any) -> RunInfo:
+        """Return a copy that says when recording ended, and what the recorder has to add."""
+        return replace(self, closed=time, recorder={**self.recorder, **recorder})
+
+
+def write_info(directory: Path, info: RunInfo) -> None:
+    """Write ``run.json``, whole or not at all."""
+    text = json.dumps(asdict(info), indent=2, ensure_ascii=False, allow_nan=True)
+    write_whole(directory / RUN_FILE, text.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_info(directory: Path) -> RunInfo:
+    """Read ``run.json``.
+
+    Raises
+    ------
+    RunError
+        There is no such directory, no run in it, the file is not trustlens's, or it was written
+        by a newer trustlens.
+    """
+    path = directory / RUN_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(_why_no_run(directory)) from None
+    except NotADirectoryError:
+        raise RunError(f"'{directory}' is a file; give the directory of a run") from None
+    except OSError as error:
+        raise RunError(
+            f"'{path}' cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    except ValueError:
+        raise RunError(f"'{path}' is not a run.json of trustlens: it is not JSON") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
+        raise RunError(
+            f"'{path}' is not a run.json of trustlens: it has no schema_version; "
+            "give a directory that trustlens.record wrote"
+        )
+    content = cast("dict[str, Any]", raw)
+    if content["schema_version"] > SCHEMA_VERSION:
+        raise RunError(
+            f"'{directory}' was written with schema {content['schema_version']}, and this "
+            f"trustlens reads up to {SCHEMA_VERSION}: pip install -U trustlens-optim"
+        )
+    try:
+        return _info_from(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"'{path}' is not a run.json that trustlens understands ({error!r}); "
+            "restore it or record anew"
+        ) from None
+
+
+def _why_no_run(directory: Path) -> str:
+    if not directory.exists():
+        return f"there is no directory '{directory}'; check the path"
+    return (
+        f"'{directory}' holds no run (no {RUN_FILE} in it); "
+        "give a directory that trustlens.record wrote"
+    )
+
+
+def _info_from(raw: dict[str, Any]) -> RunInfo:
+    return RunInfo(
+        name=str(raw["name"]),
+        created=str(raw["created"]),
+        closed=None if raw.get("closed") is None else str(raw["closed"]),
+        optimizers=tuple(
+            OptimizerInfo(str(o["name"]), tuple(dict(g) for g in o["groups"]))
+            for o in raw["optimizers"]
+        ),
+        layers=tuple(
+            LayerInfo(
+                str(layer["name"]),
+                tuple(int(n) for n in layer["shape"]),
+                str(layer["dtype"]),
+                int(layer["group"]),
+                int(layer["optimizer"]),
+            )
+            for layer in raw["layers"]
+        ),
+        config=dict(raw.get("config", {})),
+        versions=dict(raw.get("versions", {})),
+        recorder=dict(raw.get("recorder", {})),
+        schema_version=int(raw["schema_version"]),
+    )
