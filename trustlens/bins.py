@@ -1,0 +1,254 @@
+"""Histogram buckets: of a layer's elements (fixed, mergeable) and of values over layers (an axis).
+
+Element buckets need no range chosen beforehand. A float32's sign, its 8 exponent bits and the
+first 2 mantissa bits, read as one number (``bits >> 21``), are its bucket: 2048 of them, four to
+each doubling, the same for every tensor, so that exact counts add over layers, steps and ranks.
+Bucket ``b < 1024`` holds ``x ≥ 0``, ``b + 1024`` holds ``−x``; 1020–1023 and 2044–2047 hold the
+infinities and NaN; bucket 0 (and 1024) holds 0 and what is below 2⁻¹²⁸.
+The four buckets of a doubling are not equally wide on a log axis: divide by the width
+(:func:`densities`) before drawing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustlens.errors import UsageError
+
+Scale = Literal["log", "linear"]
+
+ELEMENT_BUCKETS: Final = 2048
+"""How many element buckets there are."""
+
+_SHIFT: Final = 21
+_FINITE: Final = 1020  # buckets of one sign before the infinities
+_SIGN: Final = 1024  # what a minus adds to the bucket
+
+_REACH: Final = 3.0
+"""Tukey's "far out": three times the spread of the quartiles beyond them."""
+
+
+def element_buckets(values: NDArray[Any]) -> NDArray[np.int16]:
+    """Return the bucket of each element, of the shape of ``values``, which are cast to float32."""
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+        single = np.ascontiguousarray(values, np.float32)
+    return (single.view(np.uint32) >> _SHIFT).astype(np.int16)
+
+
+def element_counts(values: NDArray[Any]) -> dict[int, int]:
+    """Return how many elements lie in each bucket that holds any, in the order of the buckets."""
+    counts = np.bincount(element_buckets(values).ravel(), minlength=ELEMENT_BUCKETS)
+    return {int(bucket): int(counts[bucket]) for bucket in np.flatnonzero(counts)}
+
+
+def merge(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
+    """Return the sum of element histograms (of layers, steps or ranks): exact, in any order."""
+    total: dict[int, int] = {}
+    for counts in histograms:
+        for bucket, count in counts.items():
+            total[bucket] = total.get(bucket, 0) + count
+    return dict(sorted(total.items()))
+
+
+def element_edges() -> NDArray[np.float64]:
+    """Return the edges of the finite element buckets by value, float64 of shape (2041,).
+
+    They ascend from −2¹²⁸ through 0 (index 1020) to 2¹²⁸; :func:`by_value` gives the counts between
+    them.
+    """
+    bits = np.arange(_FINITE, dtype=np.uint32) << np.uint32(_SHIFT)
+    magnitudes = np.append(bits.view(np.float32).astype(np.float64), 2.0**128)
+    return np.concatenate([-magnitudes[:0:-1], magnitudes])
+
+
+def by_value(counts: Mapping[int, int]) -> tuple[NDArray[np.int64], int]:
+    """Return an element histogram in the order of the values.
+
+    Returns
+    -------
+    counts : int64 array of shape (2040,)
+        Between the edges of :func:`element_edges`. Both zeros stand in the bucket above 0.
+    nonfinite : int
+        How many elements were infinite or NaN.
+    """
+    dense = np.zeros(ELEMENT_BUCKETS, np.int64)
+    dense[list(counts)] = list(counts.values())
+    positive, negative = dense[:_FINITE], dense[_SIGN : _SIGN + _FINITE]
+    ordered = np.concatenate([negative[::-1], positive])
+    # −0 and +0 are one value; what lies in (−2⁻¹²⁸, 0) is no longer told from them.
+    ordered[_FINITE] += ordered[_FINITE - 1]
+    ordered[_FINITE - 1] = 0
+    return ordered, int(dense.sum() - ordered.sum())
+
+
+def densities(counts: Mapping[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how the magnitudes in an element histogram are distributed on a log axis.
+
+    Returns
+    -------
+    edges : float64 array of shape (1020,)
+        Edges of the magnitudes, from 2⁻¹²⁸ to 2¹²⁸.
+    density : float64 array of shape (1019,)
+        Elements per doubling: the count, both signs together, over the bucket's width in log₂.
+        Zeros, and what is below 2⁻¹²⁸, have no place on a log axis and are left out.
+    """
+    ordered, _ = by_value(counts)
+    positive, negative = ordered[_FINITE:], ordered[_FINITE - 1 :: -1]
+    edges = element_edges()[_FINITE + 1 :]
+    return edges, (positive + negative)[1:] / np.diff(np.log2(edges))
+
+
+def on_axis(values: NDArray[np.float64] | float, scale: Scale) -> NDArray[np.float64]:
+    """Return positions on the axis: the logarithm to base 10, or the values themselves.
+
+    On a log axis 0 and below is at −∞. NaN stays NaN.
+    """
+    array = np.asarray(values, np.float64)
+    if scale == "linear":
+        return array
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(array <= 0, -np.inf, np.log10(array))
+
+
+def robust_range(
+    values: NDArray[np.float64], scale: Scale, *, share: float = 25.0, reach: float = _REACH
+) -> tuple[float, float] | None:
+    """Return a range that shows all values but the far-out ones.
+
+    Tukey's fences ("Exploratory Data Analysis", 1977) on the axis' own scale: beyond the
+    quartiles by three times their distance, then clipped to the data. Where the quartiles
+    coincide, as when most layers have the same value, quantiles further out take their place.
+
+    Parameters
+    ----------
+    values : float64 array
+        Of any shape; what is not finite, or not positive on a log axis, is left out.
+    scale : "log" or "linear"
+        The axis.
+    share : float
+        The lower quantile to start from, in per cent.
+    reach : float
+        How many times the distance of the quantiles lies beyond them; infinite for the full range.
+
+    Returns
+    -------
+    tuple of float, or None
+        Lowest and highest value in view; ``None`` where there is no value to show.
+    """
+    positions = on_axis(values, scale)
+    positions = positions[np.isfinite(positions)]
+    if not positions.size:
+        return None
+    lowest, highest = float(positions.min()), float(positions.max())
+    if math.isfinite(reach):
+        for below in (share, share / 2.5, share / 10):
+            first, last = np.percentile(positions, (below, 100 - below))
+            if last > first:
+                margin = reach * (last - first)
+                lowest, highest = max(lowest, first - margin), min(highest, last + margin)
+                break
+    return _value(lowest, scale), _value(highest, scale)
+
+
+def axis_edges(
+    low: float, high: float, buckets: int, scale: Scale, *, margin: float = 0.0
+) -> NDArray[np.float64]:
+    """Return the edges of buckets that are equally wide on the axis.
+
+    Parameters
+    ----------
+    low, high : float
+        The range. Where it is a single point (but for rounding) it is widened around it: by a
+        factor of 2 to either side on a log axis, by a tenth on a linear one.
+    buckets : int
+        How many.
+    scale : "log" or "linear"
+        The axis.
+    margin : float
+        Room to add at either end, as a share of the range.
+
+    Returns
+    -------
+    float64 array of shape (buckets + 1,)
+
+    Raises
+    ------
+    UsageError
+        The range is empty, not finite, or reaches 0 on a log axis.
+    """
+    check_range(low, high, scale)
+    first, last = (float(x) for x in on_axis(np.array([low, high]), scale))
+    size = 1.0 if scale == "log" else max(abs(first), abs(last))
+    if last - first <= 1e-5 * size:
+        around = math.log10(2) if scale == "log" else 0.1 * size or 0.5
+        first, last = first - around, last + around
+    room = margin * (last - first)
+    positions = np.linspace(first - room, last + room, buckets + 1)
+    return positions if scale == "linear" else 10.0**positions
+
+
+def check_range(low: float, high: float, scale: Scale) -> None:
+    """Raise UsageError if no axis of that scale can run from ``low`` to ``high``."""
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise UsageError(f"an axis cannot run from {low} to {high}; give two numbers, lowest first")
+    if scale == "log" and low <= 0:
+        raise UsageError(
+            f"a log axis cannot start at {low:g}; start above 0, or take scale='linear'"
+        )
+
+
+def ticks(low: float, high: float, scale: Scale, most: int = 7) -> list[tuple[float, str]]:
+    """Return readable ticks within a range, as pairs of value and text.
+
+    On a log axis whole powers of ten, thinned out to ``most``; 1-2-5 or even steps where the
+    range holds too few of them.
+    """
+    values = _log_ticks(low, high, most) if scale == "log" else _even_ticks(low, high, most)
+    return [(value, number(value)) for value in values]
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    first, last = math.floor(math.log10(low)), min(math.ceil(math.log10(high)), 308)
+    powers = [k for k in range(first, last + 1) if low <= 10.0**k <= high]
+    if len(powers) >= 3 or (len(powers) == 2 and most <= 3):
+        stride = math.ceil(len(powers) / most)
+        return [10.0**k for k in powers if k % stride == 0]
+    steps = [m * 10.0**k for k in range(first, last + 1) for m in (1, 2, 5)]
+    between = [value for value in steps if low <= value <= high]
+    return between if len(between) >= 3 else _even_ticks(low, high, most)
+
+
+def _even_ticks(low: float, high: float, most: int) -> list[float]:
+    if not high > low:
+        return [low]
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """Return a number as one would write it: 0.01, 1, 20k, 1.5M, 10⁻⁷, 3·10¹²."""
+    size = abs(value)
+    if size == 0 or not math.isfinite(value):
+        return "0" if size == 0 else str(value)
+    if 1e-4 <= size < 1e4:
+        return f"{float(f'{value:.6g}'):f}".rstrip("0").rstrip(".")
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if unit <= size < 1e3 * unit:
+            return f"{float(f'{value / unit:.6g}'):f}".rstrip("0").rstrip(".") + suffix
+    mantissa, _, exponent = f"{value:.5e}".partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return {"1": power, "-1": f"-{power}"}.get(mantissa, f"{mantissa}·{power}")
+
+
+def _value(position: float, scale: Scale) -> float:
+    return position if scale == "linear" else 10.0**position
