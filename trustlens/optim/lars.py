@@ -1,0 +1,189 @@
+"""LARS, as its paper and the article define it; what other packages do differently are options."""
+
+# torch offers its operations on lists of tensors under private names only:
+# ruff: noqa: SLF001
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from trustlens.optim.layerwise import (
+    check_choice,
+    check_number,
+    descend_,
+    gradients,
+    norms,
+    scale_each_,
+    trust_ratios,
+    widen,
+    with_gradient,
+)
+
+LARS_VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "article": {},
+    "paper": {"trust_coefficient": 0.001},
+    "timm": {"trust_coefficient": 0.001, "eps": 1e-8, "always_adapt": False},
+    "torch-optimizer": {"trust_coefficient": 0.01, "eps": 1e-8, "always_adapt": False},
+    "optax": {"trust_coefficient": 0.001, "norm": "combined"},
+}
+"""Options of `Lars` that make it step as a package's LARS does with its default switches.
+
+Left to the caller: learning rate, momentum and decay. timm's ``always_adapt`` is the same here.
+The paper and optax keep η inside the momentum buffer, which differs from this only while a
+schedule changes η. torch-optimizer leaves out the decay of a layer whose gradient is 0.
+"""
+
+
+class Lars(Optimizer):
+    r"""LARS: SGD with momentum, scaled layer by layer by a trust ratio.
+
+    For each parameter tensor w with gradient g::
+
+        r = c·‖w‖ / (‖g‖ + λ‖w‖);  1 if ‖w‖ or ‖g‖ is 0
+        b ← μb + r·(g + λw)
+        w ← w − η·b
+
+    This is Algorithm 1 of You et al. [1]_, whose trust coefficient (0.001 there) is c and whose
+    rate η multiplies b here as in `torch.optim.SGD`, not what goes into it. The article has
+    c = 1, which is the default: η then is the length of a step relative to the layer's weights.
+    ``optimizer.state[p]`` holds ``momentum_buffer`` (b, in the parameter's dtype; not without
+    momentum) and ``trust_ratio`` (the r that was applied in the last step: float32 on the
+    parameter's device, no dimensions). Nothing waits for the device.
+
+    Parameters
+    ----------
+    params
+        Parameters, named parameters or groups; each option below can be set by group.
+    lr
+        Learning rate η: a number or a tensor of one element.
+    momentum
+        μ, in [0, 1).
+    weight_decay
+        λ.
+    trust_coefficient
+        c.
+    norm
+        ``"sum"``: as above. ``"combined"``: r = c·‖w‖ / ‖g + λw‖; 1 if either norm is 0.
+    eps
+        Added to the ratio's denominator.
+    always_adapt
+        If False, r = 1 in groups without weight decay.
+
+    Raises
+    ------
+    UsageError
+        An option is out of its range, a gradient sparse, or a parameter complex.
+
+    References
+    ----------
+    .. [1] You et al., "Large Batch Training of Convolutional Networks", 2017, arXiv:1708.03888.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(3, 2)
+    >>> optimizer = Lars(model.parameters(), lr=0.01, weight_decay=1e-4)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        trust_coefficient: float = 1.0,
+        norm: Literal["sum", "combined"] = "sum",
+        eps: float = 0.0,
+        always_adapt: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "norm": norm,
+            "eps": eps,
+            "always_adapt": always_adapt,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with options of its own where it names any.
+
+        Raises
+        ------
+        UsageError
+            An option is out of its range.
+        """
+        _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Do one step; `closure`, if any, computes the loss and the gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for params in with_gradient(group["params"], "Lars"):
+                self._step(params, group)
+        return loss
+
+    def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Step parameters of one group, one device and one dtype."""
+        grads = widen(gradients(params))
+        directions = list(torch._foreach_add(grads, widen(params), alpha=group["weight_decay"]))
+        ratios = _ratios(norms(params), grads, directions, group)
+        scale_each_(directions, ratios)
+        if group["momentum"]:
+            buffers = [self._buffer(p) for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, directions)
+            directions = buffers
+        descend_(params, directions, group["lr"])
+        for p, ratio in zip(params, ratios.float().unbind(), strict=True):
+            self.state[p]["trust_ratio"] = ratio
+
+    def _buffer(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state["momentum_buffer"]
+
+
+def _ratios(
+    weight_norms: Tensor, grads: list[Tensor], decayed: list[Tensor], group: dict[str, Any]
+) -> Tensor:
+    """Return the trust ratios of layers, shape (layers,), from their norms, g and g + λw."""
+    decay = group["weight_decay"]
+    if not decay and not group["always_adapt"]:
+        return torch.ones_like(weight_norms)
+    if group["norm"] == "sum":
+        measured = norms(grads)
+        below = measured + decay * weight_norms
+    else:
+        measured = below = norms(decayed)
+    return trust_ratios(
+        group["trust_coefficient"] * weight_norms,
+        below + group["eps"],
+        (weight_norms != 0) & (measured != 0),
+    )
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Require that every option of a group is in its range."""
+    for name in ("lr", "weight_decay", "trust_coefficient", "eps"):
+        check_number("Lars", group, name)
+    check_number("Lars", group, "momentum", below=1)
+    check_choice("Lars", group, "norm", ("sum", "combined"))
+    check_choice("Lars", group, "always_adapt", (True, False))
