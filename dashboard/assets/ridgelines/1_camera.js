@@ -1,0 +1,101 @@
+/* The camera of the ridgelines: where a point of the box lands on the canvas, and back.
+ *
+ * The box: x is the value axis in [-1, 1], y is time in [-DEPTH, DEPTH] with the first step at +DEPTH
+ * (the far end), z is the height in [0, HEIGHT].
+ *
+ * The projection is that of a camera with a shifted lens: lines stay straight and things shrink with the
+ * distance on the ground, but verticals stay vertical on the screen. So each column of pixels looks along
+ * one vertical plane, and hidden lines can be found exactly with one horizon per column.
+ */
+"use strict";
+
+(() => {
+  const DEPTH = 1.2;
+  const HEIGHT = 0.95;
+  const PERSPECTIVE = 0.17;
+  const HOME = { yaw: -0.62, pitch: 0.5, zoom: 1, panX: 0, panY: 0 };
+  const PITCH = [0.04, 1.45];
+  const MARGIN = { left: 46, right: 58, top: 10, bottom: 46 };
+
+  /** A camera is shared by the canvases that are linked; it counts its changes. */
+  function makeCamera() {
+    return { ...HOME };
+  }
+
+  function turn(camera, yaw, pitch) {
+    camera.yaw = Math.atan2(Math.sin(camera.yaw + yaw), Math.cos(camera.yaw + yaw));
+    camera.pitch = Math.min(PITCH[1], Math.max(PITCH[0], camera.pitch + pitch));
+  }
+
+  /** Zooms about a point of the canvas, given from its middle. Returns false at the limits. */
+  function zoom(camera, factor, x, y) {
+    const next = Math.min(8, Math.max(1, camera.zoom * factor));
+    if (next === camera.zoom) return false;
+    const ratio = next / camera.zoom;
+    camera.panX = next === 1 ? 0 : x - (x - camera.panX) * ratio;
+    camera.panY = next === 1 ? 0 : y - (y - camera.panY) * ratio;
+    camera.zoom = next;
+    return true;
+  }
+
+  /** The view of a camera on a canvas of that size: the box always fits at zoom 1. */
+  function look(camera, width, height) {
+    const view = {
+      cosYaw: Math.cos(camera.yaw),
+      sinYaw: Math.sin(camera.yaw),
+      cosPitch: Math.cos(camera.pitch),
+      sinPitch: Math.sin(camera.pitch),
+      perspective: PERSPECTIVE,
+      scale: 1,
+      left: 0,
+      top: 0,
+      width,
+      height,
+    };
+    let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
+    for (const x of [-1, 1]) {
+      for (const y of [-DEPTH, DEPTH]) {
+        for (const z of [0, HEIGHT]) {
+          const [sx, sy] = project(view, x, y, z);
+          x0 = Math.min(x0, sx);
+          x1 = Math.max(x1, sx);
+          y0 = Math.min(y0, sy);
+          y1 = Math.max(y1, sy);
+        }
+      }
+    }
+    const innerWidth = Math.max(40, width - MARGIN.left - MARGIN.right);
+    const innerHeight = Math.max(40, height - MARGIN.top - MARGIN.bottom);
+    view.scale = Math.min(innerWidth / (x1 - x0), innerHeight / (y1 - y0)) * camera.zoom;
+    view.left = MARGIN.left + innerWidth / 2 + camera.panX - (view.scale * (x0 + x1)) / 2;
+    view.top = MARGIN.top + innerHeight / 2 + camera.panY - (view.scale * (y0 + y1)) / 2;
+    // The eye's place over the ground, in the box's own directions: it decides what is near.
+    view.eyeX = -view.sinYaw / view.perspective;
+    view.eyeY = -view.cosYaw / view.perspective;
+    return view;
+  }
+
+  function project(view, x, y, z) {
+    const across = x * view.cosYaw - y * view.sinYaw;
+    const away = x * view.sinYaw + y * view.cosYaw;
+    const shrink = view.scale / (1 + view.perspective * away);
+    return [
+      view.left + shrink * across,
+      view.top - shrink * (z * view.cosPitch + away * view.sinPitch),
+    ];
+  }
+
+  /** The point of the floor that is seen at a place of the canvas. */
+  function floorAt(view, sx, sy) {
+    const up = (view.top - sy) / view.scale;
+    const away = up / (view.sinPitch - up * view.perspective);
+    const across = ((sx - view.left) / view.scale) * (1 + view.perspective * away);
+    return [
+      across * view.cosYaw + away * view.sinYaw,
+      -across * view.sinYaw + away * view.cosYaw,
+    ];
+  }
+
+  window.trustlens = window.trustlens || {};
+  window.trustlens.camera = { DEPTH, HEIGHT, HOME, makeCamera, turn, zoom, look, project, floorAt };
+})();

@@ -1,0 +1,224 @@
+/* The box around the ridgelines: floor, back walls with their grid, axes with labels, marks at the edges. */
+"use strict";
+
+(() => {
+  const { DEPTH, HEIGHT, project } = window.trustlens.camera;
+  const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+  const TITLE_FONT = '600 12.5px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+  const LABEL_GAP = 24; // pixels between two labels of an axis, at least
+
+  /** Where the box's far and near sides are in this view. */
+  function sides(view) {
+    const farX = view.eyeX > 0 ? -1 : 1;
+    const farY = view.eyeY > 0 ? -DEPTH : DEPTH;
+    return { farX, farY, nearX: -farX, nearY: -farY };
+  }
+
+  function line(context, view, a, b) {
+    const [ax, ay] = project(view, ...a);
+    const [bx, by] = project(view, ...b);
+    context.moveTo(ax, ay);
+    context.lineTo(bx, by);
+  }
+
+  function ticks(payload) {
+    const span = Math.max(1, payload.steps.hi - payload.steps.lo);
+    return {
+      x: payload.axis.ticks.map((t) => ({ at: 2 * t.at - 1, label: t.label })),
+      y: payload.steps.ticks.map((t) => ({
+        at: DEPTH * (1 - (2 * (t.at - payload.steps.lo)) / span),
+        label: t.label,
+      })),
+      z: payload.height.ticks.map((t) => ({ at: (HEIGHT * t.at) / payload.height.top, label: t.label })),
+    };
+  }
+
+  /** What lies behind the ridges. */
+  function back(context, view, payload, colors) {
+    const { farX, farY, nearX, nearY } = sides(view);
+    const marks = ticks(payload);
+    const corners = [[-1, -DEPTH], [1, -DEPTH], [1, DEPTH], [-1, DEPTH]];
+    context.beginPath();
+    for (const [x, y] of corners) context.lineTo(...project(view, x, y, 0));
+    context.closePath();
+    context.fillStyle = colors.panel;
+    context.fill();
+    context.beginPath();
+    for (const { at } of marks.x) {
+      line(context, view, [at, nearY, 0], [at, farY, 0]);
+      line(context, view, [at, farY, 0], [at, farY, HEIGHT]);
+    }
+    for (const { at } of marks.y) {
+      line(context, view, [nearX, at, 0], [farX, at, 0]);
+      line(context, view, [farX, at, 0], [farX, at, HEIGHT]);
+    }
+    for (const at of [...marks.z.map((t) => t.at), HEIGHT]) {
+      line(context, view, [-1, farY, at], [1, farY, at]);
+      line(context, view, [farX, -DEPTH, at], [farX, DEPTH, at]);
+    }
+    line(context, view, [farX, farY, 0], [farX, farY, HEIGHT]);
+    context.strokeStyle = colors.grid;
+    context.lineWidth = 1;
+    context.stroke();
+    context.beginPath();
+    line(context, view, [-1, farY, 0], [1, farY, 0]);
+    line(context, view, [farX, -DEPTH, 0], [farX, DEPTH, 0]);
+    line(context, view, [-1, nearY, 0], [1, nearY, 0]);
+    line(context, view, [nearX, -DEPTH, 0], [nearX, DEPTH, 0]);
+    context.strokeStyle = colors.axis;
+    context.stroke();
+  }
+
+  /** Draws labels along one edge; `at` gives a tick's place in the box, `out` a point further outward.
+   *  `gap` is room for what stands between the edge and the labels, `taken` a place to keep free. */
+  function edge(context, view, marks, { at, out, title, gap = 0, taken = null }, colors) {
+    context.font = FONT;
+    context.textBaseline = "middle";
+    context.fillStyle = colors.muted;
+    context.strokeStyle = colors.axis;
+    const kept = taken === null ? [] : [project(view, ...at(taken))];
+    let deepest = 0;
+    context.beginPath();
+    for (const mark of marks) {
+      const [x, y] = project(view, ...at(mark.at));
+      const [nx, ny] = outward(view, at(mark.at), out(mark.at));
+      const room = labelRoom(context, mark.label);
+      if (kept.some(([kx, ky]) => Math.abs(x - kx) < room && Math.abs(y - ky) < 16)) continue;
+      kept.push([x, y]);
+      context.moveTo(x, y);
+      context.lineTo(x + nx * 5, y + ny * 5);
+      put(context, mark.label, x + nx * (10 + gap), y + ny * (12 + gap), nx);
+      deepest = Math.max(deepest, Math.abs(nx) * context.measureText(mark.label).width);
+    }
+    context.lineWidth = 1;
+    context.stroke();
+    if (title) axisTitle(context, view, { at, out, title }, colors, 24 + gap + deepest);
+  }
+
+  function labelRoom(context, label) {
+    return Math.max(LABEL_GAP, context.measureText(label).width + 8);
+  }
+
+  /** The unit vector on the screen that points out of the box at a place of an edge. */
+  function outward(view, inner, outer) {
+    const [ax, ay] = project(view, ...inner);
+    const [bx, by] = project(view, ...outer);
+    const length = Math.hypot(bx - ax, by - ay) || 1;
+    return [(bx - ax) / length, (by - ay) / length];
+  }
+
+  function put(context, text, x, y, nx) {
+    context.textAlign = nx > 0.35 ? "left" : nx < -0.35 ? "right" : "center";
+    context.fillText(text, x, y);
+  }
+
+  function axisTitle(context, view, { at, out, title }, colors, distance) {
+    const [from, to, middle] = [-0.999, 0.999, 0].map((t) => at(t));
+    const [ax, ay] = project(view, ...from);
+    const [bx, by] = project(view, ...to);
+    const [mx, my] = project(view, ...middle);
+    const [nx, ny] = outward(view, middle, out(0));
+    let angle = Math.atan2(by - ay, bx - ax);
+    if (angle > Math.PI / 2) angle -= Math.PI;
+    if (angle < -Math.PI / 2) angle += Math.PI;
+    if (Math.hypot(bx - ax, by - ay) < 60) return;
+    // Straight out of the edge as it lies on the screen, on the side that is outside.
+    const side = Math.sign(-Math.sin(angle) * nx + Math.cos(angle) * ny) || 1;
+    context.save();
+    context.translate(mx - Math.sin(angle) * side * distance, my + Math.cos(angle) * side * distance);
+    context.rotate(angle);
+    context.font = TITLE_FONT;
+    context.fillStyle = colors.ink;
+    context.textAlign = "center";
+    context.fillText(title, 0, 0);
+    context.restore();
+  }
+
+  /** The labels of the three axes, and the chosen step (or null) at its place. */
+  function labels(context, view, payload, colors, run, step) {
+    const { farX, farY, nearX, nearY } = sides(view);
+    const marks = ticks(payload);
+    const along = (at, out, more) => ({ at, out, ...more });
+    const value = along((t) => [t, nearY, 0], (t) => [t, nearY * 1.2, 0], { title: payload.axis.title });
+    edge(context, view, marks.x, value, colors);
+    const some = (counts) => counts.some((n) => n > 0);
+    const gap = nearX > 0 && some(run.nonfinite) ? 20 : some(nearX > 0 ? run.above : run.below) ? 12 : 0;
+    const span = Math.max(1, payload.steps.hi - payload.steps.lo);
+    const taken = step === null ? null : DEPTH * (1 - (2 * (step - payload.steps.lo)) / span);
+    const time = along((t) => [nearX, t, 0], (t) => [nearX * 1.2, t, 0], { title: "step", gap, taken });
+    edge(context, view, marks.y, time, colors);
+    const left = project(view, farX, nearY, 0)[0] < project(view, nearX, farY, 0)[0];
+    const [x, y] = left ? [farX, nearY] : [nearX, farY];
+    const height = along((t) => [x, y, t], (t) => [x * 1.2, y * 1.2, t], { title: "" });
+    edge(context, view, marks.z.filter((t) => t.at > 0), height, colors);
+    if (step !== null) chosenLabel(context, view, step, [nearX, taken, 0], gap, colors);
+  }
+
+  function chosenLabel(context, view, step, at, gap, colors) {
+    const [x, y] = project(view, ...at);
+    const [nx, ny] = outward(view, at, [at[0] * 1.2, at[1], 0]);
+    const text = step.toLocaleString("en").replaceAll(",", "\u202f");
+    context.font = TITLE_FONT;
+    const width = context.measureText(text).width + 10;
+    const near = x + nx * (7 + gap);
+    const left = nx >= 0 ? near : near - width;
+    const middle = y + ny * (12 + gap);
+    context.fillStyle = colors.ink;
+    context.beginPath();
+    context.roundRect(left, middle - 9, width, 18, 4);
+    context.fill();
+    context.fillStyle = colors.paper;
+    context.textAlign = "left";
+    context.textBaseline = "middle";
+    context.fillText(text, left + 5, middle + 0.5);
+  }
+
+  /** A sentence in the middle, where there is nothing to draw. */
+  function say(context, text, width, height, colors) {
+    context.font = TITLE_FONT;
+    context.fillStyle = colors.ink;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(text, width / 2, height / 2, width - 32);
+  }
+
+  /** Arrowheads where layers lie beyond an end of the value axis, crosses where they are not finite. */
+  function outOfView(context, view, run, colors, near) {
+    const { nearX } = sides(view);
+    run.y.forEach((y, s) => {
+      for (const [counts, x] of [[run.below, -1], [run.above, 1]]) {
+        if (counts[s] > 0 && (x === nearX) === near) arrow(context, view, x, y, colors.alert);
+      }
+      if (run.nonfinite[s] > 0 && (nearX === 1) === near) cross(context, view, y, colors.alert);
+    });
+  }
+
+  function arrow(context, view, x, y, color) {
+    const [ax, ay] = project(view, x * 1.015, y, 0);
+    const [bx, by] = project(view, x * 1.05, y, 0);
+    const [cx, cy] = project(view, x * 1.015, y + 0.012, 0);
+    context.fillStyle = color;
+    context.beginPath();
+    const size = 2 + Math.hypot(cx - ax, cy - ay) / 4;
+    const length = Math.hypot(bx - ax, by - ay) || 1;
+    const [ux, uy] = [(bx - ax) / length, (by - ay) / length];
+    context.moveTo(ax - uy * size, ay + ux * size);
+    context.lineTo(ax + ux * 7, ay + uy * 7);
+    context.lineTo(ax + uy * size, ay - ux * size);
+    context.fill();
+  }
+
+  function cross(context, view, y, color) {
+    const [x0, y0] = project(view, 1.08, y, 0);
+    context.strokeStyle = color;
+    context.lineWidth = 1.5;
+    context.beginPath();
+    context.moveTo(x0 - 2.5, y0 - 2.5);
+    context.lineTo(x0 + 2.5, y0 + 2.5);
+    context.moveTo(x0 - 2.5, y0 + 2.5);
+    context.lineTo(x0 + 2.5, y0 - 2.5);
+    context.stroke();
+  }
+
+  window.trustlens.box = { back, labels, outOfView, say };
+})();

@@ -1,0 +1,213 @@
+/* Linked 3D ridgelines on 2D canvases: the component. See ridgelines_surface.js for the drawing.
+ *
+ * window.trustlens.ridgelines.show(element, payload, step) fills the element with one canvas a run;
+ * all of them share a camera, the axes and the heights. The payload is made by
+ * dashboard/components/ridgeline_payload.py. Drag turns, the wheel zooms, a double click resets, the
+ * arrow keys turn, + and - zoom, 0 resets.
+ */
+"use strict";
+
+(() => {
+  const shown = new Map(); // element -> group
+
+  function colorScheme() {
+    return document.documentElement.dataset.mantineColorScheme === "dark" ? "dark" : "light";
+  }
+
+  function mix(a, b, part) {
+    const [p, q] = [a, b].map(window.trustlens.surface.rgb);
+    return `rgb(${p.map((v, i) => Math.round(v + (q[i] - v) * part)).join(",")})`;
+  }
+
+  function packed(color) {
+    const [r, g, b] = window.trustlens.surface.rgb(color);
+    return (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
+  }
+
+  /** The colour of a ramp (a list of colours) at 0..1. */
+  function along(ramp, t) {
+    const at = t * (ramp.length - 1);
+    const i = Math.min(ramp.length - 2, Math.floor(at));
+    return mix(ramp[i], ramp[i + 1], at - i);
+  }
+
+  /** How a ridge is drawn: `pale` is how far its foot fades into the paper. */
+  function ridgeStyle(color, paper, pale, line, lineWidth) {
+    const shades = window.trustlens.surface.shades(mix(color, paper, pale), color);
+    return { color, shades, line: packed(line), lineWidth };
+  }
+
+  function el(name, className, parent) {
+    const node = document.createElement(name);
+    node.className = className;
+    parent.append(node);
+    return node;
+  }
+
+  class Panel {
+    constructor(group, parent) {
+      this.group = group;
+      this.figure = el("figure", "ridgelines-panel", parent);
+      const caption = el("figcaption", "ridgelines-caption", this.figure);
+      this.dot = el("span", "ridgelines-dot", caption);
+      this.name = el("span", "ridgelines-name", caption);
+      this.note = el("span", "ridgelines-note", caption);
+      this.canvas = el("canvas", "ridgelines-canvas", this.figure);
+      this.canvas.tabIndex = 0;
+      this.canvas.setAttribute("role", "img");
+      this.readout = el("div", "ridgelines-readout", this.figure);
+      this.readout.setAttribute("aria-hidden", "true");
+      this.readout.hidden = true;
+      this.context = this.canvas.getContext("2d", { willReadFrequently: true });
+      this.observer = new ResizeObserver(() => group.refresh());
+      this.observer.observe(this.canvas);
+      window.trustlens.listen(this);
+    }
+
+    fill(run) {
+      this.run = window.trustlens.surface.unpack(run, this.group.payload);
+      this.name.textContent = run.label;
+      this.note.textContent = run.note;
+      this.canvas.setAttribute("aria-label", run.summary);
+      this.canvas.dataset.run = run.id;
+      this.styles = null;
+    }
+
+    /** One style a ridge; the chosen one is stronger, the pointed-at one lighter. */
+    makeStyles(scheme, colors) {
+      const run = this.run;
+      const ramp = run.ramp[scheme];
+      const { lo, hi } = this.group.payload.steps;
+      return run.steps.map((step) => {
+        const color = along(ramp, hi > lo ? (step - lo) / (hi - lo) : 1);
+        const dark = scheme === "dark";
+        return ridgeStyle(color, colors.paper, dark ? 0.62 : 0.5, mix(color, colors.crest, dark ? 0.6 : 0.55), 1);
+      });
+    }
+
+    draw() {
+      const { payload, camera, hover } = this.group;
+      const box = this.canvas.getBoundingClientRect();
+      if (!this.run || box.width < 2 || box.height < 2) return;
+      const ratio = window.devicePixelRatio || 1;
+      const [width, height] = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
+      if (this.canvas.width !== width || this.canvas.height !== height) {
+        this.canvas.width = width;
+        this.canvas.height = height;
+      }
+      const scheme = colorScheme();
+      const colors = payload.colors[scheme];
+      if (!this.styles || this.scheme !== scheme) {
+        this.styles = this.makeStyles(scheme, colors);
+        this.scheme = scheme;
+        this.dot.style.background = this.run.color[scheme];
+      }
+      const { surface, box: scene } = window.trustlens;
+      const buckets = payload.axis.buckets;
+      const context = this.context;
+      context.setTransform(ratio, 0, 0, ratio, 0, 0);
+      context.fillStyle = colors.paper;
+      context.fillRect(0, 0, box.width, box.height);
+      this.view = window.trustlens.camera.look(camera, box.width, box.height);
+      scene.back(context, this.view, payload, colors);
+      scene.outOfView(context, this.view, this.run, colors, false);
+      this.geometry = surface.place(this.run, this.view, buckets);
+      const chosen = this.ridgeOf(this.group.step);
+      const styles = this.styled(chosen, hover, colors);
+      surface.paint(context, this.geometry, this.run, this.view, buckets, styles, ratio);
+      if (chosen !== null && styles.length > 1) {
+        surface.trace(context, this.geometry, this.run, chosen, buckets, colors.ink + "55", 1.25);
+      }
+      scene.outOfView(context, this.view, this.run, colors, true);
+      const step = chosen === null ? null : this.run.steps[chosen];
+      scene.labels(context, this.view, payload, colors, this.run, step);
+      this.canvas.dataset.chosen = step ?? "";
+      if (this.run.empty) scene.say(context, this.run.empty, box.width, box.height, colors);
+    }
+
+    styled(chosen, hover, colors) {
+      const special = [];
+      if (hover) special.push([this.ridgeOf(hover.step), 1.6]);
+      if (chosen !== null) special.push([chosen, 2.4]);
+      if (special.length === 0) return this.styles;
+      const styles = this.styles.slice();
+      for (const [s, lineWidth] of special) {
+        if (s === null) continue;
+        styles[s] = ridgeStyle(this.styles[s].color, colors.paper, 0.25, colors.ink, lineWidth);
+      }
+      return styles;
+    }
+
+    /** The ridge nearest to a step, or null. */
+    ridgeOf(step) {
+      const { steps } = this.run;
+      if (step === null || step === undefined || steps.length === 0) return null;
+      let best = 0;
+      for (let s = 1; s < steps.length; s++) {
+        if (Math.abs(steps[s] - step) < Math.abs(steps[best] - step)) best = s;
+      }
+      return best;
+    }
+  }
+
+  class Group {
+    constructor(element) {
+      this.element = element;
+      this.camera = window.trustlens.camera.makeCamera();
+      this.panels = [];
+      this.step = null;
+      this.hover = null;
+      this.pending = 0;
+      this.frameMs = [];
+    }
+
+    show(payload, step) {
+      if (payload !== this.payload) {
+        this.payload = payload;
+        while (this.panels.length > payload.runs.length) this.drop(this.panels.pop());
+        while (this.panels.length < payload.runs.length) this.panels.push(new Panel(this, this.element));
+        payload.runs.forEach((run, i) => this.panels[i].fill(run));
+        this.hover = null;
+      }
+      this.step = step ?? null;
+      this.refresh();
+    }
+
+    drop(panel) {
+      panel.observer.disconnect();
+      panel.figure.remove();
+    }
+
+    refresh() {
+      if (this.pending) return;
+      this.pending = requestAnimationFrame(() => {
+        this.pending = 0;
+        const start = performance.now();
+        for (const panel of this.panels) panel.draw();
+        this.frameMs.push(performance.now() - start);
+        if (this.frameMs.length > 120) this.frameMs.shift();
+        this.element.dataset.camera = [this.camera.yaw, this.camera.pitch, this.camera.zoom]
+          .map((v) => v.toFixed(4))
+          .join(" ");
+      });
+    }
+  }
+
+  /** Shows a payload in an element (made on the first call); step is the chosen one or null. */
+  function show(element, payload, step) {
+    for (const [old, group] of shown) {
+      if (old.isConnected) continue;
+      group.panels.forEach((panel) => group.drop(panel));
+      shown.delete(old);
+    }
+    if (!shown.has(element)) shown.set(element, new Group(element));
+    shown.get(element).show(payload, step);
+  }
+
+  new MutationObserver(() => shown.forEach((group) => group.refresh())).observe(
+    document.documentElement,
+    { attributes: true, attributeFilter: ["data-mantine-color-scheme"] },
+  );
+
+  window.trustlens.ridgelines = { show, group: (element) => shown.get(element) };
+})();
