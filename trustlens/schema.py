@@ -142,3 +142,18 @@ def quantity(name: str) -> Quantity:
         raise UsageError(
             f"'{name}' is not a quantity; choose one of: {', '.join(QUANTITIES)}"
         ) from None
+
+
+def article_trust_ratio(
+    weight_norm: NDArray[np.float64], direction_norm: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the article's trust ratio r from r₁ and r₂, float64 of their shape.
+
+    min(r₁ / r₂, 10), and 1 where r₁ or r₂ is 0 (You et al., LAMB, Algorithm 2, with the
+    article's conventions). NaN where either norm is NaN, or both are infinite.
+    """
+    with np.errstate(all="ignore"):
+        ratio = np.minimum(weight_norm / direction_norm, TRUST_RATIO_LIMIT)
+    zero = (weight_norm == 0) | (direction_norm == 0)
+    known = ~(np.isnan(weight_norm) | np.isnan(direction_norm))
+    return np.where(zero & known, 1.0, ratio)

@@ -146,8 +146,8 @@ class Run:
     @property
     def last_step(self) -> int:
         """The number of the last optimizer step; 0 if there was none."""
-        steps = read_table(self.path, "steps", ["step"])["step"]
-        return int(pc.max(steps).as_py() or 0)
+        steps = read_table(self.path, "steps", ["step"])["step"].to_numpy()
+        return int(steps.max(initial=0))
 
     def recorded_steps(self) -> NDArray[np.int64]:
         """Return the steps that have rows in ``layers``, ascending, int64 of shape (steps,)."""
@@ -193,13 +193,14 @@ class Run:
         where = _and(_steps_expression(steps), self._layers_expression(layers))
         table = read_table(self.path, "layers", ["step", "layer", *needed], where)
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
-        frame["layer"] = self._category(table["layer"])
+        category = self._category(table["layer"])
+        frame["layer"] = category
         stored = {name: table[name].to_numpy() for name in needed}
         for q in chosen:
             if q.compute is None:
                 frame[q.name] = stored[q.name]
             else:
-                frame[q.name] = _derive(q.compute, stored, self._sizes(frame["layer"]))
+                frame[q.name] = _derive(q.compute, stored, self._sizes(category))
         return frame.sort_values(["step", "layer"], ignore_index=True)
 
     def matrix(self, name: str, steps: StepSelection = None) -> pd.DataFrame:
@@ -290,9 +291,9 @@ class Run:
         plain = names.cast(pa.string()).to_numpy()
         return pd.Categorical(plain, categories=self.layer_names, ordered=True)
 
-    def _sizes(self, layers: pd.Series[Any]) -> NDArray[np.float64]:
+    def _sizes(self, layers: pd.Categorical) -> NDArray[np.float64]:
         sizes = np.array([layer.size for layer in self.info.layers], np.float64)
-        return sizes[layers.cat.codes.to_numpy()] if len(sizes) else np.empty(0)
+        return sizes[layers.codes] if len(sizes) else np.empty(0)
 
     def _layers_expression(self, layers: Sequence[str] | None) -> pc.Expression | None:
         if layers is None:

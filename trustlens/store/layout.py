@@ -122,7 +122,8 @@ class RunInfo:
 
 def write_info(directory: Path, info: RunInfo) -> None:
     """Write ``run.json``, whole or not at all."""
-    text = json.dumps(asdict(info), indent=2, ensure_ascii=False, allow_nan=True)
+    content = {"schema_version": info.schema_version, **asdict(info)}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     write_whole(directory / RUN_FILE, text.encode())
 
 

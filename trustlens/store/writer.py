@@ -138,7 +138,8 @@ def _order(table: pa.Table, keys: list[str]) -> pa.Array:
         key: table[key].cast(pa.string()) if pa.types.is_dictionary(table[key].type) else table[key]
         for key in keys
     }
-    return pc.sort_indices(pa.table(columns), sort_keys=[(key, "ascending") for key in keys])
+    options = pc.SortOptions(sort_keys=[(key, "ascending") for key in keys])
+    return pc.call_function("sort_indices", [pa.table(columns)], options)
 
 
 def _encoding(name: str) -> dict[str, Any]:

@@ -1,0 +1,391 @@
+"""`record`: hooks → statistics → transfer → store.
+
+The hooks do what must be done while the step happens: copy the weights before it, measure after
+it, hand the sums to the writer thread. They never raise and never wait for a device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import platform
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import trustlens
+from trustlens.errors import UsageError
+from trustlens.recording.layers import find_layers
+from trustlens.recording.rows import MetricRecord, Record, StepRecord, tables
+from trustlens.recording.transfer import Parcel, WriterThread, host_scalar
+from trustlens.recording.watch import Watch, statistics_name
+from trustlens.store.layout import LayerInfo, OptimizerInfo, RunInfo
+from trustlens.store.writer import RunWriter
+
+_log: Final = logging.getLogger("trustlens")
+
+_recorded: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
+"""Optimizers that are being recorded: hooking one twice would count each step twice."""
+
+
+class Listener(Protocol):
+    """What else may receive a run's rows while it is recorded, on the writer's thread."""
+
+    def on_layers(self, table: pa.Table) -> None:
+        """Receive rows of ``layers``."""
+        ...
+
+    def on_metrics(self, table: pa.Table) -> None:
+        """Receive rows of ``metrics``."""
+        ...
+
+    def on_histograms(self, table: pa.Table) -> None:
+        """Receive rows of ``histograms``."""
+        ...
+
+    def close(self) -> None:
+        """Receive nothing more."""
+        ...
+
+
+def record(
+    optimizer: Optimizer | Sequence[Optimizer],
+    directory: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    every: int = 1,
+    histograms_every: int = 0,
+    listeners: Sequence[Listener] = (),
+) -> Recorder:
+    """Record what an optimizer does to each layer, from now on.
+
+    The training is bit for bit what it is without. A copy of the weights is kept, to see what a
+    step really changed.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer or sequence of them
+        The optimizer, or the optimizers of one model. They stay the user's own.
+    directory : str or path
+        Where the run is written; made if it is not there. It must not hold a run.
+    model : torch.nn.Module, optional
+        Gives the layers their names.
+    name : str, optional
+        The run's name; that of the directory if not given.
+    config : mapping, optional
+        Anything JSON can hold, kept in ``run.json``.
+    every : int
+        Record the layers at the first step and every so many after it.
+    histograms_every : int
+        Record element histograms of weights, gradients and updates likewise; 0 for never.
+    listeners : sequence of Listener
+        Others that receive the rows live, such as ``trustlens.export.TensorBoardListener``.
+
+    Returns
+    -------
+    Recorder
+        To log metrics and to close; a context manager.
+
+    Raises
+    ------
+    UsageError
+        The optimizer is none, has no parameters or is being recorded already; the directory
+        holds a run or cannot be written; a number is out of range.
+
+    Examples
+    --------
+    >>> with trustlens.record(optimizer, "runs/lamb", model=model) as recorder:
+    ...     for batch in loader:
+    ...         loss = train_step(batch)
+    ...         recorder.log(loss=loss)
+    """
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    for each in optimizers:
+        _check_optimizer(each)
+    if not optimizers:
+        raise UsageError("record got an empty list of optimizers; give at least one")
+    if every < 1:
+        raise UsageError(f"record got every={every}; give 1 or more")
+    if histograms_every < 0:
+        raise UsageError(f"record got histograms_every={histograms_every}; give 0 or more")
+    return Recorder(
+        optimizers,
+        Path(directory),
+        model=model,
+        name=name,
+        config=config,
+        every=every,
+        histograms_every=histograms_every,
+        listeners=listeners,
+    )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(
+            f"record got {type(optimizer).__name__!r} for an optimizer; "
+            "give a torch.optim.Optimizer or a list of them"
+        )
+    if not any(group["params"] for group in optimizer.param_groups):
+        raise UsageError(
+            f"the {type(optimizer).__name__} given to record has no parameters; "
+            "give it the model's parameters first"
+        )
+    if optimizer in _recorded:
+        raise UsageError(
+            f"this {type(optimizer).__name__} is being recorded already; close that recorder first"
+        )
+
+
+class Recorder:
+    """Records until it is closed. Made by :func:`record`."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        directory: Path,
+        *,
+        model: nn.Module | None,
+        name: str | None,
+        config: Mapping[str, Any] | None,
+        every: int,
+        histograms_every: int,
+        listeners: Sequence[Listener],
+    ) -> None:
+        self.directory = directory
+        self._model = model
+        self._every = every
+        self._histograms_every = histograms_every
+        self._listeners = list(listeners)
+        self._step = 0
+        self._closed = False
+        self._failed = False
+        self._warned: set[str] = set()
+        self._watches = [Watch(optimizer) for optimizer in optimizers]
+        self._names: list[str] = []
+        info = RunInfo(
+            name=name or directory.absolute().name,
+            created=_now().isoformat(),
+            optimizers=tuple(_describe(optimizer) for optimizer in optimizers),
+            layers=self._follow(),
+            config=_plain(config or {}),
+            versions={
+                "trustlens": trustlens.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            recorder={
+                "every": every,
+                "histograms_every": histograms_every,
+                "statistics": statistics_name(),
+            },
+        )
+        self._store = RunWriter(directory, info)
+        self._thread: WriterThread[Record] = WriterThread(self._write)
+        for watch in self._watches:
+            self._attach(watch)
+            _recorded.add(watch.optimizer)
+            if not watch.understood:
+                self._warn(
+                    f"trustlens does not know {type(watch.optimizer).__name__}'s direction: "
+                    "its trust ratio and direction norms are recorded as null"
+                )
+        atexit.register(self.close)
+
+    @property
+    def step(self) -> int:
+        """The number of the last optimizer step; 0 before the first."""
+        return self._step
+
+    def log(self, **values: float | Tensor) -> None:
+        """Record metrics of the step that was done last.
+
+        Parameters
+        ----------
+        **values
+            One number each: a Python or numpy number, or a tensor of one element on any device,
+            which is taken without waiting. What is no number is left out, with one warning.
+        """
+        if self._closed or self._failed:
+            return
+        taken: dict[str, float | Parcel] = {}
+        for name, value in values.items():
+            try:
+                taken[name] = host_scalar(value)
+            except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+                self._warn(f"trustlens: log got {name}={error}; give one number")
+        self._put(MetricRecord(self._step, taken))
+
+    def flush(self) -> None:
+        """Wait until everything recorded so far is in files that a reader sees."""
+        if not self._closed:
+            self._thread.flush()
+            self._look_at_thread()
+
+    def close(self) -> None:
+        """Take the hooks off, write what is left, seal the run. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for watch in self._watches:
+            watch.detach()
+            _recorded.discard(watch.optimizer)
+        self._thread.close()
+        self._look_at_thread()
+        for listener in self._listeners:
+            self._tell(listener, listener.close)
+        dropped = {"dropped": self._thread.dropped} if self._thread.dropped else {}
+        try:
+            self._store.close(self._store.info.closed_at(_now().isoformat(), **dropped))
+        except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+            self._fail(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # In the step: never raise, never wait.
+
+    def _attach(self, watch: Watch) -> None:
+        def before(*_: Any) -> None:
+            self._guard(lambda: self._before(watch))
+
+        def after(*_: Any) -> None:
+            self._guard(lambda: self._after(watch))
+
+        watch.attach(before, after)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        if self._failed or self._closed:
+            return
+        try:
+            with torch.no_grad():
+                work()
+        except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+            self._fail(error)
+
+    def _before(self, watch: Watch) -> None:
+        if watch.has_changed:
+            self._store.update_info(replace(self._store.info, layers=self._follow()))
+        step = watch.step + 1
+        watch.before(measure=_due(step, self._every) or _due(step, self._histograms_every))
+
+    def _after(self, watch: Watch) -> None:
+        measured = watch.after(histograms=_due(watch.step, self._histograms_every))
+        first = watch.step > self._step
+        self._step = max(self._step, watch.step)
+        self._put(StepRecord(watch.step, _now(), first, measured))
+        self._look_at_thread()
+
+    def _follow(self) -> tuple[LayerInfo, ...]:
+        """Have each optimizer's watch follow its layers, and return what is known of all."""
+        layers = find_layers([watch.optimizer for watch in self._watches], self._model)
+        for number, watch in enumerate(self._watches):
+            watch.follow([(i, at) for i, at in enumerate(layers) if at.info.optimizer == number])
+        self._names = [layer.info.name for layer in layers]
+        return tuple(layer.info for layer in layers)
+
+    def _put(self, item: Record) -> None:
+        if not self._thread.put(item):
+            self._warn(
+                f"trustlens: writing to '{self.directory}' is slower than the training; "
+                "some steps are not recorded (run.json will say how many)"
+            )
+
+    def _look_at_thread(self) -> None:
+        if self._thread.failure is not None and not self._failed:
+            self._fail(self._thread.failure)
+
+    def _fail(self, error: BaseException) -> None:
+        # The hooks stay until close: torch walks through them at this moment.
+        self._failed = True
+        _log.warning(
+            "trustlens stopped recording into '%s'; the training goes on. %s: %s",
+            self.directory,
+            type(error).__name__,
+            error,
+        )
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            _log.warning(message)
+
+    # On the writer's thread.
+
+    def _write(self, records: list[Record]) -> None:
+        made = tables(records, self._names)
+        for name, table in made.items():
+            self._store.append(name, table)
+        self._store.flush()
+        for listener in list(self._listeners):
+            for name, receive in (
+                ("layers", listener.on_layers),
+                ("metrics", listener.on_metrics),
+                ("histograms", listener.on_histograms),
+            ):
+                if name in made:
+                    self._tell(listener, receive, made[name])
+
+    def _tell(self, listener: Listener, receive: Callable[..., None], *table: pa.Table) -> None:
+        try:
+            receive(*table)
+        except Exception as error:  # noqa: BLE001 — a listener must not end the recording
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+            self._warn(
+                f"trustlens: {type(listener).__name__} failed and gets nothing more "
+                f"({type(error).__name__}: {error}); the recording goes on"
+            )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and (step - 1) % every == 0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _describe(optimizer: Optimizer) -> OptimizerInfo:
+    kind = type(optimizer)
+    hidden = {"params", "param_names"}
+    groups = tuple(
+        _plain({key: value for key, value in group.items() if key not in hidden})
+        for group in optimizer.param_groups
+    )
+    return OptimizerInfo(f"{kind.__module__}.{kind.__qualname__}", groups)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as JSON can hold it; what it cannot hold becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)

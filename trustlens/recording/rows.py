@@ -1,0 +1,220 @@
+"""From the sums of some steps to rows of the run's tables: on the writer thread, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trustlens.recording.statistics import SUMS
+from trustlens.recording.transfer import Parcel, opened_scalar
+from trustlens.schema import COUNTS, ELEMENTS, RECORDED, article_trust_ratio
+from trustlens.store.layout import SCHEMAS
+
+HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
+"""What the hook knows without asking the device."""
+
+KNOWN: Final = ("gradient", "direction", "momentum", "variance", "applied")
+"""What a layer may lack in a step: the quantities made of it are then null."""
+
+_NEEDS: Final[Mapping[str, str]] = {
+    "trust_ratio": "direction",
+    "direction_norm": "direction",
+    "grad_norm": "gradient",
+    "undecayed_norm": "direction",
+    "undecayed_dot_weight": "direction",
+    "grad_dot_momentum": "momentum",
+    "momentum_norm": "momentum",
+    "variance_sum": "variance",
+    "surprise": "variance",
+    "grad_max": "gradient",
+    "zero_grad": "gradient",
+    "swallowed": "direction",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Some layers of one step that lie on one device, n of them.
+
+    Attributes
+    ----------
+    layers : int32 (n,)
+        Indices into the run's layers.
+    sizes : float64 (n,)
+        Elements of each.
+    known : bool (n, len(KNOWN))
+        What each layer had.
+    host : float64 (n, len(HOST_COLUMNS))
+        NaN stands for null.
+    sums : float (n, len(SUMS) + 2)
+        The sums, the trust ratio that the optimizer applied, and the learning rate where it lies
+        on the device (else NaN, and ``host`` has it).
+    counts : int64 (n, len(ELEMENTS), buckets), optional
+        Element histograms.
+    """
+
+    layers: NDArray[np.int32]
+    sizes: NDArray[np.float64]
+    known: NDArray[np.bool_]
+    host: NDArray[np.float64]
+    sums: Parcel
+    counts: Parcel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer's step; ``first`` if no other optimizer did a step of that number before."""
+
+    step: int
+    time: datetime
+    first: bool
+    measured: Sequence[Measured] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRecord:
+    """What was logged in one call."""
+
+    step: int
+    values: Mapping[str, float | Parcel]
+
+
+Record = StepRecord | MetricRecord
+
+
+def tables(records: Sequence[Record], layer_names: Sequence[str]) -> dict[str, pa.Table]:
+    """Return the rows that the records make, by table; a table without rows is left out."""
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    measured = [(record.step, part) for record in steps for part in record.measured]
+    made = {
+        "layers": _layers(measured, layer_names),
+        "histograms": _histograms(measured, layer_names),
+        "steps": _steps([record for record in steps if record.first]),
+        "metrics": _metrics([record for record in records if isinstance(record, MetricRecord)]),
+    }
+    return {name: table for name, table in made.items() if table.num_rows}
+
+
+def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
+    schema = SCHEMAS["layers"]
+    if not measured:
+        return schema.empty_table()
+    parts = [part for _, part in measured]
+    known = np.concatenate([part.known for part in parts])
+    host = np.concatenate([part.host for part in parts])
+    sums = np.concatenate([part.sums.open() for part in parts]).astype(np.float64)
+    rate = host[:, HOST_COLUMNS.index("learning_rate")]
+    rate[:] = np.where(np.isnan(rate), sums[:, -1], rate)
+    values = _quantities(
+        sums,
+        np.concatenate([part.sizes for part in parts]),
+        known[:, KNOWN.index("applied")],
+    )
+    columns: dict[str, Any] = {
+        "step": np.repeat([step for step, _ in measured], [len(part.layers) for part in parts]),
+        "layer": _dictionary(np.concatenate([part.layers for part in parts]), names),
+    }
+    for name in RECORDED:
+        if name in HOST_COLUMNS:
+            column = host[:, HOST_COLUMNS.index(name)]
+            null = np.isnan(column)
+        else:
+            column = values[name]
+            need = _NEEDS.get(name)
+            null = np.zeros(len(column), bool) if need is None else ~known[:, KNOWN.index(need)]
+        columns[name] = pa.array(_as_stored(name, column, null), mask=null)
+    return pa.table(columns, schema=schema)
+
+
+def _as_stored(name: str, column: NDArray[np.float64], null: NDArray[np.bool_]) -> NDArray[Any]:
+    if name in COUNTS:
+        return np.where(null, 0, column).astype(np.int64)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+        return column.astype(np.float32)
+
+
+def _quantities(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], applied: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float64]]:
+    of = {name: sums[:, i] for i, name in enumerate(SUMS)}
+    with np.errstate(all="ignore"):  # NaN and infinities go through as they are
+        norms = {
+            name.replace("_squares", "_norm"): np.sqrt(of[name])
+            for name in SUMS
+            if name.endswith("_squares")
+        }
+        ratio = article_trust_ratio(norms["weight_norm"], norms["direction_norm"])
+        return {
+            **{name: of[name] for name in RECORDED if name in of},
+            **norms,
+            "trust_ratio": np.where(applied, sums[:, len(SUMS)], ratio),
+            "surprise": of["surprise_sum"] / sizes,
+        }
+
+
+def _histograms(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
+    schema = SCHEMAS["histograms"]
+    counted = [(step, part) for step, part in measured if part.counts is not None]
+    rows: list[pa.Table] = []
+    for step, part in counted:
+        assert part.counts is not None  # noqa: S101 — chosen above
+        counts = part.counts.open().reshape(len(part.layers) * len(ELEMENTS), -1)
+        row, bucket = np.nonzero(counts)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(counts)))])
+        table = pa.table(
+            {
+                "step": np.full(len(counts), step),
+                "layer": _dictionary(np.repeat(part.layers, len(ELEMENTS)), names),
+                "quantity": _dictionary(
+                    np.tile(np.arange(len(ELEMENTS), dtype=np.int32), len(part.layers)), ELEMENTS
+                ),
+                "counts": pa.MapArray.from_arrays(
+                    pa.array(offsets, pa.int32()),
+                    pa.array(bucket, pa.int16()),
+                    pa.array(counts[row, bucket], pa.int64()),
+                ),
+            },
+            schema=schema,
+        )
+        # A layer without gradient has no histogram of one; an empty layer has none of anything.
+        rows.append(table.filter(pa.array(counts.any(axis=1))))
+    return pa.concat_tables([schema.empty_table(), *rows])
+
+
+def _steps(records: Sequence[StepRecord]) -> pa.Table:
+    return pa.table(
+        {
+            "step": [record.step for record in records],
+            "time": [record.time for record in records],
+            "skipped": [False] * len(records),
+        },
+        schema=SCHEMAS["steps"],
+    )
+
+
+def _metrics(records: Sequence[MetricRecord]) -> pa.Table:
+    names = sorted({name for record in records for name in record.values})
+    entries = [
+        (record.step, names.index(name), opened_scalar(value))
+        for record in records
+        for name, value in record.values.items()
+    ]
+    steps, indices, values = zip(*entries, strict=True) if entries else ((), (), ())
+    return pa.table(
+        {
+            "step": list(steps),
+            "name": _dictionary(np.array(indices, np.int32), names),
+            "value": list(values),
+        },
+        schema=SCHEMAS["metrics"],
+    )
+
+
+def _dictionary(indices: NDArray[np.int32], names: Sequence[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(list(names), pa.string()))

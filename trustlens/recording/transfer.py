@@ -1,0 +1,140 @@
+"""From the device to the writer thread, without a wait in the training loop."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+CAPACITY: Final = 4096
+"""Items that may wait for the writer; what comes while it is full is dropped and counted."""
+
+BATCH: Final = 64
+"""Items handed over together at most: one Arrow batch costs much the same for 1 or 64 steps."""
+
+LINGER: Final = 0.25
+"""Seconds for which the writer collects items before it hands them over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A tensor on its way to the host; :meth:`open` waits for it, on the writer's thread."""
+
+    tensor: Tensor
+    arrival: Any = None
+
+    def open(self) -> NDArray[Any]:
+        """Return it as an array, once it has arrived."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.tensor.numpy()
+
+
+def send(tensor: Tensor) -> Parcel:
+    """Start copying a tensor to the host; the caller must not write to it any more."""
+    tensor = tensor.detach()
+    if tensor.device.type == "cpu":
+        return Parcel(tensor)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    arrival = torch.Event(tensor.device.type)
+    arrival.record()
+    return Parcel(pinned, arrival)
+
+
+class WriterThread(Generic[Item]):
+    """Hands items, in order and in batches, to a function on a thread of its own.
+
+    If the function raises, nothing more is handed over and :attr:`failure` holds the error.
+    """
+
+    def __init__(self, write: Callable[[list[Item]], None], *, capacity: int = CAPACITY) -> None:
+        self.dropped = 0
+        self.failure: BaseException | None = None
+        self._write = write
+        self._queue: queue.Queue[Item | threading.Event | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._run, name="trustlens-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Item) -> bool:
+        """Hand an item over without waiting; False if there was no room and it was dropped."""
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1
+            return False
+        return True
+
+    def flush(self) -> None:
+        """Wait until everything put so far was handed over."""
+        done = threading.Event()
+        self._queue.put(done)
+        while not done.wait(0.1) and self._thread.is_alive():
+            pass
+
+    def close(self) -> None:
+        """Wait until everything was handed over and the thread has ended."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            items, marks, running = self._collect()
+            if items and self.failure is None:
+                try:
+                    self._write(items)
+                except BaseException as error:  # noqa: BLE001 — the training must not see it
+                    self.failure = error
+            for mark in marks:
+                mark.set()
+
+    def _collect(self) -> tuple[list[Item], list[threading.Event], bool]:
+        """Return the next items, who waits for them, and whether more will come."""
+        items: list[Item] = []
+        deadline: float | None = None
+        while len(items) < BATCH:
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                entry = self._queue.get(timeout=timeout)
+            except queue.Empty:
+                break
+            if entry is None:
+                return items, [], False
+            if isinstance(entry, threading.Event):
+                return items, [entry], True
+            items.append(entry)
+            deadline = deadline or time.monotonic() + LINGER
+        return items, [], True
+
+
+def host_scalar(value: Any) -> float | Parcel:
+    """Return a logged value as a float, or on its way if it lies on an accelerator.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is not one number.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"a tensor of shape {tuple(value.shape)}")
+        value = value.detach()
+        if value.device.type != "cpu":
+            return send(value.reshape(()).double())
+    return float(value)
+
+
+def opened_scalar(value: float | Parcel) -> float:
+    """Return the number itself, waiting for it where it is on its way."""
+    return float(np.asarray(value.open())) if isinstance(value, Parcel) else value

@@ -1,0 +1,186 @@
+"""One optimizer under watch: its layers, the copy of their weights, its measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trustlens.recording.directions import Direction, family_of, steps_done
+from trustlens.recording.layers import Layer
+from trustlens.recording.rows import HOST_COLUMNS, KNOWN, Measured
+from trustlens.recording.statistics import LayerStep
+from trustlens.recording.statistics.elements import count_elements
+from trustlens.recording.statistics.portable import Portable
+from trustlens.recording.transfer import send
+
+Hook = Callable[[Optimizer, Any, Any], None]
+
+_NAN: Final = float("nan")
+
+
+class Watch:
+    """Sees each step of one optimizer: :meth:`before` it and :meth:`after` it.
+
+    Between the two it holds a copy of the weights, since low precision rounds an update in a way
+    that only the weights themselves show.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.step = 0
+        self._family = family_of(optimizer)
+        self._handles: list[Any] = []
+        self._layers: list[tuple[int, Layer]] = []
+        self._copies: list[Tensor] = []
+        self._copied = False
+        self._times: dict[int, int] = {}
+
+    @property
+    def understood(self) -> bool:
+        """Whether the optimizer's direction is known in closed form."""
+        return self._family is not None
+
+    def attach(self, before: Hook, after: Hook) -> None:
+        """Have the two called around each step."""
+        self._handles = [
+            self.optimizer.register_step_pre_hook(before),
+            self.optimizer.register_step_post_hook(after),
+        ]
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._copies = []
+
+    def follow(self, layers: Sequence[tuple[int, Layer]]) -> None:
+        """Watch these layers from now on, each with its index in the run."""
+        self._layers = list(layers)
+        self._copies = [torch.empty_like(layer.parameter) for _, layer in layers]
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the optimizer was given more parameters than are followed."""
+        return len(self._layers) != sum(len(g["params"]) for g in self.optimizer.param_groups)
+
+    def before(self, *, measure: bool) -> None:
+        """Count a step that is about to be done, and copy the weights if it will be measured."""
+        self.step += 1
+        self._copied = measure
+        if measure and self._layers:
+            parameters = [layer.parameter for _, layer in self._layers]
+            torch._foreach_copy_(self._copies, parameters)
+
+    def after(self, *, histograms: bool) -> list[Measured]:
+        """Measure the step that was done, if its weights were copied: one part a device."""
+        if not self._copied:
+            return []
+        self._copied = False
+        devices: dict[torch.device, list[int]] = {}
+        for place, (_, layer) in enumerate(self._layers):
+            devices.setdefault(layer.parameter.device, []).append(place)
+        return [self._measure(places, histograms) for places in devices.values()]
+
+    def _measure(self, places: list[int], histograms: bool) -> Measured:
+        steps = [self._layer_step(place) for place in places]
+        layers = [self._layers[place] for place in places]
+        directions = [step.direction for step in steps]
+        rates = [layer.group.get("lr", _NAN) for _, layer in layers]
+        sums = _statistics.measure(steps)
+        columns = [
+            sums,
+            _column([d.trust_ratio if d else None for d in directions], sums),
+            _column([rate if _on_device(rate) else None for rate in rates], sums),
+        ]
+        return Measured(
+            layers=np.array([index for index, _ in layers], np.int32),
+            sizes=np.array([layer.info.size for _, layer in layers], np.float64),
+            known=np.array([_known(step) for step in steps], bool).reshape(-1, len(KNOWN)),
+            host=np.array(
+                [_host(direction, rate) for direction, rate in zip(directions, rates, strict=True)],
+                np.float64,
+            ).reshape(-1, len(HOST_COLUMNS)),
+            sums=send(torch.cat(columns, dim=1)),
+            counts=send(_count(steps)) if histograms else None,
+        )
+
+    def _layer_step(self, place: int) -> LayerStep:
+        layer = self._layers[place][1]
+        parameter, group = layer.parameter, layer.group
+        state = self.optimizer.state.get(parameter, {})
+        grad = parameter.grad
+        direction = None
+        if grad is not None:
+            if group.get("maximize"):
+                grad = -grad
+            if "grad_divisor" in state:  # Lamb's own clip leaves p.grad as it was
+                grad = grad / state["grad_divisor"]
+            t = steps_done(state)
+            if t is None:
+                t = self._times[place] = self._times.get(place, 0) + 1
+            if self._family is not None:
+                direction = self._family(group, state, t)
+        return LayerStep(self._copies[place], parameter.detach(), grad, direction)
+
+
+_statistics: Final = Portable()
+
+
+def statistics_name() -> str:
+    """Return which implementation of the sums is at work."""
+    return _statistics.name
+
+
+def _known(step: LayerStep) -> tuple[bool, ...]:
+    direction = step.direction
+    return (
+        step.grad is not None,
+        direction is not None,
+        direction is not None and direction.momentum is not None,
+        direction is not None and direction.variance is not None,
+        direction is not None and direction.trust_ratio is not None,
+    )
+
+
+def _host(direction: Direction | None, rate: float | Tensor) -> tuple[float, ...]:
+    eta = _NAN if _on_device(rate) else float(rate)
+    if direction is None:
+        return (_NAN, _NAN, eta, _NAN)
+    factors = (direction.debias1, direction.debias2)
+    return (*(_NAN if factor is None else factor for factor in factors), eta, direction.decay)
+
+
+def _on_device(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _column(values: Sequence[Any], like: Tensor) -> Tensor:
+    """Return values without dimensions as a column beside ``like``, NaN where there is none."""
+    missing = torch.full((), _NAN, dtype=like.dtype, device=like.device)
+    if all(value is None for value in values):
+        return missing.expand(len(values), 1)
+    column = [missing if value is None else value.to(missing).reshape(()) for value in values]
+    return torch.stack(column).unsqueeze(1)
+
+
+def _count(steps: Sequence[LayerStep]) -> Tensor:
+    """Return histograms of weight, gradient and update: int64 (layers, 3, buckets)."""
+    empty = count_elements(steps[0].before.new_empty(0))
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    count_elements(step.before),
+                    empty if step.grad is None else count_elements(step.grad),
+                    count_elements(step.after.float() - step.before.float()),
+                ]
+            )
+            for step in steps
+        ]
+    )
