@@ -83,26 +83,27 @@ def test_positions_on_a_log_axis() -> None:
 
 
 @pytest.mark.parametrize("scale", ["log", "linear"])
-def test_the_robust_range_is_tukeys_far_out_fence(scale: bins.Scale) -> None:
+def test_the_robust_range_is_six_quartile_distances_beyond_them(scale: bins.Scale) -> None:
     values = np.append(np.linspace(1, 2, 101), [1e6, 1e-6])
     axis = np.log10(values) if scale == "log" else values
     quartiles = np.percentile(axis, [25, 75])
-    fence = quartiles[1] + 3 * (quartiles[1] - quartiles[0])
+    fence = quartiles[1] + 6 * (quartiles[1] - quartiles[0])
     low, high = bins.robust_range(values, scale) or (0, 0)
     assert high == pytest.approx(10**fence if scale == "log" else fence)
     assert low > 0 if scale == "log" else low == 1e-6  # clipped to the data
-    assert bins.robust_range(values, scale, reach=math.inf) == pytest.approx((1e-6, 1e6))
+    assert bins.full_range(values, scale) == pytest.approx((1e-6, 1e6))
 
 
 def test_the_range_of_mostly_equal_values_is_not_a_point() -> None:
     values = np.array([1.0] * 80 + [1.5] * 19 + [1e9])
-    assert bins.robust_range(values, "linear") == pytest.approx((1, 3))
+    assert bins.robust_range(values, "linear") == pytest.approx((1, 4.5))
 
 
 @pytest.mark.parametrize("values", [[], [np.nan], [np.inf, -np.inf]])
 def test_there_is_no_range_without_values(values: list[float]) -> None:
     assert bins.robust_range(np.array(values, float), "linear") is None
     assert bins.robust_range(np.array([*values, 0.0, -1.0]), "log") is None
+    assert bins.full_range(np.array([*values, 0.0, -1.0]), "log") is None
 
 
 def test_axis_edges_are_even_on_their_axis() -> None:

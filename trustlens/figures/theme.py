@@ -1,0 +1,292 @@
+"""Colours, type and layout: the one place of them, for the figures and for the dashboard.
+
+Plain data; Plotly is imported only when a figure is drawn (:func:`graph_objects`).
+Runs are told apart by hue *and* lightness, also with a colour-vision deficiency, and ramps run
+monotonously in lightness; a test measures both.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from trustlens.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from trustlens.analysis.run import Run
+
+ThemeName = Literal["light", "dark"]
+
+FONT: Final = (
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', "
+    "'DejaVu Sans', sans-serif"
+)
+
+PLOTLY_CONFIG: Final[dict[str, Any]] = {
+    "displaylogo": False,
+    "showSendToCloud": False,  # Plotly 7 offers to upload the chart by default
+    "plotlyServerURL": "",
+    "responsive": True,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    "toImageButtonOptions": {"scale": 2},
+}
+"""``config=`` for every Plotly figure that is shown or exported: nothing leaves the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunColor:
+    """The colours of one run: ``line`` for marks, ``ramp`` for time, first step to last."""
+
+    line: str
+    ramp: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """The colours of one theme, as hex.
+
+    ``panel`` is a floor or plotting area, ``ink`` text, ``muted`` labels, ``alert`` what is out of
+    view or not finite. ``crest`` is what a ridge's line is mixed with. ``sequential`` runs from
+    small to large, ``diverging`` from below the centre to above it.
+    """
+
+    name: ThemeName
+    background: str
+    panel: str
+    ink: str
+    muted: str
+    grid: str
+    axis: str
+    accent: str
+    alert: str
+    crest: str
+    runs: Mapping[str, RunColor]
+    sequential: tuple[str, ...]
+    diverging: tuple[str, ...]
+
+
+def _stops(text: str) -> tuple[str, ...]:
+    return tuple(f"#{stop}" for stop in text.split())
+
+
+def _runs(rows: Mapping[str, tuple[str, str]]) -> dict[str, RunColor]:
+    return {key: RunColor(f"#{line}", _stops(ramp)) for key, (line, ramp) in rows.items()}
+
+
+# Nine of matplotlib's viridis (CC0).
+_VIRIDIS: Final = _stops("440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725")
+
+_LIGHT: Final = Theme(
+    name="light",
+    background="#ffffff",
+    panel="#f8f9fb",
+    ink="#15171c",
+    muted="#5c6373",
+    grid="#e7e9ee",
+    axis="#b6bcc8",
+    accent="#2b5fd0",
+    alert="#c2256b",
+    crest="#ffffff",
+    runs=_runs(
+        {
+            "blue": ("2b62d1", "c3d3ee 8fb0e6 4f83d6 2f58c0 3b2f8f 45165a"),
+            "red": ("cf3a2b", "f6dcc6 f2ae86 e6764f cc4030 96202b 560f20"),
+            "green": ("1d8a4e", "cfe6cf 93cfa0 4caf78 1f8a5b 106248 0a3d35"),
+            "purple": ("7b45c4", "ddd1f0 bba3e3 9470d3 7244bb 4f2690 2f1260"),
+            "orange": ("b97410", "f5e3b8 edc56f dc9c2e b97410 864e0c 542e0a"),
+            "teal": ("0c7f8e", "c6e6ea 8dcdd5 47adbb 158796 0f5f70 0c3b4c"),
+            "pink": ("c43c8b", "f3d3e4 e5a0c6 d268a4 b23a82 7f2160 4e0f3e"),
+            "grey": ("5b6472", "d9dce2 b3b9c4 868e9d 5f6776 414856 262b35"),
+        }
+    ),
+    sequential=_VIRIDIS,
+    diverging=_stops("1f4e9c 5a8fcf a9c8e8 f1f1ee efb79c d6694a 9c2226"),
+)
+
+_DARK: Final = Theme(
+    name="dark",
+    background="#0f1116",
+    panel="#141821",
+    ink="#eceef3",
+    muted="#9aa1b2",
+    grid="#262b36",
+    axis="#4b5262",
+    accent="#6ea8fe",
+    alert="#ff6fae",
+    crest="#ffffff",
+    runs=_runs(
+        {
+            "blue": ("5ea0ff", "16235a 1d3f95 2a6bd6 45a0f2 86d0fb e2f7ff"),
+            "red": ("ff6b5a", "45102a 85182f cf3340 f7694f ffad73 fff0cf"),
+            "green": ("4fcf8b", "0c332e 10594a 1d8f67 4cc589 9be8b0 effde0"),
+            "purple": ("b78dff", "27155a 44218a 7040c8 a06cf0 cfa6fb f7e8ff"),
+            "orange": ("f5b041", "3c260c 6e430c b57414 eaa32f fbd074 fff6d6"),
+            "teal": ("4fd3e0", "0a3040 0c5468 14879a 3bbcc6 8be3e2 e8fffa"),
+            "pink": ("ff8ac8", "41113a 75205f b73a8f ea67b4 fba5d4 ffe9f5"),
+            "grey": ("aab2c0", "2b303b 4a5160 737b8b 9aa2b0 c6cbd4 f3f4f7"),
+        }
+    ),
+    sequential=_VIRIDIS,
+    diverging=_stops("9cc8ff 4f8fdf 2a5596 20242d 8f3a2c d9694c ffb79c"),
+)
+
+THEMES: Final[Mapping[str, Theme]] = {"light": _LIGHT, "dark": _DARK}
+"""The themes by name."""
+
+_FAMILIES: Final = {
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), "blue"),
+    "LAMB": "red",
+    "LARS": "green",
+    "SGD": "purple",
+}
+_FREE: Final = ("orange", "teal", "green", "purple", "pink", "blue", "red", "grey")
+
+
+def theme_of(name: str) -> Theme:
+    """Return the theme of that name.
+
+    Raises
+    ------
+    UsageError
+        There is none of that name.
+    """
+    if name not in THEMES:
+        raise UsageError(f"'{name}' is not a theme; choose one of: {', '.join(THEMES)}")
+    return THEMES[name]
+
+
+def assign_colors(runs: Sequence[Run]) -> list[str]:
+    """Return the palette key of each run: Adam blue and LAMB red, as in the article.
+
+    The first run of a family has the family's colour, any other run the next free one; with more
+    runs than colours they come round again.
+    """
+    chosen: list[str | None] = []
+    for run in runs:
+        wanted = _FAMILIES.get(run.family)
+        chosen.append(None if wanted in chosen else wanted)
+    spare = itertools.cycle([key for key in _FREE if key not in chosen] or _FREE)
+    return [key or next(spare) for key in chosen]
+
+
+def color_at(ramp: Sequence[str], share: float) -> str:
+    """Return the colour at ``share`` (0 to 1) of a ramp, as hex."""
+    position = min(max(share, 0.0), 1.0) * (len(ramp) - 1)
+    first = min(int(position), len(ramp) - 2)
+    return mix(ramp[first], ramp[first + 1], position - first)
+
+
+def mix(first: str, second: str, share: float) -> str:
+    """Return ``first`` with ``share`` (0 to 1) of ``second`` in it, as hex."""
+    pairs = zip(_rgb(first), _rgb(second), strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def alpha(color: str, share: float) -> str:
+    """Return a hex colour made translucent, as ``rgba(…)``."""
+    return f"rgba({','.join(str(part) for part in _rgb(color))},{share:g})"
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def colorscale(ramp: Sequence[str]) -> list[tuple[float, str]]:
+    """Return a ramp as a Plotly colour scale."""
+    return [(i / (len(ramp) - 1), color) for i, color in enumerate(ramp)]
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """Return a text that Plotly shows letter by letter, whatever stands in it.
+
+    Plotly reads some HTML in every text, ``$…$`` as TeX and ``%{…}`` in hover templates.
+
+    Parameters
+    ----------
+    text : str
+        A name from a run: of a layer, a metric, the run itself.
+    most : int, optional
+        Longer texts lose their middle.
+    """
+    text = " ".join(text.split())
+    if most is not None and len(text) > most:
+        text = f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
+    return html.escape(text).replace("$", "&#36;").replace("%{", "%&#123;")
+
+
+def graph_objects() -> Any:
+    """Return ``plotly.graph_objects``.
+
+    Raises
+    ------
+    MissingDependencyError
+        Plotly is not installed.
+    """
+    try:
+        import plotly.graph_objects  # noqa: PLC0415 — data functions need no Plotly
+    except ModuleNotFoundError:
+        raise MissingDependencyError("figures", "plotly", "figures") from None
+    return plotly.graph_objects
+
+
+def new_figure(theme: Theme, title: str, subtitle: str, *, height: int = 520) -> go.Figure:
+    """Return an empty figure in the theme, with a title (both texts already made plain)."""
+    axis = {
+        "gridcolor": theme.grid,
+        "linecolor": theme.axis,
+        "zerolinecolor": theme.grid,
+        "tickcolor": theme.axis,
+        "tickfont": {"color": theme.muted, "size": 12},
+        "title": {"font": {"color": theme.muted, "size": 13}, "standoff": 12},
+        "exponentformat": "power",
+        "automargin": True,
+    }
+    heading = {
+        "text": f"<b>{title}</b>",
+        "subtitle": {"text": subtitle, "font": {"size": 13, "color": theme.muted}},
+        "font": {"size": 18, "color": theme.ink},
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "left",
+        "y": 1,
+        "yref": "container",
+        "yanchor": "top",
+        "pad": {"t": 20},
+    }
+    layout = {
+        "font": {"family": FONT, "size": 13, "color": theme.ink},
+        "paper_bgcolor": theme.background,
+        "plot_bgcolor": theme.background,
+        "xaxis": axis,
+        "yaxis": axis,
+        "hoverlabel": {
+            "bgcolor": theme.panel,
+            "bordercolor": theme.axis,
+            "font": {"family": FONT, "color": theme.ink, "size": 12},
+            "align": "left",
+            "namelength": -1,
+        },
+        "legend": {"font": {"color": theme.ink}, "bgcolor": "rgba(0,0,0,0)"},
+        "modebar": {"color": theme.axis, "activecolor": theme.accent, "bgcolor": "rgba(0,0,0,0)"},
+    }
+    figure = graph_objects().Figure(layout={"template": {"layout": layout}})
+    figure.update_layout(title=heading, height=height, margin={"l": 70, "r": 40, "t": 92, "b": 64})
+    return figure
+
+
+def say(figure: go.Figure, text: str, theme: Theme, *, x: float = 0.5, y: float = 0.5) -> None:
+    """Write a sentence into a figure, in place of what cannot be drawn."""
+    figure.add_annotation(
+        text=text,
+        x=x,
+        y=y,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 15, "color": theme.muted},
+    )
