@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trustlens.analysis.run import Run, find_runs, open_run
     from trustlens.errors import TrustlensError
     from trustlens.recording.recorder import Recorder, record
+    from trustlens.schema import quantity
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "find_runs",
     "open_run",
     "optim",
+    "quantity",
     "record",
 ]
 
@@ -39,6 +41,7 @@ _HOMES = {
     "open_run": "trustlens.analysis.run",
     "find_runs": "trustlens.analysis.run",
     "TrustlensError": "trustlens.errors",
+    "quantity": "trustlens.schema",
 }
 
 

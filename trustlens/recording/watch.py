@@ -1,5 +1,8 @@
 """One optimizer under watch: its layers, the copy of their weights, its measurement."""
 
+# torch offers its operations on lists of tensors under private names only:
+# ruff: noqa: SLF001
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

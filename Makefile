@@ -1,0 +1,45 @@
+# Everything a developer types. `make` alone lists it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint browser clean
+
+help:
+	@echo "make demo     train Adam and LAMB on real digits while the dashboard shows them"
+	@echo "make test     check style, types and behaviour (sets itself up)"
+	@echo "make setup    make the environment in $(VENV)"
+	@echo "make clean    remove what was built"
+
+setup: $(READY)
+
+# PyTorch comes first and by version: left to a dependency it would bring gigabytes of CUDA to a
+# machine without a GPU.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@if command -v nvidia-smi >/dev/null; then torch="torch>=2.11"; else torch="torch==2.13.0"; fi; \
+	  echo "installing $$torch"; $(BIN)/python -m pip install --quiet "$$torch"
+	$(BIN)/python -m pip install --quiet --group test --editable ".[all]"
+	touch $@
+
+# The pages are tested in the system's own Chromium.
+browser:
+	@command -v chromium >/dev/null || { echo "installing chromium"; \
+	  if [ "$$(id -u)" = 0 ]; then as=; else as=sudo; fi; \
+	  $$as apt-get update -qq && $$as apt-get install -y -qq chromium >/dev/null; }
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint browser
+	$(BIN)/python -m pytest
+
+demo: $(READY)
+	$(BIN)/python sample_runs/demo.py
+
+clean:
+	rm -rf $(VENV) build dist

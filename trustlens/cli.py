@@ -1,0 +1,271 @@
+"""The command ``trustlens``.
+
+Exit status: 0, 1 (something wrong was found) or 2 (bad use: one line on stderr that says what was
+received and what to do).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import socket
+import sys
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Timer
+from typing import Any, Final, NoReturn
+
+import trustlens
+from trustlens.errors import MissingDependencyError, TrustlensError, UsageError
+
+OK: Final = 0
+FOUND: Final = 1
+BAD_USE: Final = 2
+
+_SHOWN: Final = ("trust_ratio", "weight_norm", "direction_norm", "update_norm", "grad_norm")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except TrustlensError as error:
+        print(f"trustlens: {error}", file=sys.stderr)
+        return BAD_USE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what was received and where help is."""
+        self.exit(BAD_USE, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="trustlens",
+        description="See what your optimizer does to each layer.",
+        epilog="example: trustlens dashboard runs/",
+    )
+    parser.add_argument("--version", action="version", version=f"trustlens {trustlens.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = _command(commands, "demo", _demo, "look at recorded sample runs", "trustlens demo")
+    _add_server(demo)
+
+    dashboard = _command(
+        commands,
+        "dashboard",
+        _dashboard,
+        "look at runs in the browser",
+        "trustlens dashboard runs/",
+    )
+    dashboard.add_argument("runs", metavar="RUNS", type=Path, help="a run, or a folder of runs")
+    _add_server(dashboard)
+
+    listing = _command(
+        commands, "list", _list, "list runs with their verdict", "trustlens list runs/"
+    )
+    listing.add_argument("runs", metavar="RUNS", type=Path, help="a run, or a folder of runs")
+
+    show = _command(
+        commands,
+        "show",
+        _show,
+        "print what a run is and its layers at the last step",
+        "trustlens show runs/lamb --quantity trust_ratio update_ratio",
+    )
+    show.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+    show.add_argument(
+        "--quantity",
+        nargs="+",
+        default=_SHOWN,
+        metavar="NAME",
+        help=f"quantities to print (default: {' '.join(_SHOWN)})",
+    )
+
+    diagnose = _command(
+        commands,
+        "diagnose",
+        _diagnose,
+        "rank the layers that left their own past; status 1 if there are any",
+        "trustlens diagnose runs/lamb",
+    )
+    diagnose.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+
+    export = _command(commands, "export", None, "hand a run to another tool", "trustlens export -h")
+    formats = export.add_subparsers(title="formats", required=True, metavar="FORMAT")
+    board = _command(
+        formats,
+        "tensorboard",
+        _export_tensorboard,
+        "write TensorBoard event files",
+        "trustlens export tensorboard runs/lamb tb/lamb",
+    )
+    board.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+    board.add_argument("logdir", metavar="LOGDIR", type=Path, help="where TensorBoard will look")
+    return parser
+
+
+def _command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int] | None,
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example: {example}",
+    )
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=8050, help="port to serve on (8050)")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port; give a number from 1 to 65535")
+    return int(text)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return _serve(recorded_runs(), options)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    if not options.runs.is_dir():
+        what = "is not a directory" if options.runs.exists() else "does not exist"
+        raise UsageError(f"'{options.runs}' {what}; give a run, or a folder of runs")
+    return _serve(options.runs, options)
+
+
+def recorded_runs() -> Path:
+    """Return the folder of the sample runs: inside the package, or in the repository."""
+    package = Path(trustlens.__file__).parent
+    for folder in (package / "recorded", package.parent / "sample_runs" / "recorded"):
+        if folder.is_dir():
+            return folder
+    raise UsageError("this installation has no sample runs; install trustlens-optim from its wheel")
+
+
+def _serve(root: Path, options: argparse.Namespace) -> int:
+    _require_free(options.host, options.port)
+    try:
+        # By name: the dashboard is a package of its own, below this one, and may be missing.
+        app = importlib.import_module("dashboard.app")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("trustlens", "dashboard"):
+            raise
+        raise MissingDependencyError("the dashboard", error.name or "dash", "dashboard") from None
+    address = f"http://{options.host}:{options.port}/"
+    print(f"trustlens: {root} at {address} (Ctrl+C ends it)", flush=True)
+    if not options.no_browser:
+        opener = Timer(1.0, webbrowser.open, [address])
+        opener.daemon = True
+        opener.start()
+    app.serve(root, host=options.host, port=options.port)
+    return OK
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"cannot serve on {host}:{port} ({error.strerror}); "
+                f"choose another port, such as --port {port % 65535 + 1}"
+            ) from None
+
+
+def _list(options: argparse.Namespace) -> int:
+    import pandas as pd  # noqa: PLC0415 — `trustlens --help` need not wait for it
+
+    from trustlens.analysis.divergence import verdict  # noqa: PLC0415
+
+    status, rows = OK, list[dict[str, Any]]()
+    for path in trustlens.find_runs(options.runs):
+        place = str(path.relative_to(options.runs)) if path != options.runs else path.name
+        try:
+            run = trustlens.open_run(path)
+            rows.append(
+                {
+                    "run": place,
+                    "optimizer": run.family,
+                    "layers": len(run.layer_names),
+                    "steps": run.last_step,
+                    "status": run.status,
+                    "verdict": verdict(run.diagnose(), run),
+                }
+            )
+        except TrustlensError as error:
+            status = FOUND
+            rows.append({"run": place, "verdict": f"cannot be read: {error}"})
+    if not rows:
+        print(f"no runs in '{options.runs}' yet; trustlens.record(optimizer, directory) makes one")
+        return OK
+    print(pd.DataFrame(rows).fillna("–").to_string(index=False))
+    return status
+
+
+def _show(options: argparse.Namespace) -> int:
+    run = trustlens.open_run(options.run_path)
+    for name in options.quantity:
+        trustlens.quantity(name)
+    metrics = run.metrics()
+    last = run.last_step
+    print(f"{run.name}: {run.family}, {len(run.layer_names)} layers, {last} steps, {run.status}")
+    for index, optimizer in enumerate(run.info.optimizers):
+        for group in optimizer.groups:
+            told = ", ".join(f"{key}={value}" for key, value in group.items() if value is not None)
+            print(f"optimizer {index}: {optimizer.name}({told})")
+    for name, rows in metrics.groupby("name"):
+        print(f"{name}: {rows['value'].iloc[-1]:.6g} at step {rows['step'].iloc[-1]}")
+    steps = run.recorded_steps()
+    if not len(steps):
+        print("no layers are recorded yet")
+        return OK
+    print(f"layers at step {steps[-1]}:")
+    table = run.layers(options.quantity, steps=[int(steps[-1])]).drop(columns="step")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    return OK
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from trustlens.analysis.divergence import verdict  # noqa: PLC0415
+
+    run = trustlens.open_run(options.run_path)
+    findings = run.diagnose()
+    print(f"{run.name}: {verdict(findings, run)}")
+    if findings.empty:
+        return OK
+    print(findings.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    return FOUND
+
+
+def _export_tensorboard(options: argparse.Namespace) -> int:
+    run = trustlens.open_run(options.run_path)
+    trustlens.export.to_tensorboard(run, options.logdir, progress=True)
+    print(f"{run.name}: look at it with: tensorboard --logdir '{options.logdir}'")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
