@@ -1,0 +1,113 @@
+"""`Run`: selections, derived quantities, order, and runs with nothing in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trustlens
+from trustlens.errors import UsageError
+from trustlens.schema import QUANTITIES, RECORDED
+
+Make = Callable[..., Path]
+
+
+def test_layers_come_by_step_then_in_the_order_of_the_model(synthetic_run: Make) -> None:
+    names = ["z.weight", "a.weight", "m.bias"]
+    run = trustlens.open_run(synthetic_run(layers=names, steps=4))
+    frame = run.layers(["trust_ratio"])
+    assert frame["layer"].astype(str).tolist() == names * 4
+    assert frame["step"].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert run.matrix("trust_ratio").columns.tolist() == names
+
+
+def test_selections_of_layers_and_steps(synthetic_run: Make) -> None:
+    run = trustlens.open_run(synthetic_run(steps=10))
+    assert run.layers(steps=slice(3, 6))["step"].unique().tolist() == [3, 4, 5]
+    assert run.layers(steps=slice(None, 3))["step"].unique().tolist() == [1, 2]
+    assert run.layers(steps=[2, 9, 77])["step"].unique().tolist() == [2, 9]
+    assert run.layers(steps=[])["step"].tolist() == []
+    one = run.layers(["weight_norm"], layers=["block1.bias"])
+    assert one["layer"].astype(str).unique().tolist() == ["block1.bias"]
+    assert len(one) == 10
+    with pytest.raises(UsageError, match="'nope' is not a layer"):
+        run.layers(layers=["nope"])
+    with pytest.raises(UsageError, match="'nope' is not a quantity"):
+        run.layers(["nope"])
+    with pytest.raises(UsageError, match="skips steps"):
+        run.layers(steps=slice(0, 9, 2))
+
+
+def test_derived_quantities_by_their_formulas(synthetic_run: Make) -> None:
+    run = trustlens.open_run(synthetic_run(steps=6, layers=3))  # 100 elements a layer
+    raw = {name: run.matrix(name).to_numpy() for name in RECORDED}
+    expected = {
+        "effective_rate": raw["learning_rate"] * raw["trust_ratio"],
+        "update_ratio": raw["update_norm"] / raw["weight_norm"],
+        "update_rms": raw["update_norm"] / 10,
+        "weight_rms": raw["weight_norm"] / 10,
+    }
+    assert set(expected) == {name for name, q in QUANTITIES.items() if q.derived}
+    for name, values in expected.items():
+        np.testing.assert_allclose(run.matrix(name).to_numpy(), values, rtol=1e-12)
+
+
+def test_a_layer_of_zeros_has_no_update_ratio_and_no_warning(synthetic_run: Make) -> None:
+    zero = np.zeros((5, 8))
+    run = trustlens.open_run(
+        synthetic_run(steps=5, values={"weight_norm": zero, "update_norm": zero})
+    )
+    assert run.matrix("update_ratio").isna().all(axis=None)
+
+
+@pytest.mark.parametrize(("layers", "steps"), [(0, 5), (3, 0), (0, 0), (3, 1)])
+@pytest.mark.parametrize("close", [True, False])
+def test_runs_with_little_in_them(
+    synthetic_run: Make, layers: int, steps: int, close: bool
+) -> None:
+    run = trustlens.open_run(synthetic_run(layers=layers, steps=steps, close=close))
+    for name in QUANTITIES:
+        assert run.matrix(name).shape == (steps if layers else 0, layers)
+    assert run.last_step == steps
+    assert len(run.layers()) == layers * steps
+    assert len(run.histograms()) == 0
+    assert len(run.steps()) == steps
+    assert run.status == ("closed" if close else "recording")
+
+
+def test_what_was_not_recorded_is_nan(synthetic_run: Make) -> None:
+    run = trustlens.open_run(synthetic_run(values={"debias2": None, "swallowed": None}))
+    assert run.matrix("debias2").isna().all(axis=None)
+    assert run.matrix("swallowed").isna().all(axis=None)
+    assert run.matrix("debias1").notna().all(axis=None)
+
+
+def test_version_changes_with_what_a_reader_would_see(tmp_path: Path) -> None:
+    from runs import layers_table, run_info
+
+    from trustlens.store.writer import RunWriter
+
+    writer = RunWriter(tmp_path, run_info(layers=["a"]))
+    run = trustlens.open_run(tmp_path)
+    versions = [run.version]
+    for step in (1, 2):
+        writer.append("layers", layers_table(np.array([step]), ["a"], {}))
+        writer.flush()
+        versions.append(run.version)
+        assert run.version == versions[-1]
+    writer.close(writer.info.closed_at("2026-11-01T00:00:00+00:00"))
+    versions.append(run.version)
+    assert len(set(versions)) == 4
+    assert run.status == "closed"
+
+
+def test_find_runs(synthetic_run: Make, tmp_path: Path) -> None:
+    synthetic_run("b")
+    synthetic_run("deep/a")
+    assert [path.name for path in trustlens.find_runs(tmp_path)] == ["b", "a"]
+    assert trustlens.find_runs(tmp_path / "b") == [tmp_path / "b"]
+    with pytest.raises(UsageError, match="does not exist"):
+        trustlens.find_runs(tmp_path / "nowhere")

@@ -1,0 +1,164 @@
+"""Layers and runs that are not as usual: no crash, and nothing made up."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from recording.simulation import (
+    CASES,
+    TOLERANCE,
+    norm,
+    parameters_of,
+    record_steps,
+    rows_of,
+    wide,
+)
+
+import trustlens
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["AdamW", "AdamW, fused", "SGD, momentum", "Lamb", "Lars"])
+def test_a_layer_with_a_value_that_is_not_finite_stays_visible(name, bad, tmp_path):
+    sick, healthy = parameters_of((3, 4), (5,))
+    optimizer = CASES[name].make([{"params": [sick, healthy], "lr": 0.01}])
+    grads = [[torch.ones(3, 4), torch.ones(5)] for _ in range(3)]
+    grads[1][0][1, 2] = bad
+    rows = record_steps(tmp_path / "run", optimizer, grads)
+    layer = {t: rows[t, "group0.param0"] for t in (1, 2, 3)}
+    other = {t: rows[t, "group0.param1"] for t in (1, 2, 3)}
+    assert [layer[t]["nonfinite"] for t in (1, 2)] == [0, 1]
+    assert layer[3]["nonfinite"] >= 1  # it is in the weights by now
+    assert [other[t]["nonfinite"] for t in (1, 2, 3)] == [0, 0, 0]
+    for column in ("grad_norm", "grad_max", "direction_norm", "update_norm", "update_max"):
+        assert np.isfinite(layer[1][column])
+        assert layer[2][column] is not None
+        if column.startswith("grad") or np.isnan(bad):
+            assert not np.isfinite(layer[2][column]), column
+        assert np.isfinite([other[t][column] for t in (1, 2, 3)]).all()
+    assert layer[2]["weight_norm"] == pytest.approx(layer[1]["weight_norm"], rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "SGD, momentum", "Lamb", "Lars"])
+def test_a_layer_whose_gradient_is_zero(name, tmp_path):
+    frozen, moving = parameters_of((3, 4), (5,))
+    optimizer = CASES[name].make([{"params": [frozen, moving], "lr": 0.01, "weight_decay": 0.0}])
+    rows = record_steps(tmp_path / "run", optimizer, [[torch.zeros(3, 4), torch.ones(5)]] * 2)
+    for t in (1, 2):
+        row = rows[t, "group0.param0"]
+        assert row["trust_ratio"] == 1
+        assert row["zero_grad"] == 12
+        assert row["nonfinite"] == row["swallowed"] == 0
+        for column in ("direction_norm", "update_norm", "grad_norm", "update_max", "grad_max"):
+            assert row[column] == 0, column
+        assert rows[t, "group0.param1"]["zero_grad"] == 0
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdamW, fused", "SGD", "Lamb", "Lars"])
+def test_updates_that_bfloat16_rounds_away(name, tmp_path):
+    (p,) = parameters_of((40, 50), dtype=torch.bfloat16)
+    case = CASES[name]
+    optimizer = case.make([{"params": [p], "lr": 1e-3, "weight_decay": 0.0}])
+    before, g = wide(p), torch.randn(40, 50).bfloat16()
+    row = record_steps(tmp_path / "run", optimizer, [[g]])[1, "group0.param0"]
+    delta = wide(p) - before
+    assert 100 < (delta == 0).sum() < 2000
+    assert row["swallowed"] == ((delta == 0) & (wide(g) != 0)).sum()
+    assert row["update_norm"] == pytest.approx(norm(delta), rel=TOLERANCE)
+    assert row["weight_norm"] == pytest.approx(norm(before), rel=TOLERANCE)
+    assert row["grad_norm"] == pytest.approx(norm(wide(g)), rel=TOLERANCE)
+    assert row["update_max"] == pytest.approx(np.abs(delta).max(), rel=TOLERANCE)
+    if name not in {"SGD", "Lars"}:  # the direction of the averages as bfloat16 holds them
+        state = optimizer.state[p]
+        m, v = wide(state["exp_avg"]), wide(state["exp_avg_sq"])
+        d = m / 0.1 / (np.sqrt(v / 0.01) + case.eps)
+        assert row["direction_norm"] == pytest.approx(norm(d), rel=TOLERANCE)
+        assert row["trust_ratio"] == pytest.approx(norm(before) / norm(d), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD, momentum", "Lamb", "Lars"])
+def test_a_layer_without_gradient_has_what_it_has(name, tmp_path):
+    used, unused = parameters_of((3, 4), (5,))
+    optimizer = CASES[name].make([{"params": [used, unused], "lr": 0.01, "weight_decay": 0.1}])
+    rows = record_steps(tmp_path / "run", optimizer, [[torch.ones(3, 4), None]] * 2)
+    row = rows[2, "group0.param1"]
+    assert row["weight_norm"] == pytest.approx(norm(wide(unused)), rel=TOLERANCE)
+    assert row["update_norm"] == 0
+    assert row["nonfinite"] == 0
+    for column in ("trust_ratio", "direction_norm", "grad_norm", "zero_grad", "surprise"):
+        assert row[column] is None, column
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lamb"])
+def test_a_layer_counts_its_own_steps(name, tmp_path):
+    always, sometimes = parameters_of((3, 4), (5,))
+    optimizer = CASES[name].make([{"params": [always, sometimes], "lr": 0.01}])
+    grads = [[torch.ones(3, 4), torch.ones(5) if t % 2 == 0 else None] for t in range(4)]
+    rows = record_steps(tmp_path / "run", optimizer, grads)
+    factors = [[rows[t, f"group0.param{i}"]["debias1"] for t in (1, 2, 3, 4)] for i in (0, 1)]
+    assert factors[0] == pytest.approx([1 / (1 - 0.9**t) for t in (1, 2, 3, 4)])
+    assert factors[1][::2] == pytest.approx([1 / (1 - 0.9**t) for t in (1, 2)])
+    assert factors[1][1::2] == [None, None]
+
+
+def test_a_run_of_no_step(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with trustlens.record(optimizer, tmp_path / "run", model=model):
+        pass
+    run = trustlens.open_run(tmp_path / "run")
+    assert run.last_step == 0
+    assert run.layer_names == [n for n, _ in model.named_parameters()]
+    assert len(run.layers()) == len(run.steps()) == len(run.metrics()) == 0
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Lamb", "Lars"])
+def test_a_run_of_one_step(name, tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = CASES[name].make([{"params": list(model.parameters()), "lr": 0.01}])
+    grads = [[torch.ones_like(p) for p in model.parameters()]]
+    rows = record_steps(tmp_path / "run", optimizer, grads, model)
+    assert rows.keys() == {(1, "weight"), (1, "bias")}
+    assert len(pq.read_table(tmp_path / "run" / "steps")) == 1
+
+
+def test_a_rate_that_is_a_tensor(tmp_path):
+    (p,) = parameters_of((3, 4))
+    optimizer = torch.optim.AdamW([p], lr=torch.tensor(0.01), betas=(0.9, 0.99))
+    rows = record_steps(tmp_path / "run", optimizer, [[torch.ones(3, 4)]])
+    assert rows[1, "group0.param0"]["learning_rate"] == pytest.approx(0.01, rel=1e-6)
+
+
+def test_a_closure(tmp_path):
+    (p,) = parameters_of((3, 4))
+    optimizer = torch.optim.SGD([p], lr=0.01)
+    before = wide(p)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    with trustlens.record(optimizer, tmp_path / "run"):
+        optimizer.step(closure)
+    row = rows_of(tmp_path / "run")[1, "group0.param0"]
+    assert row["grad_norm"] == pytest.approx(norm(2 * before), rel=TOLERANCE)
+    assert row["update_norm"] == pytest.approx(norm(0.02 * before), rel=TOLERANCE)
+
+
+def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
+    (p,) = parameters_of((3, 4))
+    optimizer = torch.optim.AdamW([p], lr=0.01)
+    for _ in range(5):
+        p.grad = torch.ones(3, 4)
+        optimizer.step()
+    restored = torch.optim.AdamW([p], lr=0.01)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    row = record_steps(tmp_path / "run", restored, [[torch.ones(3, 4)]])[1, "group0.param0"]
+    assert row["debias1"] == pytest.approx(1 / (1 - 0.9**6))
+    assert row["debias2"] == pytest.approx(1 / (1 - 0.999**6))

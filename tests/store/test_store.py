@@ -1,0 +1,228 @@
+"""The files of a run, read by others, while they are written, and after they were harmed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from runs import layers_table, run_info, steps_table, synthetic_values
+
+import trustlens
+from trustlens.errors import RunError, UsageError
+from trustlens.schema import COUNTS, RECORDED, TABLES
+from trustlens.store.layout import read_info, sealed_path
+from trustlens.store.reader import read_table
+from trustlens.store.writer import RunWriter
+
+Make = Callable[..., Path]
+
+
+def test_plain_pandas_duckdb_and_polars_read_what_was_written(synthetic_run: Make) -> None:
+    path = synthetic_run("run", layers=3, steps=20, seed=7)
+    expected = synthetic_values(20, 3, seed=7)
+    frames = {
+        "pandas": pd.read_parquet(path / "layers"),
+        "duckdb": duckdb.sql(f"select * from '{path}/layers/*.parquet'").df(),
+        "polars": pl.read_parquet(str(path / "layers")).to_pandas(),
+    }
+    for reader, frame in frames.items():
+        assert list(frame.columns) == ["step", "layer", *RECORDED], reader
+        for index, layer in enumerate(["block0.weight", "block0.bias", "block1.weight"]):
+            rows = frame[frame["layer"].astype(str) == layer]
+            assert rows["step"].tolist() == list(range(1, 21)), reader
+            for name in RECORDED:
+                kind = np.int64 if name in COUNTS else np.float32
+                np.testing.assert_array_equal(
+                    rows[name].to_numpy(), expected[name][:, index].astype(kind), err_msg=reader
+                )
+    for table in TABLES:
+        pd.read_parquet(path / table)
+
+
+def test_sealed_files_are_sorted_by_layer_then_step_and_split_by_byte(synthetic_run: Make) -> None:
+    path = synthetic_run("run", layers=["b", "a"], steps=5)
+    frame = pd.read_parquet(path / "layers")
+    assert frame["layer"].astype(str).tolist() == ["a"] * 5 + ["b"] * 5
+    assert frame["step"].tolist() == [1, 2, 3, 4, 5] * 2
+    group = pq.ParquetFile(sealed_path(path, "layers", 0)).metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert "BYTE_STREAM_SPLIT" in columns["trust_ratio"].encodings
+    assert columns["trust_ratio"].compression == "ZSTD"
+
+
+def test_after_close_the_run_is_nothing_but_parquet_and_run_json(synthetic_run: Make) -> None:
+    path = synthetic_run("run")
+    files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert files == {"run.json", *(f"{table}/000000.parquet" for table in TABLES)}
+    assert not (path / "journal").exists()
+
+
+def _write_steps(writer: RunWriter, first: int, last: int, names: list[str]) -> None:
+    steps = np.arange(first, last + 1)
+    values = {"weight_norm": np.repeat(steps[:, None], len(names), axis=1)}
+    writer.append("layers", layers_table(steps, names, values))
+    writer.append("steps", steps_table(steps))
+    writer.flush()
+
+
+def test_a_reader_sees_each_row_once_while_segments_are_sealed(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    writer = RunWriter(tmp_path, run_info(layers=names), segment_rows=30)
+    writing = threading.Event()
+    writing.set()
+    seen: list[int] = []
+    wrong: list[str] = []
+
+    def read() -> None:
+        while writing.is_set():
+            table = read_table(tmp_path, "layers", ["step", "layer"])
+            pairs = list(zip(table["step"].to_pylist(), table["layer"].to_pylist(), strict=True))
+            if len(set(pairs)) != len(pairs):
+                wrong.append("a row was seen twice")
+            if len(pairs) % len(names) or (seen and len(pairs) < seen[-1]):
+                wrong.append(f"{len(pairs)} rows after {seen[-1:]}")
+            seen.append(len(pairs))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for step in range(1, 301):
+        _write_steps(writer, step, step, names)
+    writer.close(writer.info.closed_at("2026-11-01T00:00:00+00:00"))
+    writing.clear()
+    reader.join()
+    assert not wrong
+    assert len(seen) > 5
+    assert read_table(tmp_path, "layers").num_rows == 900
+    assert len(list((tmp_path / "layers").iterdir())) == 30
+
+
+def test_a_journal_cut_anywhere_gives_whole_batches_and_no_error(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=["a", "b"]))
+    for step in range(1, 4):
+        _write_steps(writer, step, step, ["a", "b"])
+    journal = tmp_path / "journal" / "layers-000000.arrow"
+    whole = journal.read_bytes()
+    found: set[int] = set()
+    for size in range(0, len(whole), 97):
+        journal.write_bytes(whole[:size])
+        steps = read_table(tmp_path, "layers", ["step"])["step"].to_pylist()
+        assert steps in ([], [1, 1], [1, 1, 2, 2], [1, 1, 2, 2, 3, 3])
+        found.add(len(steps))
+    assert {0, 2, 4} <= found
+
+
+def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        import torch, trustlens
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.Adam(model.parameters())
+        recorder = trustlens.record(optimizer, {str(run)!r}, model=model)
+        for _ in range(7):
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+        recorder.log(loss=1.5)
+        recorder.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    read = trustlens.open_run(run)
+    assert read.recorded_steps().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert len(read.layers()) == 14
+    assert read.metrics()["value"].tolist() == [1.5]
+    assert read.status == "recording"  # so far it is only silent
+
+
+def test_a_seal_that_fails_leaves_no_torn_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=["a"]))
+    _write_steps(writer, 1, 3, ["a"])
+
+    def torn(table: Any, where: Path, **options: Any) -> None:
+        where.write_bytes(b"PAR1 and then the disk was full")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", torn)
+    with pytest.raises(OSError, match="No space"):
+        writer.close(writer.info)
+    assert not list((tmp_path / "layers").glob("[!.]*"))
+    assert trustlens.open_run(tmp_path).recorded_steps().tolist() == [1, 2, 3]
+
+
+def test_a_damaged_sealed_file_is_named(synthetic_run: Make) -> None:
+    path = synthetic_run("run")
+    file = sealed_path(path, "layers", 0)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"000000\.parquet' is damaged"):
+        trustlens.open_run(path).layers()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no run"),
+        ("[1, 2]", "no schema_version"),
+        ("{nonsense", "not JSON"),
+        ('{"schema_version": 99}', "reads up to 1: pip install -U trustlens-optim"),
+        ('{"schema_version": 1}', "not a run.json that trustlens understands"),
+        ('{"schema_version": 1, "name": 1, "created": 2, "optimizers": 3}', "understands"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_words(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=message) as caught:
+        trustlens.open_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_directory_and_a_file_for_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no directory"):
+        trustlens.open_run(tmp_path / "nowhere")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        trustlens.open_run(file)
+
+
+def test_a_directory_that_holds_a_run_or_is_a_file_is_not_written_into(
+    synthetic_run: Make, tmp_path: Path
+) -> None:
+    path = synthetic_run("run")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunWriter(path, run_info())
+    assert before == {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    file = tmp_path / "file"
+    file.write_text("")
+    for place in (file, file / "below"):
+        with pytest.raises(UsageError, match="give a directory"):
+            RunWriter(place, run_info())
+
+
+def test_run_json_says_what_was_said_and_comes_back_the_same(tmp_path: Path) -> None:
+    info = run_info(layers=["a", "b"])
+    RunWriter(tmp_path, info)
+    assert read_info(tmp_path) == info
+    raw = json.loads((tmp_path / "run.json").read_text())
+    assert raw["schema_version"] == 1
+    assert [layer["name"] for layer in raw["layers"]] == ["a", "b"]

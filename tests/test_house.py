@@ -1,0 +1,217 @@
+"""The rules of the house: who imports whom, how soon, and what the wheel brings."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGES = ("trustlens", "dashboard")
+
+ORDER = (
+    "trustlens.schema",
+    "trustlens.errors",
+    "trustlens.bins",
+    "trustlens.optim",
+    "trustlens.store.layout",
+    "trustlens.store.writer",
+    "trustlens.store.reader",
+    "trustlens.recording.layers",
+    "trustlens.recording.directions",
+    "trustlens.recording.statistics",
+    "trustlens.recording.transfer",
+    "trustlens.recording.rows",
+    "trustlens.recording.watch",
+    "trustlens.recording.recorder",
+    "trustlens.analysis.run",
+    "trustlens.analysis.divergence",
+    "trustlens.figures",
+    "trustlens.export",
+    "trustlens.cli",
+    "dashboard",
+)
+"""A module imports only from lines above its own, and within its line."""
+
+UPWARD = {
+    # The command line starts the dashboard, and a run hands its diagnosis on: both only when asked.
+    ("trustlens.cli", "dashboard"),
+    ("trustlens.analysis.run", "trustlens.analysis.divergence"),
+}
+
+FORBIDDEN = {
+    # read side: no torch; write side: no plotly, dash or pandas
+    "torch": ("trustlens.store", "trustlens.analysis", "trustlens.figures", "trustlens.export",
+              "trustlens.cli", "trustlens.bins", "dashboard"),
+    "plotly": ("trustlens.optim", "trustlens.store", "trustlens.recording", "trustlens.analysis"),
+    "dash": ("trustlens",),
+    "pandas": ("trustlens.optim", "trustlens.store", "trustlens.recording"),
+}  # fmt: skip
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def line(module: str) -> int | None:
+    """The place of a module in the order; None for what only hands names on."""
+    places = [i for i, name in enumerate(ORDER) if module == name or module.startswith(f"{name}.")]
+    return max(places) if places else None
+
+
+def imported(path: Path) -> set[str]:
+    """Every one of our own modules that a file imports, at its top or within a function."""
+    names: set[str] = set()
+    known = {name for name, _ in modules()}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {
+                full if (full := f"{node.module}.{alias.name}") in known else node.module or ""
+                for alias in node.names
+            }
+    return {name for name in names if name.partition(".")[0] in PACKAGES}
+
+
+def test_a_module_imports_only_from_above() -> None:
+    wrong: list[str] = []
+    for module, path in modules():
+        own = line(module)
+        if own is None:
+            assert path.name == "__init__.py", f"{module} has no line in the order"
+            continue
+        for name in imported(path):
+            place = line(name)
+            allowed = any(module == a and name.startswith(b) for a, b in UPWARD)
+            if place is not None and place > own and not allowed:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_what_is_forbidden_is_not_imported_in_a_fresh_process(package: str) -> None:
+    chosen = [
+        module
+        for module, _ in modules()
+        if module.startswith(FORBIDDEN[package]) and module != "trustlens"
+    ]
+    code = f"""
+        import importlib, json, sys
+        brought = []
+        for module in {chosen}:
+            importlib.import_module(module)
+            if {package!r} in sys.modules:
+                brought.append(module)
+                break
+        print(json.dumps(brought))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == []
+
+
+def test_importing_trustlens_brings_nothing_heavy() -> None:
+    heavy = {"torch", "pandas", "numpy", "pyarrow", "plotly", "dash"}
+    code = f"import trustlens, sys; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, "."],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
+    (path,) = folder.glob("trustlens_optim-*.whl")
+    return path
+
+
+def test_the_wheel_holds_what_users_need_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "trustlens/py.typed" in names
+    assert any(name.startswith("trustlens/recorded/") for name in names)
+    assert any(name.startswith("dashboard/assets/") and name.endswith(".js") for name in names)
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    assert wheel.stat().st_size < 5 * 2**20
+
+
+def test_the_wheel_works_in_a_bare_environment(wheel: Path, tmp_path: Path) -> None:
+    """Installed alone, with no plotly, dash or torch to be found: reading and the shell work.
+
+    The environment has the packages that the wheel requires and no others: they are linked from
+    this one, so that the test needs no network.
+    """
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = """
+        import importlib.abc, sys
+
+        class Bare(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {"torch", "plotly", "dash", "tensorboard"}:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Bare())
+        import trustlens
+        from trustlens.cli import main, recorded_runs
+        assert trustlens.__file__.startswith(sys.argv[1]), trustlens.__file__
+        runs = trustlens.find_runs(recorded_runs())
+        assert str(runs[0]).startswith(sys.argv[1]), runs
+        assert len(trustlens.open_run(runs[0]).layers()) > 0
+        assert main(["list", str(recorded_runs())]) == 0
+        assert main(["show", str(runs[0])]) == 0
+        assert main(["demo", "--no-browser"]) == 2
+        assert main(["export", "tensorboard", str(runs[0]), sys.argv[1] + "/tb"]) == 2
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(site)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'trustlens-optim[dashboard]'" in done.stderr
+    assert "pip install 'trustlens-optim[tensorboard]'" in done.stderr
+
+
+def test_the_recorder_runs_without_what_only_the_read_side_needs(tmp_path: Path) -> None:
+    code = """
+        import importlib.abc, sys
+
+        class Bare(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {"plotly", "dash", "pandas", "tensorboard"}:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Bare())
+        import torch, trustlens
+        model = torch.nn.Linear(2, 2)
+        optimizer = trustlens.optim.Lamb(model.parameters())
+        with trustlens.record(optimizer, sys.argv[1], model=model) as recorder:
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "run")], check=True)
+    assert (tmp_path / "run" / "layers" / "000000.parquet").exists()
