@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trustlens import export, figures, optim
-    from trustlens.analysis.run import Run, find_runs, open_run
+    from trustlens.analysis.run import Run, find_runs, open_run, quantity
     from trustlens.errors import TrustlensError
     from trustlens.recording.recorder import Recorder, record
-    from trustlens.schema import quantity
 
 __version__ = "0.1.0"
 
@@ -41,7 +40,7 @@ _HOMES = {
     "open_run": "trustlens.analysis.run",
     "find_runs": "trustlens.analysis.run",
     "TrustlensError": "trustlens.errors",
-    "quantity": "trustlens.schema",
+    "quantity": "trustlens.analysis.run",
 }
 
 

@@ -221,7 +221,7 @@ def _list(options: argparse.Namespace) -> int:
     if not rows:
         print(f"no runs in '{options.runs}' yet; trustlens.record(optimizer, directory) makes one")
         return OK
-    print(pd.DataFrame(rows).fillna("–").to_string(index=False))
+    print(pd.DataFrame(rows, dtype=object).fillna("–").to_string(index=False))
     return status
 
 

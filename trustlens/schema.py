@@ -19,8 +19,6 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trustlens.errors import UsageError
-
 Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
 """Columns by name, each float64 of shape (rows,); ``size`` holds the layers' element counts."""
 
@@ -126,22 +124,6 @@ TABLES: Final = ("layers", "steps", "metrics", "histograms")
 
 ELEMENTS: Final = ("weight", "gradient", "update")
 """What element histograms are taken of."""
-
-
-def quantity(name: str) -> Quantity:
-    """Return the quantity of that name.
-
-    Raises
-    ------
-    UsageError
-        There is none of that name; the message lists those there are.
-    """
-    try:
-        return QUANTITIES[name]
-    except KeyError:
-        raise UsageError(
-            f"'{name}' is not a quantity; choose one of: {', '.join(QUANTITIES)}"
-        ) from None
 
 
 def article_trust_ratio(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from trustlens.errors import UsageError
-from trustlens.schema import QUANTITIES, RECORDED, quantity
+from trustlens.schema import QUANTITIES, RECORDED, Quantity
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
 from trustlens.store.reader import fingerprint, last_written, read_table
 
@@ -38,6 +38,22 @@ FAMILIES: Final = {
     "LARS": "LARS",
 }
 """How an optimizer's class is called in the field."""
+
+
+def quantity(name: str) -> Quantity:
+    """Return the quantity of that name.
+
+    Raises
+    ------
+    UsageError
+        There is none of that name; the message lists those there are.
+    """
+    try:
+        return QUANTITIES[name]
+    except KeyError:
+        raise UsageError(
+            f"'{name}' is not a quantity; choose one of: {', '.join(QUANTITIES)}"
+        ) from None
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
