@@ -1,0 +1,252 @@
+"""Train the article's experiments on MNIST and record every step of them.
+
+    python sample_runs/experiments.py                          all of them, on the embedded digits
+    python sample_runs/experiments.py --pair                   Adam and LAMB at 0.01, side by side
+    python sample_runs/experiments.py lamb-lr0.1 --full        one of them, on all 70,000 digits
+
+The network is that of the article's code; every experiment starts from the same weights and sees
+the same batches in the same order. A run that diverges is trained to its end like any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import digits
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+import trustlens
+from trustlens.errors import TrustlensError, UsageError
+from trustlens.optim import Lamb
+
+BATCH: Final = 512
+TEST_EVERY: Final = 20  # steps
+EPOCHS_FULL: Final = 5
+EPOCHS_EMBEDDED: Final = 30  # as many steps, to a few, as 5 epochs of the full set
+MEAN: Final = 0.1307  # of the pixels of the training images of MNIST, from 0 to 1
+DEVIATION: Final = 0.3081
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An optimizer with its options, and what the article saw it do."""
+
+    name: str
+    optimizer: type[torch.optim.Optimizer]
+    options: dict[str, Any]
+    seen: str
+
+
+ARTICLE: Final = {"betas": (0.9, 0.99)}
+CODE: Final = {"betas": (0.9, 0.999), "weight_decay": 0.01}
+
+EXPERIMENTS: Final = (
+    Experiment("adam-lr0.01", torch.optim.Adam, {"lr": 0.01, **ARTICLE}, "learns"),
+    Experiment("lamb-lr0.01", Lamb, {"lr": 0.01, **ARTICLE}, "learns, generalises a little better"),
+    Experiment("lamb-lr0.1", Lamb, {"lr": 0.1, **ARTICLE}, "converges at once, then diverges"),
+    Experiment("lamb-lr0.1-decay0.01", Lamb, {"lr": 0.1, "weight_decay": 0.01, **ARTICLE},
+               "does not diverge; r up to about 4.5"),
+    Experiment("adam-lr0.1", torch.optim.Adam, {"lr": 0.1, **ARTICLE}, "does not learn at all"),
+    Experiment("adam-lr0.02-decay0.01", torch.optim.AdamW, {"lr": 0.02, **CODE},
+               "stays at loss 2.3"),
+    Experiment("lamb-lr0.02-decay0.01", Lamb, {"lr": 0.02, **CODE}, "98 % test accuracy"),
+)  # fmt: skip
+BY_NAME: Final = {experiment.name: experiment for experiment in EXPERIMENTS}
+PAIR: Final = ("adam-lr0.01", "lamb-lr0.01")
+
+
+class Network(nn.Module):
+    """The article's LeNet-like network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 20, 5)
+        self.conv2 = nn.Conv2d(20, 50, 5)
+        self.fc1 = nn.Linear(4 * 4 * 50, 500)
+        self.fc2 = nn.Linear(500, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (n, 1, 28, 28) to log-probabilities (n, 10)."""
+        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
+        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
+        x = functional.relu(self.fc1(x.flatten(1)))
+        return functional.log_softmax(self.fc2(x), dim=1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The digits as tensors: images normalised, float32 (n, 1, 28, 28); labels int64 (n,)."""
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+
+def prepare(source: digits.Digits) -> Data:
+    """Turn the digits into normalised tensors."""
+
+    def normalise(images: Any) -> torch.Tensor:
+        pixels = torch.tensor(images).unsqueeze(1).float()
+        return pixels.div_(255).sub_(MEAN).div_(DEVIATION)
+
+    return Data(
+        normalise(source.train_images), torch.tensor(source.train_labels).long(),
+        normalise(source.test_images), torch.tensor(source.test_labels).long(),
+    )  # fmt: skip
+
+
+def steps_of(data: Data, epochs: int) -> int:
+    """Return how many steps that many epochs take; the last batch of an epoch may be short."""
+    return epochs * -(-len(data.train_labels) // BATCH)
+
+
+def train(
+    experiment: Experiment, data: Data, directory: Path, *, epochs: int, config: dict[str, Any]
+) -> Iterator[float]:
+    """Train one experiment and record it; yield the loss after each step, to train in turns."""
+    torch.manual_seed(config["seed"])
+    model = Network()
+    optimizer = experiment.optimizer(model.parameters(), **experiment.options)
+    order = torch.Generator().manual_seed(config["seed"])
+    last = steps_of(data, epochs)
+    step = 0
+    with trustlens.record(
+        optimizer, directory, model=model, name=experiment.name, config=config
+    ) as recorder:
+        for _ in range(epochs):
+            shuffled = torch.randperm(len(data.train_labels), generator=order)
+            for batch in shuffled.split(BATCH):
+                step += 1
+                output = model(data.train_images[batch])
+                loss = functional.nll_loss(output, data.train_labels[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                recorder.log(loss=loss)
+                if step % TEST_EVERY == 0 or step == last:
+                    recorder.log(**test(model, data))
+                yield loss.item()
+
+
+@torch.no_grad()
+def test(model: Network, data: Data) -> dict[str, float]:
+    """Return loss and accuracy on the test digits."""
+    loss = correct = 0.0
+    batches = zip(data.test_images.split(1000), data.test_labels.split(1000), strict=True)
+    for images, labels in batches:
+        output = model(images)
+        loss += functional.nll_loss(output, labels, reduction="sum").item()
+        correct += (output.argmax(1) == labels).sum().item()
+    count = len(data.test_labels)
+    return {"test_loss": loss / count, "test_accuracy": correct / count}
+
+
+def run(
+    experiments: list[Experiment], source: digits.Digits, out: Path, *,
+    epochs: int, seed: int, together: bool,
+) -> None:  # fmt: skip
+    """Train the experiments one after the other, or all of them in turns, with one progress bar."""
+    for experiment in experiments:
+        if (out / experiment.name).exists():  # found before an hour of training, not after it
+            raise UsageError(
+                f"'{out / experiment.name}' is there already: "
+                "name another folder with --out, or remove it"
+            )
+    data = prepare(source)
+    config = {"data": str(source), "batch": BATCH, "epochs": epochs, "seed": seed}
+    runs = [train(e, data, out / e.name, epochs=epochs, config=config) for e in experiments]
+    names = [experiment.name for experiment in experiments]
+    rounds = [(names, runs)] if together else [([n], [r]) for n, r in zip(names, runs, strict=True)]
+    with tqdm(total=len(runs) * steps_of(data, epochs), unit="step") as bar:
+        for running, turns in rounds:
+            # zip_longest, so that each is resumed once more at its end and closes its recorder.
+            for losses in itertools.zip_longest(*turns):
+                bar.update(len(losses))
+                told = (f"{n} loss {x:.3f}" for n, x in zip(running, losses, strict=True))
+                bar.set_postfix_str(" | ".join(told), refresh=False)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    about, examples = (__doc__ or "").split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="experiments to train, see --list (default: all)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the experiments and stop")
+    parser.add_argument(
+        "--pair",
+        action="store_true",
+        help=f"train {' and '.join(PAIR)} in turns, so that both grow together",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder for the runs, one folder each (default: runs)",
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all 70,000 digits, fetched where they are not there yet",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with the four files of the full MNIST (implies --full)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"default: {EPOCHS_EMBEDDED}, with --full {EPOCHS_FULL}",
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N",
+                        help="of the first weights and the batches (default: 1)")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def choose(names: list[str]) -> list[Experiment]:
+    """Return the experiments of those names, all if there are none."""
+    for name in names:
+        if name not in BY_NAME:
+            raise UsageError(f"'{name}' is not an experiment; choose from: {', '.join(BY_NAME)}")
+    return [BY_NAME[name] for name in dict.fromkeys(names)] or list(EXPERIMENTS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = parse(arguments)
+    if options.list:
+        for experiment in EXPERIMENTS:
+            print(f"{experiment.name:24}the article: {experiment.seen}")
+        return 0
+    full = options.full or options.data is not None
+    epochs = options.epochs or (EPOCHS_FULL if full else EPOCHS_EMBEDDED)
+    try:
+        experiments = choose([*(PAIR if options.pair else ()), *options.names])
+        source = digits.full(options.data) if full else digits.embedded()
+        run(experiments, source, options.out,
+            epochs=epochs, seed=options.seed, together=options.pair)  # fmt: skip
+    except TrustlensError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Draw the embedded subset from the full MNIST: the same digits of each kind, seeded.
+
+    python sample_runs/make_subset.py --data FOLDER_WITH_MNIST
+
+It writes the four files of ``sample_runs/data/`` again, byte for byte if zlib is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import digits
+import numpy as np
+from numpy.typing import NDArray
+
+SEED = 0
+TRAIN_EACH, TEST_EACH = 1000, 200
+
+
+def draw(labels: NDArray[np.uint8], each: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Choose ``each`` places of every label, returned in the order of the full set."""
+    kinds = (np.flatnonzero(labels == kind) for kind in range(10))
+    return np.sort(np.concatenate([rng.choice(places, each, replace=False) for places in kinds]))
+
+
+def main() -> None:
+    """Read the full set, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of the full MNIST (default: fetch it)")
+    parser.add_argument("--out", type=Path, default=digits.EMBEDDED, help="folder to write into")
+    arguments = parser.parse_args()
+
+    full = digits.full(arguments.data)
+    rng = np.random.default_rng(SEED)
+    train = draw(full.train_labels, TRAIN_EACH, rng)
+    test = draw(full.test_labels, TEST_EACH, rng)
+    parts = (
+        full.train_images[train], full.train_labels[train],
+        full.test_images[test], full.test_labels[test],
+    )  # fmt: skip
+    for name, part in zip(digits.FILES, parts, strict=True):
+        digits.write_idx(arguments.out / f"{name}.gz", part)
+
+
+if __name__ == "__main__":
+    main()
