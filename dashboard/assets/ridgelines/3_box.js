@@ -151,6 +151,8 @@
     const [x, y] = left ? [farX, nearY] : [nearX, farY];
     const height = along((t) => [x, y, t], (t) => [x * 1.2, y * 1.2, t], { title: "" });
     edge(context, view, marks.z.filter((t) => t.at > 0), height, colors);
+    const [zx, zy] = project(view, x, y, HEIGHT);
+    put(context, "layers", zx + (left ? -10 : 10), zy - 12, left ? 0 : 1);
     if (step !== null) chosenLabel(context, view, step, [nearX, taken, 0], gap, colors);
   }
 

@@ -1,0 +1,151 @@
+"""The dashboard as an application: ``create_app`` makes it, ``serve`` runs it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Final
+
+from dash import Dash
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from dashboard.callbacks import frame as frame_callbacks
+from dashboard.callbacks import layers, ridgelines, runs, training
+from dashboard.components.shell import frame
+from dashboard.library import Library
+from dashboard.pages import LAYOUTS
+from trustlens.errors import UsageError
+from trustlens.figures.theme import THEMES, Theme
+
+LOCAL: Final = ("127.0.0.1", "localhost", "[::1]")
+"""Names under which a page may ask for anything: another site's page cannot reach it by its own
+name (DNS rebinding)."""
+
+_INDEX: Final = """<!DOCTYPE html>
+<html lang="en">
+  <head>
+    {%metas%}
+    <title>{%title%}</title>
+    <link rel="icon" type="image/svg+xml" href="<!--icon-->">
+    {%css%}
+    <style><!--colors--></style>
+  </head>
+  <body>
+    {%app_entry%}
+    <footer>
+      {%config%}
+      {%scripts%}
+      {%renderer%}
+    </footer>
+  </body>
+</html>"""
+
+
+def create_app(root: Path) -> Dash:
+    """Return the dashboard over the runs below ``root``, which may still be empty.
+
+    Parameters
+    ----------
+    root : Path
+        A folder that holds runs, or one run.
+
+    Returns
+    -------
+    Dash
+        The application; ``.server`` is its WSGI application, which answers to local names only.
+    """
+    library = Library(root)
+    app = Dash(
+        "dashboard",
+        title="trustlens",
+        update_title="",
+        assets_folder=str(Path(__file__).with_name("assets")),
+        enable_mcp=False,
+        serve_locally=True,
+        add_log_handler=False,
+    )
+    app.server.config["TRUSTED_HOSTS"] = list(LOCAL)
+    icon = app.get_asset_url("icon.svg")
+    app.index_string = _INDEX.replace("<!--icon-->", icon).replace("<!--colors-->", _colors())
+    app.layout = frame()
+    app.validation_layout = [frame(), *(layout() for layout in LAYOUTS.values())]
+    for callbacks in (frame_callbacks, runs, ridgelines, training, layers):
+        callbacks.register(app, library)
+    return app
+
+
+def serve(root: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
+    """Serve the dashboard until it is interrupted.
+
+    Parameters
+    ----------
+    root : Path
+        A folder that holds runs, or one run.
+    host : str
+        The address to listen on; by default this machine only.
+    port : int
+        The port; 0 takes a free one.
+
+    Raises
+    ------
+    UsageError
+        The port is in use, or there is no such address.
+    """
+    listener = _listen(host, port)
+    app = create_app(root)
+    app.server.config["TRUSTED_HOSTS"] = None if _everywhere(host) else [*LOCAL, host]
+    with listener:
+        server = make_server(
+            host, port, app.server, threaded=True, request_handler=_Quiet, fd=listener.fileno()
+        )
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.server_close()
+
+
+class _Quiet(WSGIRequestHandler):
+    """Errors are logged, requests are not: a page asks every second or two."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing."""
+
+
+def _everywhere(host: str) -> bool:
+    """Whether the user opened the page to the network, where it has names we cannot know."""
+    return host in ("", "0.0.0.0", "::")  # noqa: S104
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OverflowError:
+        raise UsageError(f"{port} is not a port; give one from 1 to 65535") from None
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}); "
+            "give another with --port"
+        ) from None
+
+
+def _colors() -> str:
+    """Return the themes as custom properties of CSS."""
+    light, dark = (_properties(THEMES[name]) for name in ("light", "dark"))
+    return f":root{{{light}}}:root[data-mantine-color-scheme=dark]{{{dark}}}"
+
+
+def _properties(theme: Theme) -> str:
+    colors = {
+        "paper": theme.background,
+        "panel": theme.panel,
+        "ink": theme.ink,
+        "muted": theme.muted,
+        "grid": theme.grid,
+        "axis": theme.axis,
+        "accent": theme.accent,
+        "alert": theme.alert,
+        **{f"run-{key}": color.line for key, color in theme.runs.items()},
+    }
+    return "".join(f"--tl-{name}:{color};" for name, color in colors.items())

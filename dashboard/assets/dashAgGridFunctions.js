@@ -1,0 +1,14 @@
+/* Functions that the tables' columns name. */
+"use strict";
+
+window.dashAgGridFunctions = window.dashAgGridFunctions || {};
+
+/** A number with three significant digits, as one would write it; nothing where nothing is known. */
+window.dashAgGridFunctions.human = (value) => {
+  if (value === null || value === undefined || value === "") return "";
+  if (typeof value !== "number") return String(value);
+  const size = Math.abs(value);
+  if (size !== 0 && (size >= 1e6 || size < 1e-3)) return value.toExponential(2).replace("e+", "e");
+  if (Number.isInteger(value)) return value.toLocaleString("en").replaceAll(",", "\u202f");
+  return String(Number(value.toPrecision(3)));
+};

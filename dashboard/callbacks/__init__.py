@@ -1,0 +1,1 @@
+"""Callbacks: one-line adapters from a selection to what the page functions return."""

@@ -1,0 +1,40 @@
+"""The training page follows the selection and the runs on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import Dash, Input, Output
+
+from dashboard import ids
+from dashboard.components import training_page as page
+from dashboard.library import Library
+
+
+def register(app: Dash, library: Library) -> None:
+    """Register the page's callbacks."""
+
+    @app.callback(
+        Output(ids.TRAINING_RUNS, "data"),
+        Input(ids.URL, "search"),
+        Input(ids.LISTING, "data"),
+    )
+    def options(search: str, _listing: Any) -> Any:
+        return page.options(library, search)
+
+    @app.callback(
+        Output(ids.TRAINING_GRAPH, "figure"),
+        Output(ids.TRAINING_GRAPH, "style"),
+        Output(ids.TRAINING_NAMES, "data"),
+        Output(ids.TRAINING_GRID, "rowData"),
+        Input(ids.URL, "search"),
+        Input(ids.CURSOR, "data"),
+        Input(ids.TRAINING_RUNS, "value"),
+        Input(ids.TRAINING_NAMES, "value"),
+        Input(ids.TRAINING_SCALE, "value"),
+        Input(ids.THEME, "computedColorScheme"),
+    )
+    def picture(
+        search: str, _cursor: Any, more: Any, names: Any, scale: str, theme: str
+    ) -> Any:
+        return page.picture(library, search, more, names, scale, theme or "light")

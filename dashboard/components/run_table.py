@@ -1,0 +1,95 @@
+"""The list of runs, one row a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import pandas as pd
+
+from dashboard.components.grid import NUMBER
+from dashboard.library import Entry, Library
+from dashboard.selection import learning_rate
+from trustlens.analysis.divergence import verdict
+from trustlens.analysis.run import Run
+from trustlens.errors import TrustlensError
+
+COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
+    {"field": "name", "headerName": "Run", "flex": 2, "minWidth": 190, "tooltipField": "path", "filter": True},
+    {"field": "optimizer", "headerName": "Optimizer", "flex": 1, "minWidth": 110},
+    {"field": "lr", "headerName": "Learning rate", "flex": 1, "minWidth": 130, **NUMBER},
+    {"field": "layers", "headerName": "Layers", "flex": 1, **NUMBER},
+    {"field": "steps", "headerName": "Steps", "flex": 1, **NUMBER},
+    {"field": "loss", "headerName": "Last loss", "flex": 1, "minWidth": 100, **NUMBER},
+    {"field": "accuracy", "headerName": "Last accuracy", "flex": 1, "minWidth": 130, **NUMBER},
+    {
+        "field": "status",
+        "headerName": "Status",
+        "flex": 1,
+        "minWidth": 125,
+        "cellClassRules": {
+            f"status-{name}": f"params.value === '{name}'"
+            for name in ("recording", "closed", "interrupted", "damaged")
+        },
+    },
+    {
+        "field": "verdict",
+        "headerName": "Verdict",
+        "flex": 3,
+        "minWidth": 240,
+        "tooltipField": "verdict",
+        "cellClassRules": {"verdict-bad": "params.data.findings > 0 || params.data.status === 'damaged'"},
+    },
+)
+
+
+def version(library: Library) -> list[list[str]]:
+    """Return what changes whenever a row would."""
+    return [
+        [entry.id, entry.error, *((entry.run.version, entry.run.status) if entry.run else ())]
+        for entry in library.entries()
+    ]
+
+
+def rows(library: Library) -> list[dict[str, Any]]:
+    """Return one row a run; a run that cannot be read says why."""
+    return [_row(entry, library) for entry in library.entries()]
+
+
+def _row(entry: Entry, library: Library) -> dict[str, Any]:
+    path = entry.path.relative_to(library.root).as_posix()
+    base = {"id": entry.id, "name": entry.name, "path": path}
+    if entry.run is None:
+        return {**base, "status": "damaged", "verdict": entry.error, "findings": 0}
+    try:
+        return {**base, **_summary(entry.run, entry.run.version), "status": entry.run.status}
+    except TrustlensError as error:
+        return {**base, "status": "damaged", "verdict": str(error), "findings": 0}
+
+
+@lru_cache(maxsize=512)
+def _summary(run: Run, _version: str) -> dict[str, Any]:
+    metrics = run.metrics()
+    findings = run.diagnose()
+    return {
+        "optimizer": run.family,
+        "lr": learning_rate(run),
+        "layers": len(run.layer_names),
+        "steps": run.last_step,
+        "loss": _last(metrics, "loss"),
+        "accuracy": _last(metrics, "acc"),
+        "verdict": verdict(findings, run),
+        "findings": len(findings),
+    }
+
+
+def _last(metrics: pd.DataFrame, word: str) -> float | None:
+    """Return the last value of the metric that the word names best: exactly, at its end, within."""
+    names = metrics["name"].unique()
+    named = [name for name in names if word in str(name).lower()]
+    if not named:
+        return None
+    best = min(named, key=lambda name: (name != word, not str(name).endswith(word), len(str(name))))
+    value = float(metrics.loc[metrics["name"] == best, "value"].iloc[-1])
+    return value if value == value else None  # NaN is not JSON  # noqa: PLR0124
