@@ -11,14 +11,18 @@ import torch
 from recording.simulation import (
     CASES,
     TOLERANCE,
+    compare,
+    expected_row,
     norm,
     parameters_of,
     record_steps,
     rows_of,
+    sizes_of_products,
     wide,
 )
 
 import trustlens
+from trustlens.recording import watch
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -162,3 +166,47 @@ def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
     row = record_steps(tmp_path / "run", restored, [[torch.ones(3, 4)]])[1, "group0.param0"]
     assert row["debias1"] == pytest.approx(1 / (1 - 0.9**6))
     assert row["debias2"] == pytest.approx(1 / (1 - 0.999**6))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "Adam, amsgrad", "Lamb"])
+def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
+    """There the count stays a tensor: reading it would wait. No such device is needed to see it."""
+    monkeypatch.setattr(watch, "steps_done", lambda state: state["step"])
+    monkeypatch.setattr(watch, "_on_device", lambda value: isinstance(value, torch.Tensor))
+    (p,) = parameters_of((30, 4))
+    case = CASES[name]
+    optimizer = case.make([{"params": [p], "lr": 0.01, "weight_decay": 0.1}])
+    layer, seen = case.layer(), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append((wide(p), wide(p.grad))))
+    rows = record_steps(tmp_path / "run", optimizer, [[torch.randn(30, 4)] for _ in range(4)])
+    seen.append((wide(p), None))
+    for t, (before, g) in enumerate(seen[:-1], start=1):
+        after = seen[t][0]
+        stepped = layer.step(before, g, 0.01, 0.1)
+        expected = expected_row(before, after, g, stepped, rate=0.01, eps=case.eps)
+        products = sizes_of_products(before, after, g, stepped)
+        compare(rows[t, "group0.param0"], expected, products, t)
+
+
+@pytest.mark.parametrize("overflow", [0, 2])
+def test_a_step_that_gradient_scaling_skipped(overflow, tmp_path):
+    (p,) = parameters_of((3, 4))
+    start = wide(p)
+    optimizer = torch.optim.AdamW([p], lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with trustlens.record(optimizer, tmp_path / "run", histograms_every=1):
+        for t in range(4):
+            optimizer.zero_grad()
+            scaler.scale((p * (float("inf") if t == overflow else 2.0)).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    steps = pq.read_table(tmp_path / "run" / "steps").to_pylist()
+    assert [row["skipped"] for row in steps] == [t == overflow for t in range(4)]
+    rows = rows_of(tmp_path / "run")
+    done = [t + 1 for t in range(4) if t != overflow]
+    assert [t for t, _ in rows] == done
+    assert rows[done[0], "group0.param0"]["weight_norm"] == pytest.approx(norm(start))
+    factors = [rows[t, "group0.param0"]["debias1"] for t in done]
+    assert factors == pytest.approx([1 / (1 - 0.9**t) for t in (1, 2, 3)])
+    for t in done:  # the gradient that was used, not the scaled one
+        assert rows[t, "group0.param0"]["grad_max"] == 2

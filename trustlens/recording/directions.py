@@ -11,6 +11,7 @@ need no temporary of its size. A family is one function from (parameter, group, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,15 +35,16 @@ class Direction:
     momentum, variance : Tensor, optional
         m and v as the optimizer keeps them, of the parameter's shape.
     grad_share, momentum_share, weight_share : float
-        a, b and c of the formula above.
-    variance_share : float
+        a, b and c of the formula above; b may be a tensor without dimensions.
+    variance_share : float or Tensor
         h: v̂ = h·v.
     epsilon : float
         ε, outside the root.
     decay : float
         Decoupled weight decay λ.
-    debias1, debias2 : float, optional
-        The debias factors that were applied; None where there is no average to debias.
+    debias1, debias2 : float or Tensor, optional
+        The debias factors that were applied; None where there is no average to debias. Tensors
+        where the layer's step count lies on the device.
     trust_ratio : Tensor, optional
         The ratio that the optimizer applied, without dimensions; None if it applied none.
     """
@@ -50,17 +52,17 @@ class Direction:
     momentum: Tensor | None = None
     variance: Tensor | None = None
     grad_share: float = 0.0
-    momentum_share: float = 0.0
+    momentum_share: float | Tensor = 0.0
     weight_share: float = 0.0
-    variance_share: float = 1.0
+    variance_share: float | Tensor = 1.0
     epsilon: float = 0.0
     decay: float = 0.0
-    debias1: float | None = None
-    debias2: float | None = None
+    debias1: float | Tensor | None = None
+    debias2: float | Tensor | None = None
     trust_ratio: Tensor | None = None
 
 
-Family = Callable[[Group, State, int], Direction]
+Family = Callable[[Group, State, int | Tensor], Direction]
 
 
 def family_of(optimizer: Optimizer) -> Family | None:
@@ -74,18 +76,18 @@ def family_of(optimizer: Optimizer) -> Family | None:
     return None
 
 
-def steps_done(state: State) -> int | None:
-    """Return the layer's own step count t; None where the optimizer keeps none that is at hand.
+def steps_done(state: State) -> int | Tensor:
+    """Return the layer's own step count t; 0 where the optimizer keeps none.
 
-    A count that lies on an accelerator is not read, since reading it would wait.
+    A count that lies on an accelerator stays a tensor, since reading it would wait.
     """
-    step = state.get("step")
-    if isinstance(step, Tensor):
-        return int(step.item()) if step.device.type == "cpu" else None
+    step = state.get("step", 0)
+    if isinstance(step, Tensor) and step.device.type == "cpu":
+        return int(step.item())
     return step
 
 
-def _adam(group: Group, state: State, t: int) -> Direction:
+def _adam(group: Group, state: State, t: int | Tensor) -> Direction:
     # torch.optim.Adam and AdamW; amsgrad divides by the largest v so far (Reddi et al. 2018).
     factor1, factor2 = _debias(group, t)
     decoupled = bool(group.get("decoupled_weight_decay", False))
@@ -101,7 +103,7 @@ def _adam(group: Group, state: State, t: int) -> Direction:
     )
 
 
-def _sgd(group: Group, state: State, t: int) -> Direction:  # noqa: ARG001 — every family's form
+def _sgd(group: Group, state: State, t: int | Tensor) -> Direction:  # noqa: ARG001 — every family's form
     # torch.optim.SGD: its decay goes into the gradient, before the momentum.
     buffer = state.get("momentum_buffer")
     decay, momentum = _number(group["weight_decay"]), _number(group["momentum"])
@@ -118,7 +120,7 @@ def _sgd(group: Group, state: State, t: int) -> Direction:  # noqa: ARG001 — e
     )
 
 
-def _lamb(group: Group, state: State, t: int) -> Direction:
+def _lamb(group: Group, state: State, t: int | Tensor) -> Direction:
     factor1, factor2 = _debias(group, t)
     debias = group["debias"]  # "rate" and "first" apply the factors outside the direction
     inside = debias is True
@@ -135,7 +137,7 @@ def _lamb(group: Group, state: State, t: int) -> Direction:
     )
 
 
-def _lars(group: Group, state: State, t: int) -> Direction:  # noqa: ARG001 — every family's form
+def _lars(group: Group, state: State, t: int | Tensor) -> Direction:  # noqa: ARG001 — every family's form
     buffer = state.get("momentum_buffer")
     return Direction(
         momentum=buffer,
@@ -146,9 +148,17 @@ def _lars(group: Group, state: State, t: int) -> Direction:  # noqa: ARG001 — 
     )
 
 
-def _debias(group: Group, t: int) -> tuple[float, float]:
+def _debias(group: Group, t: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
     beta1, beta2 = (_number(beta) for beta in group["betas"])
-    return 1 / (1 - beta1**t), 1 / (1 - beta2**t)
+    return _debias_factor(beta1, t), _debias_factor(beta2, t)
+
+
+def _debias_factor(beta: float, t: int | Tensor) -> float | Tensor:
+    if beta == 0:
+        return 1.0
+    if isinstance(t, Tensor):  # expm1, since 1 − βᵗ would cancel in the count's float32
+        return -1 / torch.expm1(t * math.log(beta))
+    return 1 / (1 - beta**t)
 
 
 def _number(value: float | Tensor) -> float:

@@ -292,10 +292,15 @@ class Recorder:
         watch.before(measure=_due(step, self._every) or _due(step, self._histograms_every))
 
     def _after(self, watch: Watch) -> None:
-        measured = watch.after(histograms=_due(watch.step, self._histograms_every))
+        skipped = watch.skipped()
+        measured = (
+            []
+            if skipped == 1.0
+            else watch.after(histograms=_due(watch.step, self._histograms_every))
+        )
         first = watch.step > self._step
         self._step = max(self._step, watch.step)
-        self._put(StepRecord(watch.step, _now(), first, measured))
+        self._put(StepRecord(watch.step, _now(), first, measured, skipped))
         self._look_at_thread()
 
     def _follow(self) -> tuple[LayerInfo, ...]:

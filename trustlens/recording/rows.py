@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,6 +18,9 @@ from trustlens.store.layout import SCHEMAS
 
 HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
 """What the hook knows without asking the device."""
+
+DEVICE_COLUMNS: Final = ("trust_ratio", "learning_rate", "debias1", "debias2")
+"""What may lie on the device instead; it comes behind the sums."""
 
 KNOWN: Final = ("gradient", "direction", "momentum", "variance", "applied")
 """What a layer may lack in a step: the quantities made of it are then null."""
@@ -52,9 +55,9 @@ class Measured:
         What each layer had.
     host : float64 (n, len(HOST_COLUMNS))
         NaN stands for null.
-    sums : float (n, len(SUMS) + 2)
-        The sums, the trust ratio that the optimizer applied, and the learning rate where it lies
-        on the device (else NaN, and ``host`` has it).
+    sums : float (n, len(SUMS) + len(DEVICE_COLUMNS))
+        The sums, the trust ratio that the optimizer applied, and the learning rate and debias
+        factors where they lie on the device (else NaN, and ``host`` has them).
     counts : int64 (n, len(ELEMENTS), buckets), optional
         Element histograms.
     """
@@ -69,12 +72,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimizer's step; ``first`` if no other optimizer did a step of that number before."""
+    """One optimizer's step; ``first`` if no other optimizer did a step of that number before.
+
+    ``skipped`` is not 0 if it changed nothing: then it has no rows but its own.
+    """
 
     step: int
     time: datetime
     first: bool
     measured: Sequence[Measured] = ()
+    skipped: float | Parcel = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +97,14 @@ Record = StepRecord | MetricRecord
 
 def tables(records: Sequence[Record], layer_names: Sequence[str]) -> dict[str, pa.Table]:
     """Return the rows that the records make, by table; a table without rows is left out."""
-    steps = [record for record in records if isinstance(record, StepRecord)]
-    measured = [(record.step, part) for record in steps for part in record.measured]
+    steps = [
+        replace(record, skipped=opened_scalar(record.skipped))
+        for record in records
+        if isinstance(record, StepRecord)
+    ]
+    measured = [
+        (record.step, part) for record in steps if not record.skipped for part in record.measured
+    ]
     made = {
         "layers": _layers(measured, layer_names),
         "histograms": _histograms(measured, layer_names),
@@ -109,8 +122,10 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
     known = np.concatenate([part.known for part in parts])
     host = np.concatenate([part.host for part in parts])
     sums = np.concatenate([part.sums.open() for part in parts]).astype(np.float64)
-    rate = host[:, HOST_COLUMNS.index("learning_rate")]
-    rate[:] = np.where(np.isnan(rate), sums[:, -1], rate)
+    for i, name in enumerate(DEVICE_COLUMNS, start=len(SUMS)):
+        if name in HOST_COLUMNS:
+            column = host[:, HOST_COLUMNS.index(name)]
+            column[:] = np.where(np.isnan(column), sums[:, i], column)
     values = _quantities(
         sums,
         np.concatenate([part.sizes for part in parts]),
@@ -153,7 +168,9 @@ def _quantities(
         return {
             **{name: of[name] for name in RECORDED if name in of},
             **norms,
-            "trust_ratio": np.where(applied, sums[:, len(SUMS)], ratio),
+            "trust_ratio": np.where(
+                applied, sums[:, len(SUMS) + DEVICE_COLUMNS.index("trust_ratio")], ratio
+            ),
             "surprise": of["surprise_sum"] / sizes,
         }
 
@@ -192,7 +209,7 @@ def _steps(records: Sequence[StepRecord]) -> pa.Table:
         {
             "step": [record.step for record in records],
             "time": [record.time for record in records],
-            "skipped": [False] * len(records),
+            "skipped": [bool(record.skipped) for record in records],
         },
         schema=SCHEMAS["steps"],
     )

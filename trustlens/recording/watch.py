@@ -1,7 +1,6 @@
 """One optimizer under watch: its layers, the copy of their weights, its measurement."""
 
 # torch offers its operations on lists of tensors under private names only:
-# ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from trustlens.recording.rows import HOST_COLUMNS, KNOWN, Measured
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.elements import count_elements
 from trustlens.recording.statistics.portable import Portable
-from trustlens.recording.transfer import send
+from trustlens.recording.transfer import Parcel, host_scalar, send
 
 Hook = Callable[[Optimizer, Any, Any], None]
 
@@ -41,7 +40,6 @@ class Watch:
         self._layers: list[tuple[int, Layer]] = []
         self._copies: list[Tensor] = []
         self._copied = False
-        self._times: dict[int, int] = {}
 
     @property
     def understood(self) -> bool:
@@ -80,6 +78,14 @@ class Watch:
             parameters = [layer.parameter for _, layer in self._layers]
             torch._foreach_copy_(self._copies, parameters)
 
+    def skipped(self) -> float | Parcel:
+        """Tell, maybe still on its way, whether the step that was done changed nothing: 0 or 1.
+
+        Gradient scaling leaves a fused optimizer to skip a step whose gradients overflowed.
+        """
+        found = getattr(self.optimizer, "found_inf", None)
+        return 0.0 if found is None else host_scalar(found)
+
     def after(self, *, histograms: bool) -> list[Measured]:
         """Measure the step that was done, if its weights were copied: one part a device."""
         if not self._copied:
@@ -99,7 +105,14 @@ class Watch:
         columns = [
             sums,
             _column([d.trust_ratio if d else None for d in directions], sums),
-            _column([rate if _on_device(rate) else None for rate in rates], sums),
+            *(
+                _column([value if _on_device(value) else None for value in values], sums)
+                for values in (
+                    rates,
+                    [d.debias1 if d else None for d in directions],
+                    [d.debias2 if d else None for d in directions],
+                )
+            ),
         ]
         return Measured(
             layers=np.array([index for index, _ in layers], np.int32),
@@ -122,13 +135,12 @@ class Watch:
         if grad is not None:
             if group.get("maximize"):
                 grad = -grad
-            if "grad_divisor" in state:  # Lamb's own clip leaves p.grad as it was
+            if (
+                group.get("max_grad_norm") and "grad_divisor" in state
+            ):  # Lamb leaves p.grad as it was
                 grad = grad / state["grad_divisor"]
-            t = steps_done(state)
-            if t is None:
-                t = self._times[place] = self._times.get(place, 0) + 1
             if self._family is not None:
-                direction = self._family(group, state, t)
+                direction = self._family(group, state, steps_done(state))
         return LayerStep(self._copies[place], parameter.detach(), grad, direction)
 
 
@@ -152,14 +164,17 @@ def _known(step: LayerStep) -> tuple[bool, ...]:
 
 
 def _host(direction: Direction | None, rate: float | Tensor) -> tuple[float, ...]:
-    eta = _NAN if _on_device(rate) else float(rate)
     if direction is None:
-        return (_NAN, _NAN, eta, _NAN)
+        return (_NAN, _NAN, _at_hand(rate), _NAN)
     factors = (direction.debias1, direction.debias2)
-    return (*(_NAN if factor is None else factor for factor in factors), eta, direction.decay)
+    return (*(_at_hand(factor) for factor in factors), _at_hand(rate), direction.decay)
 
 
-def _on_device(value: float | Tensor) -> bool:
+def _at_hand(value: float | Tensor | None) -> float:
+    return _NAN if value is None or _on_device(value) else float(value)
+
+
+def _on_device(value: float | Tensor | None) -> bool:
     return isinstance(value, Tensor) and value.device.type != "cpu"
 
 

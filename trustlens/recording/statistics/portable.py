@@ -118,7 +118,11 @@ def _measure_direction(
         (form.momentum_share, m),
         (form.weight_share, w),
     ):
-        if share and values is not None:  # not by 0: 0·∞ would be NaN
+        if values is None:
+            continue
+        if isinstance(share, Tensor):
+            d.add_(torch.mul(values, share, out=spare))
+        elif share:  # not by 0: 0·∞ would be NaN
             d.add_(values, alpha=share)
     if m is not None:
         sums["grad_dot_momentum"] = _dot(g, m, spare)

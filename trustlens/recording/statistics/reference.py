@@ -47,7 +47,7 @@ def _of_direction(step: LayerStep, w: Tensor, g: Tensor, update: Tensor) -> dict
             d = d + share * values
     if form.momentum is not None:
         m = form.momentum.double()
-        if form.momentum_share:
+        if isinstance(form.momentum_share, Tensor) or form.momentum_share:
             d = d + form.momentum_share * m
         sums["grad_dot_momentum"] = (g * m).sum()
         sums["momentum_squares"] = (m * m).sum()
