@@ -1,15 +1,26 @@
 """Figures of recorded runs, drawn with Plotly.
 
 Each has a data function, which needs no Plotly, and a drawing function of the same name without
-``_data``. Show a figure with ``figure.show(config=PLOTLY_CONFIG)``: nothing then leaves the machine.
+``_data``. Show a figure with ``figure.show(config=PLOTLY_CONFIG)``, and nothing leaves the machine.
 """
 
-from trustlens.figures.ridgeline import RidgelineData, ridgeline, ridgeline_data
+from trustlens.figures.curves import curves, curves_data
+from trustlens.figures.debias import debias, debias_data
+from trustlens.figures.heatmap import heatmap, heatmap_data
+from trustlens.figures.ridgeline import ridgeline, ridgeline_data
+from trustlens.figures.smoothing import smoothing, smoothing_data
 from trustlens.figures.theme import PLOTLY_CONFIG
 
 __all__ = [
     "PLOTLY_CONFIG",
-    "RidgelineData",
+    "curves",
+    "curves_data",
+    "debias",
+    "debias_data",
+    "heatmap",
+    "heatmap_data",
     "ridgeline",
     "ridgeline_data",
+    "smoothing",
+    "smoothing_data",
 ]

@@ -22,24 +22,36 @@ class Panel:
     y: tuple[float, float]
 
 
-def panels(count: int, *, gap: float = 0.06, head: float = 0.09) -> list[Panel]:
-    """Return panels in rows of two, with room above each for its caption."""
-    columns = min(count, 2)
-    rows = (count + 1) // 2
+def panels(
+    count: int, *, columns: int = 2, gap: float = 0.06, head: float = 0.09, foot: float = 0.0
+) -> list[Panel]:
+    """Return panels in rows of ``columns``.
+
+    ``gap`` is the room between columns; ``head`` and ``foot`` are shares of a row, above a panel
+    for its caption and below it for the labels of its axis where other panels follow.
+    """
+    columns = min(count, columns)
+    rows = -(-count // columns)
     width = (1 - gap * (columns - 1)) / columns
-    height = 1 / rows
+    height = 1 / (rows - foot)  # the last row needs no foot: the margin of the figure is there
     found: list[Panel] = []
     for number in range(count):
         row, column = divmod(number, columns)
         left, top = column * (width + gap), 1 - row * height
-        found.append(Panel((left, left + width), (top - height, top - head * height)))
+        bottom = max(top - (1 - foot) * height, 0.0)
+        found.append(Panel((left, left + width), (bottom, top - head * height)))
     return found
 
 
 def quantity_heading(quantity: Quantity) -> tuple[str, str]:
     """Return a title and a subtitle on how a quantity is distributed over the layers."""
-    title = quantity.title[0].upper() + quantity.title[1:]
-    return f"{plain(title)} {plain(quantity.symbol)}", f"over the layers, {plain(quantity.formula)}"
+    title = f"{sentence_case(quantity.title)} {plain(quantity.symbol)}"
+    return title, f"distribution over the layers · {plain(quantity.formula)}"
+
+
+def sentence_case(text: str) -> str:
+    """Return a text with a capital first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def quantity_axis(quantity: Quantity) -> str:
@@ -47,13 +59,17 @@ def quantity_axis(quantity: Quantity) -> str:
     return f"{plain(quantity.title)} {plain(quantity.symbol)}"
 
 
-def caption(figure: go.Figure, run: RunRidges, panel: Panel, theme: Theme) -> None:
+def run_caption(figure: go.Figure, run: RunRidges, panel: Panel, theme: Theme) -> None:
     """Write above a panel which run it shows, and how much of it."""
-    color = theme.runs[run.color].line
-    name = plain(run.label, 56)
+    square = f'<span style="color:{theme.runs[run.color].line}">■</span>'
+    caption(figure, f"{square} <b>{plain(run.label, 56)}</b>", extent(run), panel, theme)
+
+
+def caption(figure: go.Figure, text: str, below: str, panel: Panel, theme: Theme) -> None:
+    """Write two lines above a panel, both made plain already; the second may be empty."""
+    muted = f'<br><span style="color:{theme.muted};font-size:12px">{below}</span>'
     figure.add_annotation(
-        text=f'<span style="color:{color}">■</span> <b>{name}</b>'
-        f'<br><span style="color:{theme.muted};font-size:12px">{extent(run)}</span>',
+        text=text + muted if below else text,
         x=panel.x[0],
         y=panel.y[1],
         xref="paper",

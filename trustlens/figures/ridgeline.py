@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trustlens import schema
 from trustlens.analysis.run import Run
-from trustlens.bins import Scale, axis_edges, check_range, full_range, number, on_axis, robust_range
+from trustlens.analysis.run import quantity as quantity_named
+from trustlens.bins import Scale, axis_edges, number, on_axis
 from trustlens.errors import UsageError
 from trustlens.figures.ridgeline_3d import draw_3d
 from trustlens.figures.ridgeline_flat import draw_flat
 from trustlens.figures.theme import ThemeName, assign_colors, theme_of
 from trustlens.figures.values import (
     LayerValues,
+    View,
     choose_scale,
     nearest_steps,
     read_values,
     run_list,
+    view_range,
     why_empty,
 )
 from trustlens.schema import Quantity
@@ -30,7 +32,6 @@ from trustlens.schema import Quantity
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-View = Literal["robust", "full"] | tuple[float, float]
 Side = Literal["below", "above", "nonfinite"]
 
 BANDWIDTH: Final = 0.015
@@ -145,7 +146,7 @@ class RidgelineData:
     def lateness(self, run: RunRidges) -> NDArray[np.float64]:
         """Return how late each ridge of a run is, from 0 (first of all runs) to 1 (last)."""
         first, last = self.time
-        return (run.steps - first) / (last - first)
+        return (run.steps.astype(np.float64) - first) / (last - first)
 
     def marks(self, run: RunRidges) -> list[Mark]:
         """Return what of a run is out of view; empty if nothing is."""
@@ -249,7 +250,7 @@ def ridgeline_data(
         No run, no such quantity, scale or view, or fewer than one ridge or bucket.
     """
     chosen = run_list(runs)
-    measured = schema.quantity(quantity)
+    measured = quantity_named(quantity)
     if buckets < 1:
         raise UsageError(f"{buckets} buckets cannot be drawn; take at least 1")
     recorded = [run.recorded_steps() for run in chosen]
@@ -277,16 +278,9 @@ def layers(count: int) -> str:
 def _edges(
     values: Sequence[NDArray[np.float64]], scale: Scale, view: View, buckets: int
 ) -> NDArray[np.float64]:
-    if isinstance(view, str) and view not in ("robust", "full"):
-        raise UsageError(f"'{view}' is not a view; choose 'robust', 'full' or (low, high)")
-    if not isinstance(view, str):
-        low, high = view
-        check_range(low, high, scale)
-        return axis_edges(low, high, buckets, scale)
-    pooled = np.concatenate([part.ravel() for part in values])
-    found = robust_range(pooled, scale) if view == "robust" else full_range(pooled, scale)
-    low, high = found or (0.1, 10.0)
-    return axis_edges(low, high, buckets, scale, margin=3 * BANDWIDTH)  # room for whole bumps
+    low, high = view_range(values, scale, view) or (0.1, 10.0)
+    margin = 3 * BANDWIDTH if isinstance(view, str) else 0.0  # room for whole bumps
+    return axis_edges(low, high, buckets, scale, margin=margin)
 
 
 def _ridges(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.bins import on_axis, ticks
-from trustlens.figures.panels import Panel, caption, panels, quantity_axis, quantity_heading
+from trustlens.figures.panels import Panel, panels, quantity_axis, quantity_heading, run_caption
 from trustlens.figures.theme import (
     Theme,
     color_at,
@@ -16,6 +16,7 @@ from trustlens.figures.theme import (
     graph_objects,
     mix,
     new_figure,
+    plain,
     say,
 )
 
@@ -39,10 +40,10 @@ def draw_3d(data: RidgelineData, theme: Theme) -> go.Figure:
     figure = new_figure(theme, *quantity_heading(data.quantity), height=110 + 530 * rows)
     for number, (run, panel) in enumerate(zip(data.runs, panels(len(data.runs)), strict=True), 1):
         scene = "scene" if number == 1 else f"scene{number}"
-        caption(figure, run, panel, theme)
+        run_caption(figure, run, panel, theme)
         figure.update_layout({scene: _scene(data, panel, theme)})
         if run.note:
-            say(figure, run.note, theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
+            say(figure, plain(run.note), theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
         visible = run.heights > 0.004 * data.peak
         if visible.any():
             figure.add_trace(_curtains(data, run, visible, theme).update(scene=scene))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from trustlens.bins import on_axis, ticks
-from trustlens.figures.panels import Panel, caption, panels, quantity_axis, quantity_heading
+from trustlens.figures.panels import Panel, panels, quantity_axis, quantity_heading, run_caption
 from trustlens.figures.theme import (
     Theme,
     alpha,
@@ -15,6 +15,7 @@ from trustlens.figures.theme import (
     graph_objects,
     mix,
     new_figure,
+    plain,
     say,
 )
 
@@ -36,7 +37,7 @@ def draw_flat(data: RidgelineData, theme: Theme) -> go.Figure:
     for number, (run, panel) in enumerate(zip(data.runs, panels(len(data.runs)), strict=True), 1):
         suffix = "" if number == 1 else str(number)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        caption(figure, run, panel, theme)
+        run_caption(figure, run, panel, theme)
         figure.update_layout(
             {
                 f"xaxis{suffix}": _value_axis(data, panel, suffix, theme),
@@ -44,7 +45,7 @@ def draw_flat(data: RidgelineData, theme: Theme) -> go.Figure:
             }
         )
         if run.note:
-            say(figure, run.note, theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
+            say(figure, plain(run.note), theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
         else:
             figure.add_traces([trace.update(axes) for trace in _ridges(data, run, theme)])
         figure.add_traces([_mark(data, mark, theme).update(axes) for mark in data.marks(run)])

@@ -144,6 +144,7 @@ _FAMILIES: Final = {
     "LARS": "green",
     "SGD": "purple",
 }
+_SECOND: Final = {"blue": "orange", "red": "teal", "green": "pink", "purple": "orange"}
 _FREE: Final = ("orange", "teal", "green", "purple", "pink", "blue", "red", "grey")
 
 
@@ -163,15 +164,21 @@ def theme_of(name: str) -> Theme:
 def assign_colors(runs: Sequence[Run]) -> list[str]:
     """Return the palette key of each run: Adam blue and LAMB red, as in the article.
 
-    The first run of a family has the family's colour, any other run the next free one; with more
-    runs than colours they come round again.
+    The first run of a family has the family's colour, the second a contrasting one, any other
+    the next free one; with more runs than colours they come round again.
     """
-    chosen: list[str | None] = []
-    for run in runs:
-        wanted = _FAMILIES.get(run.family)
-        chosen.append(None if wanted in chosen else wanted)
-    spare = itertools.cycle([key for key in _FREE if key not in chosen] or _FREE)
-    return [key or next(spare) for key in chosen]
+    families = [_FAMILIES.get(run.family) for run in runs]
+    first = {families.index(key): key for key in families if key}
+    taken, spare = set(first.values()), itertools.cycle(_FREE)
+    chosen: list[str] = []
+    for number, family in enumerate(families):
+        key = first.get(number)
+        if key is None:
+            wanted = (_SECOND.get(family or "", _FREE[0]), *_FREE)
+            key = next((color for color in wanted if color not in taken), None) or next(spare)
+        taken.add(key)
+        chosen.append(key)
+    return chosen
 
 
 def color_at(ramp: Sequence[str], share: float) -> str:
@@ -251,12 +258,12 @@ def new_figure(theme: Theme, title: str, subtitle: str, *, height: int = 520) ->
         "subtitle": {"text": subtitle, "font": {"size": 13, "color": theme.muted}},
         "font": {"size": 18, "color": theme.ink},
         "x": 0,
-        "xref": "paper",
+        "xref": "container",
         "xanchor": "left",
         "y": 1,
         "yref": "container",
         "yanchor": "top",
-        "pad": {"t": 20},
+        "pad": {"t": 20, "l": 24},
     }
     layout = {
         "font": {"family": FONT, "size": 13, "color": theme.ink},

@@ -1,0 +1,212 @@
+"""Smoothing: a noisy series and its moving averages, as Adam keeps them of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trustlens.errors import UsageError
+from trustlens.figures.panels import Panel, caption, panels
+from trustlens.figures.theme import (
+    Theme,
+    ThemeName,
+    alpha,
+    color_at,
+    graph_objects,
+    new_figure,
+    plain,
+    say,
+    theme_of,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BETAS: Final = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothingData:
+    """A series and its exponential moving averages.
+
+    Attributes
+    ----------
+    series : float64 array of shape (n,)
+        NaN where it is not finite.
+    betas : tuple of float
+    averages : float64 array of shape (betas, n)
+        m ← βm + (1−β)x, from m = 0.
+    debiased : float64 array of shape (betas, n)
+        The same times 1/(1−βᵗ).
+    note : str
+        Why there is nothing to draw; empty if there is something.
+    """
+
+    series: NDArray[np.float64]
+    betas: tuple[float, ...]
+    averages: NDArray[np.float64]
+    debiased: NDArray[np.float64]
+    note: str
+
+
+def example_series(count: int = 500, *, seed: int = 0) -> NDArray[np.float64]:
+    """Return the noisy parabola that the article smooths, float64 of shape (count,)."""
+    x = np.linspace(-4, 4, count)
+    return 1 - (x / 3) ** 2 + np.random.default_rng(seed).normal(0, 0.1, count)
+
+
+def smoothing_data(
+    series: ArrayLike | None = None, betas: Sequence[float] = BETAS
+) -> SmoothingData:
+    """Return moving averages of a series, as they are and debiased.
+
+    Parameters
+    ----------
+    series : array of shape (n,), optional
+        Such as the logged loss; :func:`example_series` if not given. What is not finite is left
+        out: the averages stay as they were.
+    betas : sequence of float
+        From 0 up to but not 1.
+
+    Raises
+    ------
+    UsageError
+        A β is not in [0, 1), or the series has not one dimension.
+    """
+    values = example_series() if series is None else np.array(series, np.float64)
+    if values.ndim != 1:
+        raise UsageError(f"a series of shape {values.shape} cannot be smoothed; give one dimension")
+    for beta in betas:
+        if not 0 <= beta < 1:
+            raise UsageError(f"β = {beta} is no moving average; give a β from 0 up to but not 1")
+    beta = np.array(betas, np.float64)
+    averages = np.empty((len(beta), len(values)))
+    debiased = np.full_like(averages, np.nan)
+    average, left = np.zeros(len(beta)), np.ones(len(beta))  # left: βᵗ, the share of the 0 in it
+    for t, value in enumerate(values.tolist()):
+        if np.isfinite(value):
+            average = beta * average + (1 - beta) * value
+            left = left * beta
+        averages[:, t] = average
+        if left.max(initial=0.0) < 1:
+            debiased[:, t] = average / (1 - left)
+    values[~np.isfinite(values)] = np.nan
+    note = "" if np.isfinite(values).any() else "The series has no finite value to smooth."
+    return SmoothingData(values, tuple(beta.tolist()), averages, debiased, note)
+
+
+def smoothing(
+    series: ArrayLike | None = None,
+    betas: Sequence[float] = BETAS,
+    *,
+    debias: bool | None = None,
+    theme: ThemeName = "light",
+) -> go.Figure:
+    """Draw a noisy series and its moving averages: larger β, smoother and later.
+
+    Parameters
+    ----------
+    debias : bool, optional
+        Only the averages with the debias factor, or only those without; side by side if not given.
+    theme : "light" or "dark"
+    series, betas
+        See :func:`smoothing_data`.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        Show it with ``config=trustlens.figures.PLOTLY_CONFIG``.
+
+    Raises
+    ------
+    UsageError
+        As :func:`smoothing_data`; or there is no such theme.
+    MissingDependencyError
+        Plotly is not installed.
+    """
+    look = theme_of(theme)
+    data = smoothing_data(series, betas)
+    figure = new_figure(look, "Smoothing", "m ← βm + (1−β)x, from m = 0", height=480)
+    if data.note:
+        say(figure, plain(data.note), look)
+        return figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False})
+    shown = (False, True) if debias is None else (debias,)
+    for number, (with_it, place) in enumerate(
+        zip(shown, panels(len(shown), gap=0.05, head=0.17), strict=True), 1
+    ):
+        _draw(figure, data, place, number, look, debiased=with_it)
+    return figure.update_layout(
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+    )
+
+
+def _draw(
+    figure: go.Figure,
+    data: SmoothingData,
+    place: Panel,
+    number: int,
+    theme: Theme,
+    *,
+    debiased: bool,
+) -> None:
+    suffix = "" if number == 1 else str(number)
+    title = "with the debias factor" if debiased else "as they are"
+    below = (
+        "m / (1−βᵗ): the start is no longer pulled to 0"
+        if debiased
+        else ("the start is pulled to 0, longest for the largest β")
+    )
+    caption(figure, f"<b>Averages {title}</b>", below, place, theme)
+    figure.update_layout(
+        {
+            f"xaxis{suffix}": {
+                "domain": list(place.x),
+                "anchor": f"y{suffix}",
+                "matches": "x" if suffix else None,
+                "title": {"text": "step t"},
+                "showgrid": False,
+                "zeroline": False,
+                "showline": True,
+            },
+            f"yaxis{suffix}": {
+                "domain": list(place.y),
+                "anchor": f"x{suffix}",
+                "matches": "y" if suffix else None,
+                "zerolinecolor": theme.axis,
+            },
+        }
+    )
+    objects = graph_objects()
+    time = np.arange(1, len(data.series) + 1)
+    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": number == 1}
+    figure.add_trace(
+        objects.Scatter(
+            x=time,
+            y=data.series,
+            mode="markers",
+            marker={"size": 3, "color": alpha(theme.muted, 0.55)},
+            name="series x",
+            legendgroup="x",
+            hovertemplate="t %{x}: %{y:.4g}<extra>x</extra>",
+            **axes,
+        )
+    )
+    ramp = theme.sequential[1:-2] if theme.name == "light" else theme.sequential[3:]
+    for row, beta in enumerate(data.betas):
+        share = row / max(len(data.betas) - 1, 1)
+        figure.add_trace(
+            objects.Scatter(
+                x=time,
+                y=(data.debiased if debiased else data.averages)[row],
+                mode="lines",
+                line={"width": 2.4, "color": color_at(ramp, share)},
+                name=f"β = {beta:g}",
+                legendgroup=f"{beta}",
+                hovertemplate=f"t %{{x}}: %{{y:.4g}}<extra>β = {beta:g}</extra>",
+                **axes,
+            )
+        )
