@@ -3,199 +3,54 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
+import optim.lamb_formulas as of
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optim.lamb_formulas import (
+    BETA1,
+    BETA2,
+    EPS,
+    LR,
+    STEPS,
+    Adam,
+    article,
+    norm,
+    optax,
+    problem,
+    simulate,
+)
 
 from trustlens.errors import UsageError
 from trustlens.optim import LAMB_VARIANTS, Lamb
 
-BETA1, BETA2, EPS, LR = 0.9, 0.99, 1e-6, 0.02
-STEPS = 5
-
-
-def ratio_or_one(above, below):
-    return above / below if above != 0 and below != 0 else 1.0
-
-
-def norm(x):
-    return float(np.sqrt((x * x).sum()))
-
-
-@dataclass
-class Adam:
-    """One layer's moving averages after its t-th gradient, with the rate and the decay."""
-
-    m: np.ndarray
-    v: np.ndarray
-    t: int
-    eta: float
-    lam: float
-
-    @property
-    def c1(self):
-        return 1 - BETA1**self.t
-
-    @property
-    def c2(self):
-        return 1 - BETA2**self.t
-
-    @property
-    def debiased(self):
-        return (self.m / self.c1) / (np.sqrt(self.v / self.c2) + EPS)
-
-    @property
-    def plain(self):
-        return self.m / (np.sqrt(self.v) + EPS)
-
-
-# Each takes the weights and returns the new ones and the ratio.
-
-
-def article(w, a):
-    u = a.debiased + a.lam * w
-    r = min(ratio_or_one(norm(w), norm(u)), 10.0)
-    return w - a.eta * r * u, r
-
-
-def pytorch_lamb(w, a):
-    u = a.plain + a.lam * w
-    r = ratio_or_one(min(norm(w), 10.0), norm(u))
-    return w - a.eta * r * u, r
-
-
-def torch_optimizer_debiased(w, a):
-    u = a.plain + a.lam * w
-    r = ratio_or_one(min(norm(w), 10.0), norm(u))
-    return w - a.eta * np.sqrt(a.c2) / a.c1 * r * u, r
-
-
-def kozistr(w, a):
-    w = w - a.eta * a.lam * w
-    r1, r2 = min(norm(w), 10.0), norm(a.plain)
-    r = r1 / (r2 + EPS) if r1 != 0 and r2 != 0 else 1.0
-    return w - a.eta / a.c1 * r * a.plain, r
-
-
-def apex(w, a):
-    u = a.debiased + a.lam * w
-    r = ratio_or_one(norm(w), norm(u)) if a.lam != 0 else 1.0
-    return w - a.eta * r * u, r
-
-
-def apex_nvlamb(w, a):
-    u = a.debiased + a.lam * w
-    r = ratio_or_one(norm(w), norm(u))
-    return w - a.eta * r * u, r
-
-
-def deepspeed(w, a):
-    u = a.plain + a.lam * w
-    r1, r2 = norm(w), norm(u)
-    r = min(max(r1 / r2, 0.01), 10.0) if r1 != 0 and r2 != 0 else 1.0
-    return w - a.eta * np.sqrt(a.c2) / a.c1 * r * u, r
-
-
-def timm_trust_clip(w, a):
-    u = a.debiased + a.lam * w
-    r = min(ratio_or_one(norm(w), norm(u)), 1.0) if a.lam != 0 else 1.0
-    return w - a.eta * r * u, r
-
-
-def timm_decoupled(w, a):
-    w = w * (1 - a.eta * a.lam)
-    r = ratio_or_one(norm(w), norm(a.debiased)) if a.lam != 0 else 1.0
-    return w - a.eta * r * a.debiased, r
-
-
-def bitsandbytes(w, a, max_unorm=1.0):
-    r1, r2 = max_unorm * norm(w), norm(a.debiased)
-    r = r1 / r2 if r2 > r1 else 1.0
-    return (1 - a.eta * a.lam) * w - a.eta * r * a.debiased, r
-
-
-def bitsandbytes_half(w, a):
-    return bitsandbytes(w, a, max_unorm=0.5)
-
-
-def optax(w, a):
-    u = a.debiased + a.lam * w
-    r = ratio_or_one(norm(w), norm(u))
-    return w - a.eta * r * u, r
-
-
 V = LAMB_VARIANTS
 CASES = {
-    "article": (article, V["article"]),
-    "pytorch-lamb": (pytorch_lamb, V["pytorch-lamb"]),
-    "torch-optimizer": (pytorch_lamb, V["torch-optimizer"]),
+    "article": (of.article, V["article"]),
+    "pytorch-lamb": (of.pytorch_lamb, V["pytorch-lamb"]),
+    "torch-optimizer": (of.pytorch_lamb, V["torch-optimizer"]),
     "torch-optimizer, debias": (
-        torch_optimizer_debiased,
+        of.torch_optimizer_debiased,
         {**V["torch-optimizer"], "debias": "rate"},
     ),
-    "pytorch_optimizer": (kozistr, V["pytorch_optimizer"]),
-    "apex": (apex, V["apex"]),
-    "apex, use_nvlamb": (apex_nvlamb, {**V["apex"], "always_adapt": True}),
-    "deepspeed": (deepspeed, V["deepspeed"]),
-    "timm": (apex, V["timm"]),
-    "timm, trust_clip": (timm_trust_clip, {**V["timm"], "clip_ratio": (0.0, 1.0)}),
-    "timm, decoupled_decay": (timm_decoupled, {**V["timm"], "decay": "first"}),
-    "bitsandbytes": (bitsandbytes, V["bitsandbytes"]),
+    "pytorch_optimizer": (of.kozistr, V["pytorch_optimizer"]),
+    "apex": (of.apex, V["apex"]),
+    "apex, use_nvlamb": (of.apex_nvlamb, {**V["apex"], "always_adapt": True}),
+    "deepspeed": (of.deepspeed, V["deepspeed"]),
+    "timm": (of.apex, V["timm"]),
+    "timm, trust_clip": (of.timm_trust_clip, {**V["timm"], "clip_ratio": (0.0, 1.0)}),
+    "timm, decoupled_decay": (of.timm_decoupled, {**V["timm"], "decay": "first"}),
+    "bitsandbytes": (of.bitsandbytes, V["bitsandbytes"]),
     "bitsandbytes, max_unorm": (
-        bitsandbytes_half,
+        of.bitsandbytes_half,
         {**V["bitsandbytes"], "trust_coefficient": 0.5},
     ),
-    "optax": (optax, V["optax"]),
-    "tensorflow-addons": (optax, V["tensorflow-addons"]),
+    "optax": (of.optax, V["optax"]),
+    "tensorflow-addons": (of.optax, V["tensorflow-addons"]),
 }
-
-# A matrix, a bias, a scalar, weights of zero, weights so large that r passes 10 and ‖w‖ passes
-# 10, weights so small that r falls below 0.01, and a layer whose gradients are 0.
-SCALES = {"matrix": 1, "bias": 0.3, "scalar": 2, "zero": 0, "large": 60, "small": 1e-3, "idle": 1}
-SHAPES = {"matrix": (6, 4), "bias": (5,), "scalar": ()}
-
-
-def problem(seed=0, steps=STEPS):
-    """Weights by name, and for each step gradients by name, in float32 values held as float64."""
-    rng = np.random.default_rng(seed)
-    weights = {
-        name: (scale * rng.normal(size=SHAPES.get(name, (3, 5)))).astype(np.float32)
-        for name, scale in SCALES.items()
-    }
-    weights["zero"][:] = 0
-    grads = [
-        {name: rng.normal(size=w.shape).astype(np.float32) for name, w in weights.items()}
-        for _ in range(steps)
-    ]
-    for of_step in grads:
-        of_step["idle"][...] = 0
-    wide = {name: w.astype(np.float64) for name, w in weights.items()}
-    return wide, [{name: g.astype(np.float64) for name, g in of_step.items()} for of_step in grads]
-
-
-def simulate(formula, weights, grads, decay, *, max_grad_norm=None, rates=None):
-    """Run one of the formulas above; return, for each step, weights and ratios by name."""
-    w = {name: value.copy() for name, value in weights.items()}
-    m = {name: np.zeros_like(value) for name, value in weights.items()}
-    v = {name: np.zeros_like(value) for name, value in weights.items()}
-    t = dict.fromkeys(weights, 0)
-    trace = []
-    for i, of_step in enumerate(grads):
-        total = np.sqrt(sum((g * g).sum() for g in of_step.values()))
-        divisor = 1.0 if max_grad_norm is None else max(1.0, total / max_grad_norm)
-        ratios = {}
-        for name, g in of_step.items():
-            t[name] += 1
-            m[name] = BETA1 * m[name] + (1 - BETA1) * g / divisor
-            v[name] = BETA2 * v[name] + (1 - BETA2) * (g / divisor) ** 2
-            adam = Adam(m[name], v[name], t[name], LR if rates is None else rates[i], decay)
-            w[name], ratios[name] = formula(w[name], adam)
-        trace.append((dict(w), ratios))
-    return trace
 
 
 def parameters(weights, dtype):

@@ -135,10 +135,8 @@ class Watch:
         if grad is not None:
             if group.get("maximize"):
                 grad = -grad
-            if (
-                group.get("max_grad_norm") and "grad_divisor" in state
-            ):  # Lamb leaves p.grad as it was
-                grad = grad / state["grad_divisor"]
+            if group.get("max_grad_norm") and "grad_divisor" in state:
+                grad = grad / state["grad_divisor"]  # Lamb's own clip leaves p.grad as it was
             if self._family is not None:
                 direction = self._family(group, state, steps_done(state))
         return LayerStep(self._copies[place], parameter.detach(), grad, direction)
