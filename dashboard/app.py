@@ -10,7 +10,7 @@ from dash import Dash
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from dashboard.callbacks import frame as frame_callbacks
-from dashboard.callbacks import layers, ridgelines, runs, training
+from dashboard.callbacks import layers, ridgelines, runs, smoothing, training
 from dashboard.components.shell import frame
 from dashboard.library import Library
 from dashboard.pages import LAYOUTS
@@ -29,6 +29,15 @@ _INDEX: Final = """<!DOCTYPE html>
     <link rel="icon" type="image/svg+xml" href="<!--icon-->">
     {%css%}
     <style><!--colors--></style>
+    <script>
+      // Before anything is drawn, so that no page flashes: as chosen last, else as the system is.
+      (() => {
+        const chosen = localStorage.getItem("mantine-color-scheme-value");
+        const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+        const scheme = chosen === "light" || chosen === "dark" ? chosen : dark ? "dark" : "light";
+        document.documentElement.dataset.mantineColorScheme = scheme;
+      })();
+    </script>
   </head>
   <body>
     {%app_entry%}
@@ -69,7 +78,7 @@ def create_app(root: Path) -> Dash:
     app.index_string = _INDEX.replace("<!--icon-->", icon).replace("<!--colors-->", _colors())
     app.layout = frame()
     app.validation_layout = [frame(), *(layout() for layout in LAYOUTS.values())]
-    for callbacks in (frame_callbacks, runs, ridgelines, training, layers):
+    for callbacks in (frame_callbacks, runs, ridgelines, training, layers, smoothing):
         callbacks.register(app, library)
     return app
 

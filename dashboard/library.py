@@ -49,21 +49,20 @@ class Library:
         inside = [path for path in paths if path.resolve().is_relative_to(self.root)]
         return [entry for path in inside if (entry := self._entry(path)) is not None]
 
-    def find(self, run_id: str | None) -> Run | None:
-        """Return the run of that id, or None if there is none that can be read."""
-        for entry in self.entries():
-            if entry.id == run_id:
-                return entry.run
-        return None
-
     def chosen(self, *run_ids: str | None) -> list[Run]:
-        """Return the runs of those ids that can be read, in that order."""
-        by_id = {entry.id: entry.run for entry in self.entries()}
-        return [run for run_id in run_ids if run_id and (run := by_id.get(run_id)) is not None]
+        """Return the runs of those ids that can be read, in that order, each once."""
+        return list(self.chosen_by_id(*run_ids).values())
+
+    def chosen_by_id(self, *run_ids: str | None) -> dict[str, Run]:
+        """Return the same by their ids."""
+        there = {entry.id: entry.run for entry in self.entries()}
+        return {run_id: run for run_id in run_ids if run_id and (run := there.get(run_id))}
 
     def listing(self) -> list[list[Any]]:
         """Return what changes when a run appears, goes, or is recorded anew under the same name."""
-        return [[entry.id, entry.name, entry.error, _changed(entry.path)] for entry in self.entries()]
+        return [
+            [entry.id, entry.name, entry.error, _changed(entry.path)] for entry in self.entries()
+        ]
 
     def _entry(self, path: Path) -> Entry | None:
         changed = _changed(path)

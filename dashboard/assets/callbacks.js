@@ -18,6 +18,29 @@
     }, SETTLE_MS);
   }
 
+  /** The browser's window is named after the page. */
+  function nameWindow(path) {
+    const name = {
+      "/": "Runs",
+      "/ridgelines": "Ridgelines",
+      "/training": "Training",
+      "/layers": "Layers",
+      "/smoothing": "Debias & smoothing",
+    }[path];
+    document.title = name ? `${name} · trustlens` : "trustlens";
+  }
+
+  /** Light or dark, now and whenever it changes: the server draws the figures in it. */
+  function followTheme() {
+    const root = document.documentElement;
+    const theme = () => root.dataset.mantineColorScheme || "light";
+    new MutationObserver(() => window.dash_clientside.set_props("theme", { data: theme() })).observe(
+      root,
+      { attributes: true, attributeFilter: ["data-mantine-color-scheme"] },
+    );
+    return theme();
+  }
+
   window.dash_clientside = window.dash_clientside || {};
-  window.dash_clientside.trustlens = { showRidgelines };
+  window.dash_clientside.trustlens = { showRidgelines, nameWindow, followTheme };
 })();

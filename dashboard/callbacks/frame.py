@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dash import Dash, Input, Output, State, ctx
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx
 
 from dashboard import ids
 from dashboard.components import navigation
@@ -46,9 +46,7 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.QUANTITY, "value"),
         Input(ids.SHORTCUT, "value"),
     )
-    def select(
-        search: str, _listing: Any, a: str, b: str, quantity: str, shortcut: str
-    ) -> Any:
+    def select(search: str, _listing: Any, a: str, b: str, quantity: str, shortcut: str) -> Any:
         wanted = shortcut if ctx.triggered_id == ids.SHORTCUT else quantity
         picked = ctx.triggered_id in (ids.RUN_A, ids.RUN_B, ids.QUANTITY, ids.SHORTCUT)
         chosen = Selection(a, b or "", wanted) if picked else None
@@ -67,8 +65,11 @@ def register(app: Dash, library: Library) -> None:
         return navigation.news(library, search, listing, cursor)
 
     app.clientside_callback(
-        "(path) => { document.title = ({"
-        + ",".join(f"{path!r}:{navigation.heading(path)!r}" for path in navigation.PAGES)
-        + "})[path] || 'trustlens'; }",
+        ClientsideFunction("trustlens", "nameWindow"),
         Input(ids.URL, "pathname"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("trustlens", "followTheme"),
+        Output(ids.THEME, "data"),
+        Input(ids.THEME_TOGGLE, "id"),
     )

@@ -8,6 +8,7 @@ from dash import Dash, Input, Output, State, ctx
 
 from dashboard import ids
 from dashboard.components import layers_page as page
+from dashboard.components.graph import theme_name
 from dashboard.library import Library
 
 
@@ -37,10 +38,10 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.URL, "search"),
         Input(ids.CURSOR, "data"),
         Input(ids.LAYERS_RUN, "value"),
-        Input(ids.THEME, "computedColorScheme"),
+        Input(ids.THEME, "data"),
     )
     def picture(search: str, _cursor: Any, which: str, theme: str) -> Any:
-        return page.picture(library, search, which, theme or "light")
+        return page.picture(library, search, which, theme_name(theme))
 
     @app.callback(
         Output(ids.LAYER, "data"),
@@ -61,7 +62,7 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.LAYER, "value"),
         Input(ids.URL, "search"),
         Input(ids.CURSOR, "data"),
-        Input(ids.THEME, "computedColorScheme"),
+        Input(ids.THEME, "data"),
     )
     def over_time(layer: str | None, search: str, _cursor: Any, theme: str) -> Any:
-        return page.over_time(library, search, layer, theme or "light")
+        return page.over_time(library, search, layer, theme_name(theme))

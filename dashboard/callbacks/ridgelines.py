@@ -31,7 +31,7 @@ def register(app: Dash, library: Library) -> None:
         State(ids.STEP_SLIDER, "max"),
     )
     def draw(search: str, _cursor: Any, scale: str, view: str, step: int, last: int) -> Any:
-        return page.picture(library, search, scale, view, step, last)
+        return page.picture(library, search, scale, view, page.Slider(step, last))
 
     @app.callback(
         Output(ids.STEP_SUMMARY, "children"),

@@ -8,6 +8,7 @@ from dash import Dash, Input, Output
 
 from dashboard import ids
 from dashboard.components import training_page as page
+from dashboard.components.graph import theme_name
 from dashboard.library import Library
 
 
@@ -32,9 +33,9 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.TRAINING_RUNS, "value"),
         Input(ids.TRAINING_NAMES, "value"),
         Input(ids.TRAINING_SCALE, "value"),
-        Input(ids.THEME, "computedColorScheme"),
+        Input(ids.THEME, "data"),
     )
-    def picture(
-        search: str, _cursor: Any, more: Any, names: Any, scale: str, theme: str
-    ) -> Any:
-        return page.picture(library, search, more, names, scale, theme or "light")
+    def picture(search: str, _cursor: Any, more: Any, names: Any, scale: str, theme: str) -> Any:
+        return page.picture(
+            library, search, more=more, names=names, scale=scale, theme=theme_name(theme)
+        )

@@ -23,7 +23,9 @@ def no_runs(root: Path) -> dmc.Paper:
     return dmc.Paper(
         [
             dmc.Title(state, order=2, size="h3"),
-            dmc.Text([html.Code(str(root)), " is being watched: runs appear by themselves."], mt="xs"),
+            dmc.Text(
+                [html.Code(str(root)), " is being watched: runs appear by themselves."], mt="xs"
+            ),
             dmc.Text("These lines in a training script record one:", mt="md", mb="xs"),
             dmc.Code(FIVE_LINES.format(runs=root.name or "runs"), block=True),
         ],

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import dash_mantine_components as dmc
 import plotly.graph_objects as go
 from dash import dcc, html
 
-from trustlens.figures.theme import PLOTLY_CONFIG, new_figure, plain, say, theme_of
+from trustlens.figures.theme import PLOTLY_CONFIG, ThemeName, new_figure, plain, say, theme_of
 
 
-def graph(component_id: str, *, height: int = 460) -> html.Div:
+def graph(component_id: str, *, class_name: str = "graph") -> html.Div:
     """Return a graph with the house's configuration: no logo, no cloud, fitting its place."""
     empty = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
              "xaxis": {"visible": False}, "yaxis": {"visible": False}}  # fmt: skip
     return html.Div(
         dcc.Graph(
             id=component_id,
-            config=PLOTLY_CONFIG,
+            config=cast("Any", PLOTLY_CONFIG),
             responsive=True,
-            style={"height": f"{height}px"},
+            style={"height": "460px"},
             figure={"data": [], "layout": empty},
         ),
-        className="graph",
+        className=class_name,
     )
+
+
+def aria(**attributes: str) -> dict[str, Any]:
+    """Return attributes for screen readers: ``label="Step"`` becomes ``aria-label``."""
+    return {f"aria-{name}": value for name, value in attributes.items()}
 
 
 def choice(component_id: str, label: str, options: dict[str, str]) -> html.Div:
@@ -37,14 +42,19 @@ def choice(component_id: str, label: str, options: dict[str, str]) -> html.Div:
                 data=[{"value": value, "label": text} for value, text in options.items()],
                 value=next(iter(options)),
                 size="xs",
-                attributes={"root": {"aria-label": label}},
+                attributes={"root": aria(label=label)},
             ),
         ],
         className="choice",
     )
 
 
-def sentence(text: str, theme: str) -> go.Figure:
+def theme_name(text: str | None) -> ThemeName:
+    """Return the name of the theme that the browser is in; light while it is not known."""
+    return "dark" if text == "dark" else "light"
+
+
+def sentence(text: str, theme: ThemeName) -> go.Figure:
     """Return a figure that says in words why there is nothing to draw."""
     look = theme_of(theme)
     figure = new_figure(look, "", "", height=320)
@@ -54,6 +64,6 @@ def sentence(text: str, theme: str) -> go.Figure:
 
 
 def placed(figure: go.Figure, *view: Any) -> tuple[go.Figure, dict[str, str]]:
-    """Return the figure and the style of its place; zoom is kept as long as ``view`` is the same."""
+    """Return the figure and the style of its place; zoom is kept while ``view`` is the same."""
     figure.update_layout(uirevision=repr(view))
     return figure, {"height": f"{figure.layout.height}px"}  # pyright: ignore[reportAttributeAccessIssue]

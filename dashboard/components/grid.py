@@ -11,9 +11,10 @@ import dash_ag_grid as dag
 _THEME: Final = """themeQuartz.withParams({
     backgroundColor: 'var(--tl-paper)', foregroundColor: 'var(--tl-ink)',
     headerBackgroundColor: 'var(--tl-panel)', headerTextColor: 'var(--tl-muted)',
-    borderColor: 'var(--tl-grid)', accentColor: 'var(--tl-accent)', chromeBackgroundColor: 'var(--tl-panel)',
-    oddRowBackgroundColor: 'var(--tl-paper)', fontFamily: 'inherit', headerFontWeight: 600,
-    fontSize: 13, spacing: 6, wrapperBorderRadius: 8, browserColorScheme: 'inherit'})"""
+    borderColor: 'var(--tl-grid)', accentColor: 'var(--tl-accent)',
+    chromeBackgroundColor: 'var(--tl-panel)', oddRowBackgroundColor: 'var(--tl-paper)',
+    fontFamily: 'inherit', headerFontWeight: 600, fontSize: 13, spacing: 6,
+    wrapperBorderRadius: 8, browserColorScheme: 'inherit'})"""
 
 NUMBER: Final[Mapping[str, Any]] = {
     "type": "rightAligned",

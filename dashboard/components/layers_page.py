@@ -19,7 +19,7 @@ from trustlens.analysis.run import Run
 from trustlens.errors import TrustlensError
 from trustlens.figures.curves import curves
 from trustlens.figures.heatmap import heatmap
-from trustlens.figures.theme import plain
+from trustlens.figures.theme import ThemeName, plain
 from trustlens.schema import QUANTITIES
 
 TABLE: Final = (
@@ -63,9 +63,9 @@ def choices(library: Library, search: str | None) -> list[dict[str, str]]:
     """Return the options of the switch between the two runs, by their names."""
     selection = Selection.parse(search)
     runs = library.chosen(selection.a, selection.b)
-    return [
-        {"value": key, "label": run.name} for key, run in zip("ab", runs, strict=False)
-    ] or [{"value": "a", "label": "Run A"}]
+    return [{"value": key, "label": run.name} for key, run in zip("ab", runs, strict=False)] or [
+        {"value": "a", "label": "Run A"}
+    ]
 
 
 def overview(library: Library, search: str | None, which: str) -> tuple[Any, ...]:
@@ -98,14 +98,8 @@ def _diagnosed(run: Run, _version: str) -> pd.DataFrame:
 def finding_rows(findings: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the findings as JSON can hold them: an infinite score is text."""
     return [
-        {
-            "step": int(row.step),
-            "layer": str(row.layer),
-            "kind": str(row.kind),
-            "score": float(row.score) if np.isfinite(row.score) else "∞",
-            "evidence": str(row.evidence),
-        }
-        for row in findings.itertuples()
+        {**row, "score": row["score"] if np.isfinite(row["score"]) else "∞"}
+        for row in findings.to_dict("records")
     ]
 
 
@@ -113,7 +107,9 @@ def table_rows(run: Run, findings: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one row a layer with its values at the last recorded step; unknown ones are None."""
     recorded = run.recorded_steps()
     frame = run.layers(TABLE, steps=recorded[-1:]).set_index("layer") if len(recorded) else None
-    found = {str(row.layer): f"{row.kind} from {row.step}" for row in findings.itertuples()}
+    found = {
+        row["layer"]: f"{row['kind']} from {row['step']}" for row in findings.to_dict("records")
+    }
     rows: list[dict[str, Any]] = []
     for layer in run.info.layers:
         row: dict[str, Any] = {
@@ -130,21 +126,21 @@ def table_rows(run: Run, findings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def picture(
-    library: Library, search: str | None, which: str, theme: str
+    library: Library, search: str | None, which: str, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
     """Return the heatmap and the style of its place."""
     run = run_of(library, search, which)
     if run is None:
         return sentence("Choose a run above.", theme), {"height": "200px"}
     try:
-        figure = heatmap(run, Selection.parse(search).quantity, theme=theme)  # pyright: ignore[reportArgumentType]
+        figure = heatmap(run, Selection.parse(search).quantity, theme=theme)
     except TrustlensError as error:
         figure = sentence(str(error), theme)
     return placed(figure, which, search)
 
 
 def over_time(
-    library: Library, search: str | None, layer: str | None, theme: str
+    library: Library, search: str | None, layer: str | None, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
     """Return one layer's curves in both runs, and the style of their place."""
     selection = Selection.parse(search)
@@ -153,13 +149,15 @@ def over_time(
         return sentence("There is no layer to show.", theme), {"height": "200px"}
     names = list(dict.fromkeys((selection.quantity, *OVER_TIME)))[: len(OVER_TIME)]
     try:
-        figure = curves(runs, names, layer=layer, theme=theme)  # pyright: ignore[reportArgumentType]
+        figure = curves(runs, names, layer=layer, theme=theme)
     except TrustlensError as error:
         figure = sentence(str(error), theme)
     return placed(figure, layer, search)
 
 
-def layer_options(library: Library, search: str | None, chosen: str | None) -> tuple[Any, str | None]:
+def layer_options(
+    library: Library, search: str | None, chosen: str | None
+) -> tuple[Any, str | None]:
     """Return the layers of both runs as options, and the chosen one if it is there, else one.
 
     Without a choice it is the most suspect layer, or the first.

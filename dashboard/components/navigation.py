@@ -12,7 +12,6 @@ from dashboard.components.shell import SHORTCUTS
 from dashboard.library import Entry, Library
 from dashboard.selection import Selection, settle
 from trustlens.figures.theme import assign_colors
-from trustlens.schema import QUANTITIES
 
 PAGES: Final = {
     "/": "Runs",
@@ -34,9 +33,7 @@ def links(search: str | None) -> list[dmc.NavLink]:
     ]
 
 
-def synchronise(
-    library: Library, search: str | None, chosen: Selection | None
-) -> tuple[Any, ...]:
+def synchronise(library: Library, search: str | None, chosen: Selection | None) -> tuple[Any, ...]:
     """Return the address's query and what the toolbar shows, in step with each other.
 
     ``chosen`` is what the user picked in the toolbar; None if the address has the say.
@@ -81,9 +78,7 @@ def visibility(path: str | None) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-def news(
-    library: Library, search: str | None, listing: Any, cursor: Any
-) -> tuple[Any, Any, Any]:
+def news(library: Library, search: str | None, listing: Any, cursor: Any) -> tuple[Any, Any, Any]:
     """Return the list of runs, the state of the selected ones, and the words on what is live.
 
     Each is ``no_update`` where nothing has changed.
@@ -107,17 +102,12 @@ def live(selected: Sequence[Entry]) -> list[Any]:
     """Return one badge for each selected run that is being recorded."""
     return [
         html.Span(
-            [html.Span(className="pulse"), f"{entry.name}: recording, step {entry.run.last_step:,}"],
+            [
+                html.Span(className="pulse"),
+                f"{entry.name}: recording, step {entry.run.last_step}",
+            ],
             className="badge recording",
         )
         for entry in selected
         if entry.run is not None and entry.run.status == "recording"
     ]
-
-
-def heading(path: str | None) -> str:
-    """Return the title of the browser's window."""
-    name = PAGES.get(path or "/")
-    return f"{name} · trustlens" if name else "trustlens"
-
-

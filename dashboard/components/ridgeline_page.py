@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from dash import html
 
@@ -16,6 +18,7 @@ from dashboard.components.ridgeline_view import (
     picture_in_words,
     step_in_words,
     step_rows,
+    values_at,
     view,
 )
 from dashboard.library import Library
@@ -23,9 +26,26 @@ from dashboard.selection import Selection
 from trustlens.errors import TrustlensError
 from trustlens.schema import QUANTITIES
 
+_LAYER: Final = {
+    "field": "layer",
+    "headerName": "Layer",
+    "flex": 2,
+    "minWidth": 180,
+    "tooltipField": "layer",
+    "filter": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Slider:
+    """Where the step slider stood: its value and its end."""
+
+    value: int | None
+    last: int | None
+
 
 def picture(
-    library: Library, search: str, scale: str, reach: str, step: int | None, last: int | None
+    library: Library, search: str, scale: str, reach: str, slider: Slider
 ) -> tuple[Any, ...]:
     """Return payload, slider (min, max, marks, value, disabled), formula and message.
 
@@ -37,34 +57,34 @@ def picture(
         html.Span(measured.symbol, className="symbol"),
         html.Span(f"{measured.title} = {measured.formula}"),
     ]
-    run_ids = [run_id for run_id in (selection.a, selection.b) if run_id]
-    runs = library.chosen(*run_ids)
+    runs = library.chosen_by_id(selection.a, selection.b)
     if not runs:
         return None, 0, 1, [], 0, True, formula, empty.sentence("Choose a run above.")
     try:
-        data = view(runs, selection.quantity, scale, reach)
+        data = view(list(runs.values()), selection.quantity, scale, reach)
     except TrustlensError as error:
         return None, 0, 1, [], 0, True, formula, empty.sentence(str(error))
     steps = drawn_steps(data)
     low, high = (steps[0], steps[-1]) if steps else (0, 1)
-    follow = step is None or not low <= step <= high or step == last or step == 0
-    chosen = high if follow else nearest(steps, step or 0)
-    words = [picture_in_words(data, run) for run in data.runs]
-    hidden = [
-        html.P(f"{run.label}: {text}", className="out-of-view")
-        for run in data.runs
-        if (text := out_of_view(data, run))
-    ]
+    hidden = [(run.label, text) for run in data.runs if (text := out_of_view(data, run))]
     return (
-        payload(data, [i for i in run_ids if library.find(i)], words),
+        payload(data, list(runs), [picture_in_words(data, run) for run in data.runs]),
         low,
         max(high, low + 1),
         [{"value": value} for value in steps],
-        chosen if steps else 0,
+        _step(slider, steps),
         len(steps) < 2,
         formula,
-        hidden,
+        [html.P(f"{label}: {text}", className="out-of-view") for label, text in hidden],
     )
+
+
+def _step(slider: Slider, steps: Sequence[int]) -> int:
+    """Return the step to show: where the slider stood, but the last one if it stood at its end."""
+    stood = slider.value
+    if not steps or not stood or stood == slider.last or not steps[0] <= stood <= steps[-1]:
+        return steps[-1] if steps else 0
+    return nearest(steps, stood) or steps[-1]
 
 
 def numbers(library: Library, search: str, scale: str, reach: str, step: int) -> tuple[Any, ...]:
@@ -72,24 +92,36 @@ def numbers(library: Library, search: str, scale: str, reach: str, step: int) ->
     selection = Selection.parse(search)
     runs = library.chosen(selection.a, selection.b)
     if not runs:
-        return [], [{"field": "layer", "headerName": "Layer"}], []
+        return [], [_LAYER], []
     try:
         data = view(runs, selection.quantity, scale, reach)
         steps = [nearest(run.steps, step) for run in data.runs]
-        rows = step_rows(runs, steps, selection.quantity)
+        columns = [
+            values_at(run, at, selection.quantity) for run, at in zip(runs, steps, strict=True)
+        ]
     except TrustlensError as error:
-        return empty.sentence(str(error)), [{"field": "layer", "headerName": "Layer"}], []
-    symbol = QUANTITIES[selection.quantity].symbol
+        return empty.sentence(str(error)), [_LAYER], []
     words = [
-        html.P(step_in_words(run.name, at, [row[f"value{i}"] for row in rows if row["layer"] in run.layer_names], selection.quantity))
-        for i, (run, at) in enumerate(zip(runs, steps, strict=True))
+        html.P(step_in_words(run.name, at, column, selection.quantity))
+        for run, at, column in zip(runs, steps, columns, strict=True)
     ]
-    columns: list[dict[str, Any]] = [
-        {"field": "layer", "headerName": "Layer", "flex": 2, "minWidth": 180, "tooltipField": "layer", "filter": True}
-    ]
-    for i, (run, at) in enumerate(zip(runs, steps, strict=True)):
-        title = f"{symbol} · {run.name}" + (f" · step {at}" if at is not None else "")
-        columns.append({"field": f"value{i}", "headerName": title, "flex": 1, **NUMBER})
-    if len(runs) == 2:
-        columns.append({"field": "ratio", "headerName": "B / A", "flex": 1, "maxWidth": 140, **NUMBER})
-    return words, columns, rows
+    return (
+        words,
+        _headings(selection.quantity, [run.name for run in runs], steps),
+        step_rows(columns),
+    )
+
+
+def _headings(
+    quantity: str, names: Sequence[str], steps: Sequence[int | None]
+) -> list[dict[str, Any]]:
+    symbol = QUANTITIES[quantity].symbol
+    columns: list[dict[str, Any]] = [_LAYER]
+    for i, (name, step) in enumerate(zip(names, steps, strict=True)):
+        at = "" if step is None else f" · step {step}"
+        columns.append(
+            {"field": f"value{i}", "headerName": f"{symbol} · {name}{at}", "flex": 1, **NUMBER}
+        )
+    if len(names) == 2:
+        columns.append({"field": "ratio", "headerName": "B / A", "width": 120, **NUMBER})
+    return columns

@@ -13,7 +13,9 @@ from trustlens.figures.ridgeline import RidgelineData, RunRidges
 from trustlens.figures.theme import THEMES
 
 
-def payload(data: RidgelineData, run_ids: Sequence[str], summaries: Sequence[str]) -> dict[str, Any]:
+def payload(
+    data: RidgelineData, run_ids: Sequence[str], summaries: Sequence[str]
+) -> dict[str, Any]:
     """Return the data as JSON can hold it; heights as base64 of uint16 of a common top.
 
     Parameters

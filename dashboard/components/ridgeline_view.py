@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, cast
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from trustlens import bins
 from trustlens.analysis.run import Run
-from trustlens.schema import QUANTITIES
 from trustlens.figures.ridgeline import RidgelineData, RunRidges, ridgeline_data
+from trustlens.schema import QUANTITIES
 
 RIDGES = 100
 """Steps that are drawn of each run; more would stand closer than their lines are wide."""
@@ -53,7 +53,7 @@ def picture_in_words(data: RidgelineData, run: RunRidges) -> str:
     name = f"{data.quantity.title} {data.quantity.symbol}"
     steps = f"{len(run.steps)} step{'' if len(run.steps) == 1 else 's'}"
     middles = [_middle(data, run, row) for row in (0, len(run.steps) - 1)]
-    first, last = (bins.number(float(f"{m:.3g}")) if m is not None else "none" for m in middles)
+    first, last = ("none" if m is None else readable(m) for m in middles)
     text = (
         f"{run.label}: ridgelines of the {name} over {run.layers} layers at {steps}, from "
         f"{run.steps[0]} to {run.steps[-1]}. The middle of the layers lies at {first} at first and "
@@ -65,9 +65,12 @@ def picture_in_words(data: RidgelineData, run: RunRidges) -> str:
 def out_of_view(data: RidgelineData, run: RunRidges) -> str:
     """Return a sentence on the layers that the picture does not hold; empty if there are none."""
     parts: list[str] = []
-    low, high = (bins.number(float(f"{edge:.3g}")) for edge in data.edges[[0, -1]])
-    sides = ((run.below, f"below {low}"), (run.above, f"above {high}"), (run.nonfinite, "not finite"))
-    for counts, where in sides:
+    low, high = (readable(edge) for edge in data.edges[[0, -1]])
+    for counts, where in (
+        (run.below, f"below {low}"),
+        (run.above, f"above {high}"),
+        (run.nonfinite, "not finite"),
+    ):
         if counts.any():
             first, last = run.steps[np.flatnonzero(counts)[[0, -1]]]
             when = f"at step {first}" if first == last else f"between steps {first} and {last}"
@@ -83,54 +86,50 @@ def _middle(data: RidgelineData, run: RunRidges, row: int) -> float | None:
     return float(data.edges[int(np.searchsorted(total, total[-1] / 2)) + 1])
 
 
-def step_rows(
-    runs: Sequence[Run], steps: Sequence[int | None], quantity: str
-) -> list[dict[str, Any]]:
-    """Return one row a layer with its value in each run (``value0``, ``value1``) and their ratio.
-
-    A layer that only one run has is a row too. What is not known, or not finite, is None.
-    """
-    columns = [_at(run, step, quantity) for run, step in zip(runs, steps, strict=True)]
-    names = dict.fromkeys(name for column in columns for name in column)
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        values = [column.get(name) for column in columns]
-        row: dict[str, Any] = {"layer": name}
-        row.update({f"value{i}": value for i, value in enumerate(values)})
-        if len(values) == 2:
-            first, second = values
-            known = first is not None and second is not None and first != 0
-            row["ratio"] = second / first if known else None  # pyright: ignore[reportOptionalOperand]
-        rows.append(row)
-    return rows
-
-
-def _at(run: Run, step: int | None, quantity: str) -> dict[str, float | None]:
-    if step is None:
-        return dict.fromkeys(run.layer_names)
-    values = run.matrix(quantity, steps=[step])
+def values_at(run: Run, step: int | None, quantity: str) -> dict[str, float | None]:
+    """Return the quantity of each layer at a recorded step; None where it is not finite."""
+    values = run.matrix(quantity, steps=[] if step is None else [step])
     if values.empty:
         return dict.fromkeys(run.layer_names)
     row = values.iloc[0]
-    return {
-        str(name): float(value) if np.isfinite(value) else None for name, value in row.items()
-    }
+    return {str(name): float(value) if np.isfinite(value) else None for name, value in row.items()}
 
 
-def step_in_words(name: str, step: int | None, values: Sequence[float | None], quantity: str) -> str:
+def step_rows(columns: Sequence[Mapping[str, float | None]]) -> list[dict[str, Any]]:
+    """Return one row a layer with its value in each run (``value0``, ``value1``) and their ratio.
+
+    A layer that only one run has is a row too. What is not known is None.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(name for column in columns for name in column):
+        values = [column.get(name) for column in columns]
+        row: dict[str, Any] = {f"value{i}": value for i, value in enumerate(values)}
+        if len(values) == 2:
+            first, second = values
+            row["ratio"] = second / first if first and second is not None else None
+        rows.append({"layer": name, **row})
+    return rows
+
+
+def step_in_words(
+    name: str, step: int | None, values: Mapping[str, float | None], quantity: str
+) -> str:
     """Return one run's numbers at a step as a sentence."""
     if step is None:
         return f"{name}: no step recorded."
-    known = sorted(value for value in values if value is not None)
+    known = np.array([value for value in values.values() if value is not None])
     symbol = QUANTITIES[quantity].symbol
-    if not known:
+    if not known.size:
         return f"{name}, step {step}: no finite {symbol} in any of {len(values)} layers."
-    low, middle, high = (
-        bins.number(float(f"{value:.3g}")) for value in (known[0], float(np.median(known)), known[-1])
-    )
-    missing = len(values) - len(known)
+    low, middle, high = (readable(f(known)) for f in (np.min, np.median, np.max))
+    missing = len(values) - known.size
     rest = f"; {missing} without a finite value" if missing else ""
     return (
         f"{name}, step {step}: median {symbol} {middle}, from {low} to {high} "
-        f"over {len(known)} layer{'' if len(known) == 1 else 's'}{rest}."
+        f"over {known.size} layer{'' if known.size == 1 else 's'}{rest}."
     )
+
+
+def readable(value: float) -> str:
+    """Return a number with three significant digits."""
+    return bins.number(float(f"{value:.3g}"))

@@ -16,7 +16,14 @@ from trustlens.analysis.run import Run
 from trustlens.errors import TrustlensError
 
 COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
-    {"field": "name", "headerName": "Run", "flex": 2, "minWidth": 190, "tooltipField": "path", "filter": True},
+    {
+        "field": "name",
+        "headerName": "Run",
+        "flex": 2,
+        "minWidth": 190,
+        "tooltipField": "path",
+        "filter": True,
+    },
     {"field": "optimizer", "headerName": "Optimizer", "flex": 1, "minWidth": 110},
     {"field": "lr", "headerName": "Learning rate", "flex": 1, "minWidth": 130, **NUMBER},
     {"field": "layers", "headerName": "Layers", "flex": 1, **NUMBER},
@@ -39,7 +46,9 @@ COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
         "flex": 3,
         "minWidth": 240,
         "tooltipField": "verdict",
-        "cellClassRules": {"verdict-bad": "params.data.findings > 0 || params.data.status === 'damaged'"},
+        "cellClassRules": {
+            "verdict-bad": "params.data.findings > 0 || params.data.status === 'damaged'"
+        },
     },
 )
 

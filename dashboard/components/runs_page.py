@@ -61,8 +61,9 @@ def _choose(selection: Selection, ticked: Sequence[str]) -> Selection:
 def _words(names: Sequence[str], search: str) -> list[Any]:
     if not names:
         return [html.Span("Tick two runs to compare them.")]
+    second = [" and ", html.Strong(names[1])] if names[1:] else []
     return [
-        html.Span([html.Strong(names[0]), *([" and ", html.Strong(names[1])] if names[1:] else [])]),
+        html.Span([html.Strong(names[0]), *second]),
         dmc.Anchor("Ridgelines →", href=f"/ridgelines{search}", className="go"),
         dmc.Anchor("Training →", href=f"/training{search}", className="go"),
     ]

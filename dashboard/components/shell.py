@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, cast
 
 import dash_mantine_components as dmc
 from dash import dcc, html
 
 from dashboard import ids
+from dashboard.components.graph import aria
 from trustlens.figures.theme import FONT, THEMES, mix
 from trustlens.schema import QUANTITIES
 
@@ -26,6 +27,7 @@ def frame() -> dmc.MantineProvider:
             dcc.Interval(id=ids.TICK, interval=TICK_MS),
             dcc.Store(id=ids.LISTING),
             dcc.Store(id=ids.CURSOR),
+            dcc.Store(id=ids.THEME),
             dmc.AppShell(
                 [
                     dmc.AppShellHeader(_header()),
@@ -39,16 +41,19 @@ def frame() -> dmc.MantineProvider:
             ),
         ],
         defaultColorScheme="auto",
-        theme={
-            "fontFamily": FONT,
-            "colors": _palette(),
-            "primaryColor": "accent",
-            "primaryShade": {"light": 7, "dark": 5},
-            "defaultRadius": "md",
-            "headings": {"fontFamily": FONT, "fontWeight": "650"},
-            "cursorType": "pointer",
-            "respectReducedMotion": True,
-        },
+        theme=cast(
+            "Any",
+            {
+                "fontFamily": FONT,
+                "colors": _palette(),
+                "primaryColor": "accent",
+                "primaryShade": {"light": 7, "dark": 5},
+                "defaultRadius": "md",
+                "headings": {"fontFamily": FONT, "fontWeight": "650"},
+                "cursorType": "pointer",
+                "respectReducedMotion": True,
+            },
+        ),
     )
 
 
@@ -73,20 +78,20 @@ def _header() -> dmc.Group:
     return dmc.Group(
         [
             dmc.Anchor(
-                [html.Span(className="brand-mark", **{"aria-hidden": "true"}), "trustlens"],
+                [html.Span(className="brand-mark", **aria(hidden="true")), "trustlens"],
                 href="/",
                 className="brand",
                 underline="never",
             ),
-            html.Nav(id=ids.NAVIGATION, className="navigation", **{"aria-label": "Pages"}),
+            html.Nav(id=ids.NAVIGATION, className="navigation", **aria(label="Pages")),
             html.Div(id=ids.LIVE, className="live", role="status"),
             dmc.ColorSchemeToggle(
-                id=ids.THEME,
+                id=ids.THEME_TOGGLE,
                 lightIcon="☀",
                 darkIcon="☾",
                 variant="default",
                 size="lg",
-                attributes={"root": {"aria-label": "Light or dark"}},
+                attributes={"root": aria(label="Light or dark")},
             ),
         ],
         className="header",
@@ -120,7 +125,7 @@ def toolbar() -> html.Div:
                     dmc.SegmentedControl(
                         id=ids.SHORTCUT,
                         data=[{"value": name, "label": sign} for name, sign in SHORTCUTS.items()],
-                        attributes={"root": {"aria-label": "The article's three quantities"}},
+                        attributes={"root": aria(label="The article's three quantities")},
                     ),
                 ],
                 id=ids.QUANTITY_BOX,
@@ -140,7 +145,7 @@ def _run_select(select_id: str, dot_id: str, label: str, *, clearable: bool) -> 
         searchable=True,
         clearable=clearable,
         allowDeselect=clearable,
-        clearButtonProps={"aria-label": f"Clear {label}", "tabIndex": 0},
+        clearButtonProps=cast("Any", {**aria(label=f"Clear {label}"), "tabIndex": 0}),
         leftSection=html.Span(id=dot_id, className="dot"),
         nothingFoundMessage="No such run",
         maxDropdownHeight=420,

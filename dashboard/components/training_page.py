@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from dashboard.selection import Selection
 from trustlens.analysis.run import Run
 from trustlens.errors import TrustlensError
 from trustlens.figures.curves import curves
+from trustlens.figures.theme import ThemeName
 
 
 def options(library: Library, search: str | None) -> list[dict[str, str]]:
@@ -28,10 +29,11 @@ def options(library: Library, search: str | None) -> list[dict[str, str]]:
 def picture(
     library: Library,
     search: str | None,
+    *,
     more: Sequence[str] | None,
     names: Sequence[str] | None,
     scale: str,
-    theme: str,
+    theme: ThemeName,
 ) -> tuple[Any, ...]:
     """Return the figure, the style of its place, the names to choose from, and the table's rows."""
     runs = _runs(library, search, more)
@@ -41,7 +43,9 @@ def picture(
         rows = [row for run in runs for row in table_rows(run)]
         logged = list(dict.fromkeys(str(row["name"]) for row in rows))
         chosen = [name for name in names or () if name in logged] or None
-        figure = curves(runs, chosen, scale=scale, theme=theme)  # pyright: ignore[reportArgumentType]
+        figure = curves(
+            runs, chosen, scale=cast("Literal['auto', 'log', 'linear']", scale), theme=theme
+        )
     except TrustlensError as error:
         return *placed(sentence(str(error), theme)), [], []
     return *placed(figure, search, more, names, scale), logged, rows

@@ -7,13 +7,14 @@ from typing import Any, Final
 import dash_mantine_components as dmc
 from dash import html
 
-from dashboard.pages import layers, ridgelines, runs, training
+from dashboard.pages import layers, ridgelines, runs, smoothing, training
 
 LAYOUTS: Final = {
     "/": runs.layout,
     "/ridgelines": ridgelines.layout,
     "/training": training.layout,
     "/layers": layers.layout,
+    "/smoothing": smoothing.layout,
 }
 
 

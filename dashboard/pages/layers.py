@@ -6,7 +6,7 @@ import dash_mantine_components as dmc
 from dash import html
 
 from dashboard import ids
-from dashboard.components.graph import graph
+from dashboard.components.graph import aria, graph
 from dashboard.components.grid import NUMBER, grid
 from dashboard.components.layers_page import TABLE_COLUMNS
 
@@ -21,7 +21,7 @@ def layout() -> html.Div:
                         id=ids.LAYERS_RUN,
                         data=[{"value": "a", "label": "Run A"}, {"value": "b", "label": "Run B"}],
                         value="a",
-                        attributes={"root": {"aria-label": "Which run"}},
+                        attributes={"root": aria(label="Which run")},
                     ),
                     html.Div(id=ids.LAYERS_VERDICT, className="verdict", role="status"),
                 ],
@@ -37,8 +37,13 @@ def layout() -> html.Div:
                             {"field": "kind", "headerName": "What", "width": 120},
                             {"field": "step", "headerName": "From step", "width": 110, **NUMBER},
                             {"field": "score", "headerName": "Score", "width": 100, **NUMBER},
-                            {"field": "evidence", "headerName": "Evidence", "flex": 4,
-                             "minWidth": 280, "tooltipField": "evidence"},
+                            {
+                                "field": "evidence",
+                                "headerName": "Evidence",
+                                "flex": 4,
+                                "minWidth": 280,
+                                "tooltipField": "evidence",
+                            },
                         ],
                         row_id="layer",
                         height="210px",
@@ -47,7 +52,7 @@ def layout() -> html.Div:
                 id=ids.LAYERS_FINDINGS_BOX,
                 className="section",
             ),
-            dmc.Paper(graph(ids.LAYERS_HEATMAP), className="card"),
+            dmc.Paper(graph(ids.LAYERS_HEATMAP, class_name="graph scrolling"), className="card"),
             dmc.Paper(
                 [
                     dmc.Select(

@@ -30,10 +30,17 @@ def layout() -> html.Div:
                         row_id="id",
                         height="calc(100vh - 190px)",
                         options={
-                            "rowSelection": {"mode": "multiRow", "headerCheckbox": False,
-                                             "enableClickSelection": False},
-                            "selectionColumnDef": {"width": 52, "minWidth": 52, "maxWidth": 52,
-                                                   "resizable": False},
+                            "rowSelection": {
+                                "mode": "multiRow",
+                                "headerCheckbox": False,
+                                "enableClickSelection": False,
+                            },
+                            "selectionColumnDef": {
+                                "width": 52,
+                                "minWidth": 52,
+                                "maxWidth": 52,
+                                "resizable": False,
+                            },
                         },
                     ),
                 ],
