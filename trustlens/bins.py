@@ -143,18 +143,22 @@ def robust_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, floa
     tuple of float, or None
         Lowest and highest value in view; ``None`` where there is no value to show.
     """
+    whole = full_range(values, scale)
+    if whole is None:
+        return None
+    low, high = whole
     positions = on_axis(values, scale)
     positions = positions[np.isfinite(positions)]
-    if not positions.size:
-        return None
-    lowest, highest = float(positions.min()), float(positions.max())
     for share in (25, 10, 2.5):
         first, last = (float(x) for x in np.percentile(positions, (share, 100 - share)))
         if last > first:
-            reach = _REACH * (last - first)
-            lowest, highest = max(lowest, first - reach), min(highest, last + reach)
+            below, above = first - _REACH * (last - first), last + _REACH * (last - first)
+            if below > positions.min():
+                low = below if scale == "linear" else 10.0**below
+            if above < positions.max():
+                high = above if scale == "linear" else 10.0**above
             break
-    return (lowest, highest) if scale == "linear" else (10.0**lowest, 10.0**highest)
+    return low, high
 
 
 def axis_edges(
@@ -190,8 +194,12 @@ def axis_edges(
         around = math.log10(2) if scale == "log" else 0.1 * size or 0.5
         first, last = first - around, last + around
     room = margin * (last - first)
-    positions = np.linspace(first - room, last + room, buckets + 1)
-    return positions if scale == "linear" else 10.0**positions
+    edges = np.linspace(first - room, last + room, buckets + 1)
+    if scale == "log":
+        edges = 10.0**edges
+        # There and back by the logarithm, a value at the end could come to lie outside.
+        edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
+    return edges
 
 
 def check_range(low: float, high: float, scale: Scale) -> None:

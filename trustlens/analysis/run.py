@@ -320,7 +320,7 @@ class Run:
                 f"'{unknown[0]}' is not a layer of run '{self.name}'; "
                 f"its layers are: {', '.join(self.layer_names)}"
             )
-        return pc.field("layer").isin(list(layers))
+        return pc.field("layer").isin(pa.array(list(layers), pa.string()))
 
 
 def _derive(
@@ -336,7 +336,7 @@ def _steps_expression(steps: StepSelection) -> pc.Expression | None:
         return None
     step = pc.field("step")
     if not isinstance(steps, slice):
-        return step.isin(np.asarray(steps, np.int64).tolist())
+        return step.isin(pa.array(np.asarray(steps, np.int64)))
     if steps.step not in (None, 1):
         raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
     lower = None if steps.start is None else step >= steps.start

@@ -189,9 +189,10 @@ def heatmap(
 
 def _extent(data: HeatmapData) -> str:
     steps = "one step" if len(data.steps) == 1 else f"{len(data.steps)} steps"
-    parts = [f"{len(data.layers)} layers × {steps}"]
+    layers = "1 layer" if len(data.layers) == 1 else f"{len(data.layers)} layers"
+    parts = [f"{layers} × {steps}"]
     parts += [
-        f"{count} values {words}"
+        f"{count} value{'' if count == 1 else 's'} {words}"
         for count, words in (
             (data.below, "below the scale"),
             (data.above, "above the scale"),

@@ -171,7 +171,7 @@ def _crests(
             "cmin": 0,
             "cmax": 1,
         },
-        customdata=np.broadcast_to(value, shape).ravel().astype(np.float32),
+        customdata=np.broadcast_to(value, shape).ravel(),
         hovertemplate=(
             f"step %{{y:.0f}}<br>{data.quantity.symbol} %{{customdata:.3g}}"
             "<br>%{z:.2f} layers per bucket<extra></extra>"

@@ -104,7 +104,7 @@ def _ridges(data: RidgelineData, run: RunRidges, theme: Theme) -> list[go.Scatte
         traces.append(
             graph_objects().Scatter(
                 x=x,
-                y=(step - rise * down).astype(np.float64),
+                y=step - rise * down.astype(np.float64),
                 mode="lines",
                 # "toself" closes the outline along the ridge's base, on which no line is drawn.
                 fill="toself",

@@ -95,13 +95,13 @@ _LIGHT: Final = Theme(
     runs=_runs(
         {
             "blue": ("2b62d1", "c3d3ee 8fb0e6 4f83d6 2f58c0 3b2f8f 45165a"),
-            "red": ("cf3a2b", "f6dcc6 f2ae86 e6764f cc4030 96202b 560f20"),
-            "green": ("1d8a4e", "cfe6cf 93cfa0 4caf78 1f8a5b 106248 0a3d35"),
-            "purple": ("7b45c4", "ddd1f0 bba3e3 9470d3 7244bb 4f2690 2f1260"),
-            "orange": ("b97410", "f5e3b8 edc56f dc9c2e b97410 864e0c 542e0a"),
-            "teal": ("0c7f8e", "c6e6ea 8dcdd5 47adbb 158796 0f5f70 0c3b4c"),
-            "pink": ("c43c8b", "f3d3e4 e5a0c6 d268a4 b23a82 7f2160 4e0f3e"),
-            "grey": ("5b6472", "d9dce2 b3b9c4 868e9d 5f6776 414856 262b35"),
+            "red": ("c8321f", "f6dcc6 f2ae86 e6764f cc4030 96202b 560f20"),
+            "green": ("2f9e57", "cfe6cf 93cfa0 4caf78 1f8a5b 106248 0a3d35"),
+            "purple": ("5a1f9e", "ddd1f0 bba3e3 9470d3 7244bb 4f2690 2f1260"),
+            "orange": ("c08a00", "f5e3b8 edc56f dc9c2e b97410 864e0c 542e0a"),
+            "teal": ("0a7f92", "c6e6ea 8dcdd5 47adbb 158796 0f5f70 0c3b4c"),
+            "pink": ("d65ba8", "f3d3e4 e5a0c6 d268a4 b23a82 7f2160 4e0f3e"),
+            "grey": ("434a57", "d9dce2 b3b9c4 868e9d 5f6776 414856 262b35"),
         }
     ),
     sequential=_VIRIDIS,
@@ -122,13 +122,13 @@ _DARK: Final = Theme(
     runs=_runs(
         {
             "blue": ("5ea0ff", "16235a 1d3f95 2a6bd6 45a0f2 86d0fb e2f7ff"),
-            "red": ("ff6b5a", "45102a 85182f cf3340 f7694f ffad73 fff0cf"),
-            "green": ("4fcf8b", "0c332e 10594a 1d8f67 4cc589 9be8b0 effde0"),
-            "purple": ("b78dff", "27155a 44218a 7040c8 a06cf0 cfa6fb f7e8ff"),
-            "orange": ("f5b041", "3c260c 6e430c b57414 eaa32f fbd074 fff6d6"),
-            "teal": ("4fd3e0", "0a3040 0c5468 14879a 3bbcc6 8be3e2 e8fffa"),
-            "pink": ("ff8ac8", "41113a 75205f b73a8f ea67b4 fba5d4 ffe9f5"),
-            "grey": ("aab2c0", "2b303b 4a5160 737b8b 9aa2b0 c6cbd4 f3f4f7"),
+            "red": ("ff5f4a", "45102a 85182f cf3340 f7694f ffad73 fff0cf"),
+            "green": ("45c98b", "0c332e 10594a 1d8f67 4cc589 9be8b0 effde0"),
+            "purple": ("d2b4ff", "27155a 44218a 7040c8 a06cf0 cfa6fb f7e8ff"),
+            "orange": ("f7c14d", "3c260c 6e430c b57414 eaa32f fbd074 fff6d6"),
+            "teal": ("7fe7ea", "0a3040 0c5468 14879a 3bbcc6 8be3e2 e8fffa"),
+            "pink": ("ff86c6", "41113a 75205f b73a8f ea67b4 fba5d4 ffe9f5"),
+            "grey": ("8a92a2", "2b303b 4a5160 737b8b 9aa2b0 c6cbd4 f3f4f7"),
         }
     ),
     sequential=_VIRIDIS,
@@ -142,10 +142,10 @@ _FAMILIES: Final = {
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), "blue"),
     "LAMB": "red",
     "LARS": "green",
-    "SGD": "purple",
+    "SGD": "orange",
 }
-_SECOND: Final = {"blue": "orange", "red": "teal", "green": "pink", "purple": "orange"}
-_FREE: Final = ("orange", "teal", "green", "purple", "pink", "blue", "red", "grey")
+_SECOND: Final = {"blue": "orange", "red": "teal", "green": "purple", "orange": "purple"}
+_FREE: Final = ("orange", "teal", "purple", "green", "pink", "blue", "red", "grey")
 
 
 def theme_of(name: str) -> Theme:
