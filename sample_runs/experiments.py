@@ -30,6 +30,7 @@ from trustlens.optim import Lamb
 
 BATCH: Final = 512
 TEST_EVERY: Final = 20  # steps
+HISTOGRAMS_EVERY: Final = 100  # steps
 EPOCHS_FULL: Final = 5
 EPOCHS_EMBEDDED: Final = 30  # as many steps, to a few, as 5 epochs of the full set
 MEAN: Final = 0.1307  # of the pixels of the training images of MNIST, from 0 to 1
@@ -38,12 +39,17 @@ DEVIATION: Final = 0.3081
 
 @dataclass(frozen=True)
 class Experiment:
-    """An optimizer with its options, and what the article saw it do."""
+    """An optimizer with its options, and what the article saw it do.
+
+    ``l2`` times the weights is added to the gradient before each step: weight decay as Adam had
+    it before AdamW, and as the code of the article had it in the days of these experiments.
+    """
 
     name: str
     optimizer: type[torch.optim.Optimizer]
     options: dict[str, Any]
     seen: str
+    l2: float = 0.0
 
 
 ARTICLE: Final = {"betas": (0.9, 0.99)}
@@ -55,6 +61,8 @@ EXPERIMENTS: Final = (
     Experiment("lamb-lr0.1", Lamb, {"lr": 0.1, **ARTICLE}, "converges at once, then diverges"),
     Experiment("lamb-lr0.1-decay0.01", Lamb, {"lr": 0.1, "weight_decay": 0.01, **ARTICLE},
                "does not diverge; r up to about 4.5"),
+    Experiment("lamb-lr0.1-l2-0.01", Lamb, {"lr": 0.1, "debias": "rate", "eps": 1e-8, **ARTICLE},
+               "the same, by its code of those days", l2=0.01),
     Experiment("adam-lr0.1", torch.optim.Adam, {"lr": 0.1, **ARTICLE}, "does not learn at all"),
     Experiment("adam-lr0.02-decay0.01", torch.optim.AdamW, {"lr": 0.02, **CODE},
                "stays at loss 2.3"),
@@ -121,7 +129,12 @@ def train(
     last = steps_of(data, epochs)
     step = 0
     with trustlens.record(
-        optimizer, directory, model=model, name=experiment.name, config=config
+        optimizer,
+        directory,
+        model=model,
+        name=experiment.name,
+        config={**config, "l2": experiment.l2},
+        histograms_every=HISTOGRAMS_EVERY,
     ) as recorder:
         for _ in range(epochs):
             shuffled = torch.randperm(len(data.train_labels), generator=order)
@@ -131,11 +144,21 @@ def train(
                 loss = functional.nll_loss(output, data.train_labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
+                if experiment.l2:
+                    add_decay(model, experiment.l2)
                 optimizer.step()
                 recorder.log(loss=loss)
                 if step % TEST_EVERY == 0 or step == last:
                     recorder.log(**test(model, data))
                 yield loss.item()
+
+
+@torch.no_grad()
+def add_decay(model: Network, l2: float) -> None:
+    """Add l2·w to the gradient of each layer."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter, alpha=l2)
 
 
 @torch.no_grad()
@@ -152,10 +175,10 @@ def test(model: Network, data: Data) -> dict[str, float]:
 
 
 def run(
-    experiments: list[Experiment], source: digits.Digits, out: Path, *,
-    epochs: int, seed: int, together: bool,
-) -> None:  # fmt: skip
-    """Train the experiments one after the other, or all of them in turns, with one progress bar."""
+    rounds: list[list[Experiment]], source: digits.Digits, out: Path, *, epochs: int, seed: int
+) -> None:
+    """Train the rounds one after the other, the experiments of a round step by step in turns."""
+    experiments = list(itertools.chain(*rounds))
     for experiment in experiments:
         if (out / experiment.name).exists():  # found before an hour of training, not after it
             raise UsageError(
@@ -164,16 +187,14 @@ def run(
             )
     data = prepare(source)
     config = {"data": str(source), "batch": BATCH, "epochs": epochs, "seed": seed}
-    runs = [train(e, data, out / e.name, epochs=epochs, config=config) for e in experiments]
-    names = [experiment.name for experiment in experiments]
-    rounds = [(names, runs)] if together else [([n], [r]) for n, r in zip(names, runs, strict=True)]
-    with tqdm(total=len(runs) * steps_of(data, epochs), unit="step") as bar:
-        for running, turns in rounds:
+    with tqdm(total=len(experiments) * steps_of(data, epochs), unit="step") as bar:
+        for together in rounds:
+            turns = [train(e, data, out / e.name, epochs=epochs, config=config) for e in together]
             # zip_longest, so that each is resumed once more at its end and closes its recorder.
             for losses in itertools.zip_longest(*turns):
                 bar.update(len(losses))
-                told = (f"{n} loss {x:.3f}" for n, x in zip(running, losses, strict=True))
-                bar.set_postfix_str(" | ".join(told), refresh=False)
+                told = zip(together, losses, strict=True)
+                bar.set_postfix_str(" | ".join(f"{e.name} loss {x:.3f}" for e, x in told))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -211,21 +232,34 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--epochs",
-        type=int,
+        type=_count,
         metavar="N",
         help=f"default: {EPOCHS_EMBEDDED}, with --full {EPOCHS_FULL}",
     )
-    parser.add_argument("--seed", type=int, default=1, metavar="N",
-                        help="of the first weights and the batches (default: 1)")  # fmt: skip
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of the first weights and the batches (default: 1)",
+    )
     return parser.parse_args(arguments)
 
 
-def choose(names: list[str]) -> list[Experiment]:
-    """Return the experiments of those names, all if there are none."""
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of epochs; give 1 or more")
+    return int(text)
+
+
+def choose(names: list[str], *, pair: bool) -> list[list[Experiment]]:
+    """Return the rounds: the pair together first, if asked for, then each name (default: all)."""
     for name in names:
         if name not in BY_NAME:
             raise UsageError(f"'{name}' is not an experiment; choose from: {', '.join(BY_NAME)}")
-    return [BY_NAME[name] for name in dict.fromkeys(names)] or list(EXPERIMENTS)
+    first = [[BY_NAME[name] for name in PAIR]] if pair else []
+    names = list(dict.fromkeys(names)) or ([] if pair else list(BY_NAME))
+    return first + [[BY_NAME[name]] for name in names if not (pair and name in PAIR)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -238,13 +272,15 @@ def main(arguments: list[str] | None = None) -> int:
     full = options.full or options.data is not None
     epochs = options.epochs or (EPOCHS_FULL if full else EPOCHS_EMBEDDED)
     try:
-        experiments = choose([*(PAIR if options.pair else ()), *options.names])
+        rounds = choose(options.names, pair=options.pair)
         source = digits.full(options.data) if full else digits.embedded()
-        run(experiments, source, options.out,
-            epochs=epochs, seed=options.seed, together=options.pair)  # fmt: skip
+        run(rounds, source, options.out, epochs=epochs, seed=options.seed)
     except TrustlensError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped; what was recorded so far is in '{options.out}'", file=sys.stderr)
+        return 130
     return 0
 
 
