@@ -1,0 +1,286 @@
+"""A run for TensorBoard: written while it is recorded, or from its files.
+
+========================  =============================================================
+tag                       what it holds
+========================  =============================================================
+``loss``, …               a metric, by the name it was logged under
+``trust_ratio/conv1.w``   one quantity of one layer, as a scalar: a section a quantity
+``layers/trust_ratio``    its distribution over the layers, as a histogram
+``elements/update/conv1`` the elements of one layer's update, as a histogram
+========================  =============================================================
+
+Histograms are written in the element buckets of :mod:`trustlens.bins` (four to a doubling, of
+either sign), as triples of left edge, right edge and exact count in float64. What is not finite
+has no place in a histogram: it is left out there, counted in ``layers_not_finite/…`` and
+``elements_not_finite/…``, and stays NaN or infinite in the scalars, which TensorBoard marks.
+TensorBoard draws 51 steps of a histogram unless it is started with
+``--samples_per_plugin histograms=N``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from trustlens.analysis.run import Run
+from trustlens.bins import by_value, element_counts, element_edges
+from trustlens.errors import MissingDependencyError, UsageError
+from trustlens.schema import QUANTITIES, RECORDED, Quantity
+from trustlens.store.reader import read_table
+
+try:
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.compat.proto.summary_pb2 import (
+        DATA_CLASS_TENSOR,  # pyright: ignore[reportAttributeAccessIssue]
+        Summary,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    from tensorboard.plugins.histogram.metadata import create_summary_metadata
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.util.tensor_util import make_tensor_proto
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(
+        "writing for TensorBoard", error.name or "tensorboard", "tensorboard"
+    ) from None
+
+BLOCK_ROWS: Final = 100_000
+"""Rows of ``layers`` that an export holds at once."""
+
+EVENT_FILES: Final = "*tfevents*"
+"""What TensorBoard takes for event files."""
+
+_EDGES: Final = element_edges()
+
+# What a row of `layers` is enough for; the RMS need the layers' sizes, which stand elsewhere.
+_QUANTITIES: Final = tuple(q for q in QUANTITIES.values() if set(q.needs) <= set(RECORDED))
+
+
+def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool = False) -> None:
+    """Write a recorded run as a TensorBoard event file.
+
+    Wall times are those of the recording. If it fails, or is stopped, no file stays behind.
+
+    Parameters
+    ----------
+    run : Run
+        The run; if it is still being recorded, what there is of it now.
+    logdir : str or path
+        A folder for this run alone; made if it is not there.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    UsageError
+        The folder holds TensorBoard events already, or cannot be written.
+    """
+    times = {int(step): t.timestamp() for step, t in run.steps()[["step", "time"]].to_numpy()}
+    begin = datetime.fromisoformat(run.info.created).timestamp()  # of what was logged before step 1
+    listener = TensorBoardListener(logdir, time_of=lambda step: times.get(step, begin))
+    try:
+        with tqdm(total=len(times), unit="step", disable=not progress) as bar:
+            for where, count in _blocks(run):
+                for name in ("layers", "metrics", "histograms"):
+                    getattr(listener, f"on_{name}")(read_table(run.path, name, where=where))
+                bar.update(count)
+    except BaseException:
+        listener.discard()
+        raise
+    listener.close()
+
+
+def _blocks(run: Run) -> Iterable[tuple[pc.Expression | None, int]]:
+    """Yield conditions that cut the run into ranges of steps, and how many steps each has."""
+    steps = run.steps()["step"].to_numpy()
+    size = max(1, BLOCK_ROWS // max(1, len(run.layer_names)))
+    firsts = steps[::size].tolist()
+    if len(firsts) < 2:
+        yield None, len(steps)
+        return
+    step = pc.field("step")
+    yield step < firsts[1], size
+    for first, end in pairwise(firsts[1:]):
+        yield (step >= first) & (step < end), size
+    yield step >= firsts[-1], len(steps) - size * (len(firsts) - 1)
+
+
+class TensorBoardListener:
+    """Writes rows for TensorBoard as they come: ``record(..., listeners=[this])``.
+
+    It costs some milliseconds a step, on the recorder's writer thread (a scalar for each layer
+    and quantity); use ``record``'s ``every`` where that is too much.
+
+    Parameters
+    ----------
+    logdir : str or path
+        A folder for this run alone; made if it is not there.
+    time_of : callable, optional
+        Gives the wall time of a step, in seconds since 1970; the time of writing if not given.
+
+    Raises
+    ------
+    UsageError
+        The folder holds TensorBoard events already, or cannot be written.
+
+    Examples
+    --------
+    >>> listener = trustlens.export.TensorBoardListener("tb/lamb")
+    >>> trustlens.record(optimizer, "runs/lamb", model=model, listeners=[listener])
+    """
+
+    def __init__(
+        self, logdir: str | os.PathLike[str], *, time_of: Callable[[int], float] | None = None
+    ) -> None:
+        self._folder = Path(logdir)
+        self._time_of = time_of or (lambda _step: time.time())
+        self._described: set[str] = set()
+        self._open: Any = None
+        _claim(self._folder)
+
+    @property
+    def _writer(self) -> Any:
+        # Opened by the first row: a recording that never starts leaves nothing behind.
+        if self._open is None:
+            self._open = EventFileWriter(str(self._folder))
+        return self._open
+
+    def on_layers(self, table: pa.Table) -> None:
+        """Write rows of ``layers``: scalars, and distributions over the layers.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            In the schema of ``layers``.
+        """
+        table = table.sort_by("step")
+        names = _texts(table["layer"])
+        columns = {name: _floats(table[name]) for name in RECORDED}
+        there = {name: table[name].is_valid().to_numpy() for name in RECORDED}
+        for rows, step in _steps(table):
+            values: list[Any] = []
+            for q in _QUANTITIES:
+                needs = q.needs or (q.name,)
+                valid = np.logical_and.reduce([there[need][rows] for need in needs])
+                if valid.any():
+                    numbers = _numbers(q, {need: columns[need][rows] for need in needs})[valid]
+                    values += self._over_layers(q.name, names[rows][valid], numbers)
+            self._add(step, values)
+        self._writer.flush()
+
+    def on_metrics(self, table: pa.Table) -> None:
+        """Write rows of ``metrics`` as scalars."""
+        table = table.sort_by("step")
+        names, numbers = _texts(table["name"]), _floats(table["value"])
+        for rows, step in _steps(table):
+            self._add(step, map(_scalar, names[rows], numbers[rows]))
+        self._writer.flush()
+
+    def on_histograms(self, table: pa.Table) -> None:
+        """Write rows of ``histograms`` as histograms of each layer's elements."""
+        table = table.sort_by("step")
+        names, elements = _texts(table["layer"]), _texts(table["quantity"])
+        counts = table["counts"].to_pylist()
+        for rows, step in _steps(table):
+            values: list[Any] = []
+            for row in range(rows.start, rows.stop):
+                tag = f"{elements[row]}/{names[row]}"
+                values += self._distribution("elements", tag, dict(counts[row] or ()))
+            self._add(step, values)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        if self._open is not None:
+            self._open.close()
+
+    def discard(self) -> None:
+        """Close, and remove what was written."""
+        self.close()
+        for path in self._folder.glob(EVENT_FILES):
+            path.unlink()
+
+    def _over_layers(
+        self, name: str, layers: NDArray[Any], numbers: NDArray[np.float64]
+    ) -> list[Any]:
+        scalars = map(_scalar, [f"{name}/{layer}" for layer in layers], numbers)
+        return [*scalars, *self._distribution("layers", name, element_counts(numbers))]
+
+    def _distribution(self, what: str, name: str, counts: Mapping[int, int]) -> list[Any]:
+        ordered, nonfinite = by_value(counts)
+        places = np.flatnonzero(ordered)
+        values: list[Any] = []
+        if len(places):
+            triples = np.stack([_EDGES[places], _EDGES[places + 1], ordered[places]], axis=1)
+            tag = f"{what}/{name}"
+            tensor = make_tensor_proto(triples.astype(np.float64))
+            values.append(Summary.Value(tag=tag, tensor=tensor, metadata=self._describe(tag)))
+        if nonfinite:
+            values.append(_scalar(f"{what}_not_finite/{name}", nonfinite))
+        return values
+
+    def _describe(self, tag: str) -> Any:
+        if tag in self._described:  # only the first of a tag counts
+            return None
+        self._described.add(tag)
+        metadata = create_summary_metadata(display_name="", description="")
+        metadata.data_class = DATA_CLASS_TENSOR
+        return metadata
+
+    def _add(self, step: int, values: Iterable[Any]) -> None:
+        # All of a step in one event: one event a value would be several times as long.
+        event = Event(wall_time=self._time_of(step), step=step, summary=Summary(value=values))
+        self._writer.add_event(event)
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder, and require that it has no events and can be written."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"'{folder}' is a file; name a folder for TensorBoard's events")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"'{folder}' cannot be made ({error.strerror}); name another") from error
+    if any(folder.glob(EVENT_FILES)):
+        raise UsageError(
+            f"'{folder}' holds TensorBoard events already, and TensorBoard would draw both runs "
+            "as one: name another folder, or remove it"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"'{folder}' cannot be written; check its permissions, or name another")
+
+
+def _scalar(tag: str, value: float) -> Any:
+    return Summary.Value(tag=tag, simple_value=value)
+
+
+def _steps(table: pa.Table) -> Iterable[tuple[slice, int]]:
+    """Yield where each step's rows lie in a table sorted by step."""
+    steps = table["step"].to_numpy()
+    starts = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)).tolist()
+    for start, stop in pairwise([*starts, len(steps)]):
+        yield slice(start, stop), int(steps[start])
+
+
+def _texts(column: pa.ChunkedArray) -> NDArray[Any]:
+    return column.cast(pa.string()).to_numpy()
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _numbers(q: Quantity, columns: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    if q.compute is None:
+        return columns[q.name]
+    with np.errstate(all="ignore"):  # 0/0 is NaN: not known
+        return q.compute(columns)
