@@ -13,7 +13,7 @@ from trustlens.analysis.run import Run
 from trustlens.analysis.run import quantity as quantity_named
 from trustlens.bins import Scale, axis_edges, on_axis, ticks
 from trustlens.errors import UsageError
-from trustlens.figures.panels import Panel, caption, panels, sentence_case
+from trustlens.figures.panels import Panel, caption, panels, step_ticks
 from trustlens.figures.theme import (
     Theme,
     ThemeName,
@@ -132,7 +132,7 @@ def curves_data(
         drawn.append(
             CurvePanel(
                 name=name,
-                title=name if quantity is None else _title(quantity),
+                title=name if quantity is None else f"{quantity.title} {quantity.symbol}",
                 scale=axis,
                 low=low,
                 high=high,
@@ -177,10 +177,6 @@ def _quantities(
             values = frame[name].to_numpy(np.float64)
             found[name].append(_Series(frame["step"].to_numpy(np.int64), values))
     return found
-
-
-def _title(quantity: Quantity) -> str:
-    return f"{sentence_case(quantity.title)} {quantity.symbol}"
 
 
 def _scale(values: Sequence[NDArray[np.float64]], quantity: Quantity | None, scale: str) -> Scale:
@@ -297,22 +293,31 @@ def curves(
     steps = [curve.steps for panel in data.panels for curve in panel.curves if len(curve.steps)]
     ends = [min(int(s[0]) for s in steps), max(int(s[-1]) for s in steps)] if steps else [0, 1]
     room = 0.015 * (ends[1] - ends[0]) or 0.5
-    figure.update_xaxes(range=[ends[0] - room, ends[1] + room])
+    time = {"range": [ends[0] - room, ends[1] + room], **step_ticks(*ends)}
     places = panels(len(data.panels), gap=0.09, head=0.1, foot=0.2)
     for number, (panel, place) in enumerate(zip(data.panels, places, strict=True), 1):
-        _draw(figure, panel, place, number, look)
+        _draw(figure, panel, place, number, look, time=time)
     return figure.update_layout(
         hovermode="x unified",
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
     )
 
 
-def _draw(figure: go.Figure, panel: CurvePanel, place: Panel, number: int, theme: Theme) -> None:
+def _draw(
+    figure: go.Figure,
+    panel: CurvePanel,
+    place: Panel,
+    number: int,
+    theme: Theme,
+    *,
+    time: dict[str, Any],
+) -> None:
     suffix = "" if number == 1 else str(number)
     ends = [float(x) for x in on_axis(np.array([panel.low, panel.high]), panel.scale)]
     figure.update_layout(
         {
             f"xaxis{suffix}": {
+                **time,
                 "domain": list(place.x),
                 "anchor": f"y{suffix}",
                 "matches": "x" if suffix else None,
@@ -331,7 +336,7 @@ def _draw(figure: go.Figure, panel: CurvePanel, place: Panel, number: int, theme
             },
         }
     )
-    caption(figure, f"<b>{plain(panel.title, 60)}</b>", "", place, theme)
+    caption(figure, f"<b>{plain(panel.title, 44)}</b>", "", place, theme)
     axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     for curve in panel.curves:
         traces = [_line(curve, theme, legend=number == 1), *_marks(curve, panel, theme)]

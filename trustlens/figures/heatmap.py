@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trustlens.analysis.run import Run
 from trustlens.analysis.run import quantity as quantity_named
 from trustlens.bins import Scale, axis_edges, on_axis, ticks
-from trustlens.figures.panels import quantity_axis, sentence_case
+from trustlens.figures.panels import quantity_axis, sentence_case, step_ticks
 from trustlens.figures.theme import (
     Theme,
     ThemeName,
@@ -180,7 +180,12 @@ def heatmap(
     if data.nonfinite.any():
         figure.add_traces(_nonfinite(data, names, look))
     return figure.update_layout(
-        xaxis={"title": {"text": "step"}, "showgrid": False, "zeroline": False},
+        xaxis={
+            "title": {"text": "step"},
+            "showgrid": False,
+            "zeroline": False,
+            **step_ticks(float(data.steps[0]), float(data.steps[-1])),
+        },
         yaxis=_layers_axis(data.layers, names, height),
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
         plot_bgcolor=look.panel,

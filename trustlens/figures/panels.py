@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trustlens.bins import number, ticks
 from trustlens.figures.theme import Theme, plain
 from trustlens.schema import Quantity
 
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A part of the figure, from 0 to 1 each way."""
+    """A part of the figure, from 0 to 1 each way; its caption hangs from ``top``."""
 
     x: tuple[float, float]
     y: tuple[float, float]
+    top: float
 
 
 def panels(
-    count: int, *, columns: int = 2, gap: float = 0.06, head: float = 0.09, foot: float = 0.0
+    count: int, *, columns: int = 2, gap: float = 0.06, head: float = 0.12, foot: float = 0.0
 ) -> list[Panel]:
     """Return panels in rows of ``columns``.
 
@@ -35,12 +37,25 @@ def panels(
     width = (1 - gap * (columns - 1)) / columns
     height = 1 / (rows - foot)  # the last row needs no foot: the margin of the figure is there
     found: list[Panel] = []
-    for number in range(count):
-        row, column = divmod(number, columns)
+    for place in range(count):
+        row, column = divmod(place, columns)
         left, top = column * (width + gap), 1 - row * height
         bottom = max(top - (1 - foot) * height, 0.0)
-        found.append(Panel((left, left + width), (bottom, top - head * height)))
+        found.append(Panel((left, left + width), (bottom, top - head * height), top))
     return found
+
+
+def step_ticks(first: float, last: float) -> dict[str, Any]:
+    """Return options of a time axis: a step is whole, and few of them have a tick each."""
+    return {"dtick": 1} if last - first < 6 else {"nticks": 7}
+
+
+def whole_ticks(first: float, last: float) -> dict[str, Any]:
+    """Return ticks of a time axis that shows more than the time from ``first`` to ``last``."""
+    even = [(step, text) for step, text in ticks(first, last, "linear") if step == round(step)]
+    clear = first + 0.06 * (last - first)
+    shown = [(first, number(first)), *(pair for pair in even if pair[0] > clear)]
+    return {"tickvals": [step for step, _ in shown], "ticktext": [text for _, text in shown]}
 
 
 def quantity_heading(quantity: Quantity) -> tuple[str, str]:
@@ -62,7 +77,7 @@ def quantity_axis(quantity: Quantity) -> str:
 def run_caption(figure: go.Figure, run: RunRidges, panel: Panel, theme: Theme) -> None:
     """Write above a panel which run it shows, and how much of it."""
     square = f'<span style="color:{theme.runs[run.color].line}">■</span>'
-    caption(figure, f"{square} <b>{plain(run.label, 56)}</b>", extent(run), panel, theme)
+    caption(figure, f"{square} <b>{plain(run.label, 44)}</b>", extent(run), panel, theme)
 
 
 def caption(figure: go.Figure, text: str, below: str, panel: Panel, theme: Theme) -> None:
@@ -71,11 +86,11 @@ def caption(figure: go.Figure, text: str, below: str, panel: Panel, theme: Theme
     figure.add_annotation(
         text=text + muted if below else text,
         x=panel.x[0],
-        y=panel.y[1],
+        y=panel.top,
         xref="paper",
         yref="paper",
         xanchor="left",
-        yanchor="bottom",
+        yanchor="top",
         align="left",
         showarrow=False,
         font={"size": 14, "color": theme.ink},
@@ -100,4 +115,4 @@ def extent(run: RunRidges) -> str:
         )
         if counts.any()
     ]
-    return f"{said} · out of view: up to {', '.join(outside)}" if outside else said
+    return f"{said}<br>out of view: up to {', '.join(outside)}" if outside else said

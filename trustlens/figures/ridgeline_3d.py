@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.bins import on_axis, ticks
-from trustlens.figures.panels import Panel, panels, quantity_axis, quantity_heading, run_caption
+from trustlens.figures.panels import (
+    Panel,
+    panels,
+    quantity_axis,
+    quantity_heading,
+    run_caption,
+    whole_ticks,
+)
 from trustlens.figures.theme import (
     Theme,
     color_at,
@@ -50,8 +57,11 @@ def draw_3d(data: RidgelineData, theme: Theme) -> go.Figure:
             figure.add_trace(_crests(data, run, visible, theme).update(scene=scene))
         for mark in data.marks(run):
             figure.add_trace(_mark(data, mark, theme).update(scene=scene))
-    figure.update_layout(showlegend=False, margin={"l": 24, "r": 24, "b": 8})
-    return figure
+    # Without anything in a scene Plotly would show flat axes instead.
+    hidden = {"visible": False}
+    return figure.update_layout(
+        showlegend=False, margin={"l": 24, "r": 24, "b": 8}, xaxis=hidden, yaxis=hidden
+    )
 
 
 def _scene(data: RidgelineData, panel: Panel, theme: Theme) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def _scene(data: RidgelineData, panel: Panel, theme: Theme) -> dict[str, Any]:
         "yaxis": {
             **axis,
             "range": [last + deep, first - deep],
-            "nticks": 6,
+            **whole_ticks(first, last),
             "title": {**title, "text": "step"},
         },
         "zaxis": {

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from trustlens.bins import on_axis, ticks
-from trustlens.figures.panels import Panel, panels, quantity_axis, quantity_heading, run_caption
+from trustlens.figures.panels import (
+    Panel,
+    panels,
+    quantity_axis,
+    quantity_heading,
+    run_caption,
+    whole_ticks,
+)
 from trustlens.figures.theme import (
     Theme,
     alpha,
@@ -34,7 +41,9 @@ def draw_flat(data: RidgelineData, theme: Theme) -> go.Figure:
     """Draw ridges as overlapping outlines in one panel a run."""
     rows = (len(data.runs) + 1) // 2
     figure = new_figure(theme, *quantity_heading(data.quantity), height=150 + 520 * rows)
-    for number, (run, panel) in enumerate(zip(data.runs, panels(len(data.runs)), strict=True), 1):
+    for number, (run, panel) in enumerate(
+        zip(data.runs, panels(len(data.runs), foot=0.1), strict=True), 1
+    ):
         suffix = "" if number == 1 else str(number)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
         run_caption(figure, run, panel, theme)
@@ -49,8 +58,7 @@ def draw_flat(data: RidgelineData, theme: Theme) -> go.Figure:
         else:
             figure.add_traces([trace.update(axes) for trace in _ridges(data, run, theme)])
         figure.add_traces([_mark(data, mark, theme).update(axes) for mark in data.marks(run)])
-    figure.update_layout(showlegend=False, hovermode="closest", margin={"l": 24, "r": 64})
-    return figure
+    return figure.update_layout(showlegend=False, hovermode="closest", margin={"l": 24, "r": 64})
 
 
 def _value_axis(data: RidgelineData, panel: Panel, suffix: str, theme: Theme) -> dict[str, Any]:
@@ -86,7 +94,7 @@ def _time_axis(data: RidgelineData, panel: Panel, suffix: str) -> dict[str, Any]
         "matches": "y" if suffix else None,
         "showgrid": False,
         "zeroline": False,
-        "nticks": 9,
+        **whole_ticks(first, last),
     }
 
 

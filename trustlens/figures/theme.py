@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -287,9 +288,10 @@ def new_figure(theme: Theme, title: str, subtitle: str, *, height: int = 520) ->
 
 
 def say(figure: go.Figure, text: str, theme: Theme, *, x: float = 0.5, y: float = 0.5) -> None:
-    """Write a sentence into a figure, in place of what cannot be drawn."""
+    """Write a sentence (made plain) into a figure, in place of what cannot be drawn."""
+    lines = textwrap.wrap(text, 44, break_long_words=False, break_on_hyphens=False)
     figure.add_annotation(
-        text=text,
+        text="<br>".join(lines),
         x=x,
         y=y,
         xref="paper",
