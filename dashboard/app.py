@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from dash import Dash
+from flask import abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from dashboard.callbacks import frame as frame_callbacks
@@ -17,9 +19,8 @@ from dashboard.pages import LAYOUTS
 from trustlens.errors import UsageError
 from trustlens.figures.theme import THEMES, Theme
 
-LOCAL: Final = ("127.0.0.1", "localhost", "[::1]")
-"""Names under which a page may ask for anything: another site's page cannot reach it by its own
-name (DNS rebinding)."""
+LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+"""This machine's names for itself."""
 
 _INDEX: Final = """<!DOCTYPE html>
 <html lang="en">
@@ -50,18 +51,21 @@ _INDEX: Final = """<!DOCTYPE html>
 </html>"""
 
 
-def create_app(root: Path) -> Dash:
+def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
     """Return the dashboard over the runs below ``root``, which may still be empty.
 
     Parameters
     ----------
     root : Path
         A folder that holds runs, or one run.
+    hosts : frozenset of str, optional
+        The names it answers to; None for any. Without it a foreign site could reach the dashboard
+        through the user's browser, by having its own name point at this machine (DNS rebinding).
 
     Returns
     -------
     Dash
-        The application; ``.server`` is its WSGI application, which answers to local names only.
+        The application; ``.server`` is its WSGI application.
     """
     library = Library(root)
     app = Dash(
@@ -73,7 +77,8 @@ def create_app(root: Path) -> Dash:
         serve_locally=True,
         add_log_handler=False,
     )
-    app.server.config["TRUSTED_HOSTS"] = list(LOCAL)
+    if hosts is not None:
+        _answer_only_to(app, hosts)
     icon = app.get_asset_url("icon.svg")
     app.index_string = _INDEX.replace("<!--icon-->", icon).replace("<!--colors-->", _colors())
     app.layout = frame()
@@ -101,8 +106,7 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
         The port is in use, or there is no such address.
     """
     listener = _listen(host, port)
-    app = create_app(root)
-    app.server.config["TRUSTED_HOSTS"] = None if _everywhere(host) else [*LOCAL, host]
+    app = create_app(root, None if _everywhere(host) else LOCAL | {host})
     with listener:
         server = make_server(
             host, port, app.server, threaded=True, request_handler=_Quiet, fd=listener.fileno()
@@ -122,16 +126,27 @@ class _Quiet(WSGIRequestHandler):
         """Say nothing."""
 
 
+def _answer_only_to(app: Dash, hosts: frozenset[str]) -> None:
+    # Werkzeug's TRUSTED_HOSTS would do, if it knew addresses of IPv6.
+    def check() -> None:
+        host = urlsplit(f"//{request.headers.get('Host', '')}").hostname
+        if host not in hosts:
+            abort(400, f"This dashboard does not answer to the name '{host}'.")
+
+    app.server.before_request(check)
+
+
 def _everywhere(host: str) -> bool:
     """Whether the user opened the page to the network, where it has names we cannot know."""
     return host in ("", "0.0.0.0", "::")  # noqa: S104
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UsageError(f"{port} is not a port; give one from 1 to 65535")
     try:
-        return socket.create_server((host, port))
-    except OverflowError:
-        raise UsageError(f"{port} is not a port; give one from 1 to 65535") from None
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}, port {port} ({error.strerror or error}); "

@@ -1,0 +1,390 @@
+"""The pages in a real browser: they draw, they are linked, they follow, they stay at home."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page, Request, Route, sync_playwright
+from runs import layers_table, make_run, metrics_table, run_info, steps_table, synthetic_values
+
+from trustlens.store.writer import RunWriter
+
+pytestmark = pytest.mark.browser
+
+LAMB = "trustlens.optim.lamb.Lamb"
+PAGES = ("/", "/ridgelines", "/training", "/layers", "/smoothing")
+SCREENSHOTS = Path(__file__).with_name("screenshots")
+LAYERS = [
+    f"blocks.{block}.{part}"
+    for block in range(6)
+    for part in ("attn.qkv.weight", "attn.proj.weight", "mlp.fc.weight", "mlp.fc.bias")
+]
+CHROMIUM = (
+    "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+)  # fmt: skip
+
+
+def ratios(seed: int, steps: int) -> np.ndarray:
+    """Trust ratios as trainings have them: three heaps of layers that settle and drift."""
+    rng = np.random.default_rng(seed)
+    level = rng.choice(np.log([0.06, 0.25, 4.0]), len(LAYERS), p=[0.5, 0.3, 0.2])
+    level = level + rng.normal(0, 0.25, len(LAYERS))
+    early = 1.2 * np.exp(-np.arange(steps) / (steps / 8))[:, None] * (level < 0)
+    return np.minimum(np.exp(level + early + rng.normal(0, 0.01, (steps, 1)).cumsum(axis=0)), 10)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    make_run(
+        root / "adam", layers=LAYERS, steps=300, seed=1, values={"trust_ratio": ratios(1, 300)}
+    )
+    weight = synthetic_values(300, len(LAYERS), 2)["weight_norm"]
+    weight[200:, 9] *= np.exp(np.arange(100) / 8)
+    bad = np.zeros(weight.shape)
+    bad[280:, 9] = 7
+    weight[280:, 9] = np.nan
+    make_run(
+        root / "lamb", layers=LAYERS, steps=300, seed=2, optimizer=LAMB,
+        values={"trust_ratio": ratios(2, 300), "weight_norm": weight, "nonfinite": bad},
+    )  # fmt: skip
+    make_run(root / "zero-steps", steps=0, metrics={})
+    make_run(root / "no-layers", layers=0, steps=3, optimizer="torch.optim.sgd.SGD")
+    (root / "damaged").mkdir()
+    (root / "damaged" / "run.json").write_text("{")
+    return root
+
+
+class Server:
+    """The dashboard over a folder, as `trustlens dashboard` serves it."""
+
+    def __init__(self, root: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        code = (
+            "import sys; from pathlib import Path; from dashboard.app import serve; "
+            "serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
+        )
+        command = [sys.executable, "-W", "error", "-c", code, str(root), str(port)]
+        self.process = subprocess.Popen(command)
+        self.url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 40
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        pytest.fail("the dashboard did not start")
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("there is no Chromium here; `make test` installs it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+    """Opens a page of the dashboard; nothing may complain, and nothing may leave the machine."""
+    wrong: list[str] = []
+    pages: list[Page] = []
+
+    def guard(route: Route, request: Request) -> None:
+        if request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            route.continue_()
+        else:
+            wrong.append(f"request to {request.url}")
+            route.abort()
+
+    def open_page(path: str, scheme: Any = "light", url: str = "") -> Page:
+        page = browser.new_context(
+            viewport={"width": 1440, "height": 900}, color_scheme=scheme
+        ).new_page()
+        pages.append(page)
+        page.set_default_timeout(15_000)
+        page.route("**/*", guard)
+        page.on(
+            "console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto((url or server.url) + path)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.context.close()
+    assert wrong == []
+
+
+def settled(page: Page, path: str) -> None:
+    """Waits until the page shows what it is for."""
+    page.locator(".brand").wait_for()
+    if path == "/":
+        page.locator(".ag-row").first.wait_for()
+        page.locator(".ag-row-selected").first.wait_for()
+    elif path == "/ridgelines":
+        drawn(page)
+        page.locator(".step-summary p").first.wait_for()
+        page.locator("#step-grid .ag-row").first.wait_for()
+    else:
+        page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    if path in ("/training", "/layers"):
+        page.locator(".ag-row").first.wait_for()
+    page.wait_for_timeout(300)
+
+
+def drawn(page: Page) -> Locator:
+    page.wait_for_function(
+        "document.querySelectorAll('.ridgelines-canvas[data-chosen]').length === 2"
+    )
+    return page.locator(".ridgelines-canvas")
+
+
+def colors(canvas: Locator) -> int:
+    """How many different colours a canvas shows."""
+    return canvas.evaluate("""(canvas) => {
+        const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        return new Set(new Uint32Array(data.buffer)).size;
+    }""")
+
+
+def pixels(canvas: Locator) -> str:
+    return canvas.evaluate("(canvas) => canvas.toDataURL()")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_in_light_and_dark(visit: Callable[..., Page], path: str, scheme: str) -> None:
+    page = visit(path, scheme)
+    settled(page, path)
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{path.strip('/') or 'runs'}-{scheme}.png", full_page=True)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 17, 22)"}[scheme]
+    found = Axe().run(page).response["violations"]
+    serious = [
+        f"{rule['id']}: {node['html'][:200]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+    assert serious == []
+
+
+def test_the_canvases_have_drawn_on_the_same_axes(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    canvases = drawn(page)
+    for canvas in canvases.all():
+        assert colors(canvas) > 500
+        words = canvas.get_attribute("aria-label") or ""
+        assert "24 layers at 100 steps, from 1 to 300" in words
+    assert pixels(canvases.nth(0)) != pixels(canvases.nth(1))
+
+
+def test_turning_one_camera_turns_the_other(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    canvases = drawn(page)
+    before = [pixels(canvas) for canvas in canvases.all()]
+    box = canvases.nth(0).bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 120, y - 40, steps=4)
+    page.mouse.up()
+    page.mouse.move(10, 10)
+    page.wait_for_timeout(200)
+    after = [pixels(canvas) for canvas in canvases.all()]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    canvases.nth(1).dblclick()
+    page.mouse.move(10, 10)
+    page.wait_for_timeout(200)
+    assert [pixels(canvas) for canvas in canvases.all()] == before
+
+
+def test_keys_turn_and_the_wheel_zooms(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    canvas = drawn(page).nth(0)
+    camera = page.locator("#ridgelines")
+    home = camera.get_attribute("data-camera")
+    canvas.focus()
+    canvas.press("ArrowLeft")
+    page.wait_for_function(
+        "(home) => document.getElementById('ridgelines').dataset.camera !== home", arg=home
+    )
+    canvas.press("0")
+    page.wait_for_function(
+        "(home) => document.getElementById('ridgelines').dataset.camera === home", arg=home
+    )
+    canvas.hover()
+    page.mouse.wheel(0, -300)
+    page.wait_for_function(
+        "Number(document.getElementById('ridgelines').dataset.camera.split(' ')[2]) > 1.2"
+    )
+
+
+def test_the_readout_says_what_is_under_the_pointer(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    canvas = drawn(page).nth(0)
+    canvas.hover()
+    readout = page.locator(".ridgelines-readout").nth(0)
+    readout.wait_for(state="visible")
+    assert re.search(
+        r"step \d+\s*r [\d.e-]+ … [\d.e-]+\s*[\d.]+ of 24 layers", readout.inner_text()
+    )
+
+
+def test_the_slider_moves_the_highlighted_step_in_both(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    canvases = drawn(page)
+    assert [canvas.get_attribute("data-chosen") for canvas in canvases.all()] == ["300", "300"]
+    before = pixels(canvases.nth(0))
+    thumb = page.get_by_role("slider")
+    thumb.focus()
+    thumb.press("Home")
+    page.wait_for_function(
+        "document.querySelectorAll('.ridgelines-canvas[data-chosen=\"1\"]').length === 2"
+    )
+    assert pixels(canvases.nth(0)) != before
+    page.locator(".step-summary p", has_text="adam, step 1:").wait_for()
+    page.locator(".ag-header-cell-text", has_text="r · lamb · step 1").wait_for()
+    thumb.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.ridgelines-canvas').dataset.chosen === '4'")
+
+
+def test_quantity_and_runs_stand_in_the_address(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    drawn(page)
+    page.get_by_text("r₁", exact=True).click()
+    page.wait_for_url("**q=weight_norm*")
+    page.locator(".formula", has_text="weight norm").wait_for()
+    page.locator(".out-of-view", has_text="not finite").wait_for()
+    again = visit(page.url.partition("127.0.0.1:")[2].partition("/")[2].join(("/", "")))
+    drawn(again)
+    again.locator(".formula", has_text="weight norm").wait_for()
+    page.go_back()
+    page.locator(".formula", has_text="trust ratio").wait_for()
+    page.locator("a.nav-link", has_text="Layers").click()
+    page.locator("#layers-grid .ag-row").first.wait_for()
+    assert "q=trust_ratio" in page.url
+
+
+def test_the_theme_is_switched_and_kept(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    canvas = drawn(page).nth(0)
+    before = pixels(canvas)
+    page.get_by_label("Light or dark").click()
+    page.wait_for_function("document.documentElement.dataset.mantineColorScheme === 'dark'")
+    page.wait_for_timeout(200)
+    assert pixels(canvas) != before
+    page.reload()
+    drawn(page)
+    assert page.evaluate("document.documentElement.dataset.mantineColorScheme") == "dark"
+
+
+def test_ticked_runs_are_compared(visit: Callable[..., Page]) -> None:
+    page = visit("/")
+    settled(page, "/")
+    page.locator(".ag-row", has_text="zero-steps").locator("input[type=checkbox]").click()
+    page.locator(".runs-chosen", has_text="zero-steps").wait_for()
+    assert page.locator(".ag-row-selected").count() == 2
+    assert page.locator(".ag-row", has_text="damaged").locator(".verdict-bad").count() == 1
+    page.locator(".runs-chosen a", has_text="Ridgelines").click()
+    assert "No step has been recorded yet." in (
+        drawn(page).nth(1).get_attribute("aria-label") or ""
+    )
+
+
+def test_a_click_in_the_table_shows_the_layer(visit: Callable[..., Page]) -> None:
+    page = visit("/layers")
+    settled(page, "/layers")
+    page.get_by_text("lamb", exact=True).first.click()
+    page.locator(".verdict-bad", has_text="blocks.2.attn.proj.weight").first.wait_for()
+    page.locator("#layers-findings .ag-row").first.locator(".ag-cell").first.click()
+    page.locator("#layer-graph .gtitle", has_text="blocks.2.attn.proj.weight").wait_for()
+
+
+def test_dragging_is_smooth(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    drawn(page)
+    times = page.evaluate("""async () => {
+        const group = window.trustlens.ridgelines.group(document.getElementById("ridgelines"));
+        for (let i = 0; i < 60; i++) {
+            window.trustlens.camera.turn(group.camera, 0.05, 0);
+            group.refresh();
+            await new Promise(requestAnimationFrame);
+        }
+        return group.frameMs.slice(-50).sort((a, b) => a - b);
+    }""")
+    # The fastest quarter: the rest is what else this machine was doing.
+    assert times[len(times) // 4] < 33, times
+
+
+def test_it_follows_a_run_that_grows(visit: Callable[..., Page], tmp_path: Path) -> None:
+    root = tmp_path / "live"
+    server = Server(root)
+    try:
+        page = visit("/", url=server.url)
+        page.locator(".empty", has_text="does not exist yet").wait_for()
+        assert "trustlens.record(" in page.locator(".empty").inner_text()
+        names = ["a", "b", "c"]
+        writer = RunWriter(root / "growing", run_info("growing", names))
+        grow(writer, names, 1, 20)
+        page.locator(".ag-row", has_text="growing").wait_for()
+        page.locator(".badge", has_text="growing: recording, step 20").wait_for()
+        page.locator("a.nav-link", has_text="Ridgelines").click()
+        page.wait_for_function(
+            "document.querySelector('.ridgelines-canvas')?.dataset.chosen === '20'"
+        )
+        grow(writer, names, 21, 50)
+        page.wait_for_function(
+            "document.querySelector('.ridgelines-canvas').dataset.chosen === '50'"
+        )
+        page.locator(".step-summary p", has_text="growing, step 50:").wait_for()
+        writer.close(run_info("growing", names).closed_at("2026-11-01T00:01:00+00:00"))
+        page.locator(".badge").wait_for(state="detached")
+        page.context.close()
+    finally:
+        assert server.stop() == 0
+
+
+def grow(writer: RunWriter, names: list[str], first: int, last: int) -> None:
+    numbers = np.arange(first, last + 1)
+    writer.append(
+        "layers", layers_table(numbers, names, synthetic_values(len(numbers), len(names)))
+    )
+    writer.append("steps", steps_table(numbers))
+    writer.append("metrics", metrics_table(numbers, {"loss": 1 / numbers}))
+    writer.flush()

@@ -1,0 +1,81 @@
+"""The application: what it answers to whom, and what it needs from elsewhere (nothing)."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from dash import Dash
+
+from dashboard import ids
+from dashboard.app import create_app, serve
+from dashboard.pages import LAYOUTS, page_at
+from trustlens.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Dash:
+    return create_app(tmp_path_factory.mktemp("runs"))
+
+
+def test_the_page_needs_no_other_host(app: Dash) -> None:
+    page = app.server.test_client().get("/").text
+    assert '<html lang="en">' in page
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page)
+    for asset in ("ridgelines/1_camera.js", "trustlens.css", "icon.svg"):
+        assert f"/assets/{asset}" in page
+
+
+def test_scripts_come_in_their_order(app: Dash) -> None:
+    page = app.server.test_client().get("/").text
+    parts = ["1_camera", "2_surface", "3_box", "4_input", "5_ridgelines"]
+    places = [page.index(f"/assets/ridgelines/{part}.js") for part in parts]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8050", 200),
+        ("localhost:1234", 200),
+        ("[::1]:8050", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example:8050", 400),
+    ],
+)
+def test_only_local_names_are_answered(app: Dash, host: str, status: int) -> None:
+    answer = app.server.test_client().get("/_dash-layout", headers={"Host": host})
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize("path", ["/_mcp", "/mcp", "/_dash-mcp"])
+def test_there_is_no_door_for_agents(app: Dash, path: str) -> None:
+    answer = app.server.test_client().post(path, json={})
+    assert answer.status_code in (404, 405)
+    assert not app._enable_mcp if hasattr(app, "_enable_mcp") else True
+
+
+def test_every_id_is_written_once_and_used(app: Dash) -> None:
+    named = {value for key, value in vars(ids).items() if key.isupper()}
+    text = json.dumps([layout.to_plotly_json() for layout in app.validation_layout], default=vars)
+    assert len(named) == sum(key.isupper() for key in vars(ids))
+    missing = [name for name in named if f'"{name}"' not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", [*LAYOUTS, "/nowhere", None])
+def test_each_path_has_a_page(path: str | None) -> None:
+    assert page_at(path) is not None
+
+
+def test_a_port_in_use_is_told_in_a_line(tmp_path: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(UsageError, match=r"port \d+ .*--port"):
+        serve(tmp_path, port=taken.getsockname()[1])
+    with pytest.raises(UsageError, match="70000 is not a port"):
+        serve(tmp_path, port=70_000)
+    with pytest.raises(UsageError, match=r"nowhere\.invalid"):
+        serve(tmp_path, host="nowhere.invalid", port=0)
