@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from dash import html
 
+from dashboard.components.diagnosis import diagnosed
 from dashboard.components.graph import placed, sentence
 from dashboard.components.grid import NUMBER
 from dashboard.library import Library
@@ -74,7 +74,7 @@ def overview(library: Library, search: str | None, which: str) -> tuple[Any, ...
     if run is None:
         return "Choose a run above.", [], {"display": "none"}, "", []
     try:
-        findings = _diagnosed(run, run.version)
+        findings = diagnosed(run)
         rows = table_rows(run, findings)
         words = verdict(findings, run)
         last = run.last_step
@@ -88,11 +88,6 @@ def overview(library: Library, search: str | None, which: str) -> tuple[Any, ...
         f"The layers of {run.name} at step {last}" if last else f"The layers of {run.name}",
         rows,
     )
-
-
-@lru_cache(maxsize=64)
-def _diagnosed(run: Run, _version: str) -> pd.DataFrame:
-    return run.diagnose()
 
 
 def finding_rows(findings: pd.DataFrame) -> list[dict[str, Any]]:
@@ -173,7 +168,7 @@ def layer_options(
 
 def _suspects(run: Run) -> list[str]:
     try:
-        return [str(name) for name in _diagnosed(run, run.version)["layer"]]
+        return [str(name) for name in diagnosed(run)["layer"]]
     except TrustlensError:
         return []
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from trustlens import bins
-from trustlens.figures.ridgeline import RidgelineData, RunRidges
+from trustlens.figures.ridgeline import BANDWIDTH, RidgelineData, RunRidges
 from trustlens.figures.theme import THEMES
 
 
@@ -29,6 +30,8 @@ def payload(
     first = min((int(s[0]) for s in steps), default=0)
     last = max((int(s[-1]) for s in steps), default=1)
     top = data.peak
+    # The height of one layer's bump: the axis counts layers that lie at the same place.
+    bump = 1 / (BANDWIDTH * (len(data.edges) - 1) * math.sqrt(2 * math.pi))
     return {
         "axis": _axis(data),
         "steps": {
@@ -42,7 +45,11 @@ def payload(
         },
         "height": {
             "top": top,
-            "ticks": [{"at": at, "label": label} for at, label in bins.ticks(0, top, "linear", 4)],
+            "ticks": [
+                {"at": layers * bump, "label": label}
+                for layers, label in bins.ticks(0, top / bump, "linear", 4)
+                if layers == int(layers)
+            ],
         },
         "colors": {
             name: {

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from dashboard.components.diagnosis import diagnosed
 from dashboard.components.grid import NUMBER
 from dashboard.library import Entry, Library
 from dashboard.selection import learning_rate
@@ -80,7 +81,7 @@ def _row(entry: Entry, library: Library) -> dict[str, Any]:
 @lru_cache(maxsize=512)
 def _summary(run: Run, _version: str) -> dict[str, Any]:
     metrics = run.metrics()
-    findings = run.diagnose()
+    findings = diagnosed(run)
     return {
         "optimizer": run.family,
         "lr": learning_rate(run),

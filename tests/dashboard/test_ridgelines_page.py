@@ -62,6 +62,18 @@ def test_the_payload_holds_the_data_of_the_figure(synthetic_run: Maker) -> None:
     assert drawn["steps"] == list(range(1, 21))
 
 
+def test_the_height_axis_counts_layers_at_the_same_place(synthetic_run: Maker) -> None:
+    ratio = np.tile([0.1, 1, 1, 10, 10, 10, 10, 10], (3, 1))
+    run = open_run(synthetic_run("run", layers=8, steps=3, values={"trust_ratio": ratio}))
+    data = view([run], "trust_ratio", "auto", "full")
+    sent = payload(data, ["id"], ["words"])
+    heaps = heights(sent["runs"][0], 160)[0]
+    [one] = [tick["at"] for tick in sent["height"]["ticks"] if tick["label"] == "1"]
+    assert [
+        heaps[place].max() / one for place in (slice(0, 40), slice(60, 100), slice(120, 160))
+    ] == (pytest.approx([1, 2, 5], rel=0.02))
+
+
 def test_two_runs_share_axis_steps_and_heights(pair: tuple[Library, str]) -> None:
     library, search = pair
     sent = page.picture(library, search, "auto", "robust", FRESH)[0]
