@@ -70,7 +70,7 @@ def test_the_height_axis_counts_layers_at_the_same_place(synthetic_run: Maker) -
     heaps = heights(sent["runs"][0], 160)[0]
     [one] = [tick["at"] / 2 for tick in sent["height"]["ticks"] if tick["label"] == "2"]
     crests = [heaps[first : first + 40].max() / one for first in (0, 60, 120)]
-    assert crests == pytest.approx([1, 2, 5], rel=0.02)
+    assert crests == pytest.approx([1, 2, 5], rel=0.04)  # a bump may lie between two buckets
 
 
 def test_two_runs_share_axis_steps_and_heights(pair: tuple[Library, str]) -> None:
