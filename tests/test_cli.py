@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import make_run
 
 import trustlens
 from trustlens.cli import main
@@ -49,6 +51,52 @@ def test_list_names_a_broken_run_and_shows_the_others(
     out = capsys.readouterr().out
     assert "good" in out
     assert "schema 99" in out
+
+
+def test_list_names_the_run_that_it_stands_in(
+    synthetic_run: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(synthetic_run("adam"))
+    assert main(["list", "."]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["adam", "Adam"]
+
+
+def test_names_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_run(tmp_path / "run", layers=["a\x1b[2Jb", "λ"], name="x\x1b]0;owned\x07")
+    assert main(["show", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"a\x1b[2Jb" in out
+    assert "λ" in out
+    assert main(["show", str(path.parent / "no\nwhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_terminal_without_these_letters_is_no_error(synthetic_run: Make) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trustlens.cli", "show", str(synthetic_run("run", layers=["λ"]))],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert r"\u03bb" in done.stdout
+
+
+def test_an_error_of_the_system_is_one_line_and_status_2(
+    synthetic_run: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "tb/events")
+
+    path = synthetic_run("run")
+    monkeypatch.setattr(trustlens, "open_run", refuse)
+    assert main(["show", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert "'tb/events': Permission denied" in err
+    assert err.count("\n") == 1
 
 
 def test_list_of_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,8 +207,9 @@ def test_bad_words_are_one_line_and_status_2(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_reader_that_leaves_early_is_no_error(synthetic_run: Make) -> None:
-    path = synthetic_run("run", layers=300, steps=2)
+@pytest.mark.parametrize("layers", [2, 300])  # less than a buffer of output, and more
+def test_a_reader_that_leaves_early_is_no_error(synthetic_run: Make, layers: int) -> None:
+    path = synthetic_run("run", layers=layers, steps=2)
     show = subprocess.Popen(
         [sys.executable, "-m", "trustlens.cli", "show", str(path)],
         stdout=subprocess.PIPE,

@@ -30,11 +30,11 @@ def grid(
     columns: Sequence[Mapping[str, Any]],
     *,
     row_id: str,
-    height: str = "360px",
+    height: str | None = None,
     options: Mapping[str, Any] | None = None,
     **properties: Any,
 ) -> dag.AgGrid:
-    """Return a table. ``row_id`` is the field that names a row."""
+    """Return a table, as high as its rows or as given; ``row_id`` is the field that names a row."""
     return dag.AgGrid(
         id=component_id,
         columnDefs=[dict(column) for column in columns],
@@ -46,6 +46,7 @@ def grid(
             "suppressCellFocus": False,
             "enableCellTextSelection": True,
             "tooltipShowDelay": 300,
+            "domLayout": "autoHeight" if height is None else "normal",
             **(options or {}),
         },
         style={"height": height},

@@ -84,7 +84,7 @@ def _header() -> dmc.Group:
                 underline="never",
             ),
             html.Nav(id=ids.NAVIGATION, className="navigation", **aria(label="Pages")),
-            html.Div(id=ids.LIVE, className="live", role="status"),
+            html.Div(id=ids.LIVE, className="live"),
             dmc.ColorSchemeToggle(
                 id=ids.THEME_TOGGLE,
                 lightIcon="☀",

@@ -28,7 +28,6 @@ def layout() -> html.Div:
                         ids.RUNS_GRID,
                         COLUMNS,
                         row_id="id",
-                        height="calc(100vh - 190px)",
                         options={
                             "rowSelection": {
                                 "mode": "multiRow",

@@ -55,7 +55,6 @@ def layout() -> html.Div:
                     {"field": "lost", "headerName": "Not finite", "flex": 1, **NUMBER},
                 ],
                 row_id="key",
-                height="280px",
             ),
         ]
     )

@@ -188,10 +188,23 @@ def test_a_layer_that_stops(synthetic_run: Make, factor: float, kind: str) -> No
     assert findings["step"].tolist() == [FAULT]
 
 
+def test_a_layer_that_gets_no_gradient_any_more(synthetic_run: Make) -> None:
+    values = healthy()
+    values["grad_norm"][20:, CULPRIT] = 0.0  # sooner than a baseline could be taken
+    values["grad_norm"][:, 2] *= np.arange(STEPS) % 40 == 0  # one that is seldom used
+    values["grad_norm"][100:105, 3] = 0.0  # too short to be a fault
+    findings, run = found(synthetic_run, values)
+    assert findings["layer"].tolist() == [run.layer_names[CULPRIT]]
+    assert findings["kind"].tolist() == ["frozen"]
+    assert findings["step"].tolist() == [21]
+    assert "its gradient is 0" in findings["evidence"][0]
+
+
 def test_a_layer_frozen_on_purpose_is_no_fault(synthetic_run: Make) -> None:
     values = healthy()
     for name in ("learning_rate", "update_norm"):
         values[name][FAULT - 1 :, CULPRIT] = 0.0
+    values["grad_norm"][FAULT - 1 :, CULPRIT] = 0.0
     values["update_norm"][100:105, 2] = 0.0  # too short to be a fault
     findings, _ = found(synthetic_run, values)
     assert findings.empty, findings.to_string()

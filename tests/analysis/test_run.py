@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import trustlens
-from trustlens.errors import UsageError
+from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED
 
 Make = Callable[..., Path]
@@ -111,3 +112,28 @@ def test_find_runs(synthetic_run: Make, tmp_path: Path) -> None:
     assert trustlens.find_runs(tmp_path / "b") == [tmp_path / "b"]
     with pytest.raises(UsageError, match="does not exist"):
         trustlens.find_runs(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="is not a directory"):
+        trustlens.find_runs(tmp_path / "b" / "run.json")
+
+
+def test_rows_that_belong_to_another_run_are_not_given_to_its_layers(
+    synthetic_run: Make,
+) -> None:
+    path, other = synthetic_run("one"), synthetic_run("other", layers=["x", "y"])
+    (path / "run.json").write_bytes((other / "run.json").read_bytes())
+    with pytest.raises(RunError, match=r"layer 'block0\.bias' that its run\.json does not name"):
+        trustlens.open_run(path).matrix("trust_ratio")
+
+
+def test_a_message_names_only_the_first_of_many_layers(synthetic_run: Make) -> None:
+    run = trustlens.open_run(synthetic_run(layers=300, steps=1))
+    with pytest.raises(UsageError, match=r"block0\.weight.*… \(300 in all\)$") as caught:
+        run.layers(layers=["nope"])
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("rate", "label"), [(0.5, "Adam, lr 0.5"), ("nan", "Adam"), (None, "Adam")]
+)
+def test_labels(synthetic_run: Make, rate: Any, label: str) -> None:
+    assert trustlens.open_run(synthetic_run("a", lr=rate)).label == f"a · {label}"

@@ -10,13 +10,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, Request, Route, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    Route,
+    sync_playwright,
+)
 from runs import layers_table, make_run, metrics_table, run_info, steps_table, synthetic_values
 
 from trustlens.store.writer import RunWriter
@@ -115,8 +124,21 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Callable[[Any], BrowserContext]:
+    """One context a colour scheme, so that scripts are fetched and compiled once."""
+
+    @cache
+    def make(scheme: Any) -> BrowserContext:
+        return browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme)
+
+    return make
+
+
 @pytest.fixture
-def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+def visit(
+    context: Callable[[Any], BrowserContext], server: Server
+) -> Iterator[Callable[..., Page]]:
     """Opens a page of the dashboard; nothing may complain, and nothing may leave the machine."""
     wrong: list[str] = []
     pages: list[Page] = []
@@ -129,9 +151,7 @@ def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
             route.abort()
 
     def open_page(path: str, scheme: Any = "light", url: str = "") -> Page:
-        page = browser.new_context(
-            viewport={"width": 1440, "height": 900}, color_scheme=scheme
-        ).new_page()
+        page = context(scheme).new_page()
         pages.append(page)
         page.set_default_timeout(15_000)
         page.route("**/*", guard)
@@ -144,7 +164,7 @@ def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
 
     yield open_page
     for page in pages:
-        page.context.close()
+        page.close()
     assert wrong == []
 
 
@@ -302,7 +322,7 @@ def test_quantity_and_runs_stand_in_the_address(visit: Callable[..., Page]) -> N
 
 
 def test_the_theme_is_switched_and_kept(visit: Callable[..., Page]) -> None:
-    page = visit("/ridgelines")
+    page = visit("/ridgelines", "no-preference")
     canvas = drawn(page).nth(0)
     before = pixels(canvas)
     page.get_by_label("Light or dark").click()
@@ -375,7 +395,7 @@ def test_it_follows_a_run_that_grows(visit: Callable[..., Page], tmp_path: Path)
         page.locator(".step-summary p", has_text="growing, step 50:").wait_for()
         writer.close(run_info("growing", names).closed_at("2026-11-01T00:01:00+00:00"))
         page.locator(".badge").wait_for(state="detached")
-        page.context.close()
+        page.close()
     finally:
         assert server.stop() == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -162,8 +163,83 @@ def test_a_seal_that_fails_leaves_no_torn_file(
     monkeypatch.setattr(pq, "write_table", torn)
     with pytest.raises(OSError, match="No space"):
         writer.close(writer.info)
-    assert not list((tmp_path / "layers").glob("[!.]*"))
+    assert not list((tmp_path / "layers").iterdir())
     assert trustlens.open_run(tmp_path).recorded_steps().tolist() == [1, 2, 3]
+
+
+def test_a_journal_that_cannot_be_removed_is_not_read_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=["a"]), segment_rows=3)
+
+    def held(*_: Any, **__: Any) -> None:  # as Windows does while a reader has it open
+        raise PermissionError(13, "in use")
+
+    monkeypatch.setattr(Path, "unlink", held)
+    _write_steps(writer, 1, 3, ["a"])
+    _write_steps(writer, 4, 4, ["a"])
+    assert sorted(read_table(tmp_path, "layers", ["step"])["step"].to_pylist()) == [1, 2, 3, 4]
+    writer.close(writer.info.closed_at("2026-11-01T00:00:00+00:00"))
+    assert sorted(read_table(tmp_path, "layers", ["step"])["step"].to_pylist()) == [1, 2, 3, 4]
+
+
+def test_a_table_is_sealed_when_it_grows_large_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trustlens.store.writer, "SEGMENT_BYTES", 2000)
+    writer = RunWriter(tmp_path, run_info(layers=["a"]))
+    _write_steps(writer, 1, 3, ["a"])
+    assert not sealed_path(tmp_path, "layers", 0).exists()
+    _write_steps(writer, 4, 40, ["a"])
+    assert sealed_path(tmp_path, "layers", 0).exists()
+    _write_steps(writer, 41, 43, ["a"])
+    assert not sealed_path(tmp_path, "layers", 1).exists()
+
+
+@pytest.mark.parametrize("broken", ["mkdir", "open"])
+def test_a_directory_that_cannot_be_written_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, broken, refuse)
+    with pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\)") as caught:
+        RunWriter(tmp_path, run_info())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_directory_of_another_user_is_refused_in_words(tmp_path: Path, mode: int) -> None:
+    code = f"""
+        import os, pathlib, tempfile
+        import pandas, trustlens.analysis.divergence, trustlens.cli  # all, while it may read them
+        from trustlens.errors import UsageError
+        from trustlens.store.layout import RunInfo
+        from trustlens.store.writer import RunWriter
+        place = pathlib.Path(tempfile.mkdtemp())
+        place.chmod({mode})
+        pid = os.fork()
+        if pid == 0:
+            os.setuid(65534)
+            try:
+                RunWriter(place, RunInfo("x", ""))
+            except UsageError as error:
+                print(error, flush=True)
+            print(trustlens.cli.main(["list", str(place)]), flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        place.rmdir()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert "cannot be written (Permission denied)" in done.stdout
+    if mode == 0o700:
+        assert done.stdout.endswith("2\n")
+        assert "cannot be read (Permission denied)" in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_damaged_sealed_file_is_named(synthetic_run: Make) -> None:
@@ -212,6 +288,9 @@ def test_a_directory_that_holds_a_run_or_is_a_file_is_not_written_into(
     with pytest.raises(UsageError, match="already holds a run"):
         RunWriter(path, run_info())
     assert before == {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    (path / "run.json").unlink()  # its old files would be read with the new ones
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunWriter(path, run_info())
     file = tmp_path / "file"
     file.write_text("")
     for place in (file, file / "below"):

@@ -178,32 +178,40 @@
     context.putImageData(image, 0, 0);
   }
 
+  /** Each column: the crest's line fading upwards, then its lower half, then plain shades. */
   function paintStretch(pixels, width, height, stretch, style, half, shadesPerPixel) {
     const { begin, end, left, right, tops, feet, bottoms } = stretch;
+    const { shades: table, line } = style;
+    const reach = half + 0.5;
     for (let c = begin, k = 0; c <= end; c++, k++) {
       const y = tops[k];
+      const stop = Math.min(height, Math.ceil(bottoms[k]));
       const before = k > 0 ? tops[k - 1] : y;
       const after = c < end ? tops[k + 1] : y;
       // The line's reach up and down in this column grows with its slope towards the neighbours.
-      const up = Math.hypot(1, Math.max(0, y - before, y - after));
-      const down = Math.hypot(1, Math.max(0, before - y, after - y));
-      const reach = half + 0.5;
+      const rise = Math.max(0, y - before, y - after);
+      const fall = Math.max(0, before - y, after - y);
+      const up = Math.sqrt(1 + rise * rise);
+      const down = Math.sqrt(1 + fall * fall);
       const start = Math.max(0, Math.floor(y - reach * up));
-      const stop = Math.min(height - 1, Math.ceil(bottoms[k]));
-      const cover = Math.max(0, Math.min(1, Math.min(right, c + 1) - Math.max(left, c)));
-      for (let row = start, at = start * width + c; row < stop; row++, at += width) {
-        const off = row + 0.5 - y;
-        const line = Math.min(1, reach - (off < 0 ? -off / up : off / down));
-        let color;
-        if (off < 0) {
-          if (line <= 0) continue;
-          pixels[at] = blend(pixels[at], style.line, line * cover);
-          continue;
+      if (start >= stop) continue;
+      const whole = c >= left && c + 1 <= right;
+      const cover = whole ? 1 : Math.min(right, c + 1) - Math.max(left, c);
+      let row = start;
+      let at = start * width + c;
+      for (const crest = Math.min(stop, Math.round(y)); row < crest; row++, at += width) {
+        const part = Math.min(1, reach - (y - row - 0.5) / up);
+        if (part > 0) pixels[at] = blend(pixels[at], line, part * cover);
+      }
+      const plain = Math.min(stop, Math.ceil(y + reach * down));
+      let shade = (feet[k] - row) * shadesPerPixel;
+      for (; row < stop; row++, at += width, shade -= shadesPerPixel) {
+        let color = table[shade >= SHADES ? SHADES - 1 : shade > 0 ? shade | 0 : 0];
+        if (row < plain) {
+          const part = reach - (row + 0.5 - y) / down;
+          if (part > 0) color = blend(color, line, part < 1 ? part : 1);
         }
-        const shade = Math.max(0, Math.min(SHADES - 1, ((feet[k] - row) * shadesPerPixel) | 0));
-        color = style.shades[shade];
-        if (line > 0) color = blend(color, style.line, line);
-        pixels[at] = cover === 1 ? color : blend(pixels[at], color, cover);
+        pixels[at] = whole ? color : blend(pixels[at], color, cover);
       }
     }
   }

@@ -20,7 +20,7 @@
       const [dx, dy] = [event.clientX - drag[0], event.clientY - drag[1]];
       drag = [event.clientX, event.clientY];
       window.trustlens.camera.turn(group.camera, dx * TURN, dy * TURN);
-      group.refresh();
+      group.refresh(true);
     });
     for (const name of ["pointerup", "pointercancel"]) {
       canvas.addEventListener(name, () => {
@@ -47,7 +47,7 @@
     const lines = event.deltaMode === 1 ? 24 : 1;
     if (!window.trustlens.camera.zoom(group.camera, Math.exp(-event.deltaY * lines * 0.0015), x, y)) return;
     event.preventDefault();
-    group.refresh();
+    group.refresh(true);
   }
 
   function key(group, event) {
@@ -65,7 +65,7 @@
     if (!moves[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     moves[event.key]();
-    group.refresh();
+    group.refresh(true);
   }
 
   /** The value in the middle of a bucket's edge number (0..buckets). */

@@ -8,6 +8,8 @@
 "use strict";
 
 (() => {
+  const SLOW_MS = 28;
+  const REST_MS = 150;
   const shown = new Map(); // element -> group
 
   function colorScheme() {
@@ -85,11 +87,10 @@
       });
     }
 
-    draw() {
+    draw(ratio) {
       const { payload, camera, hover } = this.group;
       const box = this.canvas.getBoundingClientRect();
       if (!this.run || box.width < 2 || box.height < 2) return;
-      const ratio = window.devicePixelRatio || 1;
       const [width, height] = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
       if (this.canvas.width !== width || this.canvas.height !== height) {
         this.canvas.width = width;
@@ -158,7 +159,10 @@
       this.step = null;
       this.hover = null;
       this.pending = 0;
-      this.frameMs = [];
+      this.frameMs = []; // how long the last frames took
+      this.slow = false; // whether a frame in full resolution takes too long to turn smoothly
+      this.moving = false;
+      this.rest = 0;
     }
 
     show(payload, step) {
@@ -178,18 +182,28 @@
       panel.figure.remove();
     }
 
-    refresh() {
+    /** Draws anew at the next frame; while moving on a slow machine in a coarser resolution. */
+    refresh(moving = false) {
+      this.moving = moving;
       if (this.pending) return;
       this.pending = requestAnimationFrame(() => {
         this.pending = 0;
-        const start = performance.now();
-        for (const panel of this.panels) panel.draw();
-        this.frameMs.push(performance.now() - start);
-        if (this.frameMs.length > 120) this.frameMs.shift();
-        this.element.dataset.camera = [this.camera.yaw, this.camera.pitch, this.camera.zoom]
-          .map((v) => v.toFixed(4))
-          .join(" ");
+        this.drawAll(window.devicePixelRatio || 1);
       });
+    }
+
+    drawAll(full) {
+      const coarse = this.moving && this.slow && full > 1;
+      const start = performance.now();
+      for (const panel of this.panels) panel.draw(coarse ? 1 : full);
+      const took = performance.now() - start;
+      this.frameMs.push(took);
+      if (this.frameMs.length > 120) this.frameMs.shift();
+      if (!coarse) this.slow = took > SLOW_MS;
+      clearTimeout(this.rest);
+      if (coarse) this.rest = setTimeout(() => this.refresh(), REST_MS);
+      const { yaw, pitch, zoom } = this.camera;
+      this.element.dataset.camera = [yaw, pitch, zoom].map((v) => v.toFixed(4)).join(" ");
     }
   }
 

@@ -1,0 +1,315 @@
+"""Optimizers that change while recorded, processes that fork or end, disks that fill up."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import trustlens
+from trustlens.errors import UsageError
+from trustlens.recording.transfer import WriterThread
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 4, bias=False))
+
+
+def step(model: nn.Module, *optimizers: torch.optim.Optimizer, times: int = 1) -> None:
+    for _ in range(times):
+        model.zero_grad()
+        model(torch.ones(1, 3)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_layers_added_in_front_leave_the_earlier_rows_their_names(tmp_path: Path) -> None:
+    """Unfreezing goes from the head down, while the first steps still wait for the writer."""
+    model = two_layers()
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.01)
+    with trustlens.record(optimizer, tmp_path, model=model) as recorder:
+        norm = model[1].weight.norm().item()
+        step(model, optimizer)
+        recorder.flush()
+        follower = trustlens.open_run(tmp_path)
+        assert follower.layer_names == ["1.weight"]
+        step(model, optimizer)
+        optimizer.add_param_group({"params": [model[0].weight], "lr": 0.1})
+        step(model, optimizer)
+        recorder.flush()
+        for run in (trustlens.open_run(tmp_path), follower):
+            norms = run.matrix("weight_norm")
+            assert norms.columns.tolist() == ["0.weight", "1.weight"]
+            assert norms["0.weight"].isna().tolist() == [True, True, False]
+            assert norms.loc[1, "1.weight"] == pytest.approx(norm, rel=1e-6)
+            sizes = norms.loc[3] ** 2 / run.matrix("weight_rms").loc[3] ** 2
+            assert sizes.tolist() == pytest.approx([6, 8], rel=1e-6)
+
+
+def test_a_layer_taken_away_keeps_its_rows(tmp_path: Path) -> None:
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with trustlens.record(optimizer, tmp_path, model=model):
+        step(model, optimizer)
+        del optimizer.param_groups[0]["params"][0]
+        step(model, optimizer)
+    run = trustlens.open_run(tmp_path)
+    assert run.layers(layers=["0.weight"])["step"].tolist() == [1]
+    assert run.layers(layers=["1.weight"])["step"].tolist() == [1, 2]
+
+
+def test_a_parameter_put_in_the_place_of_another_is_followed(tmp_path: Path) -> None:
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with trustlens.record(optimizer, tmp_path, model=model):
+        step(model, optimizer)
+        model[1].weight = nn.Parameter(torch.full((4, 2), 0.5))
+        optimizer.param_groups[0]["params"][1] = model[1].weight
+        step(model, optimizer)
+    norms = trustlens.open_run(tmp_path).matrix("weight_norm")
+    assert norms.loc[2, "1.weight"] == pytest.approx(2**0.5, rel=1e-6)
+
+
+def test_rates_are_seen_after_a_checkpoint_was_loaded(tmp_path: Path) -> None:
+    model = two_layers()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
+    with trustlens.record(optimizer, tmp_path, model=model):
+        step(model, optimizer)
+        optimizer.load_state_dict(optimizer.state_dict())  # makes new groups
+        optimizer.param_groups[0].update(lr=0.5, weight_decay=0.25)
+        step(model, optimizer)
+    run = trustlens.open_run(tmp_path)
+    assert run.matrix("learning_rate")["0.weight"].tolist() == pytest.approx([0.1, 0.5])
+    assert run.matrix("weight_decay")["0.weight"].tolist() == [0, 0.25]
+
+
+def test_a_step_that_a_closure_broke_off_is_none(tmp_path: Path) -> None:
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def broken() -> float:
+        raise ValueError("the user's own")
+
+    with trustlens.record(optimizer, tmp_path, model=model) as recorder:
+        step(model, optimizer)
+        with pytest.raises(ValueError, match="the user's own"):
+            optimizer.step(broken)
+        step(model, optimizer)
+        assert recorder.step == 2
+    assert trustlens.open_run(tmp_path).recorded_steps().tolist() == [1, 2]
+
+
+def test_models_trained_in_threads_do_not_mix_their_sums(tmp_path: Path) -> None:
+    def train(value: float) -> None:
+        weight = nn.Parameter(torch.full((400_000,), value))
+        optimizer = torch.optim.SGD([weight], lr=0.0)
+        with trustlens.record(optimizer, tmp_path / str(value)):
+            for _ in range(6):
+                weight.grad = torch.full_like(weight, value)
+                optimizer.step()
+
+    threads = [threading.Thread(target=train, args=(value,)) for value in (1.0, 3.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for value in (1.0, 3.0):
+        norms = trustlens.open_run(tmp_path / str(value)).matrix("grad_norm")
+        np.testing.assert_allclose(norms, value * 400_000**0.5, rtol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
+def test_a_fork_leaves_the_files_to_the_process_that_recorded(tmp_path: Path) -> None:
+    code = """
+        import os, sys, torch, trustlens
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        def step():
+            weight.grad = torch.ones(3)
+            optimizer.step()
+        recorder = trustlens.record(optimizer, sys.argv[1])
+        step()
+        recorder.flush()
+        child = os.fork()
+        step()
+        recorder.log(loss=1.0)
+        recorder.flush()
+        if child == 0:
+            for _ in range(5):
+                step()
+            recorder.close()
+            sys.exit()
+        assert os.waitpid(child, 0)[1] == 0
+        step()
+    """
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path / "run")],
+        check=True,
+        timeout=60,
+    )
+    run = trustlens.open_run(tmp_path / "run")
+    assert run.recorded_steps().tolist() == [1, 2, 3]
+    assert len(run.metrics()) == 1
+    assert run.status == "closed"  # by the end of the interpreter
+    assert "stopped" not in run.info.recorder
+
+
+def _full_disk(directory: Path, report: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with trustlens.record(optimizer, directory, model=model) as recorder:
+        for _ in range(20):
+            step(model, optimizer, times=25)
+            recorder.flush()
+    report.put(model[0].weight.detach().numpy())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_a_full_disk_ends_the_recording_and_leaves_what_was_flushed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    report = context.SimpleQueue()
+    process = context.Process(target=_full_disk, args=(tmp_path / "run", report))
+    process.start()
+    weight = report.get()
+    process.join()
+    model = two_layers()
+    step(model, torch.optim.SGD(model.parameters(), lr=0.01), times=500)
+    np.testing.assert_array_equal(weight, model[0].weight.detach().numpy())
+    run = trustlens.open_run(tmp_path / "run")
+    steps = run.recorded_steps()
+    assert 25 <= len(steps) < 500
+    np.testing.assert_array_equal(steps, np.arange(1, len(steps) + 1))
+    assert "File too large" in run.info.recorder["stopped"]
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def _open_files() -> int:
+    descriptors = Path("/proc/self/fd")
+    return len(list(descriptors.iterdir())) if descriptors.exists() else 0
+
+
+def test_a_failure_that_also_spoils_the_end_is_still_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = _open_files()
+    with trustlens.record(optimizer, tmp_path / "run", model=model) as recorder:
+        step(model, optimizer)
+        recorder.flush()
+        for path in sorted((tmp_path / "run").rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        (tmp_path / "run").rmdir()
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+        step(model, optimizer, times=3)
+        recorder.log(loss=1.0)
+    assert len(caplog.records) == 1
+    assert "FileNotFoundError" in caplog.text
+    assert _open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o, d: trustlens.record(None, d), "got 'NoneType' for an optimizer"),
+        (lambda o, d: trustlens.record(nn.Linear(1, 1), d), "got 'Linear' for an optimizer"),
+        (lambda o, d: trustlens.record([o, o], d), "the same optimizer twice"),
+        (lambda o, d: trustlens.record(o, d, config=argparse.Namespace()), r"vars\(arguments\)"),
+    ],
+)
+def test_mistakes_are_named(call: Callable[..., Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        call(torch.optim.SGD(two_layers().parameters(), lr=0.1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_of_odd_values_is_kept_as_standard_json(tmp_path: Path) -> None:
+    config = {"a": np.complex64(1), "b": float("inf"), "c": "name-\udcff", "d": np.float32(0.5)}
+    optimizer = torch.optim.SGD(two_layers().parameters(), lr=0.1)
+    with trustlens.record(optimizer, tmp_path, config=config):
+        pass
+    assert trustlens.open_run(tmp_path).info.config == {
+        "a": "(1+0j)",
+        "b": "inf",
+        "c": "name-\udcff",
+        "d": 0.5,
+    }
+    text = (tmp_path / "run.json").read_bytes().decode()  # it is UTF-8
+    assert "Infinity" not in text
+
+
+def test_one_warning_for_a_metric_that_is_never_a_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = torch.optim.SGD(two_layers().parameters(), lr=0.1)
+    with trustlens.record(optimizer, tmp_path) as recorder:
+        for size in range(2, 6):
+            recorder.log(loss=torch.ones(size), self=1.0)
+    assert len(caplog.records) == 1
+    assert trustlens.open_run(tmp_path).metrics()["value"].tolist() == [1.0] * 4
+
+
+def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes() -> None:
+    disk, begun = threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def write(items: list[int]) -> None:
+        begun.set()
+        disk.wait()
+        written.extend(items)
+
+    thread: WriterThread[int] = WriterThread(write, memory=100)
+    assert thread.put(0, 1000)  # alone, it may be of any size
+    assert begun.wait(10)
+    assert not thread.put(1, 1)
+    disk.set()
+    thread.flush()
+    begun.clear()
+    disk.clear()
+    assert [thread.put(i, 40) for i in (2, 3, 4)] == [True, True, False]
+    disk.set()
+    thread.close()
+    assert written == [0, 2, 3]
+    assert thread.dropped == 2
+
+
+def test_a_listener_that_fails_at_the_end_or_lacks_a_method_harms_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Listener:
+        closed = False
+
+        def on_layers(self, table: Any) -> None: ...
+        def on_metrics(self, table: Any) -> None: ...
+
+        def close(self) -> None:
+            self.closed = True
+
+    class Broken(Listener):
+        def close(self) -> None:
+            raise RuntimeError("injected")
+
+    class Lacking:
+        def close(self) -> None: ...
+
+    model, other = two_layers(), Listener()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with trustlens.record(optimizer, tmp_path, model=model, listeners=[Broken(), Lacking(), other]):
+        step(model, optimizer)
+    assert other.closed
+    assert trustlens.open_run(tmp_path).last_step == 1
+    assert len(caplog.records) == 2
