@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from trustlens.errors import UsageError
+from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
 from trustlens.store.reader import fingerprint, last_written, read_table
@@ -27,6 +27,8 @@ Status = Literal["recording", "closed", "interrupted"]
 
 SILENCE: Final = 120.0
 """Seconds without a write after which a run that was never closed counts as interrupted."""
+
+_NAMED: Final = 20  # layers named in a message
 
 FAMILIES: Final = {
     "Adam": "Adam",
@@ -83,12 +85,19 @@ def find_runs(root: str | os.PathLike[str]) -> list[Path]:
     Raises
     ------
     UsageError
-        There is no such directory.
+        There is no such directory, or it cannot be read.
     """
     top = Path(root)
-    if not top.is_dir():
-        what = "is not a directory" if top.exists() else "does not exist"
-        raise UsageError(f"'{top}' {what}; give a directory that holds runs")
+    try:
+        os.scandir(top).close()  # since os.walk passes over what it cannot read
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            what = "does not exist"
+        elif isinstance(error, NotADirectoryError):
+            what = "is not a directory"
+        else:
+            what = f"cannot be read ({error.strerror})"
+        raise UsageError(f"'{top}' {what}; give a directory that holds runs") from None
     found: list[Path] = []
     for folder, subfolders, files in os.walk(top):
         if RUN_FILE in files:
@@ -110,7 +119,7 @@ class Run:
     path : Path
         The directory of the run.
     info : RunInfo
-        What ``run.json`` said when the run was opened.
+        What ``run.json`` said when it was last looked at.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,14 +150,15 @@ class Run:
         """A short text for legends: the name, and the optimizer with its learning rate."""
         groups = self.info.optimizers[0].groups if self.info.optimizers else ()
         rate = groups[0].get("lr") if groups else None
-        optimizer = self.family if rate is None else f"{self.family}, lr {rate:g}"
+        known = isinstance(rate, (int, float))
+        optimizer = f"{self.family}, lr {rate:g}" if known else self.family
         return f"{self.name} · {optimizer}"
 
     @property
     def status(self) -> Status:
         """Whether it is being recorded, was closed, or ended without being closed."""
         if self.info.closed is None:
-            self.info = read_info(self.path)
+            self._look_again()
         if self.info.closed is not None:
             return "closed"
         silent = time.time() - last_written(self.path)
@@ -242,12 +252,13 @@ class Run:
         """
         rows = self.layers([name], steps=steps)
         numbers, row = np.unique(rows["step"].to_numpy(), return_inverse=True)
-        values = np.full((len(numbers), len(self.layer_names)), np.nan)
-        values[row, rows["layer"].cat.codes.to_numpy()] = rows[name].to_numpy(np.float64)
+        layers = rows["layer"].cat
+        values = np.full((len(numbers), len(layers.categories)), np.nan)
+        values[row, layers.codes.to_numpy()] = rows[name].to_numpy(np.float64)
         return pd.DataFrame(
             values,
             index=pd.Index(numbers, name="step"),
-            columns=pd.Index(self.layer_names, name="layer", dtype=object),
+            columns=pd.Index(list(layers.categories), name="layer", dtype=object),
         )
 
     def metrics(self) -> pd.DataFrame:
@@ -303,22 +314,38 @@ class Run:
 
         return diagnose(self)
 
+    def _look_again(self) -> None:
+        self.info = read_info(self.path)
+        self.__dict__.pop("layer_names", None)
+
     def _category(self, names: pa.ChunkedArray) -> pd.Categorical:
-        plain = names.cast(pa.string()).to_numpy()
-        return pd.Categorical(plain, categories=self.layer_names, ordered=True)
+        plain = names.cast(pa.string())
+        present: set[str] = set(plain.unique().to_pylist())
+        if not present.issubset(self.layer_names):
+            self._look_again()  # layers were added since
+        unknown = present.difference(self.layer_names)
+        if unknown:
+            raise RunError(
+                f"'{self.path}' has rows of a layer '{min(unknown)}' that its {RUN_FILE} does not "
+                f"name; restore the {RUN_FILE} that belongs to it"
+            )
+        return pd.Categorical(plain.to_numpy(), categories=self.layer_names, ordered=True)
 
     def _sizes(self, layers: pd.Categorical) -> NDArray[np.float64]:
-        sizes = np.array([layer.size for layer in self.info.layers], np.float64)
+        size = {layer.name: layer.size for layer in self.info.layers}
+        sizes = np.array([size[name] for name in layers.categories], np.float64)
         return sizes[layers.codes] if len(sizes) else np.empty(0)
 
     def _layers_expression(self, layers: Sequence[str] | None) -> pc.Expression | None:
         if layers is None:
             return None
-        unknown = [name for name in layers if name not in self.layer_names]
+        known = self.layer_names
+        unknown = set(layers).difference(known)
         if unknown:
+            more = f", … ({len(known)} in all)" if len(known) > _NAMED else ""
             raise UsageError(
-                f"'{unknown[0]}' is not a layer of run '{self.name}'; "
-                f"its layers are: {', '.join(self.layer_names)}"
+                f"'{min(unknown)}' is not a layer of run '{self.name}'; "
+                f"its layers are: {', '.join(known[:_NAMED])}{more}"
             )
         return pc.field("layer").isin(pa.array(list(layers), pa.string()))
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -124,17 +125,24 @@ def write_info(directory: Path, info: RunInfo) -> None:
     """Write ``run.json``, whole or not at all."""
     content = {"schema_version": info.schema_version, **asdict(info)}
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_whole(directory / RUN_FILE, text.encode())
+    with written_whole(directory / RUN_FILE) as temporary:
+        # A file's name that is not UTF-8 has lone surrogates: "\udcff" is what JSON calls one.
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
+@contextmanager
+def written_whole(path: Path) -> Generator[Path]:
+    """Give a place to write a file, so that it appears at its own place whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):  # on a full disk the room is needed
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_info(directory: Path) -> RunInfo:

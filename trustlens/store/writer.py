@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +20,14 @@ from trustlens.store.layout import (
     journal_path,
     sealed_path,
     write_info,
+    written_whole,
 )
 
 SEGMENT_ROWS: Final = 131_072
 """Rows of one sealed file: large enough to compress well, small enough to hold in memory."""
+
+SEGMENT_BYTES: Final = 1 << 26
+"""The same in bytes: a row of `histograms` may hold thousands of numbers."""
 
 
 class RunWriter:
@@ -61,8 +65,9 @@ class RunWriter:
 
     def close(self, info: RunInfo) -> None:
         """Seal what is left and write ``info`` as the final ``run.json``."""
-        for table in self._tables.values():
-            table.close()
+        with ExitStack() as each:  # what fails in one table leaves none of the others open
+            for table in self._tables.values():
+                each.callback(table.close)
         self.update_info(info)
         journal = self.directory / JOURNAL
         if journal.exists() and not any(journal.iterdir()):
@@ -76,7 +81,7 @@ class _TableWriter:
         self._segment_rows = segment_rows
         self._number = 0
         self._batches: list[pa.Table] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
         (directory / name).mkdir(exist_ok=True)
@@ -90,7 +95,8 @@ class _TableWriter:
         self._stream.write_table(rows)
         self._batches.append(rows)
         self._rows += rows.num_rows
-        if self._rows >= self._segment_rows:
+        self._bytes += rows.nbytes
+        if self._rows >= self._segment_rows or self._bytes >= SEGMENT_BYTES:
             self._seal()
 
     def flush(self) -> None:
@@ -99,8 +105,12 @@ class _TableWriter:
 
     def close(self) -> None:
         # A table without rows gets an empty file: `pandas.read_parquet(run / table)` must work.
-        if self._rows or self._number == 0:
-            self._seal()
+        try:
+            if self._rows or self._number == 0:
+                self._seal()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
     def _open(self) -> None:
         path = journal_path(self._directory, self._name, self._number)
@@ -112,12 +122,13 @@ class _TableWriter:
         schema = SCHEMAS[self._name]
         table = pa.concat_tables(self._batches) if self._batches else schema.empty_table()
         write_sealed(sealed_path(self._directory, self._name, self._number), self._name, table)
-        if self._stream is not None and self._file is not None:
-            self._stream.close()
-            self._file.close()
-            journal_path(self._directory, self._name, self._number).unlink()
+        if self._file is not None:
+            # Its rows are sealed: a full disk, or a reader that holds it open, does no harm now.
+            with suppress(OSError):
+                self._file.close()
+                journal_path(self._directory, self._name, self._number).unlink()
         self._file = self._stream = None
-        self._batches, self._rows = [], 0
+        self._batches, self._rows, self._bytes = [], 0, 0
         self._number += 1
 
 
@@ -126,11 +137,8 @@ def write_sealed(path: Path, name: str, table: pa.Table) -> None:
     table = table.unify_dictionaries().combine_chunks()
     keys = [column for column in ("layer", "name", "quantity") if column in table.column_names]
     table = table.take(_order(table, [*keys, "step"]))
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary, **_encoding(name))
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        pq.write_table(table, temporary, **_encoding(name))
 
 
 def _order(table: pa.Table, keys: list[str]) -> pa.Array:
@@ -160,15 +168,19 @@ def _encoding(name: str) -> dict[str, Any]:
 def _claim(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        present = {entry.name for entry in directory.iterdir()}
     except (FileExistsError, NotADirectoryError):
         raise UsageError(
             f"'{directory}' is a file or lies below one; give a directory to record into"
         ) from None
     except OSError as error:
         raise _unwritable(directory, error) from None
-    if (directory / RUN_FILE).exists():
+    # Its tables count even without a run.json: their old files would be read with the new ones.
+    old = present.intersection((RUN_FILE, JOURNAL, *TABLES))
+    if old:
         raise UsageError(
-            f"'{directory}' already holds a run; record into another directory, or remove it first"
+            f"'{directory}' already holds a run ({', '.join(sorted(old))}); "
+            "record into another directory, or remove it first"
         )
 
 
