@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import platform
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from trustlens.errors import UsageError
 from trustlens.recording.layers import find_layers
 from trustlens.recording.rows import MetricRecord, Record, StepRecord, tables
 from trustlens.recording.transfer import Parcel, WriterThread, host_scalar
-from trustlens.recording.watch import Watch, statistics_name
+from trustlens.recording.watch import STATISTICS, Watch
 from trustlens.store.layout import LayerInfo, OptimizerInfo, RunInfo
 from trustlens.store.writer import RunWriter
 
@@ -112,11 +113,8 @@ def record(
     ...         loss = train_step(batch)
     ...         recorder.log(loss=loss)
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    for each in optimizers:
-        _check_optimizer(each)
-    if not optimizers:
-        raise UsageError("record got an empty list of optimizers; give at least one")
+    optimizers = _checked_optimizers(optimizer)
+    _check_config(config)
     if every < 1:
         raise UsageError(f"record got every={every}; give 1 or more")
     if histograms_every < 0:
@@ -131,6 +129,26 @@ def record(
         histograms_every=histograms_every,
         listeners=listeners,
     )
+
+
+def _checked_optimizers(given: Any) -> list[Optimizer]:
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    optimizers: list[Any] = list(given) if several else [given]
+    if not optimizers:
+        raise UsageError("record got an empty list of optimizers; give at least one")
+    for optimizer in optimizers:
+        _check_optimizer(optimizer)
+    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+        raise UsageError("record got the same optimizer twice; give each one once")
+    return optimizers
+
+
+def _check_config(config: Any) -> None:
+    if config is not None and not isinstance(config, Mapping):
+        raise UsageError(
+            f"record got {type(config).__name__!r} for config; "
+            "give a mapping, such as vars(arguments)"
+        )
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -172,9 +190,11 @@ class Recorder:
         self._listeners = list(listeners)
         self._step = 0
         self._closed = False
-        self._failed = False
+        self._failure: BaseException | None = None
         self._warned: set[str] = set()
+        self._process = os.getpid()
         self._watches = [Watch(optimizer) for optimizer in optimizers]
+        # Only ever grows: what waits for the writer thread names its layers by their place here.
         self._names: list[str] = []
         info = RunInfo(
             name=name or directory.absolute().name,
@@ -190,7 +210,7 @@ class Recorder:
             recorder={
                 "every": every,
                 "histograms_every": histograms_every,
-                "statistics": statistics_name(),
+                "statistics": STATISTICS,
             },
         )
         self._store = RunWriter(directory, info)
@@ -210,7 +230,7 @@ class Recorder:
         """The number of the last optimizer step; 0 before the first."""
         return self._step
 
-    def log(self, **values: float | Tensor) -> None:
+    def log(self, /, **values: float | Tensor) -> None:
         """Record metrics of the step that was done last.
 
         Parameters
@@ -219,19 +239,11 @@ class Recorder:
             One number each: a Python or numpy number, or a tensor of one element on any device,
             which is taken without waiting. What is no number is left out, with one warning.
         """
-        if self._closed or self._failed:
-            return
-        taken: dict[str, float | Parcel] = {}
-        for name, value in values.items():
-            try:
-                taken[name] = host_scalar(value)
-            except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
-                self._warn(f"trustlens: log got {name}={error}; give one number")
-        self._put(MetricRecord(self._step, taken))
+        self._guard(lambda: self._log(values))
 
     def flush(self) -> None:
         """Wait until everything recorded so far is in files that a reader sees."""
-        if not self._closed:
+        if not self._closed and self._process == os.getpid():
             self._thread.flush()
             self._look_at_thread()
 
@@ -244,13 +256,17 @@ class Recorder:
         for watch in self._watches:
             watch.detach()
             _recorded.discard(watch.optimizer)
+        if self._process != os.getpid():
+            return  # a fork's copy: the files are the other process's
         self._thread.close()
         self._look_at_thread()
-        for listener in self._listeners:
-            self._tell(listener, listener.close)
-        dropped = {"dropped": self._thread.dropped} if self._thread.dropped else {}
+        for listener in list(self._listeners):
+            self._tell(listener, "close")
+        lost: dict[str, Any] = {"dropped": self._thread.dropped} if self._thread.dropped else {}
+        if self._failure is not None:
+            lost["stopped"] = _in_words(self._failure)
         try:
-            self._store.close(self._store.info.closed_at(_now().isoformat(), **dropped))
+            self._store.close(self._store.info.closed_at(_now().isoformat(), **lost))
         except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
             self._fail(error)
 
@@ -277,7 +293,8 @@ class Recorder:
         watch.attach(before, after)
 
     def _guard(self, work: Callable[[], None]) -> None:
-        if self._failed or self._closed:
+        # After a fork there is no writer thread, and its queue's lock may be held for ever.
+        if self._failure is not None or self._closed or self._process != os.getpid():
             return
         try:
             with torch.no_grad():
@@ -287,11 +304,14 @@ class Recorder:
 
     def _before(self, watch: Watch) -> None:
         if watch.has_changed:
-            self._store.update_info(replace(self._store.info, layers=self._follow()))
+            info = replace(self._store.info, layers=self._follow(self._store.info.layers))
+            if info != self._store.info:
+                self._store.update_info(info)
         step = watch.step + 1
         watch.before(measure=_due(step, self._every) or _due(step, self._histograms_every))
 
     def _after(self, watch: Watch) -> None:
+        watch.step += 1  # not before it: a closure may have raised, and then there was none
         skipped = watch.skipped()
         measured = (
             []
@@ -300,41 +320,57 @@ class Recorder:
         )
         first = watch.step > self._step
         self._step = max(self._step, watch.step)
-        self._put(StepRecord(watch.step, _now(), first, measured, skipped))
+        step = StepRecord(watch.step, _now(), first, measured, skipped)
+        self._put(step, sum(part.nbytes for part in measured))
         self._look_at_thread()
 
-    def _follow(self) -> tuple[LayerInfo, ...]:
-        """Have each optimizer's watch follow its layers, and return what is known of all."""
+    def _follow(self, before: Sequence[LayerInfo] = ()) -> tuple[LayerInfo, ...]:
+        """Have each optimizer's watch follow its layers; return all, those of before at the end."""
         layers = find_layers([watch.optimizer for watch in self._watches], self._model)
+        present = {layer.info.name for layer in layers}
+        self._names += [at.info.name for at in layers if at.info.name not in set(self._names)]
+        places = {name: place for place, name in enumerate(self._names)}
         for number, watch in enumerate(self._watches):
-            watch.follow([(i, at) for i, at in enumerate(layers) if at.info.optimizer == number])
-        self._names = [layer.info.name for layer in layers]
-        return tuple(layer.info for layer in layers)
+            own = [layer for layer in layers if layer.info.optimizer == number]
+            watch.follow([(places[layer.info.name], layer) for layer in own])
+        gone = [info for info in before if info.name not in present]
+        return (*(layer.info for layer in layers), *gone)
 
-    def _put(self, item: Record) -> None:
-        if not self._thread.put(item):
+    def _log(self, values: Mapping[str, Any]) -> None:
+        taken: dict[str, float | Parcel] = {}
+        for name, value in values.items():
+            try:
+                taken[name] = host_scalar(value)
+            except Exception as error:  # noqa: BLE001 — one bad value does not end the recording
+                self._warn(f"trustlens: log got {name}={error}; give one number", about=name)
+        self._put(MetricRecord(self._step, taken))
+
+    def _put(self, item: Record, nbytes: int = 0) -> None:
+        if not self._thread.put(item, nbytes):
             self._warn(
                 f"trustlens: writing to '{self.directory}' is slower than the training; "
                 "some steps are not recorded (run.json will say how many)"
             )
 
     def _look_at_thread(self) -> None:
-        if self._thread.failure is not None and not self._failed:
+        if self._thread.failure is not None:
             self._fail(self._thread.failure)
 
     def _fail(self, error: BaseException) -> None:
         # The hooks stay until close: torch walks through them at this moment.
-        self._failed = True
+        if self._failure is not None:
+            return
+        self._failure = error
         _log.warning(
-            "trustlens stopped recording into '%s'; the training goes on. %s: %s",
+            "trustlens stopped recording into '%s'; the training goes on. %s",
             self.directory,
-            type(error).__name__,
-            error,
+            _in_words(error),
         )
 
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
+    def _warn(self, message: str, about: str | None = None) -> None:
+        key = about or message
+        if key not in self._warned:
+            self._warned.add(key)
             _log.warning(message)
 
     # On the writer's thread.
@@ -344,24 +380,19 @@ class Recorder:
         for name, table in made.items():
             self._store.append(name, table)
         self._store.flush()
-        for listener in list(self._listeners):
-            for name, receive in (
-                ("layers", listener.on_layers),
-                ("metrics", listener.on_metrics),
-                ("histograms", listener.on_histograms),
-            ):
+        for name in ("layers", "metrics", "histograms"):
+            for listener in list(self._listeners):
                 if name in made:
-                    self._tell(listener, receive, made[name])
+                    self._tell(listener, f"on_{name}", made[name])
 
-    def _tell(self, listener: Listener, receive: Callable[..., None], *table: pa.Table) -> None:
+    def _tell(self, listener: Listener, what: str, *table: pa.Table) -> None:
         try:
-            receive(*table)
+            getattr(listener, what)(*table)
         except Exception as error:  # noqa: BLE001 — a listener must not end the recording
-            if listener in self._listeners:
-                self._listeners.remove(listener)
+            self._listeners.remove(listener)
             self._warn(
                 f"trustlens: {type(listener).__name__} failed and gets nothing more "
-                f"({type(error).__name__}: {error}); the recording goes on"
+                f"({_in_words(error)}); the recording goes on"
             )
 
 
@@ -371,6 +402,10 @@ def _due(step: int, every: int) -> bool:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _describe(optimizer: Optimizer) -> OptimizerInfo:
@@ -390,7 +425,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
-        return value.item()
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN and no infinity
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)

@@ -69,6 +69,13 @@ class Measured:
     sums: Parcel
     counts: Parcel | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds on the host until it is written."""
+        arrays = (self.layers, self.sizes, self.known, self.host, self.sums.tensor)
+        counts = 0 if self.counts is None else self.counts.tensor.nbytes
+        return sum(array.nbytes for array in arrays) + counts
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:

@@ -19,6 +19,9 @@ Item = TypeVar("Item")
 CAPACITY: Final = 4096
 """Items that may wait for the writer; what comes while it is full is dropped and counted."""
 
+MEMORY: Final = 1 << 28
+"""Bytes that may wait: a disk that hangs must not use up the memory that the training needs."""
+
 BATCH: Final = 64
 """Items handed over together at most: one Arrow batch costs much the same for 1 or 64 steps."""
 
@@ -45,7 +48,7 @@ def send(tensor: Tensor) -> Parcel:
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
         return Parcel(tensor)
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
     arrival = torch.Event(tensor.device.type)
     arrival.record()
@@ -58,22 +61,39 @@ class WriterThread(Generic[Item]):
     If the function raises, nothing more is handed over and :attr:`failure` holds the error.
     """
 
-    def __init__(self, write: Callable[[list[Item]], None], *, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        write: Callable[[list[Item]], None],
+        *,
+        capacity: int = CAPACITY,
+        memory: int = MEMORY,
+    ) -> None:
         self.dropped = 0
         self.failure: BaseException | None = None
         self._write = write
-        self._queue: queue.Queue[Item | threading.Event | None] = queue.Queue(capacity)
+        self._memory = memory
+        self._held = 0
+        self._lock = threading.Lock()
+        self._queue: queue.Queue[tuple[Item, int] | threading.Event | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._run, name="trustlens-writer", daemon=True)
         self._thread.start()
 
-    def put(self, item: Item) -> bool:
-        """Hand an item over without waiting; False if there was no room and it was dropped."""
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
+    def put(self, item: Item, nbytes: int = 0) -> bool:
+        """Hand an item over without waiting; False if there was no room and it was dropped.
+
+        Whatever its size, one item finds room where nothing waits.
+        """
+        with self._lock:
+            if not self._held or self._held + nbytes <= self._memory:
+                try:
+                    self._queue.put_nowait((item, nbytes))
+                except queue.Full:
+                    pass
+                else:
+                    self._held += nbytes
+                    return True
             self.dropped += 1
             return False
-        return True
 
     def flush(self) -> None:
         """Wait until everything put so far was handed over."""
@@ -90,18 +110,20 @@ class WriterThread(Generic[Item]):
     def _run(self) -> None:
         running = True
         while running:
-            items, marks, running = self._collect()
-            if items and self.failure is None:
+            entries, marks, running = self._collect()
+            if entries and self.failure is None:
                 try:
-                    self._write(items)
+                    self._write([item for item, _ in entries])
                 except BaseException as error:  # noqa: BLE001 — the training must not see it
                     self.failure = error
+            with self._lock:
+                self._held -= sum(nbytes for _, nbytes in entries)
             for mark in marks:
                 mark.set()
 
-    def _collect(self) -> tuple[list[Item], list[threading.Event], bool]:
-        """Return the next items, who waits for them, and whether more will come."""
-        items: list[Item] = []
+    def _collect(self) -> tuple[list[tuple[Item, int]], list[threading.Event], bool]:
+        """Return the next items with their sizes, who waits for them, and whether more come."""
+        items: list[tuple[Item, int]] = []
         deadline: float | None = None
         while len(items) < BATCH:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic())

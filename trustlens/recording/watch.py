@@ -4,6 +4,7 @@
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ Hook = Callable[[Optimizer, Any, Any], None]
 
 _NAN: Final = float("nan")
 
+STATISTICS: Final = Portable.name
+"""Which implementation of the sums is at work."""
+
 
 class Watch:
     """Sees each step of one optimizer: :meth:`before` it and :meth:`after` it.
@@ -36,7 +40,9 @@ class Watch:
         self.optimizer = optimizer
         self.step = 0
         self._family = family_of(optimizer)
+        self._statistics = Portable()  # its own: models may be trained in several threads
         self._handles: list[Any] = []
+        self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
         self._copies: list[Tensor] = []
         self._copied = False
@@ -62,17 +68,26 @@ class Watch:
 
     def follow(self, layers: Sequence[tuple[int, Layer]]) -> None:
         """Watch these layers from now on, each with its index in the run."""
+        self._groups = [(group, list(group["params"])) for group in self.optimizer.param_groups]
         self._layers = list(layers)
         self._copies = [torch.empty_like(layer.parameter) for _, layer in layers]
 
     @property
     def has_changed(self) -> bool:
-        """Whether the optimizer was given more parameters than are followed."""
-        return len(self._layers) != sum(len(g["params"]) for g in self.optimizer.param_groups)
+        """Whether the optimizer has other parameters or groups than those that are followed.
+
+        It has other groups, of the same parameters, after ``load_state_dict``.
+        """
+        groups = self.optimizer.param_groups
+        return len(groups) != len(self._groups) or not all(
+            group is known
+            and len(group["params"]) == len(parameters)
+            and all(map(operator.is_, group["params"], parameters))
+            for group, (known, parameters) in zip(groups, self._groups, strict=True)
+        )
 
     def before(self, *, measure: bool) -> None:
-        """Count a step that is about to be done, and copy the weights if it will be measured."""
-        self.step += 1
+        """Copy the weights before a step, if it will be measured."""
         self._copied = measure
         if measure and self._layers:
             parameters = [layer.parameter for _, layer in self._layers]
@@ -101,7 +116,7 @@ class Watch:
         layers = [self._layers[place] for place in places]
         directions = [step.direction for step in steps]
         rates = [layer.group.get("lr", _NAN) for _, layer in layers]
-        sums = _statistics.measure(steps)
+        sums = self._statistics.measure(steps)
         columns = [
             sums,
             _column([d.trust_ratio if d else None for d in directions], sums),
@@ -140,14 +155,6 @@ class Watch:
             if self._family is not None:
                 direction = self._family(group, state, steps_done(state))
         return LayerStep(self._copies[place], parameter.detach(), grad, direction)
-
-
-_statistics: Final = Portable()
-
-
-def statistics_name() -> str:
-    """Return which implementation of the sums is at work."""
-    return _statistics.name
 
 
 def _known(step: LayerStep) -> tuple[bool, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 BUCKETS: Final = 2048
 _SHIFT: Final = 21
+_CHUNK: Final = 1 << 20
 
 
 def count_elements(values: Tensor) -> Tensor:
@@ -17,8 +18,11 @@ def count_elements(values: Tensor) -> Tensor:
     The bucket is made of the float32's sign, exponent and first two mantissa bits. Elements of
     another dtype are cast to float32 first.
     """
-    bits = values.detach().reshape(-1).float().contiguous().view(torch.int32)
-    buckets = (bits >> _SHIFT).bitwise_and_(BUCKETS - 1).long()
     counts = torch.zeros(BUCKETS, dtype=torch.int64, device=values.device)
-    # Not bincount: on CUDA it waits for the largest value.
-    return counts.scatter_add_(0, buckets, torch.ones_like(buckets))
+    # In chunks: the buckets of a whole layer take several times its memory.
+    for chunk in values.detach().reshape(-1).split(_CHUNK):
+        bits = chunk.float().contiguous().view(torch.int32)
+        buckets = (bits >> _SHIFT).bitwise_and_(BUCKETS - 1).long()
+        # Not bincount: on CUDA it waits for the largest value.
+        counts.scatter_add_(0, buckets, torch.ones_like(buckets))
+    return counts
