@@ -31,15 +31,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
     except TrustlensError as error:
-        print(f"trustlens: {error}", file=sys.stderr)
-        return BAD_USE
+        return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}; check the place and its permissions")
+    return status
+
+
+def _refuse(message: str) -> int:
+    print(f"trustlens: {_shown(message, lines=False)}", file=sys.stderr)
+    return BAD_USE
+
+
+def _say(text: str) -> None:
+    print(_shown(text, lines=True))
+
+
+def _shown(text: str, *, lines: bool) -> str:
+    """Return text as any terminal can show it: names come from files that others may have made."""
+    plain = "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -173,8 +193,10 @@ def _serve(root: Path, options: argparse.Namespace) -> int:
         if (error.name or "").partition(".")[0] in ("trustlens", "dashboard"):
             raise
         raise MissingDependencyError("the dashboard", error.name or "dash", "dashboard") from None
-    address = f"http://{options.host}:{options.port}/"
-    print(f"trustlens: {root} at {address} (Ctrl+C ends it)", flush=True)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{options.port}/"
+    _say(f"trustlens: {root} at {address} (Ctrl+C ends it)")
+    sys.stdout.flush()
     if not options.no_browser:
         opener = Timer(1.0, webbrowser.open, [address])
         opener.daemon = True
@@ -185,7 +207,8 @@ def _serve(root: Path, options: argparse.Namespace) -> int:
 
 def _require_free(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform != "win32":  # there it would find a port free that is taken
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
@@ -202,7 +225,8 @@ def _list(options: argparse.Namespace) -> int:
 
     status, rows = OK, list[dict[str, Any]]()
     for path in trustlens.find_runs(options.runs):
-        place = str(path.relative_to(options.runs)) if path != options.runs else path.name
+        below = path != options.runs
+        place = str(path.relative_to(options.runs)) if below else path.resolve().name
         try:
             run = trustlens.open_run(path)
             rows.append(
@@ -219,9 +243,9 @@ def _list(options: argparse.Namespace) -> int:
             status = FOUND
             rows.append({"run": place, "verdict": f"cannot be read: {error}"})
     if not rows:
-        print(f"no runs in '{options.runs}' yet; trustlens.record(optimizer, directory) makes one")
+        _say(f"no runs in '{options.runs}' yet; trustlens.record(optimizer, directory) makes one")
         return OK
-    print(pd.DataFrame(rows, dtype=object).fillna("–").to_string(index=False))
+    _say(pd.DataFrame(rows, dtype=object).fillna("–").to_string(index=False))
     return status
 
 
@@ -231,20 +255,20 @@ def _show(options: argparse.Namespace) -> int:
         trustlens.quantity(name)
     metrics = run.metrics()
     last = run.last_step
-    print(f"{run.name}: {run.family}, {len(run.layer_names)} layers, {last} steps, {run.status}")
+    _say(f"{run.name}: {run.family}, {len(run.layer_names)} layers, {last} steps, {run.status}")
     for index, optimizer in enumerate(run.info.optimizers):
         for group in optimizer.groups:
             told = ", ".join(f"{key}={value}" for key, value in group.items() if value is not None)
-            print(f"optimizer {index}: {optimizer.name}({told})")
+            _say(f"optimizer {index}: {optimizer.name}({told})")
     for name, rows in metrics.groupby("name"):
-        print(f"{name}: {rows['value'].iloc[-1]:.6g} at step {rows['step'].iloc[-1]}")
+        _say(f"{name}: {rows['value'].iloc[-1]:.6g} at step {rows['step'].iloc[-1]}")
     steps = run.recorded_steps()
     if not len(steps):
-        print("no layers are recorded yet")
+        _say("no layers are recorded yet")
         return OK
-    print(f"layers at step {steps[-1]}:")
+    _say(f"layers at step {steps[-1]}:")
     table = run.layers(options.quantity, steps=[int(steps[-1])]).drop(columns="step")
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    _say(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     return OK
 
 
@@ -253,17 +277,17 @@ def _diagnose(options: argparse.Namespace) -> int:
 
     run = trustlens.open_run(options.run_path)
     findings = run.diagnose()
-    print(f"{run.name}: {verdict(findings, run)}")
+    _say(f"{run.name}: {verdict(findings, run)}")
     if findings.empty:
         return OK
-    print(findings.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    _say(findings.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     return FOUND
 
 
 def _export_tensorboard(options: argparse.Namespace) -> int:
     run = trustlens.open_run(options.run_path)
     trustlens.export.to_tensorboard(run, options.logdir, progress=True)
-    print(f"{run.name}: look at it with: tensorboard --logdir '{options.logdir}'")
+    _say(f"{run.name}: look at it with: tensorboard --logdir '{options.logdir}'")
     return OK
 
 
