@@ -10,12 +10,15 @@
    past, a trend that follows any power of time stays below 2 spreads.
 3. "exploding": 10 spreads above the baseline; or a weight norm 6 times its low (10 %) point in
    that window, which exponential growth reaches and no power of time up to the third.
-   "vanishing": to a thousandth of the baseline (and 10 spreads), 10 steps long; "frozen": to 0.
+   "vanishing": a thousandth of its high (90 %) point in that window, 10 steps long. "frozen":
+   an update of 0 likewise, or 10 gradients of 0 after 10, and half of all, that were not.
    "not finite": an element of g or w, or a norm, is NaN or infinite; this needs no past.
-4. Blame goes to the onset: alarms that overlap in time are one event, events are ranked by the
-   worst score in them, layers within one by the step at which they began.
+4. Score: the logarithm of the departure over that of the alarm's level. An alarm begins where
+   the score last rose above a half. Blame goes to that onset: alarms that overlap in time are
+   one event, events are ranked by the worst score in them, layers within one by their onset.
 
-What it cannot see: a layer that was wrong from its first steps on, since it has no other past.
+What it cannot see: a layer that was wrong from its first steps on, since it has no other past,
+and what leaves the norms as they are, as a gradient of the wrong sign does.
 """
 
 from __future__ import annotations
@@ -102,10 +105,11 @@ def diagnose(run: Run) -> pd.DataFrame:
     if not len(rows.steps) or not rows.layers:
         return _frame([])
     with np.errstate(all="ignore"):  # 0/0 and inf − inf are NaN here: not known
-        signals = [*_upward(rows), _growth(rows), _downward(rows), _not_finite(rows)]
+        signals = [*_upward(rows), _growth(rows), *_downward(rows), _not_finite(rows)]
     score = np.stack([np.nan_to_num(s.score, nan=0.0, posinf=np.inf) for s in signals])
     worst = score.max(axis=0)
-    episodes = _episodes(worst >= 1, gap=CALM)
+    alarm = np.logical_or.reduce([_alarm(each) for each in score])
+    episodes = _episodes(alarm, gap=CALM)
     broken = ~np.isfinite(rows["weight_norm"])
     findings: list[tuple[int, str, str, float, str]] = []
     named: set[int] = set()
@@ -165,7 +169,7 @@ def _growth(rows: _Rows) -> _Signal:
     return _Signal("exploding", "weight norm", score, rows["weight_norm"], np.exp(usual))
 
 
-def _downward(rows: _Rows) -> _Signal:
+def _downward(rows: _Rows) -> list[_Signal]:
     """Judge whether a layer has all but stopped, though it has a rate to learn at."""
     ratio = rows["update_norm"] / rows["weight_norm"]
     value = np.log(ratio) - _common_rate(rows)
@@ -176,7 +180,23 @@ def _downward(rows: _Rows) -> _Signal:
         if episode.last - episode.first + 1 >= FALL_STEPS:
             lasting[episode.first : episode.last + 1, episode.layer] = True
     usual = ratio * np.exp(usual - value)
-    return _Signal("vanishing", "update ratio", np.where(lasting, score, 0.0), ratio, usual)
+    score = np.where(lasting, score, 0.0)
+    moving = _Signal("vanishing", "update ratio", np.where(ratio > 0, score, 0.0), ratio, usual)
+    still = _Signal("frozen", "update", np.where(ratio > 0, 0.0, score), ratio, usual)
+    return [moving, still, _no_gradient(rows)]
+
+
+def _no_gradient(rows: _Rows) -> _Signal:
+    """Find layers whose gradient became 0 for some steps, when most before were not."""
+    norm = rows["grad_norm"]
+    seen = np.cumsum(norm > 0, axis=0)
+    score = np.zeros(norm.shape)
+    for episode in _episodes((norm == 0) & (rows["learning_rate"] != 0)):
+        steps, layer = slice(episode.first, episode.last + 1), episode.layer
+        enough = max(FALL_STEPS, episode.first // 2)
+        if len(norm[steps]) >= FALL_STEPS and seen[episode.first, layer] >= enough:
+            score[steps, layer] = 1.0
+    return _Signal("frozen", "gradient", score, norm, norm)
 
 
 def _not_finite(rows: _Rows) -> _Signal:
@@ -205,11 +225,9 @@ def _above(x: Array, _low: Array, middle: Array, high: Array) -> tuple[Array, Ar
     return (x - middle) / (UNITS * np.maximum((high - middle) / Z90, LEAST_SPREAD)), middle
 
 
-def _below(x: Array, low: Array, middle: Array, _high: Array) -> tuple[Array, Array]:
+def _below(x: Array, _low: Array, _middle: Array, high: Array) -> tuple[Array, Array]:
     # A layer that stands still is −inf here; it shall not count for more than a huge fall.
-    fall = np.minimum(middle - x, 3 * FALL)
-    units = fall / (UNITS * np.maximum((middle - low) / Z90, LEAST_SPREAD))
-    return np.minimum(fall / FALL, units), middle
+    return np.minimum(high - x, 3 * FALL) / FALL, high
 
 
 def _grown(x: Array, low: Array, _middle: Array, _high: Array) -> tuple[Array, Array]:
@@ -246,6 +264,15 @@ def _quantiles(values: Array) -> Array:
     points = np.take_along_axis(ordered, np.maximum(places, 0), axis=0)
     points[:, 2 * count < len(values)] = np.nan
     return points
+
+
+def _alarm(score: Array) -> Mask:
+    """Return where a signal is in alarm: above a half all along, and 1 somewhere."""
+    alarm = np.zeros(score.shape, bool)
+    for episode in _episodes(score >= 0.5):
+        steps = slice(episode.first, episode.last + 1)
+        alarm[steps, episode.layer] = score[steps, episode.layer].max() >= 1
+    return alarm
 
 
 def _episodes(alarm: Mask, gap: int = 0) -> list[_Episode]:
@@ -301,8 +328,8 @@ def _finding(
         told = f"{count:,} elements of gradient or weight not finite"
     elif kind == "exploding":
         told = f"{signal.name} {value:.2g} is {value / usual:.3g} × its past"
-    elif value == 0:
-        kind, told = "frozen", "no change any more, though its learning rate is not 0"
+    elif kind == "frozen":
+        told = f"its {signal.name} is 0, though its learning rate is not"
     else:
         told = f"{signal.name} {value:.2g} is 1/{usual / value:.3g} of its past"
     infinite = np.flatnonzero(np.isinf(during.max(axis=0)))
