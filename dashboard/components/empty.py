@@ -8,6 +8,8 @@ from typing import Final
 import dash_mantine_components as dmc
 from dash import html
 
+from dashboard.library import Library
+
 FIVE_LINES: Final = """import trustlens
 with trustlens.record(optimizer, "{runs}/lamb", model=model, config={{"lr": 0.01}}) as recorder:
     for batch in loader:
@@ -31,6 +33,13 @@ def no_runs(root: Path) -> dmc.Paper:
         ],
         className="card empty",
     )
+
+
+def no_run(library: Library) -> str:
+    """Return what a page says that has no run to show."""
+    if library.entries():
+        return "Choose a run above."
+    return "There are no runs here yet. The list of runs says how to make one."
 
 
 def sentence(text: str) -> dmc.Text:

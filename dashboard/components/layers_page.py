@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from dash import html
 
+from dashboard.components import empty
 from dashboard.components.diagnosis import diagnosed
 from dashboard.components.graph import placed, sentence
 from dashboard.components.grid import NUMBER
@@ -72,7 +73,7 @@ def overview(library: Library, search: str | None, which: str) -> tuple[Any, ...
     """Return verdict, findings, style of their box, title of the table, and its rows."""
     run = run_of(library, search, which)
     if run is None:
-        return "Choose a run above.", [], {"display": "none"}, "", []
+        return empty.no_run(library), [], {"display": "none"}, "", []
     try:
         findings = diagnosed(run)
         rows = table_rows(run, findings)
@@ -126,7 +127,7 @@ def picture(
     """Return the heatmap and the style of its place."""
     run = run_of(library, search, which)
     if run is None:
-        return sentence("Choose a run above.", theme), {"height": "200px"}
+        return sentence(empty.no_run(library), theme), {"height": "200px"}
     try:
         figure = heatmap(run, Selection.parse(search).quantity, theme=theme)
     except TrustlensError as error:

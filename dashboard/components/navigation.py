@@ -11,6 +11,7 @@ from dash import html, no_update
 from dashboard.components.shell import SHORTCUTS
 from dashboard.library import Entry, Library
 from dashboard.selection import Selection, settle
+from trustlens.errors import TrustlensError
 from trustlens.figures.theme import assign_colors
 
 PAGES: Final = {
@@ -88,7 +89,7 @@ def news(library: Library, search: str | None, listing: Any, cursor: Any) -> tup
     selection = Selection.parse(search)
     by_id = {entry.id: entry for entry in entries}
     selected = [by_id[i] for i in dict.fromkeys((selection.a, selection.b)) if i in by_id]
-    state = [[entry.id, entry.run.status, entry.run.version] for entry in selected if entry.run]
+    state = [_state(entry) for entry in selected]
     if state == cursor and now == listing:
         return no_update, no_update, no_update
     return (
@@ -98,16 +99,22 @@ def news(library: Library, search: str | None, listing: Any, cursor: Any) -> tup
     )
 
 
+def _state(entry: Entry) -> list[str]:
+    try:
+        return [entry.id, *((entry.run.status, entry.run.version) if entry.run else ())]
+    except TrustlensError as error:  # it is going, or being replaced
+        return [entry.id, str(error)]
+
+
 def live(selected: Sequence[Entry]) -> list[Any]:
     """Return one badge for each selected run that is being recorded."""
-    return [
-        html.Span(
-            [
-                html.Span(className="pulse"),
-                f"{entry.name}: recording, step {entry.run.last_step}",
-            ],
-            className="badge recording",
-        )
-        for entry in selected
-        if entry.run is not None and entry.run.status == "recording"
-    ]
+    badges: list[Any] = []
+    for entry in selected:
+        try:
+            if entry.run is None or entry.run.status != "recording":
+                continue
+            words = f"{entry.name}: recording, step {entry.run.last_step}"
+        except TrustlensError:
+            continue  # damaged: the page itself says so
+        badges.append(html.Span([html.Span(className="pulse"), words], className="badge recording"))
+    return badges

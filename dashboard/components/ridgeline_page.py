@@ -59,7 +59,7 @@ def picture(
     ]
     runs = library.chosen_by_id(selection.a, selection.b)
     if not runs:
-        return None, 0, 1, [], 0, True, formula, empty.sentence("Choose a run above.")
+        return None, 0, 1, [], 0, True, formula, empty.sentence(empty.no_run(library))
     try:
         data = view(list(runs.values()), selection.quantity, scale, reach)
     except TrustlensError as error:

@@ -56,10 +56,14 @@ COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
 
 def version(library: Library) -> list[list[str]]:
     """Return what changes whenever a row would."""
-    return [
-        [entry.id, entry.error, *((entry.run.version, entry.run.status) if entry.run else ())]
-        for entry in library.entries()
-    ]
+    return [[entry.id, *_state(entry)] for entry in library.entries()]
+
+
+def _state(entry: Entry) -> list[str]:
+    try:
+        return [entry.run.version, entry.run.status] if entry.run else [entry.error]
+    except TrustlensError as error:  # it is going, or being replaced
+        return [str(error)]
 
 
 def rows(library: Library) -> list[dict[str, Any]]:

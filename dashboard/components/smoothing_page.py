@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dashboard.components import empty
 from dashboard.components.graph import placed, sentence
 from dashboard.library import Library
 from dashboard.selection import Selection
@@ -83,7 +84,7 @@ def factors(
         if runs:
             figure = debias(run=runs[0], theme=theme)
         elif recorded != "none":
-            figure = sentence("Choose a run above.", theme)
+            figure = sentence(empty.no_run(library), theme)
         else:
             figure = debias(chosen or None, theme=theme)
     except TrustlensError as error:

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from dashboard.components import empty
 from dashboard.components.graph import placed, sentence
 from dashboard.library import Library
 from dashboard.selection import Selection
@@ -38,7 +39,7 @@ def picture(
     """Return the figure, the style of its place, the names to choose from, and the table's rows."""
     runs = _runs(library, search, more)
     if not runs:
-        return sentence("Choose a run above.", theme), {"height": "200px"}, [], []
+        return sentence(empty.no_run(library), theme), {"height": "200px"}, [], []
     try:
         rows = [row for run in runs for row in table_rows(run)]
         logged = list(dict.fromkeys(str(row["name"]) for row in rows))

@@ -55,7 +55,6 @@ def test_only_local_names_are_answered(app: Dash, host: str, status: int) -> Non
 def test_there_is_no_door_for_agents(app: Dash, path: str) -> None:
     answer = app.server.test_client().post(path, json={})
     assert answer.status_code in (404, 405)
-    assert not app._enable_mcp if hasattr(app, "_enable_mcp") else True
 
 
 def test_every_id_is_written_once_and_used(app: Dash) -> None:

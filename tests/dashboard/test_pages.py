@@ -50,6 +50,8 @@ def strange(synthetic_run: Maker, tmp_path: Path) -> tuple[Library, list[str]]:
     torn = synthetic_run("torn", steps=3)
     for file in torn.rglob("*.parquet"):
         file.write_bytes(b"torn")
+    (synthetic_run("torn-live", steps=3, close=False) / "steps").mkdir(exist_ok=True)
+    (tmp_path / "torn-live" / "steps" / "000099.parquet").write_bytes(b"torn")
     (tmp_path / "no-run").mkdir()
     (tmp_path / "no-run" / "run.json").write_text("[]")
     library = Library(tmp_path)
@@ -65,7 +67,8 @@ def sendable(*values: Any) -> None:
 def test_strange_runs_break_no_page(strange: tuple[Library, list[str]], theme: Any) -> None:
     library, searches = strange
     for search in searches:
-        sendable(runs_page.fill(library, None)[0])
+        sendable(runs_page.fill(library, None)[0], run_table.version(library))
+        sendable(navigation.news(library, search, None, None)[:2])
         sendable(layers_page.overview(library, search, "a")[1:])
         sendable(layers_page.picture(library, search, "b", theme))
         _, layer = layers_page.layer_options(library, search, None)
