@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ def test_layers_come_by_step_then_in_the_order_of_the_model(synthetic_run: Make)
     assert run.matrix("trust_ratio").columns.tolist() == names
 
 
-def test_selections_of_layers_and_steps(synthetic_run: Make) -> None:
-    run = trustlens.open_run(synthetic_run(steps=10))
+@pytest.mark.parametrize("close", [True, False])
+def test_selections_of_layers_and_steps(synthetic_run: Make, close: bool) -> None:
+    run = trustlens.open_run(synthetic_run(steps=10, close=close))
     assert run.layers(steps=slice(3, 6))["step"].unique().tolist() == [3, 4, 5]
     assert run.layers(steps=slice(None, 3))["step"].unique().tolist() == [1, 2]
     assert run.layers(steps=[2, 9, 77])["step"].unique().tolist() == [2, 9]
@@ -105,9 +107,20 @@ def test_version_changes_with_what_a_reader_would_see(tmp_path: Path) -> None:
     assert run.status == "closed"
 
 
+def test_a_run_that_fell_silent_was_interrupted(synthetic_run: Make) -> None:
+    path = synthetic_run(close=False)
+    run = trustlens.open_run(path)
+    assert run.status == "recording"
+    for file in (path, *path.rglob("*")):
+        os.utime(file, (0, 0))
+    assert run.status == "interrupted"
+
+
 def test_find_runs(synthetic_run: Make, tmp_path: Path) -> None:
     synthetic_run("b")
     synthetic_run("deep/a")
+    assert [path.name for path in trustlens.find_runs(tmp_path)] == ["b", "a"]
+    synthetic_run("b/nested")  # a run holds no runs
     assert [path.name for path in trustlens.find_runs(tmp_path)] == ["b", "a"]
     assert trustlens.find_runs(tmp_path / "b") == [tmp_path / "b"]
     with pytest.raises(UsageError, match="does not exist"):

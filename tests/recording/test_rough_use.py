@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import nn
 
 import trustlens
 from trustlens.errors import UsageError
-from trustlens.recording.transfer import WriterThread
+from trustlens.recording.transfer import LINGER, WriterThread
 
 
 def two_layers() -> nn.Sequential:
@@ -112,6 +113,20 @@ def test_a_step_that_a_closure_broke_off_is_none(tmp_path: Path) -> None:
     assert trustlens.open_run(tmp_path).recorded_steps().tolist() == [1, 2]
 
 
+def test_optimizers_that_step_at_different_times_share_one_count(tmp_path: Path) -> None:
+    model = two_layers()
+    often = torch.optim.SGD(model[0].parameters(), lr=0.01)
+    seldom = torch.optim.SGD(model[1].parameters(), lr=0.01)
+    with trustlens.record([often, seldom], tmp_path, model=model) as recorder:
+        step(model, often, times=3)
+        step(model, seldom)
+        recorder.log(loss=1.0)
+        assert recorder.step == 3
+    run = trustlens.open_run(tmp_path)
+    assert run.steps()["step"].tolist() == [1, 2, 3]
+    assert run.metrics()["step"].tolist() == [3]
+
+
 def test_models_trained_in_threads_do_not_mix_their_sums(tmp_path: Path) -> None:
     def train(value: float) -> None:
         weight = nn.Parameter(torch.full((400_000,), value))
@@ -165,6 +180,27 @@ def test_a_fork_leaves_the_files_to_the_process_that_recorded(tmp_path: Path) ->
     assert len(run.metrics()) == 1
     assert run.status == "closed"  # by the end of the interpreter
     assert "stopped" not in run.info.recorder
+
+
+def test_layers_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    parameters = [nn.Parameter(torch.full((1,), float(i))) for i in (1, 2, 3)]
+    optimizers = [torch.optim.SGD([("weight", p)], lr=0.1) for p in parameters]
+    with trustlens.record(optimizers, tmp_path):
+        for optimizer in optimizers:
+            optimizer.step()
+    norms = trustlens.open_run(tmp_path).matrix("weight_norm")
+    assert norms.loc[1].to_dict() == {"weight": 1, "weight#2": 2, "weight#3": 3}
+
+
+def test_a_slow_training_is_written_while_it_runs() -> None:
+    written: list[list[int]] = []
+    thread: WriterThread[int] = WriterThread(written.append)
+    for i in range(8):
+        thread.put(i)
+        time.sleep(LINGER / 2)
+    assert len(written) > 1
+    thread.close()
+    assert [item for items in written for item in items] == list(range(8))
 
 
 def _full_disk(directory: Path, report: Any) -> None:

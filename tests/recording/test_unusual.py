@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,7 +23,9 @@ from recording.simulation import (
 )
 
 import trustlens
-from trustlens.recording import watch
+from trustlens.recording import rows, watch
+from trustlens.recording.statistics import SUMS
+from trustlens.recording.transfer import Parcel
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -186,6 +189,24 @@ def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
         expected = expected_row(before, after, g, stepped, rate=0.01, eps=case.eps)
         products = sizes_of_products(before, after, g, stepped)
         compare(rows[t, "group0.param0"], expected, products, t)
+
+
+def test_a_skipped_step_that_is_known_only_after_it_was_measured():
+    """On an accelerator: what was measured is not written. No such device is needed to see it."""
+    measured = rows.Measured(
+        layers=np.zeros(1, np.int32),
+        sizes=np.ones(1),
+        known=np.ones((1, len(rows.KNOWN)), bool),
+        host=np.ones((1, len(rows.HOST_COLUMNS))),
+        sums=Parcel(torch.ones(1, len(SUMS) + len(rows.DEVICE_COLUMNS))),
+    )
+    records = [
+        rows.StepRecord(t, datetime.now(UTC), True, [measured], Parcel(torch.tensor(skipped)))
+        for t, skipped in ((1, 1.0), (2, 0.0))
+    ]
+    made = rows.tables(records, ["weight"])
+    assert made["steps"]["skipped"].to_pylist() == [True, False]
+    assert made["layers"]["step"].to_pylist() == [2]
 
 
 @pytest.mark.parametrize("overflow", [0, 2])

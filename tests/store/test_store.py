@@ -24,6 +24,7 @@ from runs import layers_table, run_info, steps_table, synthetic_values
 import trustlens
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import COUNTS, RECORDED, TABLES
+from trustlens.store import reader as store_reader
 from trustlens.store.layout import read_info, sealed_path
 from trustlens.store.reader import read_table
 from trustlens.store.writer import RunWriter
@@ -97,17 +98,57 @@ def test_a_reader_sees_each_row_once_while_segments_are_sealed(tmp_path: Path) -
                 wrong.append(f"{len(pairs)} rows after {seen[-1:]}")
             seen.append(len(pairs))
 
-    reader = threading.Thread(target=read)
-    reader.start()
+    thread = threading.Thread(target=read)
+    thread.start()
     for step in range(1, 301):
         _write_steps(writer, step, step, names)
     writer.close(writer.info.closed_at("2026-11-01T00:00:00+00:00"))
     writing.clear()
-    reader.join()
+    thread.join()
     assert not wrong
     assert len(seen) > 5
     assert read_table(tmp_path, "layers").num_rows == 900
     assert len(list((tmp_path / "layers").iterdir())) == 30
+
+
+def test_a_seal_between_two_looks_of_a_reader_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=["a"]), segment_rows=4)
+    _write_steps(writer, 1, 3, ["a"])
+    look, looks = store_reader._numbers, []
+
+    def looked(*arguments: Any) -> set[int]:
+        numbers = look(*arguments)
+        looks.append(arguments)
+        if len(looks) == 1:
+            _write_steps(writer, 4, 4, ["a"])  # seals, and takes the journal away
+        return numbers
+
+    monkeypatch.setattr(store_reader, "_numbers", looked)
+    assert read_table(tmp_path, "layers", ["step"])["step"].to_pylist() == [1, 2, 3, 4]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        done.append("fsync")
+        fsync(descriptor)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        done.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    writer = RunWriter(tmp_path, run_info())
+    writer.close(writer.info)
+    sealed = ["fsync", "000000.parquet"]
+    assert done == ["fsync", "run.json", *sealed * 4, "fsync", "run.json"]
 
 
 def test_a_journal_cut_anywhere_gives_whole_batches_and_no_error(tmp_path: Path) -> None:
@@ -256,7 +297,7 @@ def test_a_damaged_sealed_file_is_named(synthetic_run: Make) -> None:
         (None, "holds no run"),
         ("[1, 2]", "no schema_version"),
         ("{nonsense", "not JSON"),
-        ('{"schema_version": 99}', "reads up to 1: pip install -U trustlens-optim"),
+        ('{"schema_version": 2}', "reads up to 1: pip install -U trustlens-optim"),
         ('{"schema_version": 1}', "not a run.json that trustlens understands"),
         ('{"schema_version": 1, "name": 1, "created": 2, "optimizers": 3}', "understands"),
     ],
