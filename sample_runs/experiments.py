@@ -199,9 +199,11 @@ def run(
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    about, examples = (__doc__ or "").split("\n\n", 1)
+    about, examples, note = (__doc__ or "").strip().split("\n\n")
     parser = argparse.ArgumentParser(
-        description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=f"{about}\n\n{note}",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="experiments to train, see --list (default: all)"

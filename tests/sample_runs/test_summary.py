@@ -1,0 +1,41 @@
+"""The script that prints the figures of the sample runs' table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from runs import make_run
+
+SCRIPT = Path(__file__).parents[2] / "sample_runs" / "summary.py"
+
+
+def test_it_prints_what_the_runs_hold(tmp_path: Path) -> None:
+    ratio = np.full((40, 4), 0.5)
+    ratio[0] = [0.1, 0.2, 0.3, 0.4]
+    ratio[30, 2] = 7.5
+    accuracy = np.full(40, 0.9)
+    accuracy[20], accuracy[39] = 0.95, 0.925
+    loss = np.full(40, 0.5)
+    loss[10], loss[11] = 0.25, np.nan
+    make_run(
+        tmp_path / "runs" / "one", steps=40, layers=4,
+        values={"trust_ratio": ratio}, metrics={"loss": loss, "test_accuracy": accuracy},
+    )  # fmt: skip
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "runs")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("one\n")
+    assert "lowest 0.25 at step 11" in printed
+    assert "92.50 % at the end, best 95.00 % at step 21" in printed
+    assert "0.1 to 0.4 at step 1, highest 7.5 at step 31 (block1.weight)" in printed
+    assert "no layer left its past" in printed
+
+
+def test_bad_use(tmp_path: Path) -> None:
+    for arguments, told in (([], "usage:"), ([str(tmp_path / "none")], "does not exist")):
+        command = [sys.executable, str(SCRIPT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert told in done.stderr
