@@ -13,6 +13,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from dashboard.callbacks import frame as frame_callbacks
 from dashboard.callbacks import layers, ridgelines, runs, smoothing, training
+from dashboard.components.navigation import links
 from dashboard.components.shell import frame
 from dashboard.library import Library
 from dashboard.pages import LAYOUTS
@@ -81,8 +82,8 @@ def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
         _answer_only_to(app, hosts)
     icon = app.get_asset_url("icon.svg")
     app.index_string = _INDEX.replace("<!--icon-->", icon).replace("<!--colors-->", _colors())
-    app.layout = frame()
-    app.validation_layout = [frame(), *(layout() for layout in LAYOUTS.values())]
+    app.layout = frame(links(None))
+    app.validation_layout = [frame(()), *(layout() for layout in LAYOUTS.values())]
     for callbacks in (frame_callbacks, runs, ridgelines, training, layers, smoothing):
         callbacks.register(app, library)
     return app

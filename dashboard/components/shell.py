@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import dash_mantine_components as dmc
@@ -19,8 +20,8 @@ SHORTCUTS: Final = {"trust_ratio": "r", "weight_norm": "r₁", "direction_norm":
 """The article's three quantities."""
 
 
-def frame() -> dmc.MantineProvider:
-    """Return the whole page but for what stands in its middle."""
+def frame(links: Sequence[Any]) -> dmc.MantineProvider:
+    """Return the whole page but for what stands in its middle; ``links`` lead to the pages."""
     return dmc.MantineProvider(
         [
             dcc.Location(id=ids.URL, refresh="callback-nav"),
@@ -30,7 +31,7 @@ def frame() -> dmc.MantineProvider:
             dcc.Store(id=ids.THEME),
             dmc.AppShell(
                 [
-                    dmc.AppShellHeader(_header()),
+                    dmc.AppShellHeader(_header(links)),
                     dmc.AppShellMain(
                         dmc.Container(
                             [toolbar(), html.Div(id=ids.PAGE)], size=1560, px="lg", py="md"
@@ -74,7 +75,7 @@ def _palette() -> dict[str, list[str]]:
     }
 
 
-def _header() -> dmc.Group:
+def _header(links: Sequence[Any]) -> dmc.Group:
     return dmc.Group(
         [
             dmc.Anchor(
@@ -83,7 +84,7 @@ def _header() -> dmc.Group:
                 className="brand",
                 underline="never",
             ),
-            html.Nav(id=ids.NAVIGATION, className="navigation", **aria(label="Pages")),
+            html.Nav(list(links), id=ids.NAVIGATION, className="navigation", **aria(label="Pages")),
             html.Div(id=ids.LIVE, className="live"),
             dmc.ColorSchemeToggle(
                 id=ids.THEME_TOGGLE,

@@ -89,9 +89,14 @@ def test_the_canvases_have_drawn_on_the_same_axes(visit: Callable[..., Page]) ->
     assert pixels(canvases.nth(0)) != pixels(canvases.nth(1))
 
 
+SAME = """(before) => [...document.querySelectorAll(".ridgelines-canvas")]
+    .every((canvas, i) => (canvas.toDataURL() === before[i]) === %s)"""
+
+
 def test_turning_one_camera_turns_the_other(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
     canvases = drawn(page)
+    page.locator("#step-grid .ag-row").first.wait_for()
     before = [pixels(canvas) for canvas in canvases.all()]
     box = canvases.nth(0).bounding_box()
     assert box is not None
@@ -101,13 +106,10 @@ def test_turning_one_camera_turns_the_other(visit: Callable[..., Page]) -> None:
     page.mouse.move(x + 120, y - 40, steps=4)
     page.mouse.up()
     page.mouse.move(10, 10)
-    page.wait_for_timeout(200)
-    after = [pixels(canvas) for canvas in canvases.all()]
-    assert all(a != b for a, b in zip(before, after, strict=True))
+    page.wait_for_function(SAME % "false", arg=before)
     canvases.nth(1).dblclick()
     page.mouse.move(10, 10)
-    page.wait_for_timeout(200)
-    assert [pixels(canvas) for canvas in canvases.all()] == before
+    page.wait_for_function(SAME % "true", arg=before)
 
 
 def test_keys_turn_and_the_wheel_zooms(visit: Callable[..., Page]) -> None:

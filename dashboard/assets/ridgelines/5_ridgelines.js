@@ -106,9 +106,10 @@
       const { surface, box: scene } = window.trustlens;
       const buckets = payload.axis.buckets;
       const context = this.context;
-      context.setTransform(ratio, 0, 0, ratio, 0, 0);
+      context.setTransform(1, 0, 0, 1, 0, 0);
       context.fillStyle = colors.paper;
-      context.fillRect(0, 0, box.width, box.height);
+      context.fillRect(0, 0, width, height);
+      context.setTransform(ratio, 0, 0, ratio, 0, 0);
       this.view = window.trustlens.camera.look(camera, box.width, box.height);
       scene.back(context, this.view, payload, colors);
       scene.outOfView(context, this.view, this.run, colors, false);
