@@ -89,6 +89,62 @@ def test_the_canvases_have_drawn_on_the_same_axes(visit: Callable[..., Page]) ->
     assert pixels(canvases.nth(0)) != pixels(canvases.nth(1))
 
 
+PAINTER = """(yaws) => yaws.map(([yaw, pitch]) => {
+    // Each ridge in its own colour: by the surface, and by filling whole curtains, far to near.
+    const { surface, camera, ridgelines } = window.trustlens;
+    const group = ridgelines.group(document.getElementById("ridgelines"));
+    const run = group.panels[0].run;
+    const buckets = group.payload.axis.buckets;
+    const view = camera.look({ ...camera.HOME, yaw, pitch }, 600, 450);
+    const color = (s) => `rgb(${40 + ((s * 67) % 200)}, ${40 + ((s * 131) % 200)}, ${40 + s})`;
+    const images = [0, 1].map((own) => {
+        const canvas = Object.assign(document.createElement("canvas"), { width: 600, height: 450 });
+        const context = canvas.getContext("2d", { willReadFrequently: true });
+        context.fillRect(0, 0, 600, 450);
+        const geometry = surface.place(run, view, buckets);
+        const styles = run.steps.map((_, s) => {
+            const shades = surface.shades(color(s), color(s));
+            return { shades, line: shades[0], lineWidth: 0 };
+        });
+        if (own) surface.paint(context, geometry, run, view, buckets, styles, 1);
+        else for (const s of geometry.order.slice().reverse()) {
+            context.fillStyle = color(s);
+            for (const [from, to] of run.pieces[s]) {
+                const at = Array.from({ length: to - from + 1 }, (_, i) => s * buckets + from + i);
+                context.beginPath();
+                for (const i of at) context.lineTo(geometry.sx[i], geometry.crest[i]);
+                for (const i of at.reverse()) context.lineTo(geometry.sx[i], geometry.base[i]);
+                context.fill();
+            }
+        }
+        return new Uint32Array(context.getImageData(0, 0, 600, 450).data.buffer);
+    });
+    const black = 0xff000000;
+    let drawn = 0;
+    let wrong = 0;
+    for (let i = 601; i < images[0].length - 601; i++) {
+        if (images[0][i] === black && images[1][i] === black) continue;
+        drawn++;
+        // Not the smooth edge between two colours: inside, the neighbours agree.
+        const [a, b] = images;
+        const inside = [-600, -1, 1, 600].every((near) => a[i] === a[i + near]);
+        if (inside && a[i] !== b[i]) wrong++;
+    }
+    return [drawn, wrong];
+})"""
+
+
+def test_hidden_lines_are_those_of_whole_curtains(visit: Callable[..., Page]) -> None:
+    page = visit("/ridgelines")
+    drawn(page)
+    angles = [
+        (yaw, pitch) for yaw in (-0.62, 0.0, 0.8, 1.5, 2.4, -2.2) for pitch in (0.1, 0.5, 1.2)
+    ]
+    for (seen, wrong), angle in zip(page.evaluate(PAINTER, angles), angles, strict=True):
+        assert seen > 2000, angle
+        assert wrong < 0.005 * seen, angle  # seen from its end a ridge is but a column or two
+
+
 SAME = """(before) => [...document.querySelectorAll(".ridgelines-canvas")]
     .every((canvas, i) => (canvas.toDataURL() === before[i]) === %s)"""
 
