@@ -41,6 +41,15 @@
     return theme();
   }
 
+  // The first address names no runs; the one that does takes its place, or "back" would lead nowhere.
+  const push = history.pushState.bind(history);
+  history.pushState = (state, title, url) => {
+    const next = new URL(url, location.href);
+    const named = new URLSearchParams(location.search).has("a");
+    if (named || next.pathname !== location.pathname) push(state, title, url);
+    else history.replaceState(state, title, url);
+  };
+
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.trustlens = { showRidgelines, nameWindow, followTheme };
 })();

@@ -235,6 +235,15 @@ def test_quantity_and_runs_stand_in_the_address(visit: Callable[..., Page]) -> N
     assert "q=trust_ratio" in page.url
 
 
+def test_back_leads_out_of_the_dashboard(visit: Callable[..., Page], server: Any) -> None:
+    page = visit("/assets/icon.svg")
+    page.goto(server.url + "/ridgelines")
+    page.wait_for_url("**a=*")
+    drawn(page)
+    page.go_back()
+    page.wait_for_url("**/icon.svg")
+
+
 def test_the_theme_is_switched_and_kept(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines", "no-preference")
     canvas = drawn(page).nth(0)
