@@ -25,6 +25,7 @@ ORDER = (
     "trustlens.store.layout",
     "trustlens.store.writer",
     "trustlens.store.reader",
+    "trustlens.recording.arguments",
     "trustlens.recording.layers",
     "trustlens.recording.directions",
     "trustlens.recording.statistics",
@@ -166,7 +167,8 @@ def test_the_wheel_works_in_a_bare_environment(wheel: Path, tmp_path: Path) -> N
     code = """
         import sys
 
-        sys.modules |= dict.fromkeys({"torch", "plotly", "dash", "tensorboard"})  # as if they were not installed
+        # As if they were not installed:
+        sys.modules |= dict.fromkeys({"torch", "plotly", "dash", "tensorboard"})
         import trustlens
         from trustlens.cli import main, recorded_runs
         assert trustlens.__file__.startswith(sys.argv[1]), trustlens.__file__
@@ -195,7 +197,8 @@ def test_the_recorder_runs_without_what_only_the_read_side_needs(tmp_path: Path)
     code = """
         import sys
 
-        sys.modules |= dict.fromkeys({"plotly", "dash", "pandas", "tensorboard"})  # as if they were not installed
+        # As if they were not installed:
+        sys.modules |= dict.fromkeys({"plotly", "dash", "pandas", "tensorboard"})
         import torch, trustlens
         model = torch.nn.Linear(2, 2)
         optimizer = trustlens.optim.Lamb(model.parameters())

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import platform
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -27,17 +24,21 @@ from torch.optim import Optimizer
 
 import trustlens
 from trustlens.errors import UsageError
+from trustlens.recording.arguments import (
+    BEING_RECORDED,
+    check_config,
+    checked_optimizers,
+    describe,
+    plain,
+)
 from trustlens.recording.layers import find_layers
 from trustlens.recording.rows import MetricRecord, Record, StepRecord, tables
 from trustlens.recording.transfer import Parcel, WriterThread, host_scalar
 from trustlens.recording.watch import STATISTICS, Watch
-from trustlens.store.layout import LayerInfo, OptimizerInfo, RunInfo
+from trustlens.store.layout import LayerInfo, RunInfo
 from trustlens.store.writer import RunWriter
 
 _log: Final = logging.getLogger("trustlens")
-
-_recorded: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
-"""Optimizers that are being recorded: hooking one twice would count each step twice."""
 
 
 class Listener(Protocol):
@@ -113,8 +114,8 @@ def record(
     ...         loss = train_step(batch)
     ...         recorder.log(loss=loss)
     """
-    optimizers = _checked_optimizers(optimizer)
-    _check_config(config)
+    optimizers = checked_optimizers(optimizer)
+    check_config(config)
     if every < 1:
         raise UsageError(f"record got every={every}; give 1 or more")
     if histograms_every < 0:
@@ -129,43 +130,6 @@ def record(
         histograms_every=histograms_every,
         listeners=listeners,
     )
-
-
-def _checked_optimizers(given: Any) -> list[Optimizer]:
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    optimizers: list[Any] = list(given) if several else [given]
-    if not optimizers:
-        raise UsageError("record got an empty list of optimizers; give at least one")
-    for optimizer in optimizers:
-        _check_optimizer(optimizer)
-    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
-        raise UsageError("record got the same optimizer twice; give each one once")
-    return optimizers
-
-
-def _check_config(config: Any) -> None:
-    if config is not None and not isinstance(config, Mapping):
-        raise UsageError(
-            f"record got {type(config).__name__!r} for config; "
-            "give a mapping, such as vars(arguments)"
-        )
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise UsageError(
-            f"record got {type(optimizer).__name__!r} for an optimizer; "
-            "give a torch.optim.Optimizer or a list of them"
-        )
-    if not any(group["params"] for group in optimizer.param_groups):
-        raise UsageError(
-            f"the {type(optimizer).__name__} given to record has no parameters; "
-            "give it the model's parameters first"
-        )
-    if optimizer in _recorded:
-        raise UsageError(
-            f"this {type(optimizer).__name__} is being recorded already; close that recorder first"
-        )
 
 
 class Recorder:
@@ -199,9 +163,9 @@ class Recorder:
         info = RunInfo(
             name=name or directory.absolute().name,
             created=_now().isoformat(),
-            optimizers=tuple(_describe(optimizer) for optimizer in optimizers),
+            optimizers=tuple(describe(optimizer) for optimizer in optimizers),
             layers=self._follow(),
-            config=_plain(config or {}),
+            config=plain(config or {}),
             versions={
                 "trustlens": trustlens.__version__,
                 "torch": torch.__version__,
@@ -217,7 +181,7 @@ class Recorder:
         self._thread: WriterThread[Record] = WriterThread(self._write)
         for watch in self._watches:
             self._attach(watch)
-            _recorded.add(watch.optimizer)
+            BEING_RECORDED.add(watch.optimizer)
             if not watch.understood:
                 self._warn(
                     f"trustlens does not know {type(watch.optimizer).__name__}'s direction: "
@@ -255,7 +219,7 @@ class Recorder:
         atexit.unregister(self.close)
         for watch in self._watches:
             watch.detach()
-            _recorded.discard(watch.optimizer)
+            BEING_RECORDED.discard(watch.optimizer)
         if self._process != os.getpid():
             return  # a fork's copy: the files are the other process's
         self._thread.close()
@@ -406,28 +370,3 @@ def _now() -> datetime:
 
 def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _describe(optimizer: Optimizer) -> OptimizerInfo:
-    kind = type(optimizer)
-    hidden = {"params", "param_names"}
-    groups = tuple(
-        _plain({key: value for key, value in group.items() if key not in hidden})
-        for group in optimizer.param_groups
-    )
-    return OptimizerInfo(f"{kind.__module__}.{kind.__qualname__}", groups)
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as JSON can hold it; what it cannot hold becomes text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no NaN and no infinity
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
