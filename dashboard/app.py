@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -89,7 +90,13 @@ def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
     return app
 
 
-def serve(root: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
+def serve(
+    root: Path,
+    host: str = "127.0.0.1",
+    port: int = 8050,
+    *,
+    announce: Callable[[str], object] = lambda _address: None,
+) -> None:
     """Serve the dashboard until it is interrupted.
 
     Parameters
@@ -100,6 +107,8 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
         The address to listen on; by default this machine only.
     port : int
         The port; 0 takes a free one.
+    announce : callable
+        Is given the dashboard's address as soon as it answers there.
 
     Raises
     ------
@@ -112,6 +121,8 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
         server = make_server(
             host, port, app.server, threaded=True, request_handler=_Quiet, fd=listener.fileno()
         )
+        name = f"[{host}]" if ":" in host else host
+        announce(f"http://{name}:{listener.getsockname()[1]}/")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -156,7 +156,10 @@ def _mistakes(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "no quantity": (["show", str(run), "--quantity", "nope"], "choose one of: trust_ratio"),
         "no runs folder": (["dashboard", str(folder / "nowhere")], "does not exist"),
         "list nowhere": (["list", str(folder / "nowhere")], "does not exist"),
-        "no address": (["dashboard", str(run), "--host", "203.0.113.7"], "cannot serve on"),
+        "no address": (
+            ["dashboard", str(run), "--host", "203.0.113.7"],
+            "cannot listen on 203.0.113.7",
+        ),
     }
 
 
@@ -192,7 +195,7 @@ def test_a_port_in_use(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) 
         port = taken.getsockname()[1]
         path = synthetic_run("run")
         assert main(["dashboard", str(path), "--port", str(port), "--no-browser"]) == 2
-    assert "choose another port" in capsys.readouterr().err
+    assert "give another with --port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

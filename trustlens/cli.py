@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import socket
 import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 from typing import Any, Final, NoReturn
 
 import trustlens
@@ -185,7 +184,6 @@ def recorded_runs() -> Path:
 
 
 def _serve(root: Path, options: argparse.Namespace) -> int:
-    _require_free(options.host, options.port)
     try:
         # By name: the dashboard is a package of its own, below this one, and may be missing.
         app = importlib.import_module("dashboard.app")
@@ -193,29 +191,16 @@ def _serve(root: Path, options: argparse.Namespace) -> int:
         if (error.name or "").partition(".")[0] in ("trustlens", "dashboard"):
             raise
         raise MissingDependencyError("the dashboard", error.name or "dash", "dashboard") from None
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{host}:{options.port}/"
-    _say(f"trustlens: {root} at {address} (Ctrl+C ends it)")
-    sys.stdout.flush()
-    if not options.no_browser:
-        opener = Timer(1.0, webbrowser.open, [address])
-        opener.daemon = True
-        opener.start()
-    app.serve(root, host=options.host, port=options.port)
+
+    def announce(address: str) -> None:
+        _say(f"trustlens: {root} at {address} (Ctrl+C ends it)")
+        sys.stdout.flush()
+        if not options.no_browser:
+            # On a thread: some browsers hold their caller up until they are closed.
+            Thread(target=webbrowser.open, args=[address], daemon=True).start()
+
+    app.serve(root, host=options.host, port=options.port, announce=announce)
     return OK
-
-
-def _require_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        if sys.platform != "win32":  # there it would find a port free that is taken
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(
-                f"cannot serve on {host}:{port} ({error.strerror}); "
-                f"choose another port, such as --port {port % 65535 + 1}"
-            ) from None
 
 
 def _list(options: argparse.Namespace) -> int:
