@@ -30,7 +30,8 @@ def _step(
         None,
         Direction(momentum=m, variance=v, momentum_share=1.5, variance_share=1.2, epsilon=1e-8),
         Direction(momentum=m, variance=v, momentum_share=1.0, epsilon=1e-3, decay=0.1),
-        Direction(momentum=m, grad_share=1.0, momentum_share=0.9, weight_share=0.01),
+        # Shares that binary holds exactly: terms that cancel then do so in any order.
+        Direction(momentum=m, grad_share=1.0, momentum_share=0.875, weight_share=2.0**-7),
         Direction(grad_share=1.0, decay=0.01),
     ]
     w = normal()
