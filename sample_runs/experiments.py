@@ -52,6 +52,13 @@ class Experiment:
     l2: float = 0.0
 
 
+class AdamOfTheCode(Lamb):
+    """The Adam that the article's code later compared with: its LAMB, not debiased, with r = 1."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, debias=False, clip_ratio=(1.0, 1.0), **options)
+
+
 ARTICLE: Final = {"betas": (0.9, 0.99)}
 CODE: Final = {"betas": (0.9, 0.999), "weight_decay": 0.01}
 
@@ -66,6 +73,8 @@ EXPERIMENTS: Final = (
     Experiment("adam-lr0.1", torch.optim.Adam, {"lr": 0.1, **ARTICLE}, "does not learn at all"),
     Experiment("adam-lr0.02-decay0.01", torch.optim.AdamW, {"lr": 0.02, **CODE},
                "stays at loss 2.3"),
+    Experiment("adam-of-the-code-lr0.02-decay0.01", AdamOfTheCode, {"lr": 0.02, **CODE},
+               "the same, by its code of those days"),
     Experiment("lamb-lr0.02-decay0.01", Lamb, {"lr": 0.02, **CODE}, "98 % test accuracy"),
 )  # fmt: skip
 BY_NAME: Final = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -269,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.list:
         for experiment in EXPERIMENTS:
-            print(f"{experiment.name:24}the article: {experiment.seen}")
+            print(f"{experiment.name:35}the article: {experiment.seen}")
         return 0
     full = options.full or options.data is not None
     epochs = options.epochs or (EPOCHS_FULL if full else EPOCHS_EMBEDDED)

@@ -208,29 +208,22 @@ def _list(options: argparse.Namespace) -> int:
 
     from trustlens.analysis.divergence import verdict  # noqa: PLC0415
 
-    status, rows = OK, list[dict[str, Any]]()
+    columns = ["run", "optimizer", "layers", "steps", "status", "verdict"]
+    status, rows = OK, list[tuple[Any, ...]]()
     for path in trustlens.find_runs(options.runs):
         below = path != options.runs
         place = str(path.relative_to(options.runs)) if below else path.resolve().name
         try:
             run = trustlens.open_run(path)
-            rows.append(
-                {
-                    "run": place,
-                    "optimizer": run.family,
-                    "layers": len(run.layer_names),
-                    "steps": run.last_step,
-                    "status": run.status,
-                    "verdict": verdict(run.diagnose(), run),
-                }
-            )
+            layers, told = len(run.layer_names), verdict(run.diagnose(), run)
+            rows.append((place, run.family, layers, run.last_step, run.status, told))
         except TrustlensError as error:
             status = FOUND
-            rows.append({"run": place, "verdict": f"cannot be read: {error}"})
+            rows.append((place, "–", "–", "–", "–", f"cannot be read: {error}"))
     if not rows:
         _say(f"no runs in '{options.runs}' yet; trustlens.record(optimizer, directory) makes one")
         return OK
-    _say(pd.DataFrame(rows, dtype=object).fillna("–").to_string(index=False))
+    _say(pd.DataFrame(rows, columns=pd.Index(columns)).to_string(index=False))
     return status
 
 

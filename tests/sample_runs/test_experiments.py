@@ -165,7 +165,7 @@ def test_bad_use(
 def test_the_script_lists_and_helps() -> None:
     command = [sys.executable, str(SCRIPT)]
     listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True)
-    assert len(listed.stdout.splitlines()) == 8
+    assert len(listed.stdout.splitlines()) == 9
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "python sample_runs/experiments.py --pair" in helped.stdout
 
