@@ -6,6 +6,9 @@ import copy
 import gc
 import logging
 import pickle
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,6 +179,26 @@ def test_an_optimizer_that_is_not_known_has_nulls_not_guesses(
     run = trustlens.open_run(tmp_path)
     assert run.matrix("trust_ratio").isna().all(axis=None)
     assert run.matrix("update_norm").loc[1, "0.weight"] == pytest.approx(change, rel=1e-5)
+
+
+def test_a_subclass_that_steps_as_its_parent_is_known_and_one_with_its_own_step_is_not() -> None:
+    # In a fresh process: torch wraps `step` in the class whose optimizer is made first.
+    code = """
+        import torch, trustlens
+        from trustlens.recording.directions import family_of
+
+        class Same(trustlens.optim.Lamb): pass
+        class SameAdam(torch.optim.Adam): pass
+        class Other(torch.optim.AdamW):
+            def step(self, closure=None): pass
+
+        parameters = [torch.nn.Parameter(torch.ones(2))]
+        print([family_of(kind(parameters)) is not None for kind in (Same, SameAdam, Other)])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[True, True, False]"
 
 
 @pytest.mark.parametrize(

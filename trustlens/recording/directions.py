@@ -11,6 +11,7 @@ need no temporary of its size. A family is one function from (parameter, group, 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,8 +71,10 @@ def family_of(optimizer: Optimizer) -> Family | None:
 
     A subclass counts as its parent only if it steps as its parent does.
     """
+    # Unwrapped, since torch wraps `step` anew in each class whose first optimizer is made.
+    step = inspect.unwrap(type(optimizer).step)
     for known, family in FAMILIES.items():
-        if isinstance(optimizer, known) and type(optimizer).step is known.step:
+        if isinstance(optimizer, known) and step is inspect.unwrap(known.step):
             return family
     return None
 
