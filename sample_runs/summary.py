@@ -21,15 +21,21 @@ def describe(run: trustlens.Run) -> str:
     loss, accuracy = logged["loss"], logged["test_accuracy"].dropna()
     ratio = run.matrix("trust_ratio")
     first, highest = ratio.iloc[0], ratio.max(axis=1)
-    peak, norms = int(highest.idxmax()), run.matrix("weight_norm")
+    norms = run.matrix("weight_norm")
+    told_ratio = "not recorded"
+    if highest.notna().any():
+        peak = int(highest.idxmax())
+        told_ratio = (
+            f"{first.min():.2g} to {first.max():.2g} at step 1, "
+            f"highest {highest[peak]:.3g} at step {peak} ({ratio.loc[peak].idxmax()})"
+        )
     rows = {
         "steps": f"{run.last_step:,}",
         "loss": f"{loss.iloc[-LAST:].mean():.3g} (mean of the last {LAST} steps), "
         f"lowest {loss.min():.3g} at step {loss.idxmin()}, highest {loss.max():.3g}",
         "test accuracy": f"{100 * accuracy.iloc[-1]:.2f} % at the end, "
         f"best {100 * accuracy.max():.2f} % at step {accuracy.idxmax()}",
-        "trust ratio": f"{first.min():.2g} to {first.max():.2g} at step 1, "
-        f"highest {highest[peak]:.3g} at step {peak} ({ratio.loc[peak].idxmax()})",
+        "trust ratio": told_ratio,
         "weight norm": f"largest growth {(norms.max() / norms.iloc[0]).max():.3g} × "
         f"({(norms.max() / norms.iloc[0]).idxmax()})",
         "diagnosis": verdict(run.diagnose(), run),

@@ -33,6 +33,14 @@ def test_it_prints_what_the_runs_hold(tmp_path: Path) -> None:
     assert "no layer left its past" in printed
 
 
+def test_a_run_without_a_trust_ratio_is_told_too(tmp_path: Path) -> None:
+    metrics = {"loss": np.ones(40), "test_accuracy": np.ones(40)}
+    make_run(tmp_path / "one", steps=40, values={"trust_ratio": None}, metrics=metrics)
+    command = [sys.executable, str(SCRIPT), str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "trust ratio   not recorded" in printed
+
+
 def test_bad_use(tmp_path: Path) -> None:
     for arguments, told in (([], "usage:"), ([str(tmp_path / "none")], "does not exist")):
         command = [sys.executable, str(SCRIPT), *arguments]
