@@ -5,7 +5,7 @@
    speaks where LAMB or LARS hold the first one fixed). The rate that the layers have in common
    is divided out of the first: a warm-up or schedule is no fault, one group's own jump is.
 2. Baseline: the median of the signal's logarithm over the second half of the layer's past, and
-   a spread: from there to its 90 % (or 10 %) point, as of a normal curve, at least 0.1. Steps
+   a spread: from there to its 90 % point, as of a normal curve, at least 0.1. Steps
    of an alarm stay out of it, and during an alarm it is frozen. As the window grows with the
    past, a trend that follows any power of time stays below 2 spreads.
 3. "exploding": 10 spreads above the baseline; or a weight norm 6 times its low (10 %) point in
@@ -210,8 +210,11 @@ def _not_finite(rows: _Rows) -> _Signal:
 
 
 def _common_rate(rows: _Rows) -> Array:
-    """Return the logarithm of the median layer's learning rate, shape (steps, 1); NaN for 0."""
-    rate = np.array([np.median(r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan
+    """Return the logarithm of the median layer's learning rate, shape (steps, 1).
+
+    It is 0 where no rate is known, and NaN where the rate is 0.
+    """
+    rate = np.array([np.median(r[~np.isnan(r)]) if not np.isnan(r).all() else 1.0
                      for r in rows["learning_rate"]])  # fmt: skip
     return np.log(np.where(rate > 0, rate, np.nan))[:, None]
 
@@ -320,7 +323,8 @@ def _finding(
 ) -> tuple[int, str, str, float, str]:
     layer, first, last = episode.layer, episode.first, episode.last
     during = score[:, first : last + 1, layer]
-    signal = signals[int(during[:, 0].argmax())]
+    place = int(during[:, 0].argmax())
+    signal = signals[place]
     step, kind = int(rows.steps[first]), signal.kind
     value, usual = float(signal.value[first, layer]), float(signal.usual[first, layer])
     if kind == "not finite":
@@ -328,6 +332,10 @@ def _finding(
         told = f"{count:,} elements of gradient or weight not finite"
     elif kind == "exploding":
         told = f"{signal.name} {value:.2g} is {value / usual:.3g} × its past"
+        worst = first + int(during[place].argmax())
+        if worst > first and np.isfinite(during[place]).all():
+            times = signal.value[worst, layer] / signal.usual[worst, layer]
+            told += f", {times:.3g} × at step {rows.steps[worst]}"
     elif kind == "frozen":
         told = f"its {signal.name} is 0, though its learning rate is not"
     else:
