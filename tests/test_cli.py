@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from runs import make_run
 
 import trustlens
 from trustlens.cli import main
+from trustlens.store.layout import OptimizerInfo, read_info, write_info
 
 Make = Callable[..., Path]
 
@@ -112,6 +114,14 @@ def test_show(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert "30 steps, closed" in out
     assert f"{run.matrix('trust_ratio').loc[30, 'block3.bias']:.4g}" in out
     assert f"{run.matrix('update_ratio').loc[30, 'block3.bias']:.4g}" in out
+
+
+def test_show_names_the_variant(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    path = synthetic_run("timm")
+    timm = OptimizerInfo("timm.optim.lamb.Lamb", ({"lr": 0.1},), "LAMB", "timm")
+    write_info(path, replace(read_info(path), optimizers=(timm,)))
+    assert main(["show", str(path)]) == 0
+    assert "optimizer 0: timm.optim.lamb.Lamb(lr=0.1), variant timm\n" in capsys.readouterr().out
 
 
 def test_diagnose_says_by_its_status_whether_something_is_wrong(

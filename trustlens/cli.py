@@ -235,9 +235,10 @@ def _show(options: argparse.Namespace) -> int:
     last = run.last_step
     _say(f"{run.name}: {run.family}, {len(run.layer_names)} layers, {last} steps, {run.status}")
     for index, optimizer in enumerate(run.info.optimizers):
+        variant = f", variant {optimizer.variant}" if optimizer.variant else ""
         for group in optimizer.groups:
             told = ", ".join(f"{key}={value}" for key, value in group.items() if value is not None)
-            _say(f"optimizer {index}: {optimizer.name}({told})")
+            _say(f"optimizer {index}: {optimizer.name}({told}){variant}")
     for name, rows in metrics.groupby("name"):
         _say(f"{name}: {rows['value'].iloc[-1]:.6g} at step {rows['step'].iloc[-1]}")
     steps = run.recorded_steps()

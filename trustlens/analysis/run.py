@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from trustlens.analysis.rows import StepSelection, both, steps_by_layers, steps_expression
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
-from trustlens.store.layout import RUN_FILE, RunInfo, read_info
+from trustlens.store.layout import RUN_FILE, OptimizerInfo, RunInfo, read_info
 from trustlens.store.reader import fingerprint, last_written, read_table
-
-if TYPE_CHECKING:
-    StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
 
 Status = Literal["recording", "closed", "interrupted"]
 
@@ -39,7 +37,13 @@ FAMILIES: Final = {
     "Lars": "LARS",
     "LARS": "LARS",
 }
-"""How an optimizer's class is called in the field."""
+"""How an optimizer's class is called in the field, where the run does not say it."""
+
+
+def family_of(optimizer: OptimizerInfo) -> str:
+    """Return what the field calls an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class."""
+    name = optimizer.name.rpartition(".")[2]
+    return optimizer.family or FAMILIES.get(name, name)
 
 
 def quantity(name: str) -> Quantity:
@@ -142,8 +146,7 @@ class Run:
     @property
     def family(self) -> str:
         """What the field calls the optimizer: ``"Adam"``, ``"LAMB"``, …; ``"unknown"`` if none."""
-        classes = [info.name.rpartition(".")[2] for info in self.info.optimizers]
-        return FAMILIES.get(classes[0], classes[0]) if classes else "unknown"
+        return family_of(self.info.optimizers[0]) if self.info.optimizers else "unknown"
 
     @property
     def label(self) -> str:
@@ -216,7 +219,7 @@ class Run:
             for need in (q.needs if q.derived else (q.name,))
             if need in QUANTITIES
         )
-        where = _and(_steps_expression(steps), self._layers_expression(layers))
+        where = both(steps_expression(steps), self._layers_expression(layers))
         table = read_table(self.path, "layers", ["step", "layer", *needed], where)
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
         category = self._category(table["layer"])
@@ -251,15 +254,50 @@ class Run:
             The name is not a quantity.
         """
         rows = self.layers([name], steps=steps)
-        numbers, row = np.unique(rows["step"].to_numpy(), return_inverse=True)
-        layers = rows["layer"].cat
-        values = np.full((len(numbers), len(layers.categories)), np.nan)
-        values[row, layers.codes.to_numpy()] = rows[name].to_numpy(np.float64)
-        return pd.DataFrame(
-            values,
-            index=pd.Index(numbers, name="step"),
-            columns=pd.Index(list(layers.categories), name="layer", dtype=object),
-        )
+        return steps_by_layers(rows, rows[name].to_numpy(np.float64))
+
+    def trust_ratio(
+        self, variant: str = "article", *, steps: StepSelection = None, **options: Any
+    ) -> pd.DataFrame:
+        """Return the trust ratio that a LAMB (You et al. 2019, Algorithm 2) would have applied.
+
+        Of any run of the Adam family (Adam, AdamW, any LAMB), with its own weights, averages, ε,
+        rate and decay: nothing is trained anew. Gradients count as the optimizer used them, after
+        any clipping of its own. For any λ, ‖d+λw‖² = ‖d‖² + 2λ⟨d, w⟩ + λ²‖w‖² is had from what is
+        stored. Where the run debiases and the variant does not, m/(√v+ε) is told from
+        d·(1−β₁ᵗ)/√(1−β₂ᵗ), whose ε is smaller by √(1−β₂ᵗ): its elements are too large, by shares
+        below ε/√v and below 1/√(1−β₂ᵗ) − 1; the other way round they are too small.
+
+        Parameters
+        ----------
+        variant : str
+            A key of ``trustlens.optim.LAMB_VARIANTS``, such as ``"apex"`` or ``"timm"``.
+        steps : slice or sequence of int, optional
+            Step numbers; all if not given.
+        **options
+            Options of ``trustlens.optim.Lamb`` from ``debias`` on, in place of the variant's;
+            and ``weight_decay``, in place of the run's.
+
+        Returns
+        -------
+        DataFrame
+            As :meth:`matrix`. NaN also where d and λw cancel to less than a hundredth, of which
+            the stored float32 keep too little.
+
+        Raises
+        ------
+        UsageError
+            There is no such variant, option or value; or it cannot be had from what this run
+            stored, and the message says why.
+
+        Examples
+        --------
+        >>> run.trust_ratio("apex", max_grad_norm=None, weight_decay=0.01).tail()
+        """
+        # Imported here: variants reads a Run, and stands below this module.
+        from trustlens.analysis.variants import trust_ratio  # noqa: PLC0415
+
+        return trust_ratio(self, variant, steps, options)
 
     def metrics(self) -> pd.DataFrame:
         """Return what was logged: ``step``, ``name``, ``value`` (float64), sorted by step."""
@@ -293,7 +331,7 @@ class Run:
         """
         where = self._layers_expression(None if layer is None else [layer])
         if element is not None:
-            where = _and(where, pc.field("quantity") == element)
+            where = both(where, pc.field("quantity") == element)
         table = read_table(self.path, "histograms", where=where)
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
         frame["layer"] = self._category(table["layer"])
@@ -356,22 +394,3 @@ def _derive(
     columns = {name: values.astype(np.float64) for name, values in stored.items()}
     with np.errstate(all="ignore"):  # 0/0 of a layer of zeros is NaN: not known
         return compute({**columns, "size": sizes})
-
-
-def _steps_expression(steps: StepSelection) -> pc.Expression | None:
-    if steps is None:
-        return None
-    step = pc.field("step")
-    if not isinstance(steps, slice):
-        return step.isin(pa.array(np.asarray(steps, np.int64)))
-    if steps.step not in (None, 1):
-        raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
-    lower = None if steps.start is None else step >= steps.start
-    upper = None if steps.stop is None else step < steps.stop
-    return _and(lower, upper)
-
-
-def _and(first: pc.Expression | None, second: pc.Expression | None) -> pc.Expression | None:
-    if first is None or second is None:
-        return first if second is None else second
-    return first & second

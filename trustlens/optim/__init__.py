@@ -3,7 +3,8 @@
 ``Lamb(params, **LAMB_VARIANTS["timm"])`` steps as timm's LAMB does.
 """
 
-from trustlens.optim.lamb import LAMB_VARIANTS, Lamb
-from trustlens.optim.lars import LARS_VARIANTS, Lars
+from trustlens.optim.lamb import Lamb
+from trustlens.optim.lars import Lars
+from trustlens.ratios import LAMB_VARIANTS, LARS_VARIANTS
 
 __all__ = ["LAMB_VARIANTS", "LARS_VARIANTS", "Lamb", "Lars"]

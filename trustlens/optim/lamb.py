@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from trustlens.errors import UsageError
 from trustlens.optim.layerwise import (
-    check_choice,
     check_number,
     descend_,
     gradients,
@@ -26,34 +25,7 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
-
-LAMB_VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "article": {},
-    "pytorch-lamb": {"debias": False, "clip_ratio": None, "clip_weight_norm": 10.0},
-    "torch-optimizer": {"debias": False, "clip_ratio": None, "clip_weight_norm": 10.0},
-    "pytorch_optimizer": {
-        "debias": "first",
-        "decay": "first",
-        "clip_ratio": None,
-        "clip_weight_norm": 10.0,
-        "ratio_eps": 1e-6,
-    },
-    "apex": {"clip_ratio": None, "always_adapt": False, "max_grad_norm": 1.0},
-    "deepspeed": {"debias": "rate", "clip_ratio": (0.01, 10.0)},
-    "timm": {"clip_ratio": None, "always_adapt": False, "max_grad_norm": 1.0},
-    "bitsandbytes": {"decay": "beside", "clip_ratio": (0.0, 1.0), "unit_at_zero": False},
-    "optax": {"clip_ratio": None},
-    "tensorflow-addons": {"clip_ratio": None},
-}
-"""Options of `Lamb` that make it step as a package's LAMB does with its default switches.
-
-Left to the caller: learning rate, betas, ε and decay (``ratio_eps`` of pytorch_optimizer is
-its ε). Switches of theirs: torch-optimizer's ``debias=True`` is ``debias="rate"``;
-pytorch_optimizer's ``adam_debias=True`` is ``debias=False`` and its ``weight_decouple=False``
-is ``decay="inside"``; timm's ``trust_clip`` is ``clip_ratio=(0, 1)``, its ``decoupled_decay``
-is ``decay="first"``, its ``always_adapt`` and apex's ``use_nvlamb`` are ``always_adapt=True``;
-bitsandbytes' ``max_unorm`` is ``trust_coefficient``. Newer DeepSpeed debiases as the article.
-"""
+from trustlens.ratios import LAMB_DEFAULTS, check_lamb_option
 
 
 class Lamb(Optimizer):
@@ -297,25 +269,12 @@ def _ratios(weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]
 
 def _check(group: dict[str, Any]) -> None:
     """Require that every option of a group is in its range."""
-    for name in ("lr", "eps", "weight_decay", "trust_coefficient", "ratio_eps"):
+    for name in ("lr", "eps", "weight_decay"):
         check_number("Lamb", group, name)
     betas = group["betas"]
     if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
         raise UsageError(f"Lamb got betas={betas!r}: give two numbers, such as (0.9, 0.999)")
     for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
         check_number("Lamb", {name: beta}, name, below=1)
-    for name in ("clip_weight_norm", "max_grad_norm"):
-        if group[name] is not None:
-            check_number("Lamb", group, name, positive=True)
-    bounds = group["clip_ratio"]
-    if bounds is not None and not (
-        isinstance(bounds, (tuple, list)) and len(bounds) == 2 and 0 <= bounds[0] <= bounds[1]
-    ):
-        raise UsageError(
-            f"Lamb got clip_ratio={bounds!r}: give a lower and an upper bound, such as (0, 10), "
-            "or None"
-        )
-    check_choice("Lamb", group, "debias", (True, False, "rate", "first"))
-    check_choice("Lamb", group, "decay", ("inside", "first", "beside"))
-    for name in ("always_adapt", "unit_at_zero"):
-        check_choice("Lamb", group, name, (True, False))
+    for name in LAMB_DEFAULTS:
+        check_lamb_option("Lamb", name, group[name])

@@ -5,8 +5,8 @@
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -23,20 +23,6 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
-
-LARS_VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "article": {},
-    "paper": {"trust_coefficient": 0.001},
-    "timm": {"trust_coefficient": 0.001, "eps": 1e-8, "always_adapt": False},
-    "torch-optimizer": {"trust_coefficient": 0.01, "eps": 1e-8, "always_adapt": False},
-    "optax": {"trust_coefficient": 0.001, "norm": "combined"},
-}
-"""Options of `Lars` that make it step as a package's LARS does with its default switches.
-
-Left to the caller: learning rate, momentum and decay. timm's ``always_adapt`` is the same here.
-The paper and optax keep η inside the momentum buffer, which differs from this only while a
-schedule changes η. torch-optimizer leaves out the decay of a layer whose gradient is 0.
-"""
 
 
 class Lars(Optimizer):

@@ -3,8 +3,10 @@
 ::
 
     run.json                      what the run is (RunInfo)
-    <table>/NNNNNN.parquet        sealed: whole, never changed again
+    <table>/NNNNNN.parquet        sealed: whole, changed by a rewind only (RunWriter.rewind)
     journal/<table>-NNNNNN.arrow  the rows that will become <table>/NNNNNN.parquet
+    .lock                         held by the process that writes the run, while it does
+    .replaced/NNNNNN/<table>/     sealed files as they were before a rewind took rows out of them
 
 A journal file has the number of the Parquet file that will replace it, so that a reader which
 sees both counts the rows once.
@@ -28,6 +30,8 @@ from trustlens.schema import QUANTITIES, RECORDED, SCHEMA_VERSION, TABLES
 
 RUN_FILE: Final = "run.json"
 JOURNAL: Final = "journal"
+LOCK_FILE: Final = ".lock"
+REPLACED: Final = ".replaced"
 
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
 _ARROW: Final = {"float": pa.float32(), "int64": pa.int64()}
@@ -96,10 +100,16 @@ class LayerInfo:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerInfo:
-    """An optimizer's class (dotted) and the options of each of its parameter groups."""
+    """An optimizer's class (dotted), the options of each of its parameter groups, and its kind.
+
+    ``family`` is what the field calls it ("Adam", "LAMB"), empty where it is not known; ``variant``
+    names the way in which it writes LAMB or LARS, a key of ``LAMB_VARIANTS`` or ``LARS_VARIANTS``.
+    """
 
     name: str
     groups: tuple[Mapping[str, Any], ...] = ()
+    family: str = ""
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +212,12 @@ def _info_from(raw: dict[str, Any]) -> RunInfo:
         created=str(raw["created"]),
         closed=None if raw.get("closed") is None else str(raw["closed"]),
         optimizers=tuple(
-            OptimizerInfo(str(o["name"]), tuple(dict(g) for g in o["groups"]))
+            OptimizerInfo(
+                str(o["name"]),
+                tuple(dict(g) for g in o["groups"]),
+                str(o.get("family", "")),
+                None if o.get("variant") is None else str(o["variant"]),
+            )
             for o in raw["optimizers"]
         ),
         layers=tuple(
