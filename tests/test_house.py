@@ -21,19 +21,28 @@ ORDER = (
     "trustlens.schema",
     "trustlens.errors",
     "trustlens.bins",
+    "trustlens.ratios",
     "trustlens.optim",
     "trustlens.store.layout",
-    "trustlens.store.writer",
+    "trustlens.store.lock",
     "trustlens.store.reader",
+    "trustlens.store.writer",
     "trustlens.recording.arguments",
+    "trustlens.recording.scaling",
+    "trustlens.recording.hooks",
     "trustlens.recording.layers",
     "trustlens.recording.directions",
     "trustlens.recording.statistics",
+    "trustlens.recording.kept",
     "trustlens.recording.transfer",
     "trustlens.recording.rows",
     "trustlens.recording.watch",
+    "trustlens.recording.resume",
+    "trustlens.recording.output",
     "trustlens.recording.recorder",
+    "trustlens.analysis.rows",
     "trustlens.analysis.run",
+    "trustlens.analysis.variants",
     "trustlens.analysis.divergence",
     "trustlens.figures",
     "trustlens.export",
@@ -43,15 +52,17 @@ ORDER = (
 """A module imports only from lines above its own, and within its line."""
 
 UPWARD = {
-    # The command line starts the dashboard, and a run hands its diagnosis on: both only when asked.
+    # The command line starts the dashboard, a run hands its diagnosis and its variants on: all of
+    # them only when asked.
     ("trustlens.cli", "dashboard"),
     ("trustlens.analysis.run", "trustlens.analysis.divergence"),
+    ("trustlens.analysis.run", "trustlens.analysis.variants"),
 }
 
 FORBIDDEN = {
     # read side: no torch; write side: no plotly, dash or pandas
     "torch": ("trustlens.store", "trustlens.analysis", "trustlens.figures", "trustlens.export",
-              "trustlens.cli", "trustlens.bins", "dashboard"),
+              "trustlens.cli", "trustlens.bins", "trustlens.ratios", "dashboard"),
     "plotly": ("trustlens.optim", "trustlens.store", "trustlens.recording", "trustlens.analysis"),
     "dash": ("trustlens",),
     "pandas": ("trustlens.optim", "trustlens.store", "trustlens.recording"),

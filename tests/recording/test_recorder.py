@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import pickle
 import subprocess
 import sys
@@ -22,9 +21,7 @@ from torch import nn
 import trustlens
 from trustlens.bins import element_counts
 from trustlens.errors import UsageError
-from trustlens.recording import watch
 from trustlens.recording.transfer import WriterThread
-from trustlens.store.writer import RunWriter
 
 
 def small_model() -> nn.Sequential:
@@ -166,19 +163,19 @@ def test_a_group_added_later_is_recorded_from_then_on(tmp_path: Path) -> None:
     )
 
 
-def test_an_optimizer_that_is_not_known_has_nulls_not_guesses(
+def test_an_optimizer_that_is_not_known_is_measured_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    class Unheard(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            super().step(closure)
+
     model = small_model()
-    optimizer = torch.optim.RMSprop(model.parameters())
-    with trustlens.record(optimizer, tmp_path, model=model):
-        before = model[0].weight.detach().clone()
-        train(model, optimizer, 1)
-        change = (model[0].weight.detach() - before).norm().item()
-    assert "RMSprop" in caplog.text
-    run = trustlens.open_run(tmp_path)
-    assert run.matrix("trust_ratio").isna().all(axis=None)
-    assert run.matrix("update_norm").loc[1, "0.weight"] == pytest.approx(change, rel=1e-5)
+    with trustlens.record(Unheard(model.parameters(), lr=0.1), tmp_path, model=model):
+        pass
+    (warning,) = caplog.records
+    assert "Unheard" in warning.getMessage()
+    assert "copy" in warning.getMessage()
 
 
 def test_a_subclass_that_steps_as_its_parent_is_known_and_one_with_its_own_step_is_not() -> None:
@@ -193,12 +190,12 @@ def test_a_subclass_that_steps_as_its_parent_is_known_and_one_with_its_own_step_
             def step(self, closure=None): pass
 
         parameters = [torch.nn.Parameter(torch.ones(2))]
-        print([family_of(kind(parameters)) is not None for kind in (Same, SameAdam, Other)])
+        print([family_of(kind(parameters)).name for kind in (Same, SameAdam, Other)])
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[True, True, False]"
+    assert done.stdout.strip() == "['LAMB', 'Adam', '']"
 
 
 @pytest.mark.parametrize(
@@ -287,44 +284,6 @@ def test_logging_takes_numbers_of_any_kind_and_leaves_out_the_rest(
 
 def _fail(*_: Any, **__: Any) -> Any:
     raise RuntimeError("injected")
-
-
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [
-        (watch.Watch, "before"),
-        (watch.Watch, "after"),
-        (watch.Watch, "_layer_step"),
-        (WriterThread, "put"),
-        (RunWriter, "append"),
-        (RunWriter, "flush"),
-        (RunWriter, "close"),
-    ],
-)
-def test_a_failure_anywhere_is_one_warning_and_training_goes_on(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    target: type,
-    name: str,
-) -> None:
-    plain = small_model()
-    plain_optimizer = torch.optim.Adam(plain.parameters())
-    train(plain, plain_optimizer, 2)
-    train(plain, plain_optimizer, 4)
-
-    model = small_model()
-    optimizer = torch.optim.Adam(model.parameters())
-    with caplog.at_level(logging.WARNING), trustlens.record(optimizer, tmp_path) as recorder:
-        train(model, optimizer, 2)
-        recorder.flush()
-        monkeypatch.setattr(target, name, _fail)
-        train(model, optimizer, 4, lambda loss: recorder.flush())
-    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "injected" in caplog.text
-    assert trustlens.open_run(tmp_path).recorded_steps()[:2].tolist() == [1, 2]
 
 
 def test_a_listener_that_fails_does_not_end_the_recording(

@@ -28,10 +28,12 @@ def _step(
     m, v = normal(), normal().square()
     forms = [
         None,
-        Direction(momentum=m, variance=v, momentum_share=1.5, variance_share=1.2, epsilon=1e-8),
-        Direction(momentum=m, variance=v, momentum_share=1.0, epsilon=1e-3, decay=0.1),
+        Direction(
+            base=m, momentum=m, variance=v, base_share=1.5, variance_share=1.2, epsilon=1e-8
+        ),
+        Direction(base=m, momentum=m, variance=v, base_share=1.0, epsilon=1e-3, decay=0.1),
         # Shares that binary holds exactly: terms that cancel then do so in any order.
-        Direction(momentum=m, grad_share=1.0, momentum_share=0.875, weight_share=2.0**-7),
+        Direction(base=m, momentum=m, grad_share=1.0, base_share=0.875, weight_share=2.0**-7),
         Direction(grad_share=1.0, decay=0.01),
     ]
     w = normal()
@@ -67,9 +69,10 @@ def test_sums_done_by_hand(measure) -> None:
         after=torch.tensor([2.0, -4.0, 0.5]),
         grad=torch.tensor([1.0, 0.0, 2.0]),
         direction=Direction(
+            base=torch.tensor([2.0, 0.0, 1.0]),
             momentum=torch.tensor([2.0, 0.0, 1.0]),
             variance=torch.tensor([4.0, 0.0, 1.0]),
-            momentum_share=2.0,
+            base_share=2.0,
             variance_share=4.0,
             epsilon=1.0,
             decay=0.1,

@@ -23,7 +23,8 @@ from recording.simulation import (
 )
 
 import trustlens
-from trustlens.recording import rows, watch
+from trustlens.recording import kept, rows, watch
+from trustlens.recording.directions import form
 from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel
 
@@ -174,8 +175,8 @@ def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "Adam, amsgrad", "Lamb"])
 def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
     """There the count stays a tensor: reading it would wait. No such device is needed to see it."""
-    monkeypatch.setattr(watch, "steps_done", lambda state: state["step"])
-    monkeypatch.setattr(watch, "_on_device", lambda value: isinstance(value, torch.Tensor))
+    for module in (form, kept, watch):
+        monkeypatch.setattr(module, "reading_waits", lambda value: isinstance(value, torch.Tensor))
     (p,) = parameters_of((30, 4))
     case = CASES[name]
     optimizer = case.make([{"params": [p], "lr": 0.01, "weight_decay": 0.1}])

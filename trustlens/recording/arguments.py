@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
+import platform
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+import trustlens
 from trustlens.errors import UsageError
-from trustlens.store.layout import OptimizerInfo
+from trustlens.store.layout import LayerInfo, OptimizerInfo, RunInfo
 
 BEING_RECORDED: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
 """Optimizers that are being recorded: hooking one twice would count each step twice."""
+
+_INNER: Final = ("optimizer", "_optimizer", "optim", "base")
+"""Where a wrapper keeps the optimizer that it wraps."""
 
 
 def checked_optimizers(given: Any) -> list[Optimizer]:
     """Return the optimizers given to ``record``, or raise UsageError."""
     several = isinstance(given, Iterable) and not isinstance(given, str)
-    optimizers: list[Any] = list(given) if several else [given]
+    optimizers = [unwrapped(optimizer) for optimizer in (list(given) if several else [given])]
     if not optimizers:
         raise UsageError("record got an empty list of optimizers; give at least one")
     for optimizer in optimizers:
@@ -29,6 +36,17 @@ def checked_optimizers(given: Any) -> list[Optimizer]:
     if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
         raise UsageError("record got the same optimizer twice; give each one once")
     return optimizers
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer within those that only wrap it, whose own hooks torch never calls.
+
+    Accelerate's, Lightning's and Lookahead are such: they hand each step on to another one.
+    """
+    if _is_hooked(optimizer) or not hasattr(optimizer, "param_groups"):
+        return optimizer
+    inner = (getattr(optimizer, name, None) for name in _INNER)
+    return next((unwrapped(one) for one in inner if hasattr(one, "param_groups")), optimizer)
 
 
 def check_config(config: Any) -> None:
@@ -40,11 +58,25 @@ def check_config(config: Any) -> None:
         )
 
 
+def _is_hooked(optimizer: Any) -> bool:
+    return (
+        isinstance(optimizer, Optimizer)
+        and "_optimizer_step_pre_hooks" in vars(optimizer)
+        and getattr(type(optimizer).step, "hooked", False)  # torch wraps it in __init__
+    )
+
+
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise UsageError(
             f"record got {type(optimizer).__name__!r} for an optimizer; "
             "give a torch.optim.Optimizer or a list of them"
+        )
+    if not _is_hooked(optimizer):
+        raise UsageError(
+            f"torch calls no hooks of the {type(optimizer).__name__} given to record, so its steps "
+            "cannot be seen; have it call torch.optim.Optimizer.__init__, or give the optimizer "
+            "that it wraps"
         )
     if not any(group["params"] for group in optimizer.param_groups):
         raise UsageError(
@@ -57,15 +89,38 @@ def _check_optimizer(optimizer: Any) -> None:
         )
 
 
-def describe(optimizer: Optimizer) -> OptimizerInfo:
-    """Return what ``run.json`` says of an optimizer."""
+def describe(optimizer: Optimizer, family: str, variant: str | None) -> OptimizerInfo:
+    """Return what ``run.json`` says of an optimizer of that family."""
     kind = type(optimizer)
     hidden = {"params", "param_names"}
     groups = tuple(
         plain({key: value for key, value in group.items() if key not in hidden})
         for group in optimizer.param_groups
     )
-    return OptimizerInfo(f"{kind.__module__}.{kind.__qualname__}", groups)
+    return OptimizerInfo(f"{kind.__module__}.{kind.__qualname__}", groups, family, variant)
+
+
+def describe_run(
+    name: str,
+    optimizers: Sequence[OptimizerInfo],
+    layers: Sequence[LayerInfo],
+    config: Mapping[str, Any],
+    **recorder: Any,
+) -> RunInfo:
+    """Return what ``run.json`` says of a run that begins now."""
+    return RunInfo(
+        name=name,
+        created=datetime.now(UTC).isoformat(),
+        optimizers=tuple(optimizers),
+        layers=tuple(layers),
+        config=plain(config),
+        versions={
+            "trustlens": trustlens.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        recorder=recorder,
+    )
 
 
 def plain(value: Any) -> Any:

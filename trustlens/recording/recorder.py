@@ -9,56 +9,37 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import trustlens
 from trustlens.errors import UsageError
 from trustlens.recording.arguments import (
     BEING_RECORDED,
     check_config,
     checked_optimizers,
     describe,
-    plain,
+    describe_run,
 )
+from trustlens.recording.hooks import Call, Result
 from trustlens.recording.layers import find_layers
-from trustlens.recording.rows import MetricRecord, Record, StepRecord, tables
+from trustlens.recording.output import Listener, Output
+from trustlens.recording.resume import Course, Rewind, checked_state
+from trustlens.recording.rows import Measured, MetricRecord, Record, StepRecord
 from trustlens.recording.transfer import Parcel, WriterThread, host_scalar
 from trustlens.recording.watch import STATISTICS, Watch
-from trustlens.store.layout import LayerInfo, RunInfo
+from trustlens.store.layout import LayerInfo, OptimizerInfo
 from trustlens.store.writer import RunWriter
 
 _log: Final = logging.getLogger("trustlens")
-
-
-class Listener(Protocol):
-    """What else may receive a run's rows while it is recorded, on the writer's thread."""
-
-    def on_layers(self, table: pa.Table) -> None:
-        """Receive rows of ``layers``."""
-        ...
-
-    def on_metrics(self, table: pa.Table) -> None:
-        """Receive rows of ``metrics``."""
-        ...
-
-    def on_histograms(self, table: pa.Table) -> None:
-        """Receive rows of ``histograms``."""
-        ...
-
-    def close(self) -> None:
-        """Receive nothing more."""
-        ...
 
 
 def record(
@@ -70,6 +51,7 @@ def record(
     config: Mapping[str, Any] | None = None,
     every: int = 1,
     histograms_every: int = 0,
+    resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Recorder:
     """Record what an optimizer does to each layer, from now on.
@@ -82,7 +64,8 @@ def record(
     optimizer : torch.optim.Optimizer or sequence of them
         The optimizer, or the optimizers of one model. They stay the user's own.
     directory : str or path
-        Where the run is written; made if it is not there. It must not hold a run.
+        Where the run is written; made if it is not there. It must not hold a run, unless
+        ``resume``.
     model : torch.nn.Module, optional
         Gives the layers their names.
     name : str, optional
@@ -93,6 +76,12 @@ def record(
         Record the layers at the first step and every so many after it.
     histograms_every : int
         Record element histograms of weights, gradients and updates likewise; 0 for never.
+    resume : bool
+        Go on with the run that the directory holds, if it holds one: from the step that
+        :meth:`Recorder.load_state_dict` says; else, as the first step is done, from the one that
+        the optimizer's own count of steps tells; else, where it keeps none (SGD), from the last
+        recorded one. Rows behind it are taken away, since they will come again; the files that
+        held them are kept in the run's folder ``.replaced``. Name and config stay unless given.
     listeners : sequence of Listener
         Others that receive the rows live, such as ``trustlens.export.TensorBoardListener``.
 
@@ -105,7 +94,10 @@ def record(
     ------
     UsageError
         The optimizer is none, has no parameters or is being recorded already; the directory
-        holds a run or cannot be written; a number is out of range.
+        holds a run (without ``resume``), is being recorded into or cannot be written; the run to
+        be resumed has a layer of another shape; a number is out of range.
+    RunError
+        The run to be resumed cannot be read.
 
     Examples
     --------
@@ -113,6 +105,15 @@ def record(
     ...     for batch in loader:
     ...         loss = train_step(batch)
     ...         recorder.log(loss=loss)
+
+    A job that may be stopped and started again passes ``resume=True`` every time:
+
+    >>> recorder = trustlens.record(optimizer, "runs/lamb", model=model, resume=True)
+    >>> if checkpoint.exists():
+    ...     saved = torch.load(checkpoint)
+    ...     model.load_state_dict(saved["model"])
+    ...     optimizer.load_state_dict(saved["optimizer"])
+    ...     recorder.load_state_dict(saved["recorder"])
     """
     optimizers = checked_optimizers(optimizer)
     check_config(config)
@@ -128,6 +129,7 @@ def record(
         config=config,
         every=every,
         histograms_every=histograms_every,
+        resume=resume,
         listeners=listeners,
     )
 
@@ -145,54 +147,55 @@ class Recorder:
         config: Mapping[str, Any] | None,
         every: int,
         histograms_every: int,
+        resume: bool,
         listeners: Sequence[Listener],
     ) -> None:
         self.directory = directory
         self._model = model
         self._every = every
         self._histograms_every = histograms_every
-        self._listeners = list(listeners)
-        self._step = 0
         self._closed = False
-        self._failure: BaseException | None = None
+        self._failure: str | None = None
         self._warned: set[str] = set()
         self._process = os.getpid()
         self._watches = [Watch(optimizer) for optimizer in optimizers]
         # Only ever grows: what waits for the writer thread names its layers by their place here.
         self._names: list[str] = []
-        info = RunInfo(
-            name=name or directory.absolute().name,
-            created=_now().isoformat(),
-            optimizers=tuple(describe(optimizer) for optimizer in optimizers),
-            layers=self._follow(),
-            config=plain(config or {}),
-            versions={
-                "trustlens": trustlens.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            recorder={
-                "every": every,
-                "histograms_every": histograms_every,
-                "statistics": STATISTICS,
-            },
+        self._course = Course(
+            directory, self._watches, put=self._put, note=self._note, warn=self._warn
         )
-        self._store = RunWriter(directory, info)
-        self._thread: WriterThread[Record] = WriterThread(self._write)
+        info = describe_run(
+            name or directory.absolute().name,
+            self._described(),
+            self._follow(),
+            config or {},
+            every=every,
+            histograms_every=histograms_every,
+            statistics=STATISTICS,
+            **self._course.noted,
+        )
+        stays = [key for key, given in (("name", name), ("config", config)) if given is None]
+        resumed = partial(self._course.resume, new=info, stays=stays)
+        self._store = RunWriter(directory, info, resume=resumed if resume else None)
+        self._output = Output(
+            self._store, self._names, listeners, self._warn, several=len(optimizers) > 1
+        )
+        self._thread: WriterThread[Record | Rewind] = WriterThread(self._output.write)
         for watch in self._watches:
             self._attach(watch)
             BEING_RECORDED.add(watch.optimizer)
-            if not watch.understood:
+            if not watch.family.name:
                 self._warn(
-                    f"trustlens does not know {type(watch.optimizer).__name__}'s direction: "
-                    "its trust ratio and direction norms are recorded as null"
+                    f"trustlens does not know {type(watch.optimizer).__name__}: what it does is "
+                    "measured, with a copy of the weights and gradients; what cannot be told is "
+                    "recorded as null"
                 )
         atexit.register(self.close)
 
     @property
     def step(self) -> int:
-        """The number of the last optimizer step; 0 before the first."""
-        return self._step
+        """The last optimizer step's number, as a resumed run can tell by now; 0 before any."""
+        return self._course.step
 
     def log(self, /, **values: float | Tensor) -> None:
         """Record metrics of the step that was done last.
@@ -205,6 +208,37 @@ class Recorder:
         """
         self._guard(lambda: self._log(values))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return which step the run is at, to be saved with a checkpoint.
+
+        Returns
+        -------
+        dict
+            ``step``, and ``own``, the count of each optimizer: plain integers. With
+            :meth:`load_state_dict` it makes the recorder a ``Stateful`` of
+            ``torch.distributed.checkpoint``.
+        """
+        return {"step": self.step, "own": self._course.own}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's step, in a resumed run or in mid-run; it does not wait.
+
+        Rows behind that step are taken away, since they will come again; the files that held them
+        are kept in the run's folder ``.replaced``.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            What :meth:`state_dict` returned, or ``{"step": 1000}``.
+
+        Raises
+        ------
+        UsageError
+            It has no ``step`` that is a whole number of 0 or more.
+        """
+        own = checked_state(state_dict, len(self._watches))
+        self._guard(lambda: self._course.go_to(own))
+
     def flush(self) -> None:
         """Wait until everything recorded so far is in files that a reader sees."""
         if not self._closed and self._process == os.getpid():
@@ -215,6 +249,7 @@ class Recorder:
         """Take the hooks off, write what is left, seal the run. Closing twice does nothing."""
         if self._closed:
             return
+        self._guard(self._course.end)
         self._closed = True
         atexit.unregister(self.close)
         for watch in self._watches:
@@ -224,15 +259,19 @@ class Recorder:
             return  # a fork's copy: the files are the other process's
         self._thread.close()
         self._look_at_thread()
-        for listener in list(self._listeners):
-            self._tell(listener, "close")
-        lost: dict[str, Any] = {"dropped": self._thread.dropped} if self._thread.dropped else {}
+        dropped = self._store.info.recorder.get("dropped", 0) + self._thread.dropped
+        lost: dict[str, Any] = {"dropped": dropped} if dropped else {}
         if self._failure is not None:
-            lost["stopped"] = _in_words(self._failure)
-        try:
-            self._store.close(self._store.info.closed_at(_now().isoformat(), **lost))
-        except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
-            self._fail(error)
+            lost["stopped"] = self._failure
+        last: tuple[Callable[[], None], ...] = (
+            self._output.close,
+            lambda: self._store.close(self._store.info.closed_at(_now().isoformat(), **lost)),
+        )
+        for work in last:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+                self._fail(error)
 
     def __enter__(self) -> Self:
         return self
@@ -248,45 +287,55 @@ class Recorder:
     # In the step: never raise, never wait.
 
     def _attach(self, watch: Watch) -> None:
-        def before(*_: Any) -> None:
-            self._guard(lambda: self._before(watch))
+        watch.attach(
+            self._guard,
+            before=lambda call: self._before(watch, call),
+            after=lambda: self._after(watch),
+            skipped=lambda: self._course.when_known(watch, lambda: self._stepped(watch, [], 1.0)),
+        )
 
-        def after(*_: Any) -> None:
-            self._guard(lambda: self._after(watch))
-
-        watch.attach(before, after)
-
-    def _guard(self, work: Callable[[], None]) -> None:
+    def _guard(self, work: Callable[[], Result]) -> Result | None:
         # After a fork there is no writer thread, and its queue's lock may be held for ever.
-        if self._failure is not None or self._closed or self._process != os.getpid():
-            return
-        try:
-            with torch.no_grad():
-                work()
-        except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
-            self._fail(error)
+        if self._failure is None and not self._closed and self._process == os.getpid():
+            try:
+                with torch.no_grad():
+                    return work()
+            except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+                self._fail(error)
+        return None
 
-    def _before(self, watch: Watch) -> None:
+    def _before(self, watch: Watch, call: Call) -> Call | None:
         if watch.has_changed:
-            info = replace(self._store.info, layers=self._follow(self._store.info.layers))
+            layers = self._follow(self._store.info.layers)
+            info = replace(self._store.info, layers=layers, optimizers=self._described())
             if info != self._store.info:
                 self._store.update_info(info)
-        step = watch.step + 1
-        watch.before(measure=_due(step, self._every) or _due(step, self._histograms_every))
+        known, step = self._course.known(watch), watch.step + 1
+        histograms = _due(step, self._histograms_every) if known else self._histograms_every > 0
+        measure = histograms or not known or _due(step, self._every)
+        return watch.before(call, measure=measure, histograms=histograms)
 
     def _after(self, watch: Watch) -> None:
-        watch.step += 1  # not before it: a closure may have raised, and then there was none
         skipped = watch.skipped()
-        measured = (
-            []
-            if skipped == 1.0
-            else watch.after(histograms=_due(watch.step, self._histograms_every))
-        )
-        first = watch.step > self._step
-        self._step = max(self._step, watch.step)
+        self._course.known_after(watch)
+        histograms = _due(watch.step + 1, self._histograms_every)
+        measured = [] if skipped == 1.0 else watch.after(histograms=histograms)
+        due = histograms or _due(watch.step + 1, self._every)
+        self._stepped(watch, measured if due else [], skipped)
+
+    def _stepped(self, watch: Watch, measured: Sequence[Measured], skipped: float | Parcel) -> None:
+        watch.step += 1  # not before the step: a closure may have raised, and then there was none
+        first = watch.step > self.step
+        self._course.step = max(self.step, watch.step)
         step = StepRecord(watch.step, _now(), first, measured, skipped)
         self._put(step, sum(part.nbytes for part in measured))
         self._look_at_thread()
+
+    def _described(self) -> tuple[OptimizerInfo, ...]:
+        return tuple(
+            describe(watch.optimizer, watch.family.name, watch.family.variant)
+            for watch in self._watches
+        )
 
     def _follow(self, before: Sequence[LayerInfo] = ()) -> tuple[LayerInfo, ...]:
         """Have each optimizer's watch follow its layers; return all, those of before at the end."""
@@ -307,10 +356,14 @@ class Recorder:
                 taken[name] = host_scalar(value)
             except Exception as error:  # noqa: BLE001 — one bad value does not end the recording
                 self._warn(f"trustlens: log got {name}={error}; give one number", about=name)
-        self._put(MetricRecord(self._step, taken))
+        self._course.when_known(None, lambda: self._put(MetricRecord(self.step, taken)))
 
-    def _put(self, item: Record, nbytes: int = 0) -> None:
-        if not self._thread.put(item, nbytes):
+    def _note(self, **recorder: Any) -> None:
+        info = self._store.info
+        self._store.update_info(replace(info, recorder={**info.recorder, **recorder}))
+
+    def _put(self, item: Record | Rewind, nbytes: int = 0) -> None:
+        if not self._thread.put(item, nbytes, always=isinstance(item, Rewind)):
             self._warn(
                 f"trustlens: writing to '{self.directory}' is slower than the training; "
                 "some steps are not recorded (run.json will say how many)"
@@ -324,11 +377,13 @@ class Recorder:
         # The hooks stay until close: torch walks through them at this moment.
         if self._failure is not None:
             return
-        self._failure = error
+        self._failure = _in_words(error)  # in words: the error holds all that was at work
+        for watch in self._watches:
+            watch.release()
         _log.warning(
             "trustlens stopped recording into '%s'; the training goes on. %s",
             self.directory,
-            _in_words(error),
+            self._failure,
         )
 
     def _warn(self, message: str, about: str | None = None) -> None:
@@ -336,28 +391,6 @@ class Recorder:
         if key not in self._warned:
             self._warned.add(key)
             _log.warning(message)
-
-    # On the writer's thread.
-
-    def _write(self, records: list[Record]) -> None:
-        made = tables(records, self._names)
-        for name, table in made.items():
-            self._store.append(name, table)
-        self._store.flush()
-        for name in ("layers", "metrics", "histograms"):
-            for listener in list(self._listeners):
-                if name in made:
-                    self._tell(listener, f"on_{name}", made[name])
-
-    def _tell(self, listener: Listener, what: str, *table: pa.Table) -> None:
-        try:
-            getattr(listener, what)(*table)
-        except Exception as error:  # noqa: BLE001 — a listener must not end the recording
-            self._listeners.remove(listener)
-            self._warn(
-                f"trustlens: {type(listener).__name__} failed and gets nothing more "
-                f"({_in_words(error)}); the recording goes on"
-            )
 
 
 def _due(step: int, every: int) -> bool:

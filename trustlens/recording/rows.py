@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trustlens.recording.directions import RatioRule
 from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel, opened_scalar
 from trustlens.schema import COUNTS, ELEMENTS, RECORDED, article_trust_ratio
@@ -22,23 +23,38 @@ HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
 DEVICE_COLUMNS: Final = ("trust_ratio", "learning_rate", "debias1", "debias2")
 """What may lie on the device instead; it comes behind the sums."""
 
-KNOWN: Final = ("gradient", "direction", "momentum", "variance", "applied")
+KNOWN: Final = (
+    "gradient",
+    "direction",  # d + λw
+    "undecayed",  # d itself
+    "formula",  # of d; else it was measured
+    "momentum",
+    "variance",
+    "applied",  # the optimizer's own trust ratio
+    "undone",  # w follows from what was there after the step
+)
 """What a layer may lack in a step: the quantities made of it are then null."""
 
 _NEEDS: Final[Mapping[str, str]] = {
     "trust_ratio": "direction",
     "direction_norm": "direction",
     "grad_norm": "gradient",
-    "undecayed_norm": "direction",
-    "undecayed_dot_weight": "direction",
+    "undecayed_norm": "undecayed",
+    "undecayed_dot_weight": "undecayed",
     "grad_dot_momentum": "momentum",
     "momentum_norm": "momentum",
     "variance_sum": "variance",
     "surprise": "variance",
     "grad_max": "gradient",
     "zero_grad": "gradient",
-    "swallowed": "direction",
+    "swallowed": "formula",
 }
+
+_OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")
+"""What is made of the weights before the step."""
+
+_UNSURE: Final = 2.0**-6
+"""‖w‖ / ‖Δw‖ below which w, undone, would have fewer digits than are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,8 @@ class Measured:
     sums : float (n, len(SUMS) + len(DEVICE_COLUMNS))
         The sums, the trust ratio that the optimizer applied, and the learning rate and debias
         factors where they lie on the device (else NaN, and ``host`` has them).
+    rules : (n,)
+        How the trust ratio that the optimizer applied follows from what was measured; else None.
     counts : int64 (n, len(ELEMENTS), buckets), optional
         Element histograms.
     """
@@ -67,6 +85,7 @@ class Measured:
     known: NDArray[np.bool_]
     host: NDArray[np.float64]
     sums: Parcel
+    rules: Sequence[RatioRule | None] = ()
     counts: Parcel | None = None
 
     @property
@@ -102,8 +121,16 @@ class MetricRecord:
 Record = StepRecord | MetricRecord
 
 
-def tables(records: Sequence[Record], layer_names: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the rows that the records make, by table; a table without rows is left out."""
+def tables(
+    records: Sequence[Record],
+    layer_names: Sequence[str],
+    held: dict[int, StepRecord] | None = None,
+) -> dict[str, pa.Table]:
+    """Return the rows that the records make, by table; a table without rows is left out.
+
+    Of several optimizers, ``held`` keeps steps that the first one skipped, until it is known
+    whether another did them.
+    """
     steps = [
         replace(record, skipped=opened_scalar(record.skipped))
         for record in records
@@ -115,7 +142,7 @@ def tables(records: Sequence[Record], layer_names: Sequence[str]) -> dict[str, p
     made = {
         "layers": _layers(measured, layer_names),
         "histograms": _histograms(measured, layer_names),
-        "steps": _steps([record for record in steps if record.first]),
+        "steps": steps_table(_one_a_step(steps, held)),
         "metrics": _metrics([record for record in records if isinstance(record, MetricRecord)]),
     }
     return {name: table for name, table in made.items() if table.num_rows}
@@ -133,11 +160,13 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
         if name in HOST_COLUMNS:
             column = host[:, HOST_COLUMNS.index(name)]
             column[:] = np.where(np.isnan(column), sums[:, i], column)
-    values = _quantities(
-        sums,
-        np.concatenate([part.sizes for part in parts]),
-        known[:, KNOWN.index("applied")],
+    values = _quantities(sums, np.concatenate([part.sizes for part in parts]))
+    applied = known[:, KNOWN.index("applied")]
+    values["trust_ratio"] = np.where(
+        applied, sums[:, len(SUMS) + DEVICE_COLUMNS.index("trust_ratio")], values["trust_ratio"]
     )
+    _apply_rules([rule for part in parts for rule in part.rules], values, host)
+    unsure = _unsure(values, known[:, KNOWN.index("undone")])
     columns: dict[str, Any] = {
         "step": np.repeat([step for step, _ in measured], [len(part.layers) for part in parts]),
         "layer": _dictionary(np.concatenate([part.layers for part in parts]), names),
@@ -150,6 +179,10 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
             column = values[name]
             need = _NEEDS.get(name)
             null = np.zeros(len(column), bool) if need is None else ~known[:, KNOWN.index(need)]
+            if name in _OF_WEIGHTS:
+                null |= unsure
+            elif name == "surprise":
+                null |= np.isnan(column) & (values["size"] == 0)
         columns[name] = pa.array(_as_stored(name, column, null), mask=null)
     return pa.table(columns, schema=schema)
 
@@ -162,7 +195,7 @@ def _as_stored(name: str, column: NDArray[np.float64], null: NDArray[np.bool_]) 
 
 
 def _quantities(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64], applied: NDArray[np.bool_]
+    sums: NDArray[np.float64], sizes: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
     of = {name: sums[:, i] for i, name in enumerate(SUMS)}
     with np.errstate(all="ignore"):  # NaN and infinities go through as they are
@@ -171,15 +204,39 @@ def _quantities(
             for name in SUMS
             if name.endswith("_squares")
         }
-        ratio = article_trust_ratio(norms["weight_norm"], norms["direction_norm"])
         return {
             **{name: of[name] for name in RECORDED if name in of},
             **norms,
-            "trust_ratio": np.where(
-                applied, sums[:, len(SUMS) + DEVICE_COLUMNS.index("trust_ratio")], ratio
-            ),
+            "trust_ratio": article_trust_ratio(norms["weight_norm"], norms["direction_norm"]),
             "surprise": of["surprise_sum"] / sizes,
+            "size": sizes,
         }
+
+
+def _apply_rules(
+    rules: Sequence[RatioRule | None],
+    values: dict[str, NDArray[np.float64]],
+    host: NDArray[np.float64],
+) -> None:
+    """Put in the trust ratios of optimizers that apply one and do not keep it."""
+    for rule in {id(rule): rule for rule in rules if rule is not None}.values():
+        rows = np.array([each is rule for each in rules])
+        values["trust_ratio"][rows] = rule(
+            weight_norm=values["weight_norm"][rows],
+            undecayed_norm=values["undecayed_norm"][rows],
+            direction_norm=values["direction_norm"][rows],
+            learning_rate=host[rows, HOST_COLUMNS.index("learning_rate")],
+            weight_decay=host[rows, HOST_COLUMNS.index("weight_decay")],
+        )
+
+
+def _unsure(
+    values: Mapping[str, NDArray[np.float64]], undone: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Tell where the weights before a step cannot be told from what was there after it."""
+    with np.errstate(all="ignore"):
+        lost = values["weight_norm"] < _UNSURE * values["update_norm"]
+    return undone & (lost | ~np.isfinite(values["weight_norm"]))
 
 
 def _histograms(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
@@ -211,7 +268,28 @@ def _histograms(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) 
     return pa.concat_tables([schema.empty_table(), *rows])
 
 
-def _steps(records: Sequence[StepRecord]) -> pa.Table:
+def _one_a_step(
+    records: Sequence[StepRecord], held: dict[int, StepRecord] | None
+) -> list[StepRecord]:
+    """Return a record for each step: it counts as skipped if no optimizer did it."""
+    rows: list[StepRecord] = []
+    for record in records:
+        if record.first:
+            if held:  # no other optimizer is at these any more
+                rows += held.values()
+                held.clear()
+            if record.skipped and held is not None:
+                held[record.step] = record
+            else:
+                rows.append(record)
+        elif held and record.step in held and not record.skipped:
+            rows.append(replace(held.pop(record.step), skipped=0.0))
+    return rows
+
+
+def steps_table(records: Iterable[StepRecord]) -> pa.Table:
+    """Return the rows of ``steps`` that these make, one each."""
+    records = list(records)
     return pa.table(
         {
             "step": [record.step for record in records],

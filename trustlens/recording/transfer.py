@@ -74,24 +74,23 @@ class WriterThread(Generic[Item]):
         self._memory = memory
         self._held = 0
         self._lock = threading.Lock()
-        self._queue: queue.Queue[tuple[Item, int] | threading.Event | None] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._queue: queue.Queue[tuple[Item, int] | threading.Event | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="trustlens-writer", daemon=True)
         self._thread.start()
 
-    def put(self, item: Item, nbytes: int = 0) -> bool:
+    def put(self, item: Item, nbytes: int = 0, *, always: bool = False) -> bool:
         """Hand an item over without waiting; False if there was no room and it was dropped.
 
-        Whatever its size, one item finds room where nothing waits.
+        Whatever its size, one item finds room where nothing waits; one that is not to be lost,
+        ``always``.
         """
         with self._lock:
-            if not self._held or self._held + nbytes <= self._memory:
-                try:
-                    self._queue.put_nowait((item, nbytes))
-                except queue.Full:
-                    pass
-                else:
-                    self._held += nbytes
-                    return True
+            room = not self._held or self._held + nbytes <= self._memory
+            if always or (room and self._queue.qsize() < self._capacity):
+                self._queue.put((item, nbytes))
+                self._held += nbytes
+                return True
             self.dropped += 1
             return False
 
@@ -108,18 +107,28 @@ class WriterThread(Generic[Item]):
         self._thread.join()
 
     def _run(self) -> None:
-        running = True
-        while running:
-            entries, marks, running = self._collect()
-            if entries and self.failure is None:
-                try:
-                    self._write([item for item, _ in entries])
-                except BaseException as error:  # noqa: BLE001 — the training must not see it
-                    self.failure = error
-            with self._lock:
-                self._held -= sum(nbytes for _, nbytes in entries)
-            for mark in marks:
-                mark.set()
+        try:
+            while self._hand_over():
+                pass
+        except BaseException as error:  # noqa: BLE001 — the training must not see it
+            self._fail(error)
+
+    def _hand_over(self) -> bool:
+        """Wait for items and hand them over; return whether more may come."""
+        entries, marks, more = self._collect()
+        if entries and self.failure is None:
+            try:
+                self._write([item for item, _ in entries])
+            except BaseException as error:  # noqa: BLE001 — the training must not see it
+                self._fail(error)
+        with self._lock:
+            self._held -= sum(nbytes for _, nbytes in entries)
+        for mark in marks:
+            mark.set()
+        return more
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error.with_traceback(None)  # it would hold the items that were at work
 
     def _collect(self) -> tuple[list[tuple[Item, int]], list[threading.Event], bool]:
         """Return the next items with their sizes, who waits for them, and whether more come."""

@@ -1,11 +1,11 @@
-"""One optimizer under watch: its layers, the copy of their weights, its measurement."""
+"""One optimizer under watch: its layers, what is kept of them, their measurement."""
 
 # torch offers its operations on lists of tensors under private names only:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trustlens.recording.directions import Direction, family_of, steps_done
+from trustlens.recording.directions import Direction, Stepped, family_of, reading_waits
+from trustlens.recording.hooks import Call, Guard, StepHooks
+from trustlens.recording.kept import Kept
 from trustlens.recording.layers import Layer
 from trustlens.recording.rows import HOST_COLUMNS, KNOWN, Measured
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.elements import count_elements
 from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.transfer import Parcel, host_scalar, send
-
-Hook = Callable[[Optimizer, Any, Any], None]
 
 _NAN: Final = float("nan")
 
@@ -30,47 +30,48 @@ STATISTICS: Final = Portable.name
 
 
 class Watch:
-    """Sees each step of one optimizer: :meth:`before` it and :meth:`after` it.
-
-    Between the two it holds a copy of the weights, since low precision rounds an update in a way
-    that only the weights themselves show.
-    """
+    """Sees each step of one optimizer: :meth:`before` it and :meth:`after` it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.step = 0
-        self._family = family_of(optimizer)
+        self.family = family_of(optimizer)
+        self._kept = Kept(optimizer, self.family)
         self._statistics = Portable()  # its own: models may be trained in several threads
-        self._handles: list[Any] = []
+        self._hooks: StepHooks | None = None
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
-        self._copies: list[Tensor] = []
-        self._copied = False
+        self._measures = False
+        self._grad_factor: float | Tensor = 1.0
 
-    @property
-    def understood(self) -> bool:
-        """Whether the optimizer's direction is known in closed form."""
-        return self._family is not None
-
-    def attach(self, before: Hook, after: Hook) -> None:
-        """Have the two called around each step."""
-        self._handles = [
-            self.optimizer.register_step_pre_hook(before),
-            self.optimizer.register_step_post_hook(after),
-        ]
+    def attach(
+        self,
+        guard: Guard,
+        *,
+        before: Callable[[Call], Call | None],
+        after: Callable[[], None],
+        skipped: Callable[[], None],
+    ) -> None:
+        """Have them called at each step, through the guard."""
+        self._hooks = StepHooks(self.optimizer, guard, before=before, after=after, skipped=skipped)
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._copies = []
+        if self._hooks is not None:
+            self._hooks.remove()
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory that measuring needs."""
+        self._measures = False
+        self._kept.follow([])
+        self._statistics = Portable()
 
     def follow(self, layers: Sequence[tuple[int, Layer]]) -> None:
         """Watch these layers from now on, each with its index in the run."""
         self._groups = [(group, list(group["params"])) for group in self.optimizer.param_groups]
         self._layers = list(layers)
-        self._copies = [torch.empty_like(layer.parameter) for _, layer in layers]
+        self._kept.follow([layer for _, layer in layers])
 
     @property
     def has_changed(self) -> bool:
@@ -86,12 +87,36 @@ class Watch:
             for group, (known, parameters) in zip(groups, self._groups, strict=True)
         )
 
-    def before(self, *, measure: bool) -> None:
-        """Copy the weights before a step, if it will be measured."""
-        self._copied = measure
-        if measure and self._layers:
-            parameters = [layer.parameter for _, layer in self._layers]
-            torch._foreach_copy_(self._copies, parameters)
+    def before(self, call: Call, *, measure: bool, histograms: bool) -> Call | None:
+        """Keep what a step will overwrite, if it will be measured.
+
+        Returns others than the step's own arguments to call it with, or None.
+        """
+        args, kwargs = call
+        self._measures = measure
+        if not measure:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        self._kept.take(closure, everything=histograms)
+        if closure is None or not self.family.uses_first_grad:
+            return None
+        first = self._taking_first_grads(closure)
+        if len(args) > 1:
+            return (args[0], first, *args[2:]), kwargs
+        return args, {**kwargs, "closure": first}
+
+    def _taking_first_grads(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        calls = 0
+
+        def calling() -> Any:
+            nonlocal calls
+            loss = closure()
+            calls += 1
+            if calls == 1 and self._hooks is not None:
+                self._hooks.guard(self._kept.take_grads)
+            return loss
+
+        return calling
 
     def skipped(self) -> float | Parcel:
         """Tell, maybe still on its way, whether the step that was done changed nothing: 0 or 1.
@@ -102,14 +127,28 @@ class Watch:
         return 0.0 if found is None else host_scalar(found)
 
     def after(self, *, histograms: bool) -> list[Measured]:
-        """Measure the step that was done, if its weights were copied: one part a device."""
-        if not self._copied:
+        """Measure the step that was done, if :meth:`before` was to: one part a device."""
+        if not self._measures:
             return []
-        self._copied = False
+        self._measures = False
         devices: dict[torch.device, list[int]] = {}
         for place, (_, layer) in enumerate(self._layers):
             devices.setdefault(layer.parameter.device, []).append(place)
-        return [self._measure(places, histograms) for places in devices.values()]
+        self._grad_factor = self._find_grad_factor()
+        measured = [self._measure(places, histograms) for places in devices.values()]
+        self._kept.done()
+        return measured
+
+    def _find_grad_factor(self) -> float | Tensor:
+        if self.family.grad_factor is None:
+            return 1.0
+        grads = [self._given_grad(place) for place in range(len(self._layers))]
+        present = [grad for grad in grads if grad is not None]
+        return self.family.grad_factor(self.optimizer, present) if present else 1.0
+
+    def _given_grad(self, place: int) -> Tensor | None:
+        kept = self._kept.grad(place)
+        return self._layers[place][1].parameter.grad if kept is None else kept
 
     def _measure(self, places: list[int], histograms: bool) -> Measured:
         steps = [self._layer_step(place) for place in places]
@@ -121,7 +160,7 @@ class Watch:
             sums,
             _column([d.trust_ratio if d else None for d in directions], sums),
             *(
-                _column([value if _on_device(value) else None for value in values], sums)
+                _column([value if reading_waits(value) else None for value in values], sums)
                 for values in (
                     rates,
                     [d.debias1 if d else None for d in directions],
@@ -131,40 +170,73 @@ class Watch:
         ]
         return Measured(
             layers=np.array([index for index, _ in layers], np.int32),
-            sizes=np.array([layer.info.size for _, layer in layers], np.float64),
+            sizes=np.array([step.after.numel() for step in steps], np.float64),
             known=np.array([_known(step) for step in steps], bool).reshape(-1, len(KNOWN)),
             host=np.array(
                 [_host(direction, rate) for direction, rate in zip(directions, rates, strict=True)],
                 np.float64,
             ).reshape(-1, len(HOST_COLUMNS)),
             sums=send(torch.cat(columns, dim=1)),
+            rules=tuple(d.ratio_rule if d else None for d in directions),
             counts=send(_count(steps)) if histograms else None,
         )
 
     def _layer_step(self, place: int) -> LayerStep:
-        layer = self._layers[place][1]
+        layer, kept = self._layers[place][1], self._kept
         parameter, group = layer.parameter, layer.group
-        state = self.optimizer.state.get(parameter, {})
-        grad = parameter.grad
-        direction = None
-        if grad is not None:
-            if group.get("maximize"):
-                grad = -grad
-            if group.get("max_grad_norm") and "grad_divisor" in state:
-                grad = grad / state["grad_divisor"]  # Lamb's own clip leaves p.grad as it was
-            if self._family is not None:
-                direction = self._family(group, state, steps_done(state))
-        return LayerStep(self._copies[place], parameter.detach(), grad, direction)
+        before = kept.weights(place)
+        before = None if before is None else _real(before)
+        after = _real(parameter.detach())
+        given = self._given_grad(place)
+        copied = given is not None and given is not parameter.grad
+        if given is None:
+            return LayerStep(before, after, None, None)
+        state: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
+        if parameter.is_complex():
+            state = {key: _real(value) for key, value in state.items()}
+        grad = self._used(given, copied, group, state)
+        direction = self.family.direction(
+            Stepped(group, state, grad, after, before, given, kept.noted(place), self.optimizer)
+        )
+        return LayerStep(before, after, grad, direction)
+
+    def _used(
+        self, given: Tensor, copied: bool, group: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> Tensor:
+        """Return the gradient that the step used: dense, real, of a loss that goes down."""
+        grad = _real(given.to_dense() if given.layout is not torch.strided else given)
+        scale = getattr(self.optimizer, "grad_scale", None)
+        if copied and scale is not None:
+            grad = grad / scale  # gradient scaling leaves it to some optimizers to undo it
+        if group.get("maximize"):
+            grad = -grad
+        if group.get("max_grad_norm") and "grad_divisor" in state:
+            grad = grad / state["grad_divisor"]  # Lamb's own clip leaves p.grad as it was
+        factor = self._grad_factor
+        if isinstance(factor, Tensor) or factor != 1:
+            grad = grad * (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
+        return grad
+
+
+def _real(value: Any) -> Any:
+    """Return a complex tensor as a real one, as torch.optim itself sees it; others as they are."""
+    if isinstance(value, Tensor) and value.is_complex():
+        return torch.view_as_real(value.resolve_conj())
+    return value
 
 
 def _known(step: LayerStep) -> tuple[bool, ...]:
-    direction = step.direction
+    d = step.direction
+    there = d is not None
     return (
         step.grad is not None,
-        direction is not None,
-        direction is not None and direction.momentum is not None,
-        direction is not None and direction.variance is not None,
-        direction is not None and direction.trust_ratio is not None,
+        there,
+        there and d.decay is not None,
+        there and not d.measured,
+        there and d.momentum is not None,
+        there and d.variance is not None,
+        there and d.trust_ratio is not None,
+        step.before is None and there,
     )
 
 
@@ -172,15 +244,12 @@ def _host(direction: Direction | None, rate: float | Tensor) -> tuple[float, ...
     if direction is None:
         return (_NAN, _NAN, _at_hand(rate), _NAN)
     factors = (direction.debias1, direction.debias2)
-    return (*(_at_hand(factor) for factor in factors), _at_hand(rate), direction.decay)
+    decay = _NAN if direction.decay is None else direction.decay
+    return (*(_at_hand(factor) for factor in factors), _at_hand(rate), decay)
 
 
 def _at_hand(value: float | Tensor | None) -> float:
-    return _NAN if value is None or _on_device(value) else float(value)
-
-
-def _on_device(value: float | Tensor | None) -> bool:
-    return isinstance(value, Tensor) and value.device.type != "cpu"
+    return _NAN if value is None or reading_waits(value) else float(value)
 
 
 def _column(values: Sequence[Any], like: Tensor) -> Tensor:
@@ -194,16 +263,15 @@ def _column(values: Sequence[Any], like: Tensor) -> Tensor:
 
 def _count(steps: Sequence[LayerStep]) -> Tensor:
     """Return histograms of weight, gradient and update: int64 (layers, 3, buckets)."""
-    empty = count_elements(steps[0].before.new_empty(0))
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    count_elements(step.before),
-                    empty if step.grad is None else count_elements(step.grad),
-                    count_elements(step.after.float() - step.before.float()),
-                ]
-            )
-            for step in steps
-        ]
-    )
+    empty = count_elements(steps[0].after.new_empty(0))
+    rows: list[Tensor] = []
+    for step in steps:
+        # Every layer that moved has a copy in such a step.
+        before = step.after if step.before is None else step.before
+        counts = (
+            count_elements(before),
+            empty if step.grad is None else count_elements(step.grad),
+            count_elements(step.after.float() - before.float()),
+        )
+        rows.append(torch.stack(counts))
+    return torch.stack(rows)

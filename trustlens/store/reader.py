@@ -59,16 +59,21 @@ def read_table(
 def _parts(
     directory: Path, table: str, columns: list[str], where: pc.Expression | None
 ) -> Iterator[pa.Table]:
-    # The journal is listed first: what is sealed meanwhile is then seen as sealed.
-    journalled = _numbers(directory / JOURNAL, _JOURNAL, table)
-    sealed = _numbers(directory / table, _SEALED)
+    sealed, journalled = file_numbers(directory, table)
     for number in sorted(sealed):
-        yield _read_sealed(sealed_path(directory, table, number), table, columns, where)
+        yield read_sealed(sealed_path(directory, table, number), table, columns, where)
     for number in sorted(journalled - sealed):
-        rows = _read_journal(journal_path(directory, table, number), table)
+        rows = read_journal(journal_path(directory, table, number), table)
         if where is not None:
             rows = rows.filter(where)
         yield rows.select(columns)
+
+
+def file_numbers(directory: Path, table: str) -> tuple[set[int], set[int]]:
+    """Return the numbers of a table's sealed files, and of its journal's."""
+    # The journal is listed first: what is sealed meanwhile is then seen as sealed.
+    journalled = _numbers(directory / JOURNAL, _JOURNAL, table)
+    return _numbers(directory / table, _SEALED), journalled
 
 
 def _numbers(folder: Path, pattern: re.Pattern[str], table: str | None = None) -> set[int]:
@@ -80,9 +85,10 @@ def _numbers(folder: Path, pattern: re.Pattern[str], table: str | None = None) -
     return {int(m.groups()[-1]) for m in matches if table is None or m.group(1) == table}
 
 
-def _read_sealed(
-    path: Path, table: str, columns: list[str], where: pc.Expression | None
+def read_sealed(
+    path: Path, table: str, columns: list[str], where: pc.Expression | None = None
 ) -> pa.Table:
+    """Return the rows of one sealed file; RunError if it is damaged."""
     schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
     try:
         # Opened as a file, not as a data set: a data set guesses partitions from folder names.
@@ -98,7 +104,8 @@ def _read_sealed(
         ) from None
 
 
-def _read_journal(path: Path, table: str) -> pa.Table:
+def read_journal(path: Path, table: str) -> pa.Table:
+    """Return the rows of one journal file, up to its last whole batch."""
     schema = SCHEMAS[table]
     batches: list[pa.Table] = []
     with pa.OSFile(str(path), "rb") as file:

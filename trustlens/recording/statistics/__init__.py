@@ -8,6 +8,7 @@ where a sum does not exist, without waiting for the device.
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from trustlens.recording.directions import Direction
@@ -38,9 +39,42 @@ MAXIMA: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class LayerStep:
-    """One layer in one step: w before, w after, g, and how d is had. All of one shape."""
+    """One layer in one step: w before, w after, g, and how d is had. All of one shape.
 
-    before: Tensor
+    Without ``before`` the weights did not change (there is no direction), or follow from what is
+    there after the step: see :func:`undo`.
+    """
+
+    before: Tensor | None
     after: Tensor
     grad: Tensor | None
     direction: Direction | None
+
+
+def undo(after: Tensor, step: Tensor, form: Direction, dtype: torch.dtype) -> Tensor:
+    """Turn the weights after a step into those before it, in place.
+
+    ``w' = w·(1 − η(c + λ)) − η·q``, q being d without its ``c·w``. An optimizer rounds its weights
+    after the decay and after the update: undone in two steps, each rounded to the weights' dtype,
+    that gives most elements back to the bit, and any other to about their last one.
+
+    Parameters
+    ----------
+    after : Tensor
+        w', float64 (or float32 on devices without it); overwritten.
+    step : Tensor
+        η·q, of the same shape and dtype.
+    form : Direction
+        Gives η, c and λ.
+    dtype : torch.dtype
+        That of the weights: float32 or float64.
+    """
+    before = _rounded(after.add_(step), dtype)
+    kept = form.kept
+    if kept is None:
+        kept = 1 - form.rate * (form.weight_share + (form.decay or 0.0))
+    return before if isinstance(kept, float) and kept == 1.0 else _rounded(before.div_(kept), dtype)
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values if values.dtype == dtype else values.copy_(values.to(dtype))

@@ -9,23 +9,40 @@ that have no float64 (MPS), where it is in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trustlens.recording.directions import Direction
-from trustlens.recording.statistics import MAXIMA, SUMS, LayerStep
+from trustlens.recording.statistics import MAXIMA, SUMS, LayerStep, undo
 
 CHUNK: Final = 1 << 14
-"""Elements of a chunk: nine float64 buffers of this length are 1.1 MiB.
+"""Elements of a chunk: ten float64 buffers of this length are 1.3 MiB.
 
 It is below what torch splits over threads. `torch.dot` and `torch.sqrt` are avoided for the same
 reason: MKL splits them at any size, and then waits milliseconds for its threads on a busy machine.
 """
 
 _NO_FLOAT64: Final = frozenset({"mps"})
-_BUFFERS: Final = 9
+_BUFFERS: Final = 10
+
+
+class _Pieces(NamedTuple):
+    """The tensors of a layer, flat, or a chunk of each."""
+
+    after: Tensor
+    before: Tensor | None
+    grad: Tensor | None
+    base: Tensor | None
+    variance: Tensor | None
+    momentum: Tensor | None
+
+    def at(self, start: int) -> _Pieces:
+        """Return the chunk that begins at this element."""
+        end = start + CHUNK
+        others = (None if each is None else each[start:end] for each in self[1:])
+        return _Pieces(self.after[start:end], *others)
 
 
 class Portable:
@@ -44,23 +61,24 @@ class Portable:
         return torch.stack([self._layer(step) for step in steps])
 
     def _layer(self, step: LayerStep) -> Tensor:
-        scratch = self._buffers(step.before.device)
+        scratch = self._buffers(step.after.device)
         form = step.direction
-        tensors = [
-            step.before,
-            step.after,
-            step.grad,
-            form.momentum if form else None,
-            form.variance if form else None,
-        ]
-        flat = [None if t is None else t.reshape(-1) for t in tensors]
-        size = step.before.numel()
+        layer = _Pieces(
+            step.after.reshape(-1),
+            *(
+                None if tensor is None else tensor.reshape(-1)
+                for tensor in (
+                    step.before,
+                    step.grad,
+                    form.base if form else None,
+                    form.variance if form else None,
+                    form.momentum if form else None,
+                )
+            ),
+        )
+        size = step.after.numel()
         chunks = [
-            _measure_chunk(
-                [None if t is None else t[start : start + CHUNK] for t in flat],
-                scratch[:, : min(CHUNK, size - start)],
-                form,
-            )
+            _measure_chunk(layer.at(start), scratch[:, : min(CHUNK, size - start)], form)
             for start in range(0, max(size, 1), CHUNK)
         ]
         if len(chunks) == 1:
@@ -75,71 +93,109 @@ class Portable:
         return self._scratch[device]
 
 
-def _measure_chunk(
-    pieces: Sequence[Tensor | None], scratch: Tensor, form: Direction | None
-) -> Tensor:
+def _measure_chunk(pieces: _Pieces, scratch: Tensor, form: Direction | None) -> Tensor:
     """Return the sums of one chunk, shape (len(SUMS),); `scratch` has a row a buffer."""
-    w, after, g, m, v = (
-        None if piece is None else row.copy_(piece)
-        for piece, row in zip(pieces, scratch, strict=False)
-    )
-    assert w is not None and after is not None  # noqa: S101, PT018 — always given
-    spare = scratch[5]
-    update = torch.sub(after, w, out=after)
+    after, w, g, d, den, v, u, spare, broken, extra = scratch.unbind()
+    after.copy_(pieces.after)
+    if pieces.grad is not None:
+        g.copy_(pieces.grad)
+    known = form is not None and pieces.grad is not None
+    divides = False
+    if form is not None and known:
+        divides = _start_direction(form, pieces, (g, d, den, v, spare))
+    if pieces.before is not None:
+        w.copy_(pieces.before)
+    elif form is not None and known:
+        undo(w.copy_(after), torch.mul(d, form.rate, out=spare), form, pieces.after.dtype)
+    else:
+        w.copy_(after)
+    update = after.sub_(w)
     sums = {
         "weight_squares": _dot(w, w, spare),
         "update_squares": _dot(update, update, spare),
         "update_dot_weight": _dot(update, w, spare),
         "update_max": _largest(update, spare),
     }
-    broken = torch.mul(w, 0.0, out=scratch[6])  # 0 where finite, else NaN, which is not zero
-    if g is not None:
+    torch.mul(w, 0.0, out=broken)  # 0 where finite, else NaN, which is not zero
+    if pieces.grad is not None:
         broken.add_(torch.mul(g, 0.0, out=spare))
         sums["grad_squares"] = _dot(g, g, spare)
         sums["grad_max"] = _largest(g, spare)
         sums["zero_grad"] = w.numel() - torch.count_nonzero(g)
     sums["nonfinite"] = torch.count_nonzero(broken)
-    if g is not None and form is not None:
-        sums |= _measure_direction(form, (w, update, g, m, v), scratch[5:])
+    if form is not None and known:
+        _finish_direction(form, (w, update, d), den if divides else None, spare)
+        sums |= _sums_of_averages(form, pieces, (g, v, spare, extra))
+        sums |= _sums_of_direction(form, (w, update, d, u), spare)
     missing = torch.full((), torch.nan, dtype=w.dtype, device=w.device)
     return torch.stack([sums.get(name, missing).to(w.dtype) for name in SUMS])
 
 
-def _measure_direction(
-    form: Direction,
-    chunk: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
-    scratch: Tensor,
+def _start_direction(form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ...]) -> bool:
+    """Make v̂ and what of d does not need w; tell whether there is a denominator."""
+    g, d, den, v, spare = buffers
+    d.zero_()
+    _add_share(d, g, form.grad_share, spare)
+    if pieces.base is not None:
+        _add_share(d, spare.copy_(pieces.base), form.base_share, spare)
+    if pieces.variance is None:
+        return False
+    v.copy_(pieces.variance).mul_(form.variance_share)
+    if form.divides:
+        torch.rsqrt(v, out=den).reciprocal_().add_(form.epsilon)
+        d.div_(den)
+    return form.divides
+
+
+def _finish_direction(
+    form: Direction, chunk: tuple[Tensor, Tensor, Tensor], den: Tensor | None, spare: Tensor
+) -> None:
+    """Add what of d needs w."""
+    w, update, d = chunk
+    if _is_there(form.weight_share):
+        torch.mul(w, form.weight_share, out=spare)
+        d.add_(spare if den is None else spare.div_(den))
+    _add_share(d, update, form.update_share, spare)
+
+
+def _sums_of_averages(
+    form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
-    w, update, g, m, v = chunk
-    d, u, spare = scratch[0].zero_(), scratch[1], scratch[2]
+    g, v, spare, extra = buffers
     sums: dict[str, Tensor] = {}
-    for share, values in (
-        (form.grad_share, g),
-        (form.momentum_share, m),
-        (form.weight_share, w),
-    ):
-        if values is None:
-            continue
-        if isinstance(share, Tensor):
-            d.add_(torch.mul(values, share, out=spare))
-        elif share:  # not by 0: 0·∞ would be NaN
-            d.add_(values, alpha=share)
-    if m is not None:
+    if pieces.momentum is not None:
+        m = extra.copy_(pieces.momentum)
         sums["grad_dot_momentum"] = _dot(g, m, spare)
         sums["momentum_squares"] = _dot(m, m, spare)
-    if v is not None:
-        v.mul_(form.variance_share)
-        d.div_(torch.rsqrt(v, out=spare).reciprocal_().add_(form.epsilon))
+    if pieces.variance is not None:
         sums["variance_sum"] = v.sum()
         torch.mul(g, g, out=spare).div_(v.clamp_(min=form.epsilon**2))
         sums["surprise_sum"] = spare.sum()
-    torch.add(d, w, alpha=form.decay, out=u) if form.decay else u.copy_(d)
-    sums["direction_squares"] = _dot(u, u, spare)
-    sums["undecayed_squares"] = _dot(d, d, spare)
-    sums["undecayed_dot_weight"] = _dot(d, w, spare)
-    moved, wanted = torch.ne(update, 0), torch.ne(u, 0)
-    sums["swallowed"] = torch.count_nonzero(wanted & ~moved)
     return sums
+
+
+def _sums_of_direction(
+    form: Direction, chunk: tuple[Tensor, Tensor, Tensor, Tensor], spare: Tensor
+) -> dict[str, Tensor]:
+    w, update, d, u = chunk
+    torch.add(d, w, alpha=form.decay, out=u) if form.decay else u.copy_(d)
+    moved, wanted = torch.ne(update, 0), torch.ne(u, 0)
+    return {
+        "direction_squares": _dot(u, u, spare),
+        "undecayed_squares": _dot(d, d, spare),
+        "undecayed_dot_weight": _dot(d, w, spare),
+        "swallowed": torch.count_nonzero(wanted & ~moved),
+    }
+
+
+def _add_share(total: Tensor, values: Tensor, share: float | Tensor, spare: Tensor) -> None:
+    if _is_there(share):
+        total.add_(torch.mul(values, share, out=spare))
+
+
+def _is_there(share: float | Tensor) -> bool:
+    """Tell whether a term is there at all: 0·∞ would be NaN."""
+    return isinstance(share, Tensor) or share != 0
 
 
 def _dot(a: Tensor, b: Tensor, spare: Tensor) -> Tensor:

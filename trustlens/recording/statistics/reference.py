@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trustlens.recording.statistics import SUMS, LayerStep
+from trustlens.recording.directions import Direction
+from trustlens.recording.statistics import SUMS, LayerStep, undo
 
 
 def measure(steps: Sequence[LayerStep]) -> Tensor:
@@ -16,8 +18,9 @@ def measure(steps: Sequence[LayerStep]) -> Tensor:
 
 
 def _layer(step: LayerStep) -> Tensor:
-    w = step.before.double()
-    update = step.after.double() - w
+    after = step.after.double()
+    w = _before(step, after)
+    update = after - w
     sums: dict[str, Tensor] = {
         "weight_squares": (w * w).sum(),
         "update_squares": (update * update).sum(),
@@ -31,29 +34,36 @@ def _layer(step: LayerStep) -> Tensor:
         sums["grad_max"] = _largest(g)
         sums["nonfinite"] = (~(w.isfinite() & g.isfinite())).sum()
         sums["zero_grad"] = (g == 0).sum()
-        sums |= _of_direction(step, w, g, update)
+        if step.direction is not None:
+            sums |= _of_direction(step.direction, w, g, update)
     missing = torch.full((), torch.nan, dtype=torch.float64, device=w.device)
     return torch.stack([sums.get(name, missing).double() for name in SUMS])
 
 
-def _of_direction(step: LayerStep, w: Tensor, g: Tensor, update: Tensor) -> dict[str, Tensor]:
-    if step.direction is None:
-        return {}
+def _before(step: LayerStep, after: Tensor) -> Tensor:
+    if step.before is not None:
+        return step.before.double()
     form = step.direction
+    if form is None or step.grad is None:
+        return after.clone()
+    step_done = form.rate * (_terms(form, step.grad.double()) / _denominator(form))
+    return undo(after.clone(), step_done, form, step.after.dtype)
+
+
+def _of_direction(form: Direction, w: Tensor, g: Tensor, update: Tensor) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
-    d = torch.zeros_like(w)
-    for share, values in ((form.grad_share, g), (form.weight_share, w)):
-        if share:  # 0·∞ would be NaN
-            d = d + share * values
+    d = _terms(form, g)
+    if _is(form.weight_share):
+        d = d + form.weight_share * w
+    d = d / _denominator(form)
+    if _is(form.update_share):
+        d = d + form.update_share * update
     if form.momentum is not None:
         m = form.momentum.double()
-        if isinstance(form.momentum_share, Tensor) or form.momentum_share:
-            d = d + form.momentum_share * m
         sums["grad_dot_momentum"] = (g * m).sum()
         sums["momentum_squares"] = (m * m).sum()
     if form.variance is not None:
         v = form.variance_share * form.variance.double()
-        d = d / (v.sqrt() + form.epsilon)
         sums["variance_sum"] = v.sum()
         sums["surprise_sum"] = (g * g / v.clamp(min=form.epsilon**2)).sum()
     u = d + form.decay * w if form.decay else d
@@ -63,6 +73,27 @@ def _of_direction(step: LayerStep, w: Tensor, g: Tensor, update: Tensor) -> dict
         "undecayed_dot_weight": (d * w).sum(),
         "swallowed": ((update == 0) & (u != 0)).sum(),
     }
+
+
+def _terms(form: Direction, g: Tensor) -> Tensor:
+    """Return a·g + b·x."""
+    terms = torch.zeros_like(g)
+    if _is(form.grad_share):
+        terms = terms + form.grad_share * g
+    if form.base is not None and _is(form.base_share):
+        terms = terms + form.base_share * form.base.double()
+    return terms
+
+
+def _denominator(form: Direction) -> Any:
+    if form.variance is None or not form.divides:
+        return 1.0
+    return (form.variance_share * form.variance.double()).sqrt() + form.epsilon
+
+
+def _is(share: float | Tensor) -> bool:
+    """Tell whether a term is there at all: 0·∞ would be NaN."""
+    return isinstance(share, Tensor) or share != 0
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""What each optimizer family did in a step: in closed form from its state, or measured.
+
+``form`` has the one formula and what a family is; ``plain`` knows torch.optim, ``layerwise`` the
+LAMB and LARS of this and other packages; ``families`` finds the family of an optimizer. To add
+one, write a function from a layer's step to its :class:`Direction` and list it there.
+"""
+
+from trustlens.recording.directions.families import family_of
+from trustlens.recording.directions.form import (
+    Direction,
+    Family,
+    Group,
+    RatioRule,
+    Stepped,
+    reading_waits,
+    steps_done,
+)
+
+__all__ = [
+    "Direction",
+    "Family",
+    "Group",
+    "RatioRule",
+    "Stepped",
+    "family_of",
+    "reading_waits",
+    "steps_done",
+]

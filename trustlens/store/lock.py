@@ -1,0 +1,104 @@
+"""One writer a run: a lock that vanishes with the process that holds it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from trustlens.errors import UsageError
+from trustlens.store.layout import LOCK_FILE
+
+if sys.platform != "win32":
+    import fcntl
+
+_REFUSED: Final = (errno.EACCES, errno.EAGAIN)
+"""What lockf says where another process has the lock; other errors: there are no locks here."""
+
+_HELD: Final[dict[tuple[str, int], object]] = {}
+"""The directories locked by this process, with its id: a fork's copy of the table says nothing."""
+
+
+class RunLock:
+    """The right to write into a run's directory, from now until :meth:`release`.
+
+    A POSIX record lock: no fork inherits it, and a process that was killed leaves none. Where
+    there is none to be had (Windows, some network file systems), only the writers of this process
+    are kept apart.
+
+    Raises
+    ------
+    UsageError
+        Another writer has it.
+    OSError
+        The directory cannot be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        key, mine = (os.path.realpath(directory), os.getpid()), object()
+        # Asked first: to close a second descriptor of the file would drop the lock.
+        if _HELD.setdefault(key, mine) is not mine:
+            raise _taken(directory, "this process")
+        try:
+            descriptor = _locked(directory / LOCK_FILE)
+        except BaseException:
+            del _HELD[key]
+            raise
+        self._end = weakref.finalize(self, _release, key, descriptor)
+
+    def release(self) -> None:
+        """Give it back; a second time does nothing."""
+        self._end()
+
+
+def _locked(path: Path) -> int | None:
+    """Return the descriptor of the lock's file, locked; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _REFUSED:
+                raise _taken(path.parent, _holder(path)) from None
+            path.unlink(missing_ok=True)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        os.close(descriptor)  # its holder took the file away between the opening and the locking
+
+
+def _release(key: tuple[str, int], descriptor: int | None) -> None:
+    directory, process = key
+    if process != os.getpid():
+        return  # a fork's copy: the lock is the other process's
+    if descriptor is not None:
+        with suppress(OSError):  # the directory may be gone
+            Path(directory, LOCK_FILE).unlink()  # while it is held: see _locked
+        os.close(descriptor)
+    del _HELD[key]
+
+
+def _holder(path: Path) -> str:
+    try:
+        who = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        who = ""
+    return f"process {who}" if who else "another process"
+
+
+def _taken(directory: Path, holder: str) -> UsageError:
+    return UsageError(
+        f"'{directory}' already holds a run that {holder} is recording; "
+        "close that recorder first, or record into another directory"
+    )
