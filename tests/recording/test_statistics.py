@@ -28,9 +28,7 @@ def _step(
     m, v = normal(), normal().square()
     forms = [
         None,
-        Direction(
-            base=m, momentum=m, variance=v, base_share=1.5, variance_share=1.2, epsilon=1e-8
-        ),
+        Direction(base=m, momentum=m, variance=v, base_share=1.5, variance_share=1.2, epsilon=1e-8),
         Direction(base=m, momentum=m, variance=v, base_share=1.0, epsilon=1e-3, decay=0.1),
         # Shares that binary holds exactly: terms that cancel then do so in any order.
         Direction(base=m, momentum=m, grad_share=1.0, base_share=0.875, weight_share=2.0**-7),

@@ -21,7 +21,15 @@ from recording.simulation import (
     sizes_of_products,
     wide,
 )
-from recording.third_party import BETAS, CASES, NO_CLIP, SHAPES, Seen, made, parameters_of
+from recording.third_party import (
+    BETAS,
+    CASES,
+    NO_CLIP,
+    SHAPES,
+    Seen,
+    made,
+    parameters_of,
+)
 
 import trustlens
 from trustlens.recording.directions import family_of

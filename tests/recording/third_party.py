@@ -16,7 +16,7 @@ import numpy as np
 import pytorch_optimizer
 import torch
 import torch_optimizer
-from recording import stand_ins
+from recording import simulation, stand_ins, supported
 from recording.simulation import Stepped, norm, wide
 
 SHAPES = ((30, 7), (7,), (5,), (3,), (4,))
@@ -282,6 +282,44 @@ CASES |= {
     "LARS, bitsandbytes": case(BNB.LARS, lars_of_bitsandbytes, **LARS),
     "LARS, bitsandbytes, 8 bits": case(BNB.LARS8bit, lars_of_bitsandbytes, shapes=BIG, **LARS),
 }
+
+
+STATE, RULE, BOUND = "its state", "its rule, from the recorded norms", "its `unorm_vec` and ‖w‖"
+EIGHT_BITS = "1: with 8 bits it applies none"
+PACKAGES = {  # by how a case's name begins
+    "pytorch-lamb": ("pytorch-lamb `Lamb`", STATE),
+    "torch-optimizer": ("torch-optimizer `Lamb`", STATE),
+    "pytorch_optimizer": ("pytorch_optimizer `Lamb`", STATE),
+    "timm": ("timm `Lamb`", RULE),
+    "apex": ("apex `FusedLAMB`", RULE),
+    "DeepSpeed": ("DeepSpeed `FusedLamb`", "its `lamb_coeffs`"),
+    "bitsandbytes": ("bitsandbytes `LAMB`", BOUND),
+    "bitsandbytes, 8 bits": ("bitsandbytes `LAMB8bit`", EIGHT_BITS),
+    "LARS, torch-optimizer": ("torch-optimizer `LARS`", RULE),
+    "LARS, pytorch_optimizer": ("pytorch_optimizer `LARS`", RULE),
+    "LARS, timm": ("timm `Lars`", RULE),
+    "LARS, bitsandbytes": ("bitsandbytes `LARS`", BOUND),
+    "LARS, bitsandbytes, 8 bits": ("bitsandbytes `LARS8bit`", EIGHT_BITS),
+}
+
+
+def layerwise_rows():
+    """Return the lines of the page's second table: our own LAMB and LARS, and other packages'."""
+    for kind in ("Lamb", "Lars"):
+        own = [name for name in simulation.CASES if name.partition(",")[0] == kind]
+        options = [name.partition(", ")[2] or "article" for name in own]
+        ours = f"`trustlens.optim.{kind}`"
+        yield supported.LayerwiseRow(ours, ", ".join(options), supported.FORMULA, STATE, "itself")
+    begins = {name: max(filter(name.startswith, PACKAGES), key=len) for name in CASES}
+    for start, (title, ratio) in PACKAGES.items():
+        of = {name: case for name, case in CASES.items() if begins[name] == start}
+        options = dict.fromkeys(
+            f"`{option}`" for each in of.values() for option in each.options if option != "betas"
+        )
+        direction = supported.MEASURED if ratio == EIGHT_BITS else supported.FORMULA
+        copied = any(each.kind in vars(stand_ins).values() for each in of.values())
+        tested = "a copy of its arithmetic" if copied else "the package"
+        yield supported.LayerwiseRow(title, ", ".join(options), direction, ratio, tested)
 
 
 def parameters_of(shapes):

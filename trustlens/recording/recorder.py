@@ -298,7 +298,8 @@ class Recorder:
         # After a fork there is no writer thread, and its queue's lock may be held for ever.
         if self._failure is None and not self._closed and self._process == os.getpid():
             try:
-                with torch.no_grad():
+                # Not in inference mode: what is kept for later steps may be outside of it then.
+                with torch.inference_mode(mode=False), torch.no_grad():
                     return work()
             except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
                 self._fail(error)
@@ -341,7 +342,8 @@ class Recorder:
         """Have each optimizer's watch follow its layers; return all, those of before at the end."""
         layers = find_layers([watch.optimizer for watch in self._watches], self._model)
         present = {layer.info.name for layer in layers}
-        self._names += [at.info.name for at in layers if at.info.name not in set(self._names)]
+        old = set(self._names)
+        self._names += [at.info.name for at in layers if at.info.name not in old]
         places = {name: place for place, name in enumerate(self._names)}
         for number, watch in enumerate(self._watches):
             own = [layer for layer in layers if layer.info.optimizer == number]

@@ -302,8 +302,9 @@ def steps_table(records: Iterable[StepRecord]) -> pa.Table:
 
 def _metrics(records: Sequence[MetricRecord]) -> pa.Table:
     names = sorted({name for record in records for name in record.values})
+    places = {name: place for place, name in enumerate(names)}
     entries = [
-        (record.step, names.index(name), opened_scalar(value))
+        (record.step, places[name], opened_scalar(value))
         for record in records
         for name, value in record.values.items()
     ]

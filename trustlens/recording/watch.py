@@ -28,6 +28,9 @@ _NAN: Final = float("nan")
 STATISTICS: Final = Portable.name
 """Which implementation of the sums is at work."""
 
+_PART: Final = 1 << 22
+"""Elements that are measured together, unless a layer alone has more."""
+
 
 class Watch:
     """Sees each step of one optimizer: :meth:`before` it and :meth:`after` it."""
@@ -135,9 +138,26 @@ class Watch:
         for place, (_, layer) in enumerate(self._layers):
             devices.setdefault(layer.parameter.device, []).append(place)
         self._grad_factor = self._find_grad_factor()
-        measured = [self._measure(places, histograms) for places in devices.values()]
+        measured = [
+            self._measure(part, histograms)
+            for places in devices.values()
+            for part in self._parts(places)
+        ]
         self._kept.done()
         return measured
+
+    def _parts(self, places: Sequence[int]) -> list[list[int]]:
+        """Split them: what some directions need of a layer's size is not to be there of all."""
+        parts: list[list[int]] = []
+        room = 0
+        for place in places:
+            size = self._layers[place][1].parameter.numel()
+            if not parts or size > room:
+                parts.append([])
+                room = _PART
+            parts[-1].append(place)
+            room -= size
+        return parts
 
     def _find_grad_factor(self) -> float | Tensor:
         if self.family.grad_factor is None:
@@ -185,15 +205,15 @@ class Watch:
         layer, kept = self._layers[place][1], self._kept
         parameter, group = layer.parameter, layer.group
         before = kept.weights(place)
-        before = None if before is None else _real(before)
-        after = _real(parameter.detach())
+        before = None if before is None else _plain(before)
+        after = _plain(parameter.detach())
         given = self._given_grad(place)
         copied = given is not None and given is not parameter.grad
         if given is None:
             return LayerStep(before, after, None, None)
         state: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
-        if parameter.is_complex():
-            state = {key: _real(value) for key, value in state.items()}
+        if parameter.is_complex() or given.layout is not torch.strided:
+            state = {key: _plain(value) for key, value in state.items()}
         grad = self._used(given, copied, group, state)
         direction = self.family.direction(
             Stepped(group, state, grad, after, before, given, kept.noted(place), self.optimizer)
@@ -204,7 +224,7 @@ class Watch:
         self, given: Tensor, copied: bool, group: Mapping[str, Any], state: Mapping[str, Any]
     ) -> Tensor:
         """Return the gradient that the step used: dense, real, of a loss that goes down."""
-        grad = _real(given.to_dense() if given.layout is not torch.strided else given)
+        grad = _plain(given)
         scale = getattr(self.optimizer, "grad_scale", None)
         if copied and scale is not None:
             grad = grad / scale  # gradient scaling leaves it to some optimizers to undo it
@@ -218,11 +238,13 @@ class Watch:
         return grad
 
 
-def _real(value: Any) -> Any:
-    """Return a complex tensor as a real one, as torch.optim itself sees it; others as they are."""
-    if isinstance(value, Tensor) and value.is_complex():
-        return torch.view_as_real(value.resolve_conj())
-    return value
+def _plain(value: Any) -> Any:
+    """Return a sparse tensor as a dense one, a complex one as real, as torch.optim sees it."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.layout is not torch.strided:
+        value = value.to_dense()
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 def _known(step: LayerStep) -> tuple[bool, ...]:

@@ -1,7 +1,8 @@
 """What each optimizer family did in a step: in closed form from its state, or measured.
 
 ``form`` has the one formula and what a family is; ``plain`` knows torch.optim, ``layerwise`` the
-LAMB and LARS of this and other packages; ``families`` finds the family of an optimizer. To add
+LAMB and LARS of this and other packages, ``measured`` reads a direction off the weights;
+``families`` finds the family of an optimizer. To add
 one, write a function from a layer's step to its :class:`Direction` and list it there.
 """
 

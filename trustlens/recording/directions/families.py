@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.directions import layerwise, plain
 from trustlens.recording.directions.form import Family
+from trustlens.recording.directions.measured import LBFGS, MUON
 
 _TORCH: Final = {
     "AdamW": plain.ADAMW,  # before Adam, from which it inherits
@@ -27,8 +28,8 @@ _TORCH: Final = {
     "ASGD": plain.ASGD,
     "Adafactor": plain.ADAFACTOR,
     "SparseAdam": plain.SPARSE_ADAM,
-    "Muon": plain.MUON,
-    "LBFGS": plain.LBFGS,
+    "Muon": MUON,
+    "LBFGS": LBFGS,
 }
 
 FAMILIES: Final[Mapping[type[Optimizer], Family]] = {

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trustlens.ratios import LAMB_VARIANTS, LARS_VARIANTS, lamb_ratio, lars_ratio
-from trustlens.recording.directions import plain
 from trustlens.recording.directions.form import (
     Direction,
     Family,
@@ -31,6 +30,7 @@ from trustlens.recording.directions.form import (
     debias_factors,
     wide,
 )
+from trustlens.recording.directions.measured import measured
 
 
 def lamb_direction(s: Stepped, options: Group) -> Direction:
@@ -107,7 +107,7 @@ def _ruled(
 
 def _by_ratio(s: Stepped, ratio: Any, decay: float | None = None) -> Direction | None:
     """Return d as the weights show it, Δw = −η(r·d + λw), r being known."""
-    d = plain.measured(s)
+    d = measured(s)
     applied = _applied(s, ratio)
     if d is None or applied is None:
         return None
@@ -231,7 +231,7 @@ def _bitsandbytes_lamb(s: Stepped) -> Direction | None:
     decay = float(s.group["weight_decay"])
     first = s.state["state1"]
     if first.dtype != torch.float32:  # of 8 bits; Adam's step, without a ratio
-        d = plain.measured(s, decay)
+        d = measured(s, decay)
         return d and replace(d, trust_ratio=_applied(s, 1.0))
     state = {**s.state, "exp_avg": first, "exp_avg_sq": s.state["state2"]}
     d = lamb_direction(replace(s, state=state), {**s.group, "debias": True})
@@ -244,7 +244,7 @@ def _bitsandbytes_lars(s: Stepped) -> Direction | None:
         return None
     buffer = s.state["state1"]
     if buffer.dtype != torch.float32:
-        d = plain.measured(s, 0.0)
+        d = measured(s, 0.0)
         return d and replace(d, trust_ratio=_applied(s, 1.0))
     return Direction(
         rate=s.rate,
@@ -339,12 +339,12 @@ def _by_its_state(s: Stepped) -> Direction | None:
     """Return what can be told of an optimizer of unknown class: it may be a copy of a LAMB's."""
     if s.state.keys() >= {"exp_avg", "exp_avg_sq", "weight_norm", "adam_norm", "trust_ratio"}:
         return _by_ratio(s, _keeps_its_ratio(s))
-    return plain.measured(s)
+    return measured(s)
 
 
 LAMB: Final = Family("LAMB", lambda s: lamb_direction(s, s.group))
 LARS: Final = Family("LARS", lars_direction)
-UNKNOWN: Final = replace(plain.UNKNOWN, direction=_by_its_state)
+UNKNOWN: Final = Family("", _by_its_state, spoils_grad=True)
 
 _OVERWRITES_GRAD: Final[Mapping[str, Any]] = {"spoils_grad": True, "uses_first_grad": True}
 

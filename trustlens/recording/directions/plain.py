@@ -7,7 +7,7 @@ where the gradient stands in the formula, as ``c·w``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from trustlens.recording.directions.form import (
     number,
     wide,
 )
+from trustlens.recording.directions.measured import measured
+
+_HALF: Final = (torch.bfloat16, torch.float16)
 
 
 def _decoupled(group: Group) -> float:
@@ -233,7 +236,7 @@ def _adadelta(s: Stepped) -> Direction | None:
 def _rprop(s: Stepped) -> Direction | None:
     # Riedmiller and Braun 1993. `prev` is the gradient without the elements that turned.
     rate = s.rate
-    if rate == 0 and not isinstance(rate, Tensor):
+    if not isinstance(rate, Tensor) and rate == 0:
         return None
     return Direction(
         rate=rate,
@@ -245,7 +248,7 @@ def _rprop(s: Stepped) -> Direction | None:
 def _asgd(s: Stepped) -> Direction | None:
     # Polyak and Juditsky 1992: w ← w − η'·(λw + g), η' being what the step before left.
     rate, decay = s.rate, s.group["lambd"]
-    if rate == 0 and not isinstance(rate, Tensor):
+    if not isinstance(rate, Tensor) and rate == 0:
         return None
     eta = s.noted
     if eta is None:  # in its first step: the rate, in the digits in which the state keeps it
@@ -334,8 +337,10 @@ def _sparse_adam(s: Stepped) -> Direction:
     )
 
 
-def _sgd(s: Stepped) -> Direction:
+def _sgd(s: Stepped) -> Direction | None:
     buffer = s.state.get("momentum_buffer")
+    if buffer is not None and s.group.get("fused") and s.after.dtype in _HALF:
+        return measured(s, 0.0)  # torch's fused step keeps another buffer than it applies
     decay = _coupled(s.group)
     if buffer is None:
         return Direction(rate=s.rate, grad_share=1.0, weight_share=decay)
@@ -349,28 +354,6 @@ def _sgd(s: Stepped) -> Direction:
         weight_share=decay,
         momentum=buffer,
         debias1=1.0,
-    )
-
-
-def measured(s: Stepped, decay: float | None = None) -> Direction | None:
-    """Return d + λw, or d where λ is given, as the weights show it: −Δw/η."""
-    rate = s.group.get("lr")
-    if rate is None:
-        return None
-    rate = number(rate)
-    if rate == 0 and not isinstance(rate, Tensor):
-        return None
-    momentum = s.state.get("momentum_buffer")
-    if not isinstance(momentum, Tensor) or momentum.shape != s.after.shape:
-        momentum = None
-    return Direction(
-        rate=rate,
-        update_share=-1 / rate,
-        weight_share=-decay if decay else 0.0,
-        momentum=momentum,
-        decay=decay,
-        debias1=None if momentum is None else 1.0,
-        measured=True,
     )
 
 
@@ -391,7 +374,3 @@ ADADELTA = Family("Adadelta", _adadelta, without_coupled_decay)
 ASGD = Family("ASGD", _asgd, always, note="eta")
 ADAFACTOR = Family("Adafactor", _adafactor, always)
 SPARSE_ADAM = Family("SparseAdam", _sparse_adam, always)
-# What these do with the gradient could only be had by doing it again.
-MUON = Family("Muon", lambda s: measured(s, float(s.group["weight_decay"])))
-LBFGS = Family("LBFGS", lambda s: measured(s, 0.0), uses_first_grad=True)
-UNKNOWN = Family("", measured, spoils_grad=True)
