@@ -133,7 +133,7 @@ CASES = [
             FOREACH, KEPT_GRAPH, null=NEITHER),
     *_cases("ASGD", {}, {"lambd": 0.1}, {"t0": 2}, UP, DECAY, DECAY | UP | FOREACH, RATE,
             {"lambd": 0.5, "lr": 0.1, "alpha": 0.9} | DECAY, KEPT_GRAPH, null=NEITHER),
-    *_cases("Adafactor", {}, {"lr": 0.3}, DECAY, DECAY | UP, {"beta2_decay": -1.0}, {"d": 1.5},
+    *_cases("Adafactor", {}, {"lr": 0.05}, DECAY, DECAY | UP, {"beta2_decay": -1.0}, {"d": 1.5},
             FOREACH | DECAY, RATE, {"eps": (1e-3, 0.5)}, STRONG, null=NO_MOMENTUM),
     *_cases("SparseAdam", {}, {"lr": 0.01}, RATE, UP, {"betas": (0.5, 0.9), "eps": 1e-3}),
     *_cases("Muon", {}, {"lr": 0.01}, RATE, {"weight_decay": 0.0}, {"momentum": 0.8},
@@ -241,16 +241,17 @@ most optimizers no copy is kept. One is kept, for the time of the step, of
 
 - layers of up to {SMALL:,} elements, and all layers in their first step;
 - weights in bfloat16, float16 or complex numbers;
-- all layers of an optimizer for which the table says «always», or whose η is 0 or η·λ above ½;
+- all layers of an optimizer for which the table says «always», or whose η is 0 or η·λ above ½
+  (Adafactor: η·(d + λ) above 0.9, or η on a device);
 - all layers in a step with element histograms.
 
 Without a copy, Δw and its norms are held to {EXACT:g}, give or take {LAST_PLACES:g} of ‖w‖ (two
 units in the last place of float32): most weights come back to the bit, others have lost theirs in a
-larger update. `swallowed` may then be wrong about updates of about half such a unit. Where Δw is
-more than 64 times the weights, or not finite, the weights before the step cannot be told:
-`weight_norm`, `trust_ratio`, `undecayed_dot_weight` and `update_dot_weight` are null in that step.
-A weight that its update made infinite or NaN is counted in `nonfinite` at that very step, where
-with a copy it is at the next.
+larger update. What was rounded away cannot be seen then: `swallowed` is null. Where Δw is more
+than 64 times the weights, or not finite, the weights before the step cannot be told: `weight_norm`,
+`trust_ratio`, `undecayed_dot_weight` and `update_dot_weight` are null in that step. A weight that
+its update made infinite or NaN is counted in `nonfinite` at that very step, where with a copy it is
+at the next.
 
 Complex weights are seen as real ones, as torch.optim sees them: every element counts as two. Sparse
 gradients count as dense, with their zeros. A layer without gradient, frozen or unused, has its norm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -205,7 +206,7 @@ def on_a_device(monkeypatch):
 
 KEEPS_ITS_COUNT_ON_THE_HOST = {"SGD", "Adafactor", "RMSprop", "Adadelta", "Rprop", "Muon"}
 RATES_ON_A_DEVICE = [
-    case
+    replace(case, copies=case.copies or case.kind is torch.optim.Adafactor)
     for case in PAIRS
     if isinstance(case.options.get("lr"), torch.Tensor)
     and (case.kind.__name__ in KEEPS_ITS_COUNT_ON_THE_HOST or "fused" in case.options)

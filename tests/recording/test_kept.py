@@ -117,7 +117,7 @@ def test_weights_that_cannot_be_told_are_null(tmp_path):
             p.grad = torch.randn(*LARGE)
             optimizer.step()
     row = rows_of(tmp_path / "run")[2, "group0.param0"]
-    lost = {"weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight"}
+    lost = {"weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight", "swallowed"}
     assert {name for name, value in row.items() if value is None} == lost
     assert row["update_norm"] == pytest.approx(norm(wide(p)), rel=0.8)
 

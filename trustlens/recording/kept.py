@@ -63,7 +63,7 @@ class Kept:
                 self._weights[i] = None
         if sources:
             torch._foreach_copy_([copy for copy in self._weights if copy is not None], sources)
-        if self._family.spoils_grad and closure is None:
+        if closure is None:
             self.take_grads()
         note = self._family.note
         if note is not None:
@@ -72,8 +72,11 @@ class Kept:
             ]
 
     def take_grads(self) -> None:
-        """Copy the gradients as they are now."""
-        self._grads = [_copied(layer.parameter.grad) for layer in self._layers]
+        """Copy the gradients as they are now, where the step may write over them."""
+        spoils = self._family.spoils_grad
+        self._grads = [
+            _copied(layer.parameter.grad) if spoils(layer.group) else None for layer in self._layers
+        ]
 
     def weights(self, place: int) -> Tensor | None:
         """Return a layer's weights from before the step; None if no copy was needed."""
@@ -91,7 +94,8 @@ class Kept:
         """Be told that the step was measured."""
         self._grads = [None] * len(self._layers)  # unlike the weights' they are made anew
         # Some optimizers keep no state by which a second step could be told from the first.
-        self._new = {i for i in self._new if self._weights[i] is None}
+        stepped = (self._layers[i].parameter.grad is not None for i in range(len(self._layers)))
+        self._new -= {i for i, did in enumerate(stepped) if did and self._weights[i] is not None}
 
     def _undoes(self, group: Group) -> bool:
         """Tell whether the weights of this group's layers follow from the state after a step."""
@@ -104,8 +108,8 @@ class Kept:
         return float(rate) > 0 and float(rate) * decay < 0.5  # else 1 − ηλ is no safe divisor
 
     def _moves(self, parameter: Tensor) -> bool:
-        # What is not known may move a parameter that has no gradient.
-        return parameter.grad is not None or not self._family.name
+        # Another hook may still set the gradient; what is not known may do without.
+        return parameter.grad is not None or parameter.requires_grad or not self._family.name
 
     def _can_undo(self, place: int, layer: Layer) -> bool:
         return (

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trustlens.store.layout import LayerInfo
 
-_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile prepend
+_COMPILED: Final = "_orig_mod."
+"""What torch.compile prepends to the names within a module."""
+
+_PARALLEL: Final = "module."
+"""The same of DistributedDataParallel, which wraps a whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,7 @@ def find_layers(optimizers: Sequence[Optimizer], model: nn.Module | None) -> lis
 def _model_names(model: nn.Module) -> dict[int, str]:
     names: dict[int, str] = {}
     for given, parameter in model.named_parameters():  # a shared one comes once: its first name
-        name = given
-        for wrapper in _WRAPPERS:
-            name = name.replace(f".{wrapper}", ".").removeprefix(wrapper)
-        names[id(parameter)] = name
+        names[id(parameter)] = given.replace(_COMPILED, "").removeprefix(_PARALLEL)
     return names
 
 

@@ -1,7 +1,7 @@
 """`record`: hooks → statistics → transfer → store.
 
-The hooks do what must be done while the step happens: copy the weights before it, measure after
-it, hand the sums to the writer thread. They never raise and never wait for a device.
+The hooks do what must be done while the step happens: keep what it overwrites, measure after it,
+hand the sums to the writer thread. They never raise and never wait for a device.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def record(
 ) -> Recorder:
     """Record what an optimizer does to each layer, from now on.
 
-    The training is bit for bit what it is without. A copy of the weights is kept, to see what a
-    step really changed.
+    The training is bit for bit what it is without. Weights are copied only where what a step
+    changed cannot be told from what is there after it. Until it is closed, at the end of the
+    process at the latest, a recorder holds on to its optimizers.
 
     Parameters
     ----------
@@ -355,7 +356,8 @@ class Recorder:
         taken: dict[str, float | Parcel] = {}
         for name, value in values.items():
             try:
-                taken[name] = host_scalar(value)
+                # A lone surrogate is no text that a file could hold.
+                taken[name.encode(errors="backslashreplace").decode()] = host_scalar(value)
             except Exception as error:  # noqa: BLE001 — one bad value does not end the recording
                 self._warn(f"trustlens: log got {name}={error}; give one number", about=name)
         self._course.when_known(None, lambda: self._put(MetricRecord(self.step, taken)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -249,13 +249,18 @@ def has_state(optimizer: Optimizer) -> bool:
 def checked_state(given: Any, optimizers: int) -> list[int]:
     """Return each optimizer's step from what ``Recorder.state_dict`` returned, or UsageError."""
     step = given.get("step") if isinstance(given, Mapping) else None
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+    own: Any = given.get("own", []) if isinstance(given, Mapping) else []
+    if not _is_step(step) or not isinstance(own, list) or not all(map(_is_step, own)):
         raise UsageError(
             f"load_state_dict of a recorder got {given!r}; give what its state_dict returned, "
             'or {"step": 1000}'
         )
-    own = given.get("own")  # other optimizers than now: all are taken to be at the same step
-    return list(own) if isinstance(own, list) and len(own) == optimizers else [step] * optimizers
+    # Of other optimizers than now: all are taken to be at the same step.
+    return own if len(own) == optimizers else [step] * optimizers
+
+
+def _is_step(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _last_of_each(directory: Path, info: RunInfo, optimizers: int) -> list[int]:

@@ -27,7 +27,7 @@ KNOWN: Final = (
     "gradient",
     "direction",  # d + λw
     "undecayed",  # d itself
-    "formula",  # of d; else it was measured
+    "intended",  # d by its formula and w from a copy: what was rounded away shows
     "momentum",
     "variance",
     "applied",  # the optimizer's own trust ratio
@@ -47,7 +47,7 @@ _NEEDS: Final[Mapping[str, str]] = {
     "surprise": "variance",
     "grad_max": "gradient",
     "zero_grad": "gradient",
-    "swallowed": "formula",
+    "swallowed": "intended",
 }
 
 _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")

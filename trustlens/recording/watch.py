@@ -28,7 +28,7 @@ _NAN: Final = float("nan")
 STATISTICS: Final = Portable.name
 """Which implementation of the sums is at work."""
 
-_PART: Final = 1 << 22
+_PART: Final = 1 << 20
 """Elements that are measured together, unless a layer alone has more."""
 
 
@@ -254,7 +254,7 @@ def _known(step: LayerStep) -> tuple[bool, ...]:
         step.grad is not None,
         there,
         there and d.decay is not None,
-        there and not d.measured,
+        there and not d.measured and step.before is not None,
         there and d.momentum is not None,
         there and d.variance is not None,
         there and d.trust_ratio is not None,

@@ -139,9 +139,14 @@ class Stepped:
         return steps_done(self.state, self.group)
 
 
-def never(group: Group) -> bool:  # noqa: ARG001 — the form of `Family.undoes`
-    """Return False: the weights before a step cannot be had from what is there after it."""
+def never(group: Group) -> bool:  # noqa: ARG001 — the form of what a family tells of a group
+    """Return False, whatever the options."""
     return False
+
+
+def always(group: Group) -> bool:  # noqa: ARG001 — as above
+    """Return True, whatever the options."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +162,14 @@ class Family:
     undoes : callable
         Whether, with these options, the weights before a step follow from the state after it, as
         ``w = (w' + η·(a·g + b·x)/(√v̂ + ε)) / (1 − η(c + λ))``. Else a copy of them is kept.
-    spoils_grad : bool
-        Whether ``p.grad`` after the step may be another than the step used: it is copied then.
+    spoils_grad : callable
+        Whether, with these options, ``p.grad`` after the step may be another than the step used:
+        it is copied then.
     grad_factor : callable, optional
         Given the optimizer and all gradients as it was given them, what the step multiplies them
         by without a trace in ``p.grad``. Optional, as is the trace: where there is one, it is 1.
     uses_first_grad : bool
-        Whether a step calls its closure more than once, the first gradient being that at w.
+        Whether the gradient to be copied is that of the first call of a step's closure.
     note : str, optional
         An entry of the state, without dimensions, that ``direction`` needs as it was before.
     variant : str, optional
@@ -173,7 +179,7 @@ class Family:
     name: str
     direction: Callable[[Stepped], Direction | None]
     undoes: Callable[[Group], bool] = never
-    spoils_grad: bool = False
+    spoils_grad: Callable[[Group], bool] = never
     grad_factor: Callable[[Any, Sequence[Tensor]], float | Tensor] | None = None
     uses_first_grad: bool = False
     note: str | None = None

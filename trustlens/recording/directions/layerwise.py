@@ -27,6 +27,7 @@ from trustlens.recording.directions.form import (
     Group,
     RatioRule,
     Stepped,
+    always,
     debias_factors,
     wide,
 )
@@ -344,9 +345,9 @@ def _by_its_state(s: Stepped) -> Direction | None:
 
 LAMB: Final = Family("LAMB", lambda s: lamb_direction(s, s.group))
 LARS: Final = Family("LARS", lars_direction)
-UNKNOWN: Final = Family("", _by_its_state, spoils_grad=True)
+UNKNOWN: Final = Family("", _by_its_state, spoils_grad=always)
 
-_OVERWRITES_GRAD: Final[Mapping[str, Any]] = {"spoils_grad": True, "uses_first_grad": True}
+_OVERWRITES_GRAD: Final[Mapping[str, Any]] = {"spoils_grad": always, "uses_first_grad": True}
 
 _THIRD_PARTY: Final[Mapping[tuple[str, str], Family]] = {
     ("pytorch_lamb", "Lamb"): Family("LAMB", _pytorch_lamb, variant="pytorch-lamb"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trustlens.recording.directions.form import Direction, Family, Stepped, number
+from trustlens.recording.directions.form import Direction, Family, Stepped, always, number
 
 
 def measured(s: Stepped, decay: float | None = None) -> Direction | None:
@@ -31,4 +31,4 @@ def measured(s: Stepped, decay: float | None = None) -> Direction | None:
 
 # What these do with the gradient could only be had by doing it again.
 MUON = Family("Muon", lambda s: measured(s, float(s.group["weight_decay"])))
-LBFGS = Family("LBFGS", lambda s: measured(s, 0.0), uses_first_grad=True)
+LBFGS = Family("LBFGS", lambda s: measured(s, 0.0), spoils_grad=always, uses_first_grad=True)

@@ -7,6 +7,7 @@ where the gradient stands in the formula, as ``c·w``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from trustlens.recording.directions.form import (
     Family,
     Group,
     Stepped,
+    always,
     debias_factor,
     debias_factors,
     number,
@@ -58,11 +60,6 @@ def _debias_factor(s: Stepped, which: int, *, tensor: Any = None) -> float | Ten
     if s.group.get("fused") or not (tensor or isinstance(beta, Tensor)):
         return debias_factor(beta, s.steps)
     return 1 / number(1 - beta ** (s.state["step"] if tensor else s.steps))
-
-
-def always(group: Group) -> bool:  # noqa: ARG001 — the form of `Family.undoes`
-    """Return True: the state after a step tells the weights before it, whatever the options."""
-    return True
 
 
 def without_coupled_decay(group: Group) -> bool:
@@ -221,7 +218,8 @@ def _adadelta(s: Stepped) -> Direction | None:
             return None
         grad = grad + decay * wide(s.before)
     x = grad**2 / (wide(square) + eps)
-    old = (wide(s.state["acc_delta"]) - (1 - rho) * eps * x) / (rho + (1 - rho) * x)
+    below = (rho + (1 - rho) * x).clamp_(min=torch.finfo(x.dtype).tiny)  # ρ may be 0, and g
+    old = ((wide(s.state["acc_delta"]) - (1 - rho) * eps * x) / below).clamp_(min=0)
     return Direction(
         rate=s.rate,
         base=(old + eps).sqrt_() / (wide(square) + eps).sqrt_() * grad,
@@ -298,6 +296,12 @@ def _adafactor(s: Stepped) -> Direction:
     )
 
 
+def _stays_near(group: Group) -> bool:
+    """Tell whether ‖Δw‖ < ‖w‖ for sure: else two norms before the step may fit the one after."""
+    rate, most = number(group["lr"]), group["d"] + group["weight_decay"]
+    return not isinstance(rate, Tensor) and rate * most < 0.9
+
+
 def _least(value: Any) -> Any:
     return value.clamp(max=1) if isinstance(value, Tensor) else min(value, 1.0)
 
@@ -337,8 +341,15 @@ def _sparse_adam(s: Stepped) -> Direction:
     )
 
 
+def _adds_into_grad(group: Group) -> bool:
+    """Tell whether torch may add the momentum to ``p.grad`` itself: its loop over lists does."""
+    copies = group["weight_decay"] or group["maximize"] or group["fused"]
+    return group["nesterov"] and not copies and group["foreach"] is not False
+
+
 def _sgd(s: Stepped) -> Direction | None:
-    buffer = s.state.get("momentum_buffer")
+    # A buffer may be left from when there was momentum.
+    buffer = s.state.get("momentum_buffer") if s.group["momentum"] else None
     if buffer is not None and s.group.get("fused") and s.after.dtype in _HALF:
         return measured(s, 0.0)  # torch's fused step keeps another buffer than it applies
     decay = _coupled(s.group)
@@ -358,10 +369,8 @@ def _sgd(s: Stepped) -> Direction | None:
 
 
 ADAM = Family("Adam", _adam, always)
-ADAMW = Family(
-    "AdamW", _adam, always
-)  # told from Adam by its name alone: the groups say what it does
-SGD = Family("SGD", _sgd, always)
+ADAMW = replace(ADAM, name="AdamW")  # what it does, the groups say
+SGD = Family("SGD", _sgd, always, spoils_grad=_adds_into_grad, uses_first_grad=True)
 NADAM = Family("NAdam", _nadam, without_coupled_decay)
 RADAM = Family("RAdam", _radam, always)
 ADAMAX = Family("Adamax", _adamax, always)
@@ -372,5 +381,5 @@ RMSPROP = Family(
 RPROP = Family("Rprop", _rprop, always)
 ADADELTA = Family("Adadelta", _adadelta, without_coupled_decay)
 ASGD = Family("ASGD", _asgd, always, note="eta")
-ADAFACTOR = Family("Adafactor", _adafactor, always)
+ADAFACTOR = Family("Adafactor", _adafactor, _stays_near)
 SPARSE_ADAM = Family("SparseAdam", _sparse_adam, always)
