@@ -57,7 +57,7 @@ def test_no_tensors_of_the_whole_models_size():
     optimizer.step()
     watch.before(((optimizer,), {}), measure=True, histograms=False)
     watch._kept.follow([layer for _, layer in watch._layers])  # as if there were no copies
-    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         watch.after(histograms=False)
     held = most = 0
     for event in profile.profiler.kineto_results.events():
