@@ -24,7 +24,6 @@ from trustlens.optim import Lamb
 from trustlens.recording import hooks, output, recorder, watch
 from trustlens.recording.kept import Kept
 from trustlens.recording.rows import Measured
-from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.transfer import WriterThread
 from trustlens.store import writer
 from trustlens.store.writer import RunWriter
@@ -119,7 +118,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "copy the weights": (Kept, "take"),
     # after it
     "what the family did": (watch, "Stepped"),
-    "measure": (Portable, "measure"),
+    "measure": (watch.Watch, "_sums"),
     "count elements": (watch, "count_elements"),
     "send to the host": (watch, "send"),
     "make a record": (recorder, "StepRecord"),

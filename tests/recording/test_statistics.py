@@ -1,4 +1,4 @@
-"""The portable sums against the reference, and the reference against numbers done by hand."""
+"""Every way to the sums against the reference, and that against numbers done by hand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording.compiled import measure_compiled, needs_compiler
 
 from trustlens.bins import element_counts
 from trustlens.recording.directions import Direction
 from trustlens.recording.statistics import SUMS, LayerStep, portable, reference
 from trustlens.recording.statistics.elements import BUCKETS, count_elements
 
+MEASURES = [
+    pytest.param(reference.measure, id="reference"),
+    pytest.param(portable.Portable().measure, id="portable"),
+    pytest.param(measure_compiled, id="compiled", marks=needs_compiler),
+]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -60,7 +66,7 @@ def test_portable_agrees_with_the_reference(
     )
 
 
-@pytest.mark.parametrize("measure", [reference.measure, portable.Portable().measure])
+@pytest.mark.parametrize("measure", MEASURES)
 def test_sums_done_by_hand(measure) -> None:
     step = LayerStep(
         before=torch.tensor([3.0, -4.0, 0.5]),
@@ -100,7 +106,7 @@ def test_sums_done_by_hand(measure) -> None:
         assert value == pytest.approx(expected[name], rel=1e-7), name
 
 
-@pytest.mark.parametrize("measure", [reference.measure, portable.Portable().measure])
+@pytest.mark.parametrize("measure", MEASURES)
 def test_elements_that_are_not_finite_are_counted_and_seen(measure) -> None:
     w, g = torch.ones(20000), torch.ones(20000)
     w[3], g[3], g[4], g[19999] = math.inf, math.nan, -math.inf, math.nan
@@ -113,7 +119,7 @@ def test_elements_that_are_not_finite_are_counted_and_seen(measure) -> None:
     assert math.isnan(row["direction_squares"])
 
 
-@pytest.mark.parametrize("measure", [reference.measure, portable.Portable().measure])
+@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("size", [1e25, 1e-25])
 def test_squares_that_float32_could_not_hold(measure, size: float) -> None:
     w = torch.full((40000,), size)

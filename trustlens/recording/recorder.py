@@ -35,7 +35,7 @@ from trustlens.recording.output import Listener, Output
 from trustlens.recording.resume import Course, Rewind, checked_state
 from trustlens.recording.rows import Measured, MetricRecord, Record, StepRecord
 from trustlens.recording.transfer import Parcel, WriterThread, host_scalar
-from trustlens.recording.watch import STATISTICS, Watch
+from trustlens.recording.watch import Watch
 from trustlens.store.layout import LayerInfo, OptimizerInfo
 from trustlens.store.writer import RunWriter
 
@@ -172,7 +172,7 @@ class Recorder:
             config or {},
             every=every,
             histograms_every=histograms_every,
-            statistics=STATISTICS,
+            statistics=", ".join(sorted({n for each in self._watches for n in each.statistics})),
             **self._course.noted,
         )
         stays = [key for key, given in (("name", name), ("config", config)) if given is None]

@@ -19,14 +19,12 @@ from trustlens.recording.kept import Kept
 from trustlens.recording.layers import Layer
 from trustlens.recording.rows import HOST_COLUMNS, KNOWN, Measured
 from trustlens.recording.statistics import LayerStep
+from trustlens.recording.statistics.cpu import Compiled
 from trustlens.recording.statistics.elements import count_elements
 from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.transfer import Parcel, host_scalar, send
 
 _NAN: Final = float("nan")
-
-STATISTICS: Final = Portable.name
-"""Which implementation of the sums is at work."""
 
 _PART: Final = 1 << 20
 """Elements that are measured together, unless a layer alone has more."""
@@ -40,7 +38,8 @@ class Watch:
         self.step = 0
         self.family = family_of(optimizer)
         self._kept = Kept(optimizer, self.family)
-        self._statistics = Portable()  # its own: models may be trained in several threads
+        # Its own: models may be trained in several threads.
+        self._portable, self._cpu = Portable(), Compiled.if_possible()
         self._hooks: StepHooks | None = None
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
@@ -68,7 +67,7 @@ class Watch:
         """Give back the memory that measuring needs."""
         self._measures = False
         self._kept.follow([])
-        self._statistics = Portable()
+        self._portable = Portable()
 
     def follow(self, layers: Sequence[tuple[int, Layer]]) -> None:
         """Watch these layers from now on, each with its index in the run."""
@@ -175,7 +174,7 @@ class Watch:
         layers = [self._layers[place] for place in places]
         directions = [step.direction for step in steps]
         rates = [layer.group.get("lr", _NAN) for _, layer in layers]
-        sums = self._statistics.measure(steps)
+        sums = self._sums(layers[0][1].parameter.device).measure(steps)
         columns = [
             sums,
             _column([d.trust_ratio if d else None for d in directions], sums),
@@ -200,6 +199,14 @@ class Watch:
             rules=tuple(d.ratio_rule if d else None for d in directions),
             counts=send(_count(steps)) if histograms else None,
         )
+
+    @property
+    def statistics(self) -> list[str]:
+        """Which implementations of the sums are at work."""
+        return sorted({self._sums(at.parameter.device).name for _, at in self._layers})
+
+    def _sums(self, device: torch.device) -> Portable | Compiled:
+        return self._cpu if self._cpu is not None and device.type == "cpu" else self._portable
 
     def _layer_step(self, place: int) -> LayerStep:
         layer, kept = self._layers[place][1], self._kept

@@ -37,7 +37,7 @@ MAXIMA: Final = 2
 """How many of them, at the end, are maxima."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as `Direction`
 class LayerStep:
     """One layer in one step: w before, w after, g, and how d is had. All of one shape.
 

@@ -1,0 +1,226 @@
+"""The compiled sums: right on any tensor, by any number of threads, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recording.compiled import measure_compiled, needs_compiler
+
+from trustlens.recording.directions import Direction
+from trustlens.recording.statistics import MAXIMA, SUMS, LayerStep, reference
+
+COUNTED = ("nonfinite", "zero_grad", "swallowed")
+EXACT = 2e-5
+SPECIAL = [0.0, -0.0, 1e25, -1e25, 1e-25, 1e-42, float("nan"), float("inf"), -float("inf"), 3e38]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+LAYOUTS = {
+    "plain": lambda t: t,
+    "strided": lambda t: torch.stack([t, t], dim=-1)[..., 0],
+    "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+}
+
+
+def close(got, truth, sizes):
+    """Hold sums to `EXACT`, inner products to that share of what their terms amount to."""
+    for name, mine, true, size in zip(SUMS, got, truth, sizes, strict=True):
+        if not np.isfinite(true):
+            assert mine == true or (np.isnan(mine) and np.isnan(true)), (name, mine, true)
+        elif name in COUNTED:
+            assert mine == true, (name, mine, true)
+        else:
+            assert abs(mine - true) <= EXACT * size, (name, mine, true)
+
+
+def sizes_of(truth):
+    of = dict(zip(SUMS, np.abs(np.nan_to_num(truth)), strict=True))
+    root = {name: of[name] ** 0.5 for name in SUMS if name.endswith("_squares")}
+    products = {
+        "undecayed_dot_weight": root["undecayed_squares"] * root["weight_squares"],
+        "update_dot_weight": root["update_squares"] * root["weight_squares"],
+        "grad_dot_momentum": root["grad_squares"] * root["momentum_squares"],
+    }
+    return [products.get(name, of[name]) for name in SUMS]
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.sampled_from([(), (0,), (1,), (3, 5), (64, 1, 5, 5), (2047,), (2049,), (70_000,)]),
+    dtypes=st.tuples(*[st.sampled_from(DTYPES)] * 4) | st.just((torch.float32,) * 4),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 4),
+    scales=st.tuples(*[st.floats(-14, 14)] * 3),
+    form=st.sampled_from(["none", "no gradient", "adam", "adam, undone", "sgd", "sgd, undone",
+                          "nesterov", "measured", "recorded only"]),
+    special=st.lists(st.sampled_from(SPECIAL), max_size=3),
+)  # fmt: skip
+def test_the_sums_are_those_of_the_reference(
+    *, seed, shape, dtypes, layouts, scales, form, special
+):
+    make = torch.Generator().manual_seed(seed)
+
+    def drawn(i, scale, *, positive=False):
+        values = torch.randn(shape, generator=make, dtype=torch.float64) * 10**scale
+        values = values.square() if positive else values
+        for value in special[:1] if i % 2 else special[1:]:
+            if values.numel():
+                values.view(-1)[seed % values.numel()] = abs(value) if positive else value
+        return LAYOUTS[layouts[i]](values.to(dtypes[i]))
+
+    w, g, m, v = drawn(0, scales[0]), drawn(1, scales[1]), drawn(2, scales[1]), None
+    v = drawn(3, scales[1], positive=True)
+    after = (w.double() + 10 ** scales[2] * g.double()).to(w.dtype)
+    adam = {"base": m, "momentum": m, "variance": v, "base_share": 1.5, "variance_share": 1.25,
+            "epsilon": 1e-8, "decay": 0.1, "rate": 0.01}  # fmt: skip
+    forms = {
+        "none": None,
+        "no gradient": Direction(**adam),
+        "adam": Direction(**adam),
+        "adam, undone": Direction(**adam, kept=float(np.float32(0.999))),
+        "sgd": Direction(grad_share=1.0, weight_share=0.25),
+        "sgd, undone": Direction(grad_share=1.0, weight_share=0.25, rate=0.125),
+        "nesterov": Direction(grad_share=1.0, base=m, base_share=0.875, momentum=m),
+        "measured": Direction(update_share=-8.0, weight_share=-0.125, decay=0.125),
+        "recorded only": Direction(grad_share=1.0, variance=v, divides=False, epsilon=1e-4),
+    }
+    undone = form.endswith("undone") and w.dtype in {torch.float32, torch.float64}
+    grad = None if form == "no gradient" else g
+    step = LayerStep(None if undone else w, after, grad, forms[form])
+    (got,) = measure_compiled([step]).numpy()
+    with np.errstate(all="ignore"):
+        (truth,) = reference.measure([step]).numpy()
+    if undone and w.dtype == torch.float32:
+        # What float32 and float64 make of η·d may differ by a rounding, and w then by a last place.
+        lost = {"update_squares", "update_dot_weight", "update_max", "swallowed"}
+        got = np.where([name in lost for name in SUMS], truth, got)
+    close(got, truth, sizes_of(truth))
+
+
+@needs_compiler
+def test_the_number_of_threads_changes_no_bit():
+    before = torch.get_num_threads()
+    make = torch.Generator().manual_seed(0)
+    w, g, m = (torch.randn(1_500_000, generator=make) for _ in range(3))
+    form = Direction(
+        base=m, momentum=m, variance=m.square(), base_share=1.5, decay=0.1, epsilon=1e-8
+    )
+    steps = [LayerStep(w, w - 0.01 * g, g, form)] * 2
+    try:
+        made = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(measure_compiled(steps))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+    close(made[0][0].numpy(), reference.measure(steps)[0].numpy(), sizes_of(made[0][0].numpy()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [0.3, 1e-3, 7.7])
+def test_equal_numbers_whose_roundings_all_go_the_same_way(value):
+    w = torch.full((100_003,), value)
+    step = LayerStep(w, w * 1.25, w, Direction(grad_share=1.0))
+    (got,), (truth,) = measure_compiled([step]).numpy(), reference.measure([step]).numpy()
+    there = ~np.isnan(truth)
+    assert got[there] == pytest.approx(truth[there], rel=2e-6)
+
+
+@needs_compiler
+def test_numbers_of_many_layers_lie_in_their_places():
+    sizes = [0, 3, 70_000, 0, 131_072, 1]
+    steps = [LayerStep(torch.zeros(n), torch.full((n,), 2.0), None, None) for n in sizes]
+    sums = measure_compiled(steps)
+    assert sums[:, SUMS.index("update_squares")].tolist() == [4.0 * n for n in sizes]
+    assert sums[:, SUMS.index("update_max")].tolist() == [2.0 * (n > 0) for n in sizes]
+    assert sums[:, -MAXIMA + 1].isnan().all()  # no gradient
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+    return done.stdout.strip()
+
+
+RECORD = """
+    import sys, torch, trustlens
+    p = torch.nn.Parameter(torch.arange(1.0, 5.0))
+    optimizer = torch.optim.SGD([p], lr=0.5)
+    with trustlens.record(optimizer, sys.argv[1] if len(sys.argv) > 1 else {run!r}):
+        p.grad = torch.ones(4)
+        optimizer.step()
+    run = trustlens.open_run({run!r})
+    print(run.info.recorder["statistics"], float(run.matrix("update_norm").iloc[0, 0]))
+"""
+
+
+@needs_compiler
+def test_it_is_built_once(tmp_path: Path):
+    cache = tmp_path / "cache"
+    for name in ("one", "two"):
+        shown = in_a_process(RECORD.format(run=str(tmp_path / name)), XDG_CACHE_HOME=str(cache))
+        assert shown == "cpu 1.0"
+        if name == "one":
+            (built,) = (cache / "trustlens").iterdir()
+            made = built.stat().st_mtime_ns
+    assert [path.stat().st_mtime_ns for path in (cache / "trustlens").iterdir()] == [made]
+    info = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert info["recorder"]["statistics"] == "cpu"
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "echo"])
+def test_without_a_compiler_that_works_the_portable_sums_are_used(tmp_path: Path, compiler: str):
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": compiler}
+    shown = in_a_process(RECORD.format(run=str(tmp_path / "run")), **environment)
+    assert shown == "portable 1.0"
+
+
+@needs_compiler
+def test_a_built_loop_that_counts_wrong_is_not_used(tmp_path: Path):
+    source = tmp_path / "wrong.c"
+    source.write_text(
+        "int trustlens_measure(const void *layers, long n, int threads, double *out)"
+        "{ for (long i = 0; i < 16 * n; i++) out[i] = 1; return 1; }"
+    )
+    code = f"""
+        from pathlib import Path
+        from trustlens.recording.statistics import cpu
+        cpu._SOURCE = Path({str(source)!r})
+        print(cpu.Compiled.if_possible())
+    """
+    assert in_a_process(code, XDG_CACHE_HOME=str(tmp_path / "cache")) == "None"
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "cache").write_text("a file")
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert in_a_process(RECORD.format(run=str(tmp_path / "run")), **environment) == "cpu 1.0"
+
+
+@needs_compiler
+def test_what_the_loop_cannot_read_is_measured_portably():
+    w, g = torch.linspace(-1, 2, 5), torch.linspace(1, 3, 5)
+    share = torch.tensor(0.5)  # on an accelerator it is not read
+    steps = [
+        LayerStep(w, w - 1, g, Direction(grad_share=share)),
+        LayerStep(w, w - 1, g, Direction(grad_share=0.5)),
+    ]
+    sums = measure_compiled(steps)
+    torch.testing.assert_close(sums[0], sums[1], equal_nan=True, rtol=1e-6, atol=0)
