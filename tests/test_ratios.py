@@ -16,7 +16,7 @@ from trustlens.optim import LAMB_VARIANTS, LARS_VARIANTS, Lamb, Lars
 from trustlens.ratios import (
     LAMB_DEFAULTS,
     LARS_DEFAULTS,
-    check_lamb_option,
+    check_option,
     lamb_ratio,
     lars_ratio,
 )
@@ -199,12 +199,12 @@ def test_options_that_the_ratio_does_not_depend_on_may_be_among_them():
 )
 def test_an_option_out_of_its_range_is_told(name, value, told):
     with pytest.raises(UsageError) as caught:
-        check_lamb_option("x", name, value)
+        check_option("x", name, value)
     assert str(caught.value).endswith(told)
 
 
 @pytest.mark.parametrize("options", LAMB_CASES.values())
 def test_the_variants_options_are_in_their_ranges(options):
     for name, value in options.items():
-        check_lamb_option("x", name, value)
-    check_lamb_option("x", "weight_decay", np.float32(0.1))
+        check_option("x", name, value)
+    check_option("x", "weight_decay", np.float32(0.1))

@@ -172,8 +172,8 @@ def lars_ratio(
     return ratio if chosen["always_adapt"] else np.where(weight_decay == 0, 1.0, ratio)
 
 
-def check_lamb_option(owner: str, name: str, value: Any) -> None:
-    """Require that an option of ``Lamb``'s ratio, or its weight decay, is in its range.
+def check_option(owner: str, name: str, value: Any) -> None:
+    """Require that an option of a ratio, or a weight decay, is in its range.
 
     Raises
     ------
@@ -213,6 +213,7 @@ _ABOVE_0: Final = (_bound, "give a number above 0, or None")
 _RANGES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "debias": _one_of(True, False, "rate", "first"),
     "decay": _one_of("inside", "first", "beside"),
+    "norm": _one_of("sum", "combined"),
     "clip_ratio": (_bounds, "give a lower and an upper bound, such as (0, 10), or None"),
     "clip_weight_norm": _ABOVE_0,
     "trust_coefficient": _AT_LEAST_0,

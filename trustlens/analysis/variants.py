@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trustlens.analysis.rows import StepSelection, steps_by_layers
 from trustlens.analysis.run import Run, family_of
 from trustlens.errors import UsageError
-from trustlens.ratios import LAMB_DEFAULTS, LAMB_VARIANTS, check_lamb_option, lamb_ratio
+from trustlens.ratios import LAMB_DEFAULTS, LAMB_VARIANTS, check_option, lamb_ratio
 from trustlens.store.layout import OptimizerInfo
 
 Columns = Mapping[str, NDArray[np.float64]]
@@ -85,7 +85,7 @@ def _options(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in choices:
             raise UsageError(f"trust_ratio got {name}={value!r}; choose of: {', '.join(choices)}")
-        check_lamb_option("trust_ratio", name, value)
+        check_option("trust_ratio", name, value)
     return {**LAMB_DEFAULTS, **LAMB_VARIANTS[variant], **given}
 
 

@@ -25,7 +25,7 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
-from trustlens.ratios import LAMB_DEFAULTS, check_lamb_option
+from trustlens.ratios import LAMB_DEFAULTS, check_option
 
 
 class Lamb(Optimizer):
@@ -277,4 +277,4 @@ def _check(group: dict[str, Any]) -> None:
     for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
         check_number("Lamb", {name: beta}, name, below=1)
     for name in LAMB_DEFAULTS:
-        check_lamb_option("Lamb", name, group[name])
+        check_option("Lamb", name, group[name])

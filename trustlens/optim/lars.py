@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from trustlens.optim.layerwise import (
-    check_choice,
     check_number,
     descend_,
     gradients,
@@ -23,6 +22,7 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
+from trustlens.ratios import check_option
 
 
 class Lars(Optimizer):
@@ -171,5 +171,5 @@ def _check(group: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay", "trust_coefficient", "eps"):
         check_number("Lars", group, name)
     check_number("Lars", group, "momentum", below=1)
-    check_choice("Lars", group, "norm", ("sum", "combined"))
-    check_choice("Lars", group, "always_adapt", (True, False))
+    for name in ("norm", "always_adapt"):
+        check_option("Lars", name, group[name])

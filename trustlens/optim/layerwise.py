@@ -97,9 +97,8 @@ def check_number(
     name: str,
     *,
     below: float = math.inf,
-    positive: bool = False,
 ) -> None:
-    """Require that an option of a group is a number in [0, below), and not 0 if `positive`.
+    """Require that an option of a group is a number in [0, below).
 
     Raises
     ------
@@ -112,24 +111,6 @@ def check_number(
             f"{optimizer} got {name} as a tensor of shape {tuple(value.shape)}: "
             "give a number or a tensor of one element"
         )
-    fits = isinstance(value, (int, float, Tensor)) and 0 <= value < below
-    if not fits or (positive and value == 0):
-        least = "above 0" if positive else "of at least 0"
+    if not (isinstance(value, (int, float, Tensor)) and 0 <= value < below):
         limit = "" if below == math.inf else f" and below {below:g}"
-        raise UsageError(f"{optimizer} got {name}={value!r}: give a number {least}{limit}")
-
-
-def check_choice(
-    optimizer: str, group: Mapping[str, Any], name: str, choices: tuple[bool | str, ...]
-) -> None:
-    """Require that an option of a group is one of `choices`.
-
-    Raises
-    ------
-    UsageError
-        It is not.
-    """
-    value = group[name]
-    if not any(value is choice or (value == choice and type(value) is str) for choice in choices):
-        shown = ", ".join(repr(choice) for choice in choices)
-        raise UsageError(f"{optimizer} got {name}={value!r}: choose one of {shown}")
+        raise UsageError(f"{optimizer} got {name}={value!r}: give a number of at least 0{limit}")

@@ -39,7 +39,8 @@ class Watch:
         self.family = family_of(optimizer)
         self._kept = Kept(optimizer, self.family)
         # Its own: models may be trained in several threads.
-        self._portable, self._cpu = Portable(), Compiled.if_possible()
+        self._portable = Portable()
+        self._on_cpu: Portable | Compiled | None = None  # not built for layers on accelerators
         self._hooks: StepHooks | None = None
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
@@ -67,7 +68,7 @@ class Watch:
         """Give back the memory that measuring needs."""
         self._measures = False
         self._kept.follow([])
-        self._portable = Portable()
+        self._portable, self._on_cpu = Portable(), None
 
     def follow(self, layers: Sequence[tuple[int, Layer]]) -> None:
         """Watch these layers from now on, each with its index in the run."""
@@ -206,7 +207,11 @@ class Watch:
         return sorted({self._sums(at.parameter.device).name for _, at in self._layers})
 
     def _sums(self, device: torch.device) -> Portable | Compiled:
-        return self._cpu if self._cpu is not None and device.type == "cpu" else self._portable
+        if device.type != "cpu":
+            return self._portable
+        if self._on_cpu is None:
+            self._on_cpu = Compiled.if_possible() or self._portable
+        return self._on_cpu
 
     def _layer_step(self, place: int) -> LayerStep:
         layer, kept = self._layers[place][1], self._kept
