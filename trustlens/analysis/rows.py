@@ -29,7 +29,8 @@ def steps_expression(steps: StepSelection) -> pc.Expression | None:
         return None
     step = pc.field("step")
     if not isinstance(steps, slice):
-        return step.isin(pa.array(np.asarray(steps, np.int64)))
+        # Not numpy's own memory: Arrow's threads may drop it as the interpreter ends, and abort.
+        return step.isin(pa.array(np.asarray(steps, np.int64).tolist(), pa.int64()))
     if steps.step not in (None, 1):
         raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
     lower = None if steps.start is None else step >= steps.start

@@ -91,8 +91,9 @@ def read_sealed(
     """Return the rows of one sealed file; RunError if it is damaged."""
     schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
     try:
-        # Opened as a file, not as a data set: a data set guesses partitions from folder names.
-        with path.open("rb") as file:
+        # Opened as a file, not as a data set: a data set guesses partitions from folder names. As
+        # Arrow's own: its threads may drop one of Python's as the interpreter ends, and abort.
+        with pa.OSFile(str(path), "rb") as file:
             return pq.read_table(file, columns=columns, filters=where).cast(schema)
     except FileNotFoundError:
         raise
