@@ -22,6 +22,7 @@ ORDER = (
     "trustlens.errors",
     "trustlens.bins",
     "trustlens.ratios",
+    "trustlens.native",
     "trustlens.optim",
     "trustlens.store.layout",
     "trustlens.store.lock",

@@ -1,27 +1,41 @@
 /* One pass over a layer's tensors: every sum of `trustlens.recording.statistics`.
 
    Blocks are summed in float32 over vector lanes, and across blocks in float64. A block whose
-   numbers float32 cannot square (infinite, NaN, huge or tiny), or that is not float32, is done
-   again in float64, by the plain formulas. */
+   numbers float32 cannot square (infinite, NaN, huge or tiny) is done again in float64, by the
+   plain formulas, as are tensors that float32 cannot hold. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "vector.h"
+
 enum { AFTER, BEFORE, GRAD, BASE, VARIANCE, MOMENTUM, TENSORS };
 enum { NONE, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 enum { WEIGHT2, DIRECTION2, UPDATE2, GRAD2, UNDECAYED2, UNDECAYED_W, UPDATE_W, GRAD_M, MOMENTUM2,
        VARIANCE1, SURPRISE, NONFINITE, ZERO_GRAD, SWALLOWED, UPDATE_MAX, GRAD_MAX, SUMS };
-#define BLOCK 512 /* a longer one is faster by a sixth, and off by 3e-5 where all elements are equal */
+#define BLOCK 1024 /* elements: a lane of sixteen then adds 64 numbers in float32 */
+#define CHUNK 65536
 
+/* The numbers of a direction: see `trustlens.recording.directions.form`. */
+typedef struct {
+    double rate, grad_share, base_share, weight_share, update_share, variance_share, epsilon, decay,
+        kept, divides;
+} Form;
+
+/* Tensors that are not there have a dtype of NONE or an address of 0. */
 typedef struct {
     const void *data[TENSORS];
     int32_t dtype[TENSORS];
-    int32_t known, divides;
     int64_t size;
-    double rate, grad_share, base_share, weight_share, update_share, variance_share, epsilon, decay,
-        kept;
+    int64_t form; /* its place among the forms; -1: no direction is known */
 } Layer;
+
+static int has(const Layer *l, int which) {
+    return l->dtype[which] != NONE && (l->data[which] || !l->size);
+}
+
+static int is_known(const Layer *l) { return l->form >= 0 && has(l, GRAD); }
 
 static float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, mag = h & 0x7fffu, bits;
@@ -50,25 +64,26 @@ static double at(const Layer *l, int which, int64_t i) {
 
 static double larger(double a, double b) { return a >= b || a != a ? a : b; }
 
-static void slow_block(const Layer *l, int64_t start, int64_t end, double *out) {
-    int single = l->dtype[AFTER] == FLOAT32;
+static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end, double *out) {
+    const int single = l->dtype[AFTER] == FLOAT32, known = is_known(l), copied = has(l, BEFORE),
+              has_v = known && has(l, VARIANCE), has_x = has(l, BASE), has_g = has(l, GRAD),
+              has_m = has(l, MOMENTUM);
     for (int64_t i = start; i < end; i++) {
-        double after = at(l, AFTER, i), g = at(l, GRAD, i), x = at(l, BASE, i), d = 0, v = 0, den = 1;
-        int has_v = l->known && l->dtype[VARIANCE] != NONE;
-        if (l->known) {
-            if (l->grad_share != 0) d += l->grad_share * g;
-            if (l->dtype[BASE] != NONE && l->base_share != 0) d += l->base_share * x;
+        double after = at(l, AFTER, i), g = has_g ? at(l, GRAD, i) : 0, d = 0, v = 0, den = 1;
+        if (known) {
+            if (f->grad_share != 0) d += f->grad_share * g;
+            if (has_x && f->base_share != 0) d += f->base_share * at(l, BASE, i);
             if (has_v) {
-                v = l->variance_share * at(l, VARIANCE, i);
-                if (l->divides) { den = sqrt(v) + l->epsilon; d /= den; }
+                v = f->variance_share * at(l, VARIANCE, i);
+                if (f->divides) { den = sqrt(v) + f->epsilon; d /= den; }
             }
         }
         double w = after;
-        if (l->dtype[BEFORE] != NONE) w = at(l, BEFORE, i);
-        else if (l->known) {
-            w = after + l->rate * d;
+        if (copied) w = at(l, BEFORE, i);
+        else if (known) {
+            w = after + f->rate * d;
             if (single) w = (float)w;
-            if (l->kept != 1) { w /= l->kept; if (single) w = (float)w; }
+            if (f->kept != 1) { w /= f->kept; if (single) w = (float)w; }
         }
         double update = after - w;
         out[WEIGHT2] += w * w;
@@ -76,109 +91,181 @@ static void slow_block(const Layer *l, int64_t start, int64_t end, double *out) 
         out[UPDATE_W] += update * w;
         out[UPDATE_MAX] = larger(out[UPDATE_MAX], fabs(update));
         int finite = isfinite(w);
-        if (l->dtype[GRAD] != NONE) {
+        if (has_g) {
             finite = finite && isfinite(g);
             out[GRAD2] += g * g;
             out[GRAD_MAX] = larger(out[GRAD_MAX], fabs(g));
             out[ZERO_GRAD] += g == 0;
         }
         out[NONFINITE] += !finite;
-        if (!l->known) continue;
-        if (l->weight_share != 0) d += l->weight_share * w / den;
-        if (l->update_share != 0) d += l->update_share * update;
-        double u = l->decay != 0 ? d + l->decay * w : d;
+        if (!known) continue;
+        if (f->weight_share != 0) d += f->weight_share * w / den;
+        if (f->update_share != 0) d += f->update_share * update;
+        double u = f->decay != 0 ? d + f->decay * w : d;
         out[DIRECTION2] += u * u;
         out[UNDECAYED2] += d * d;
         out[UNDECAYED_W] += d * w;
         out[SWALLOWED] += update == 0 && u != 0;
-        if (l->dtype[MOMENTUM] != NONE) {
+        if (has_m) {
             double m = at(l, MOMENTUM, i);
             out[GRAD_M] += g * m;
             out[MOMENTUM2] += m * m;
         }
         if (has_v) {
-            double least = l->epsilon * l->epsilon;
+            double least = f->epsilon * f->epsilon;
             out[VARIANCE1] += v;
             out[SURPRISE] += g * g / (v < least ? least : v);
         }
     }
 }
 
+/* A block in float32: where its elements lie, and how many. What a layer lacks is read as zeros. */
+typedef struct {
+    const float *data[TENSORS];
+    int size;
+} Block;
+
+/* What the loop over a block makes, in lanes. */
+typedef struct {
+    vec sum[NONFINITE]; /* the sums up to this one */
+    ivec zero, swallowed, most_update, most_grad, of_weight, of_direction, of_momentum;
+} Lanes;
+
+/* Which terms there are: constants wherever `vector_step` is called. */
+typedef struct { int undone, has_v, divides, plain; } Kind;
+
 static const float zeros[BLOCK];
 
-/* Adds a block to `out` and returns 1; returns 0, leaving `out` as it is, if float32 cannot do it.
-
-   One loop for all: what a layer does not have is read as zeros, and its sums are left out at the
-   end. A loop with branches would not be made of vectors. */
-static int fast_block(const Layer *l, int64_t start, int n, double *out) {
-    const float *p[TENSORS];
-    for (int i = 0; i < TENSORS; i++)
-        p[i] = l->dtype[i] == NONE || (!l->known && i > GRAD) ? zeros
-                                                               : (const float *)l->data[i] + start;
-    const int undone = l->known && l->dtype[BEFORE] == NONE,
-              has_v = l->known && l->dtype[VARIANCE] != NONE, divides = has_v && l->divides;
-    if (!undone && l->dtype[BEFORE] == NONE) p[BEFORE] = p[AFTER];
-    const float *restrict after = p[AFTER], *restrict before = p[BEFORE], *restrict grad = p[GRAD],
-                *restrict base = p[BASE], *restrict variance = p[VARIANCE],
-                *restrict momentum = p[MOMENTUM];
-    const float a = l->known ? (float)l->grad_share : 0, b = l->known ? (float)l->base_share : 0,
-                c = (float)l->weight_share, e = (float)l->update_share,
-                h = (float)l->variance_share, eps = (float)l->epsilon, decay = (float)l->decay,
-                rate = undone ? (float)l->rate : 0, kept = undone ? (float)l->kept : 1,
-                least = has_v ? eps : 1;
-    float ww = 0, uu = 0, dd = 0, rr = 0, gg = 0, dw = 0, rw = 0, gm = 0, mm = 0, vv = 0, ss = 0;
-    float most_w = 0, most_u = 0, most_g = 0, most_d = 0, most_r = 0, most_m = 0, bad = 0;
-    int zero = 0, swallowed = 0;
-#pragma omp simd reduction(+ : ww, uu, dd, rr, gg, dw, rw, gm, mm, vv, ss, zero, swallowed, bad) \
-    reduction(max : most_w, most_u, most_g, most_d, most_r, most_m)
-    for (int i = 0; i < n; i++) {
-        float g = grad[i], m = momentum[i], v = h * variance[i], root = sqrtf(v);
-        float terms = a * g + b * base[i], den = divides ? 1 / (root + eps) : 1, d = terms * den;
-        float w = undone ? (after[i] + rate * d) / kept : before[i];
-        float update = after[i] - w;
-        d += c * w * den + e * update;
-        float u = d + decay * w, s = g / (root < least ? least : root);
-        ww += w * w;
-        rr += update * update;
-        rw += update * w;
-        gg += g * g;
-        uu += u * u;
-        dd += d * d;
-        dw += d * w;
-        gm += g * m;
-        mm += m * m;
-        vv += v;
-        ss += s * s;
-        zero += g == 0;
-        swallowed += (update == 0) & ((u != 0) | (terms != 0));
-        bad += w * 0 + update * 0 + g * 0 + d * 0 + m * 0 + v * 0 + s * 0;
-        most_w = fabsf(w) > most_w ? fabsf(w) : most_w;
-        most_r = fabsf(update) > most_r ? fabsf(update) : most_r;
-        most_g = fabsf(g) > most_g ? fabsf(g) : most_g;
-        most_d = fabsf(d) > most_d ? fabsf(d) : most_d;
-        most_u = fabsf(u) > most_u ? fabsf(u) : most_u;
-        most_m = fabsf(m) > most_m ? fabsf(m) : most_m;
+static inline __attribute__((always_inline)) void vector_step(
+    const float *const *data, int i, const Form *f, Kind kind, float inverse_kept, Lanes *s) {
+    vec after = load(data[AFTER] + i), g = load(data[GRAD] + i), m = load(data[MOMENTUM] + i);
+    vec terms, root = {0}, inverse = all(1), den = all(1);
+    const float epsilon = (float)f->epsilon;
+    if (kind.plain) terms = (float)f->base_share * m; /* m is x, and there is no other term */
+    else terms = (float)f->grad_share * g + (float)f->base_share * load(data[BASE] + i);
+    if (kind.has_v) {
+        vec v = (float)f->variance_share * load(data[VARIANCE] + i);
+        s->sum[VARIANCE1] += v;
+        v = (vec)higher(bits(v), bits(all(1e-37f))); /* 1/√0 is infinite */
+        inverse = inverse_root(v);
+        root = v * inverse;
+        if (kind.divides) den = reciprocal(root + epsilon);
     }
-    const float most[] = {most_w, most_u, most_g, most_d, most_r, most_m};
-    for (int i = 0; i < 6; i++)
-        if (most[i] != 0 && !(most[i] > 1e-15f && most[i] < 1e15f)) return 0;
-    if (bad != 0 || !(ss < 1e30f) || !(vv < 1e30f)) return 0;
-    out[WEIGHT2] += ww; out[UPDATE2] += rr; out[UPDATE_W] += rw; out[GRAD2] += gg;
-    out[DIRECTION2] += uu; out[UNDECAYED2] += dd; out[UNDECAYED_W] += dw; out[GRAD_M] += gm;
-    out[MOMENTUM2] += mm; out[VARIANCE1] += vv; out[SURPRISE] += ss;
-    out[ZERO_GRAD] += zero; out[SWALLOWED] += swallowed;
-    out[UPDATE_MAX] = larger(out[UPDATE_MAX], most_r);
-    out[GRAD_MAX] = larger(out[GRAD_MAX], most_g);
+    vec d = kind.divides ? terms * den : terms, w;
+    if (kind.undone) w = divided(after + (float)f->rate * d, (float)f->kept, inverse_kept);
+    else w = load(data[BEFORE] + i);
+    vec update = after - w;
+    if (!kind.plain) d += (float)f->weight_share * w * den + (float)f->update_share * update;
+    vec u = d + (float)f->decay * w;
+    s->sum[WEIGHT2] += w * w;
+    s->sum[UPDATE2] += update * update;
+    s->sum[UPDATE_W] += update * w;
+    s->sum[GRAD2] += g * g;
+    s->sum[DIRECTION2] += u * u;
+    s->sum[UNDECAYED2] += d * d;
+    s->sum[UNDECAYED_W] += d * w;
+    s->sum[GRAD_M] += g * m;
+    s->sum[MOMENTUM2] += m * m;
+    if (kind.has_v) {
+        vec surprise = g * lower(inverse, all(1 / epsilon));
+        s->sum[SURPRISE] += surprise * surprise;
+    }
+    s->zero += g == 0;
+    s->most_update = higher(s->most_update, magnitude(update));
+    s->most_grad = higher(s->most_grad, magnitude(g));
+    s->of_weight |= bits(w);
+    s->of_momentum |= bits(m);
+    s->of_direction |= bits(u) | bits(d);
+    /* What float32 makes 0 of may be none in float64. */
+    if (!kind.undone) s->swallowed += (update == 0) & ((u != 0) | (terms != 0));
+}
+
+static inline __attribute__((always_inline)) void vector_block(
+    const Block *b, const Form *f, Kind kind, Lanes *s) {
+    const float inverse_kept = (float)(1 / f->kept);
+    for (int i = 0; i < b->size; i += LANES) vector_step(b->data, i, f, kind, inverse_kept, s);
+}
+
+/* What many blocks make together. */
+typedef struct {
+    wide sum[NONFINITE];
+    ivec zero, swallowed, most_update, most_grad;
+} Total;
+
+/* Where float32 could not square what was summed: it is too large or, unless all 0, too small. */
+static inline __attribute__((always_inline)) ivec lost(vec squares, ivec of) {
+    return ~((squares > 1e-30f) & (squares < 1e30f)) & ((of & 0x7fffffff) != 0);
+}
+
+/* Adds a block to the total and returns 1; returns 0, leaving it, if float32 cannot do it. */
+static int fast_block(const Layer *l, const Form *f, const Block *b, Total *total) {
+    Lanes s = {0};
+    const int undone = is_known(l) && !has(l, BEFORE), has_v = is_known(l) && has(l, VARIANCE),
+              plain = b->data[BASE] == b->data[MOMENTUM] && f->grad_share == 0 &&
+                      f->weight_share == 0 && f->update_share == 0;
+    if (has_v && f->epsilon < 1e-12) return 0; /* what is divided by may be 0 */
+    if (has_v && f->divides && plain && undone) vector_block(b, f, (Kind){1, 1, 1, 1}, &s);
+    else if (has_v && f->divides && plain) vector_block(b, f, (Kind){0, 1, 1, 1}, &s);
+    else if (has_v) vector_block(b, f, (Kind){undone, 1, f->divides != 0, 0}, &s);
+    else vector_block(b, f, (Kind){undone, 0, 0, 0}, &s);
+    if (any(lost(s.sum[WEIGHT2], s.of_weight) | lost(s.sum[UPDATE2], s.most_update) |
+            lost(s.sum[GRAD2], s.most_grad) | lost(s.sum[DIRECTION2], s.of_direction) |
+            lost(s.sum[UNDECAYED2], s.of_direction) | lost(s.sum[MOMENTUM2], s.of_momentum) |
+            lost(s.sum[SURPRISE], has_v ? s.most_grad : (ivec){0}) |
+            ~(s.sum[VARIANCE1] < 1e30f)))
+        return 0;
+    for (int i = 0; i < NONFINITE; i++) add_wide(&total->sum[i], s.sum[i]);
+    total->zero += s.zero;
+    total->swallowed += s.swallowed;
+    total->most_update = higher(total->most_update, s.most_update);
+    total->most_grad = higher(total->most_grad, s.most_grad);
     return 1;
 }
 
-static void measure_range(const Layer *l, int64_t start, int64_t end, double *out) {
-    int single = 1;
-    for (int i = 0; i < TENSORS; i++) single &= l->dtype[i] == NONE || l->dtype[i] == FLOAT32;
-    for (int64_t at = start; at < end; at += BLOCK) {
-        int n = (int)(end - at < BLOCK ? end - at : BLOCK);
-        if (!single || !fast_block(l, at, n, out)) slow_block(l, at, at + n, out);
+typedef struct { float data[TENSORS][BLOCK]; } Scratch;
+
+/* Has a block in float32, from the tensors as they lie or, where they lie otherwise, copied. */
+static void take_block(const Layer *l, int64_t start, int n, Scratch *scratch, Block *b) {
+    const int padded = (n + LANES - 1) / LANES * LANES;
+    b->size = padded;
+    for (int k = 0; k < TENSORS; k++) {
+        if (!has(l, k) || (!is_known(l) && k > GRAD)) { b->data[k] = zeros; continue; }
+        if (l->dtype[k] == FLOAT32 && padded == n) {
+            b->data[k] = (const float *)l->data[k] + start;
+            continue;
+        }
+        float *to = scratch->data[k];
+        if (l->dtype[k] == FLOAT32) memcpy(to, (const float *)l->data[k] + start, 4 * (size_t)n);
+        else for (int i = 0; i < n; i++) to[i] = (float)at(l, k, start + i);
+        for (int i = n; i < padded; i++) to[i] = 0;
+        b->data[k] = to;
     }
+    if (l->data[BASE] == l->data[MOMENTUM]) b->data[BASE] = b->data[MOMENTUM];
+    if (!has(l, BEFORE) && !is_known(l)) b->data[BEFORE] = b->data[AFTER];
+}
+
+static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t end, double *out) {
+    static const Form none = {.kept = 1, .epsilon = 1};
+    Total total = {0};
+    Scratch scratch;
+    Block b;
+    int narrow = 1;
+    for (int i = 0; i < TENSORS; i++) narrow &= l->dtype[i] != FLOAT64;
+    if (!is_known(l)) f = &none;
+    for (int64_t at = start; at < end; at += BLOCK) {
+        int n = (int)(end - at < BLOCK ? end - at : BLOCK), done = 0;
+        if (narrow) {
+            take_block(l, at, n, &scratch, &b);
+            done = fast_block(l, f, &b, &total);
+            if (done) out[ZERO_GRAD] -= b.size - n; /* what was padded with */
+        }
+        if (!done) slow_block(l, f, at, at + n, out);
+    }
+    for (int i = 0; i < NONFINITE; i++) out[i] += across(&total.sum[i]);
+    out[ZERO_GRAD] += count(total.zero);
+    out[SWALLOWED] += count(total.swallowed);
+    out[UPDATE_MAX] = larger(out[UPDATE_MAX], largest(total.most_update));
+    out[GRAD_MAX] = larger(out[GRAD_MAX], largest(total.most_grad));
 }
 
 /* Makes NaN of the sums that a layer does not have. */
@@ -186,15 +273,13 @@ static void leave_out(const Layer *l, double *sums) {
     static const int of_grad[] = {GRAD2, GRAD_MAX, ZERO_GRAD},
                      of_direction[] = {DIRECTION2, UNDECAYED2, UNDECAYED_W, SWALLOWED},
                      of_momentum[] = {GRAD_M, MOMENTUM2}, of_variance[] = {VARIANCE1, SURPRISE};
-    for (int i = 0; i < 3; i++) if (l->dtype[GRAD] == NONE) sums[of_grad[i]] = NAN;
-    for (int i = 0; i < 4; i++) if (!l->known) sums[of_direction[i]] = NAN;
+    for (int i = 0; i < 3; i++) if (!has(l, GRAD)) sums[of_grad[i]] = NAN;
+    for (int i = 0; i < 4; i++) if (!is_known(l)) sums[of_direction[i]] = NAN;
     for (int i = 0; i < 2; i++) {
-        if (!l->known || l->dtype[MOMENTUM] == NONE) sums[of_momentum[i]] = NAN;
-        if (!l->known || l->dtype[VARIANCE] == NONE) sums[of_variance[i]] = NAN;
+        if (!is_known(l) || !has(l, MOMENTUM)) sums[of_momentum[i]] = NAN;
+        if (!is_known(l) || !has(l, VARIANCE)) sums[of_variance[i]] = NAN;
     }
 }
-
-#define CHUNK 65536
 
 typedef struct {
     const Layer *layer;
@@ -202,11 +287,25 @@ typedef struct {
     double sums[SUMS];
 } Chunk;
 
+static void add_chunk(double *sums, const double *chunk) {
+    for (int s = 0; s < UPDATE_MAX; s++) sums[s] += chunk[s];
+    for (int s = UPDATE_MAX; s < SUMS; s++) sums[s] = larger(sums[s], chunk[s]);
+}
+
+static void measure_chunk(Chunk *c, const Form *forms) {
+    const Layer *l = c->layer;
+    int64_t left = l->size - c->start;
+    memset(c->sums, 0, sizeof c->sums);
+    measure_range(l, l->form < 0 ? 0 : forms + l->form, c->start,
+                  c->start + (left < CHUNK ? left : CHUNK), c->sums);
+}
+
 /* Sums of n layers, SUMS each, by so many threads; 0 if there is no memory for them. */
-int trustlens_measure(const Layer *layers, int64_t n, int threads, double *out) {
+int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int threads, double *out) {
     int64_t count = 0, i = 0;
+    memset(out, 0, (size_t)n * SUMS * sizeof *out);
     for (int64_t k = 0; k < n; k++) count += (layers[k].size + CHUNK - 1) / CHUNK;
-    Chunk *chunks = calloc((size_t)count + 1, sizeof *chunks);
+    Chunk *chunks = malloc(((size_t)count + 1) * sizeof *chunks);
     if (!chunks) return 0;
     for (int64_t k = 0; k < n; k++)
         for (int64_t start = 0; start < layers[k].size; start += CHUNK, i++) {
@@ -214,19 +313,21 @@ int trustlens_measure(const Layer *layers, int64_t n, int threads, double *out) 
             chunks[i].start = start;
         }
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (i = 0; i < count; i++) {
-        int64_t left = chunks[i].layer->size - chunks[i].start;
-        measure_range(chunks[i].layer, chunks[i].start,
-                      chunks[i].start + (left < CHUNK ? left : CHUNK), chunks[i].sums);
-    }
+    for (i = 0; i < count; i++) measure_chunk(&chunks[i], forms);
     /* Always in the same order: the sums do not depend on the threads. */
-    memset(out, 0, (size_t)n * SUMS * sizeof *out);
-    for (i = 0; i < count; i++) {
-        double *sums = out + (chunks[i].layer - layers) * SUMS;
-        for (int s = 0; s < UPDATE_MAX; s++) sums[s] += chunks[i].sums[s];
-        for (int s = UPDATE_MAX; s < SUMS; s++) sums[s] = larger(sums[s], chunks[i].sums[s]);
-    }
+    for (i = 0; i < count; i++) add_chunk(out + (chunks[i].layer - layers) * SUMS, chunks[i].sums);
     for (int64_t k = 0; k < n; k++) leave_out(&layers[k], out + k * SUMS);
     free(chunks);
     return 1;
+}
+
+/* Copies n tensors: from, to and bytes of each. */
+void trustlens_copy(const int64_t *copies, int64_t n) {
+    for (const int64_t *c = copies; c < copies + 3 * n; c += 3)
+        memcpy((void *)c[1], (const void *)c[0], (size_t)c[2]);
+}
+
+/* Reads n numbers, float32 each, from where they lie. */
+void trustlens_gather(const int64_t *places, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = *(const float *)places[i];
 }

@@ -1,52 +1,44 @@
 """The sums on the CPU by a compiled loop: one read of the tensors, and no temporaries.
 
-The loop is ``cpu.c``. The machine's own C compiler builds it at its first use and the result
-is kept in the user's cache folder. Where there is no compiler, or what it built does not count
-right, there is no :class:`Compiled`, and the portable sums are used.
+The loop is ``cpu.c``. Where it cannot be built (:mod:`trustlens.native.build`), or what was built
+does not count right, there is no :class:`Compiled`, and the portable sums are used.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import struct
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from trustlens.native.build import load
 from trustlens.recording.directions import Direction
 from trustlens.recording.statistics import SUMS, LayerStep
 from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.statistics.reference import measure as measure_plainly
 
-Loop = Callable[[bytes, int, int, Tensor], None]
-
 _log: Final = logging.getLogger("trustlens")
 
 _SOURCE: Final = Path(__file__).with_name("cpu.c")
-_FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_ATTEMPTS: Final = (  # from the fastest on; some compilers do not know the first ones
-    ("-march=native", "-fopenmp"),
-    ("-march=native", "-fopenmp-simd"),
-    ("-fopenmp-simd",),
-)
-_SECONDS: Final = 60  # that a compiler may take
 
 _DTYPES: Final = {torch.float32: 1, torch.float64: 2, torch.bfloat16: 3, torch.float16: 4}
-_LAYER: Final = struct.Struct("@6Q8iq9d")  # `Layer` of cpu.c
-
-_NO_NUMBERS: Final = (0.0,) * 9
+_TENSORS: Final = ("after", "before", "grad", "base", "variance", "momentum")
+_GRAD: Final = _TENSORS.index("grad")
+_LAYER: Final = np.dtype(  # `Layer` of cpu.c
+    [
+        ("data", np.int64, len(_TENSORS)),
+        ("dtype", np.int32, len(_TENSORS)),
+        ("size", np.int64),
+        ("form", np.int64),
+    ]
+)
 
 _PARALLEL: Final = 1 << 20
 """Elements from which on several threads are faster than one."""
@@ -57,63 +49,141 @@ class Compiled:
 
     name: Final = "cpu"
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
         self._portable = Portable()
 
     @classmethod
     def if_possible(cls) -> Compiled | None:
         """Return the compiled sums; None where they cannot be had. Built at their first use."""
-        loop = _load()
-        return None if loop is None else cls(loop)
+        library = _load()
+        return None if library is None else cls(library)
 
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on the CPU."""
-        kept: list[Tensor] = []  # alive until they were read
-        packed = [_packed(step, kept) for step in steps]
+        dense = [_dense(step) for step in steps]  # alive until they were read
+        readable = [i for i, tensors in enumerate(dense) if tensors is not None]
         sums = torch.empty((len(steps), len(SUMS)), dtype=torch.float64, device="cpu")
-        if None not in packed:
-            self._run(steps, packed, sums)
-        else:
-            for i, (step, layer) in enumerate(zip(steps, packed, strict=True)):
-                if layer is None:
-                    sums[i] = self._portable.measure([step])[0]
-                else:
-                    self._run([step], [layer], sums[i])
+        layers = np.zeros(len(readable), _LAYER)
+        forms: list[Direction] = []
+        for layer, i in zip(layers, readable, strict=True):
+            _pack(layer, dense[i] or (), steps[i].after.numel())
+            form = steps[i].direction
+            layer["form"] = -1 if form is None else len(forms)
+            forms += [] if form is None else [form]
+        if len(readable) == len(steps):
+            self._run(layers, forms, sums)
+            return sums
+        by_loop = torch.empty((len(readable), len(SUMS)), dtype=torch.float64, device="cpu")
+        self._run(layers, forms, by_loop)
+        sums[readable] = by_loop
+        for i in set(range(len(steps))).difference(readable):
+            sums[i] = self._portable.measure([steps[i]])[0]
         return sums
 
-    def _run(self, steps: Sequence[LayerStep], packed: Sequence[Any], sums: Tensor) -> None:
-        elements = sum(step.after.numel() for step in steps)
+    def prepare(self, steps: Sequence[LayerStep]) -> Prepared | None:
+        """Return these layers ready to be measured again; None if the loop cannot read them."""
+        layers = np.zeros(len(steps), _LAYER)
+        for layer, step in zip(layers, steps, strict=True):
+            tensors = _dense(step)
+            given = _tensors(step)
+            if tensors is None or any(map(_is_other, tensors, given)):
+                return None
+            _pack(layer, tensors, step.after.numel())
+        return Prepared(self, layers)
+
+    def copier(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Any:
+        """Return what copies each first of the pairs to its second, all dense, when called."""
+        table = np.array(
+            [(a.data_ptr(), b.data_ptr(), a.numel() * a.element_size()) for a, b in pairs], np.int64
+        )
+        return functools.partial(self._library.trustlens_copy, table.ctypes.data, len(table)), table
+
+    def gather(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the float32 numbers that lie at these addresses."""
+        out = np.empty(len(places), np.float32)
+        self._library.trustlens_gather(places.ctypes.data, len(places), out.ctypes.data)
+        return out
+
+    def _run(self, layers: NDArray[Any], forms: Sequence[Direction], sums: Tensor) -> None:
+        numbers = np.array([_numbers(form) for form in forms], np.float64)
+        elements = int(layers["size"].sum())
         threads = torch.get_num_threads() if elements >= _PARALLEL else 1
-        self._loop(b"".join(packed), len(steps), threads, sums)
+        self.run(layers, numbers, threads, sums)
+
+    def run(
+        self, layers: NDArray[Any], forms: NDArray[np.float64], threads: int, sums: Tensor
+    ) -> None:
+        """Have the loop measure packed layers, whose tensors must be alive."""
+        done = self._library.trustlens_measure(
+            layers.ctypes.data, len(layers), forms.ctypes.data, threads, sums.data_ptr()
+        )
+        if not done:
+            raise MemoryError("for the sums of the layers")
 
 
-def _packed(step: LayerStep, kept: list[Tensor]) -> bytes | None:
-    """Return a layer as the loop reads it; None if it cannot."""
+class Prepared:
+    """Layers whose tensors lie where they lay, but for their gradients."""
+
+    def __init__(self, compiled: Compiled, layers: NDArray[Any]) -> None:
+        self._compiled = compiled
+        self._layers = layers
+        self._elements = int(layers["size"].sum())
+
+    def measure(
+        self, grads: NDArray[np.int64], forms: Sequence[Direction], form_of: NDArray[np.int64]
+    ) -> Tensor:
+        """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
+
+        Parameters
+        ----------
+        grads : int64 (layers,)
+            Where the gradients lie, dense and of the dtype of the first ones; 0 where there is
+            none.
+        forms : sequence of Direction
+            Of which the numbers are read.
+        form_of : int64 (layers,)
+            The place of each layer's among them.
+        """
+        layers = self._layers
+        layers["data"][:, _GRAD] = grads
+        layers["form"] = form_of
+        sums = torch.empty((len(layers), len(SUMS)), dtype=torch.float64, device="cpu")
+        numbers = np.array([_numbers(form) for form in forms], np.float64)
+        threads = torch.get_num_threads() if self._elements >= _PARALLEL else 1
+        self._compiled.run(layers, numbers, threads, sums)
+        return sums
+
+
+def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
     form = step.direction
-    known = form is not None and step.grad is not None
-    numbers = _NO_NUMBERS if form is None else _numbers(form)
-    if Tensor in set(map(type, numbers)):  # what lies on an accelerator is not read
+    of_form = (None, None, None) if form is None else (form.base, form.variance, form.momentum)
+    return (step.after, step.before, step.grad, *of_form)
+
+
+def _dense(step: LayerStep) -> tuple[Tensor | None, ...] | None:
+    """Return a layer's tensors as the loop reads them; None if it cannot."""
+    if step.direction is not None and not _is_at_hand(step.direction):
         return None
-    tensors = (step.after, step.before, step.grad)
-    tensors += (None, None, None) if form is None else (form.base, form.variance, form.momentum)
-    places = [0] * len(tensors)
-    dtypes = [0] * len(tensors)
-    for i, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
-        dtype = _DTYPES.get(tensor.dtype)
-        if dtype is None or not tensor.is_cpu:
-            return None
-        # Elements are read in the order of the indices, whatever order they lie in.
-        dense = tensor if tensor.is_contiguous() else tensor.contiguous()
-        kept.append(dense)
-        places[i], dtypes[i] = dense.data_ptr(), dtype
-    divides = form is not None and form.divides and form.variance is not None
-    return _LAYER.pack(*places, *dtypes, known, divides, step.after.numel(), *numbers)
+    tensors = _tensors(step)
+    if any(t is not None and (t.dtype not in _DTYPES or not t.is_cpu) for t in tensors):
+        return None
+    # Elements are read in the order of the indices, whatever order they lie in.
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
+def _is_other(dense: Tensor | None, given: Tensor | None) -> bool:
+    return dense is not given
+
+
+def _pack(layer: Any, tensors: Sequence[Tensor | None], size: int) -> None:
+    layer["data"] = [0 if t is None else t.data_ptr() for t in tensors]
+    layer["dtype"] = [0 if t is None else _DTYPES[t.dtype] for t in tensors]
+    layer["size"] = size
 
 
 def _numbers(form: Direction) -> tuple[Any, ...]:
+    """Return `Form` of cpu.c."""
     decay = form.decay or 0.0
     kept = form.kept
     return (
@@ -126,84 +196,30 @@ def _numbers(form: Direction) -> tuple[Any, ...]:
         form.epsilon,
         decay,
         1 - form.rate * (form.weight_share + decay) if kept is None else kept,
+        form.divides and form.variance is not None,
     )
 
 
+def _is_at_hand(form: Direction) -> bool:
+    """Tell whether all numbers are; what lies on an accelerator is not read."""
+    return not any(isinstance(number, Tensor) for number in _numbers(form))
+
+
 @functools.cache
-def _load() -> Loop | None:
+def _load() -> ctypes.CDLL | None:
     try:
-        loop = _loop(_library())
-        _check(Compiled(loop))
+        library = load(_SOURCE)
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        library.trustlens_measure.argtypes = (pointer, size, pointer, ctypes.c_int, pointer)
+        library.trustlens_copy.argtypes = (pointer, size)
+        library.trustlens_copy.restype = None
+        library.trustlens_gather.argtypes = (pointer, size, pointer)
+        library.trustlens_gather.restype = None
+        _check(Compiled(library))
     except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
         _log.info("trustlens: the sums are not compiled (%s: %s)", type(error).__name__, error)
         return None
-    return loop
-
-
-def _loop(path: Path) -> Loop:
-    function = ctypes.CDLL(str(path)).trustlens_measure
-    function.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p)
-
-    def loop(layers: bytes, count: int, threads: int, sums: Tensor) -> None:
-        if not function(layers, count, threads, sums.data_ptr()):
-            raise MemoryError("for the sums of the layers")
-
-    return loop
-
-
-def _library() -> Path:
-    """Return the built loop, building it where this source was not built on this machine yet."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or ""
-    if not compiler:
-        raise FileNotFoundError("no C compiler")
-    source = _SOURCE.read_bytes()
-    key = b"\n".join([source, compiler.encode(), _processor().encode(), repr(_ATTEMPTS).encode()])
-    name = f"sums-{hashlib.sha256(key).hexdigest()[:20]}.so"
-    folder = _cache()
-    path = folder / name
-    if not path.exists():
-        _build(compiler, path)
-    return path
-
-
-def _cache() -> Path:
-    """Return a folder of the user's own; where there is none, one for this process."""
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "trustlens"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="trustlens-"))
-
-
-def _build(compiler: str, path: Path) -> None:
-    # Under a name of its own first: other processes may build it at the same time.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        failed = ""
-        for flags in _ATTEMPTS:
-            command = [*compiler.split(), *_FLAGS, *flags, str(_SOURCE), "-o", str(made), "-lm"]
-            done = subprocess.run(  # noqa: S603 — the user's own compiler
-                command, capture_output=True, text=True, timeout=_SECONDS, check=False
-            )
-            if done.returncode == 0:
-                made.replace(path)
-                return
-            failed = done.stderr.strip()
-    raise OSError(f"{compiler} says: {failed[-200:]}")
-
-
-def _processor() -> str:
-    """Return what tells processors apart: a home folder may be that of many machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(told)))
+    return library
 
 
 def _check(compiled: Compiled) -> None:

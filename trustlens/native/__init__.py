@@ -1,0 +1,1 @@
+"""C code: what its sources share, and how it is built."""

@@ -1,0 +1,137 @@
+/* Vectors of float32: loads, a reciprocal and its square root good to the last place or two,
+   and sums in float64. With the compiler's own vector types, so that any of them builds it. */
+#ifndef TRUSTLENS_VECTOR_H
+#define TRUSTLENS_VECTOR_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef double wide __attribute__((vector_size(8 * LANES)));
+
+static inline __attribute__((always_inline)) vec load(const float *p) {
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline __attribute__((always_inline)) void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+static inline __attribute__((always_inline)) vec all(float x) { return x - (vec){0}; }
+
+static inline __attribute__((always_inline)) ivec bits(vec v) { return (ivec)v; }
+
+/* a where the mask is set, else b. */
+static inline __attribute__((always_inline)) vec choose(ivec mask, vec a, vec b) {
+    return (vec)((mask & bits(a)) | (~mask & bits(b)));
+}
+
+static inline __attribute__((always_inline)) vec lower(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return choose(a < b, a, b);
+#endif
+}
+
+/* The larger of integers: of magnitudes' bits, in the order of the magnitudes, NaN above all. */
+static inline __attribute__((always_inline)) ivec higher(ivec a, ivec b) {
+#if defined(__AVX512F__)
+    return (ivec)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (ivec)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    return (ivec)choose(a > b, (vec)a, (vec)b);
+#endif
+}
+
+static inline __attribute__((always_inline)) ivec magnitude(vec v) { return bits(v) & 0x7fffffff; }
+
+/* 1/x, and 1/√x for an x that is not 0: one Newton step behind the processor's estimate. */
+static inline __attribute__((always_inline)) vec reciprocal(vec x) {
+#if defined(__AVX512F__)
+    vec y = (vec)_mm512_rcp14_ps((__m512)x);
+    return y * (2 - x * y);
+#elif defined(__AVX__) && defined(__FMA__)
+    vec y = (vec)_mm256_rcp_ps((__m256)x);
+    return y * (2 - x * y);
+#else
+    return 1 / x;
+#endif
+}
+
+static inline __attribute__((always_inline)) vec inverse_root(vec x) {
+#if defined(__AVX512F__)
+    vec y = (vec)_mm512_rsqrt14_ps((__m512)x);
+    return y * (1.5f - 0.5f * x * y * y);
+#elif defined(__AVX__) && defined(__FMA__)
+    vec y = (vec)_mm256_rsqrt_ps((__m256)x);
+    return y * (1.5f - 0.5f * x * y * y);
+#else
+    vec y;
+    for (int i = 0; i < LANES; i++) y[i] = 1 / sqrtf(x[i]);
+    return y;
+#endif
+}
+
+/* x/y, rounded once as a division is; `inverse` is 1/y. */
+static inline __attribute__((always_inline)) vec divided(vec x, float y, float inverse) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    vec quotient = x * inverse;
+    return quotient + (x - quotient * y) * inverse;
+#else
+    (void)inverse;
+    return x / y;
+#endif
+}
+
+static inline __attribute__((always_inline)) void add_wide(wide *sum, vec v) {
+    *sum += __builtin_convertvector(v, wide);
+}
+
+static inline double across(const wide *sum) {
+    double total = 0;
+    for (int i = 0; i < LANES; i++) total += (*sum)[i];
+    return total;
+}
+
+static inline int any(ivec mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+    int32_t found = 0;
+    for (int i = 0; i < LANES; i++) found |= mask[i];
+    return found != 0;
+#endif
+}
+
+static inline int count(ivec masks) { /* -1 for each hit, as comparisons give */
+    int32_t total = 0;
+    for (int i = 0; i < LANES; i++) total -= masks[i];
+    return total;
+}
+
+static inline float largest(ivec magnitudes) {
+    int32_t most = 0;
+    float f;
+    for (int i = 0; i < LANES; i++) most = magnitudes[i] > most ? magnitudes[i] : most;
+    memcpy(&f, &most, 4);
+    return f;
+}
+
+#endif
