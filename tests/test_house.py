@@ -37,6 +37,7 @@ ORDER = (
     "trustlens.recording.kept",
     "trustlens.recording.transfer",
     "trustlens.recording.rows",
+    "trustlens.recording.plan",
     "trustlens.recording.watch",
     "trustlens.recording.resume",
     "trustlens.recording.output",

@@ -19,7 +19,7 @@ from recording.supported import ACCELERATOR, CASES, EXACT
 from recording.third_party import layerwise_rows
 
 from trustlens import record
-from trustlens.recording import kept, watch
+from trustlens.recording import kept, plan, rows, watch
 from trustlens.recording.directions import form
 from trustlens.recording.kept import Kept
 
@@ -100,22 +100,17 @@ def watching_copies():
     """Yield which layers' weights were copied, as they are: (step, place)."""
     taken = set()
     step = 0
-    take, weights = Kept.take, Kept.weights
+    take = Kept.take
 
     def taking(self, *args, **kwargs):
         nonlocal step
         step += 1
         take(self, *args, **kwargs)
-
-    def weighing(self, place):
-        copy = weights(self, place)
-        if copy is not None:
-            taken.add((step, place))
-        return copy
+        places = range(len(self._weights))
+        taken.update((step, place) for place in places if self.weights(place) is not None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Kept, "take", taking)
-        patch.setattr(Kept, "weights", weighing)
         yield taken
 
 
@@ -185,7 +180,7 @@ def equal(one, other):
 
 def on_a_device(monkeypatch):
     """Have numbers that are tensors treated as if they lay on a device; reading one then fails."""
-    for module in (form, kept, watch):
+    for module in (form, kept, rows, plan, watch):
         monkeypatch.setattr(module, "reading_waits", lambda value: isinstance(value, torch.Tensor))
 
     def waiting(*_):

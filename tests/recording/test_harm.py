@@ -23,6 +23,7 @@ import trustlens
 from trustlens.optim import Lamb
 from trustlens.recording import hooks, output, recorder, watch
 from trustlens.recording.kept import Kept
+from trustlens.recording.plan import Plan
 from trustlens.recording.rows import Measured
 from trustlens.recording.transfer import WriterThread
 from trustlens.store import writer
@@ -83,7 +84,7 @@ def _plain(value: Any) -> Any:
 @pytest.fixture(scope="module")
 def undisturbed() -> bytes:
     training = Training()
-    training.train(BEFORE + 5)
+    training.train(BEFORE + 7)
     return training.everything()
 
 
@@ -119,6 +120,8 @@ STAGES: dict[str, tuple[Any, str]] = {
     # after it
     "what the family did": (watch, "Stepped"),
     "measure": (watch.Watch, "_sums"),
+    "measure again": (Plan, "measure"),
+    "plan": (Plan, "of"),
     "count elements": (watch, "count_elements"),
     "send to the host": (watch, "send"),
     "make a record": (recorder, "StepRecord"),
@@ -163,7 +166,7 @@ def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # 
 
     training = Training()
     with trustlens.record(
-        training.optimizer, tmp_path, histograms_every=2, listeners=[Listening()]
+        training.optimizer, tmp_path, histograms_every=7, listeners=[Listening()]
     ) as recording:
 
         def log(**values: Any) -> None:
@@ -172,7 +175,7 @@ def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # 
 
         training.train(BEFORE, log)
         monkeypatch.setattr(*STAGES[stage], fail)
-        training.train(5, log)
+        training.train(7, log)
     assert failed, "the stage was not reached"
     assert training.everything() == undisturbed
     assert not training.optimizer._optimizer_step_pre_hooks
@@ -187,7 +190,7 @@ def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # 
     assert run.layers(layers=["group0.param0"])["weight_norm"].notna().all()
     assert run.metrics()["value"].notna().sum() >= BEFORE
     if stage in GOES_ON:
-        assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 7, 8]
+        assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
         assert "stopped" not in run.info.recorder
     elif stage not in NOT_TOLD:
         assert "injected" in run.info.recorder["stopped"]
@@ -252,7 +255,8 @@ def test_memory_is_given_back_when_recording_has_stopped(
     training = Training()
     training.train(1)
     alone = _held()
-    with trustlens.record(training.optimizer, tmp_path) as recording:
+    # With histograms each layer is looked at in each step.
+    with trustlens.record(training.optimizer, tmp_path, histograms_every=1) as recording:
         training.train(1)
         assert _held() > alone  # the copy of the weights
         monkeypatch.setattr(*STAGES[stage], _raising(RuntimeError("injected")))

@@ -23,7 +23,7 @@ from recording.simulation import (
 )
 
 import trustlens
-from trustlens.recording import kept, rows, watch
+from trustlens.recording import kept, plan, rows, watch
 from trustlens.recording.directions import form
 from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel
@@ -175,21 +175,21 @@ def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "Adam, amsgrad", "Lamb"])
 def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
     """There the count stays a tensor: reading it would wait. No such device is needed to see it."""
-    for module in (form, kept, watch):
+    for module in (form, kept, plan, rows, watch):
         monkeypatch.setattr(module, "reading_waits", lambda value: isinstance(value, torch.Tensor))
     (p,) = parameters_of((30, 4))
     case = CASES[name]
     optimizer = case.make([{"params": [p], "lr": 0.01, "weight_decay": 0.1}])
     layer, seen = case.layer(), []
     optimizer.register_step_pre_hook(lambda *_: seen.append((wide(p), wide(p.grad))))
-    rows = record_steps(tmp_path / "run", optimizer, [[torch.randn(30, 4)] for _ in range(4)])
+    made = record_steps(tmp_path / "run", optimizer, [[torch.randn(30, 4)] for _ in range(4)])
     seen.append((wide(p), None))
     for t, (before, g) in enumerate(seen[:-1], start=1):
         after = seen[t][0]
         stepped = layer.step(before, g, 0.01, 0.1)
         expected = expected_row(before, after, g, stepped, rate=0.01, eps=case.eps)
         products = sizes_of_products(before, after, g, stepped)
-        compare(rows[t, "group0.param0"], expected, products, t)
+        compare(made[t, "group0.param0"], expected, products, t)
 
 
 def test_a_skipped_step_that_is_known_only_after_it_was_measured():
@@ -199,7 +199,8 @@ def test_a_skipped_step_that_is_known_only_after_it_was_measured():
         sizes=np.ones(1),
         known=np.ones((1, len(rows.KNOWN)), bool),
         host=np.ones((1, len(rows.HOST_COLUMNS))),
-        sums=Parcel(torch.ones(1, len(SUMS) + len(rows.DEVICE_COLUMNS))),
+        sums=Parcel(torch.ones(1, len(SUMS))),
+        beside=Parcel(torch.ones(1, len(rows.DEVICE_COLUMNS))),
     )
     records = [
         rows.StepRecord(t, datetime.now(UTC), True, [measured], Parcel(torch.tensor(skipped)))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -14,9 +15,9 @@ from torch.optim import Optimizer
 from trustlens.recording.directions import Family, Group, reading_waits
 from trustlens.recording.layers import Layer
 
-SMALL: Final = 1 << 14
-"""Elements up to which a layer's weights are copied always: that costs next to nothing, and holds
-what a state cannot tell exactly: which updates were rounded away, weights that were 0."""
+SMALL: Final = 1 << 8
+"""Elements up to which a layer's weights are copied always: that costs next to nothing, and so few
+easily come near 0 all together, where a state does not tell them exactly."""
 
 _UNDONE: Final = frozenset({torch.float32, torch.float64})
 """Dtypes whose rounding leaves enough of an update to undo it."""
@@ -38,6 +39,7 @@ class Kept:
         self._grads: list[Tensor | None] = []
         self._notes: list[Tensor | None] = []
         self._new: set[int] = set()
+        self._routine: _Routine | None = None
 
     def follow(self, layers: Sequence[Layer]) -> None:
         """Keep these from now on."""
@@ -46,26 +48,50 @@ class Kept:
         self._grads = [None] * len(layers)
         self._notes = [None] * len(layers)
         self._new = set(range(len(layers)))
+        self._routine = None
+
+    @property
+    def settled(self) -> object:
+        """What stays the same object while each step keeps the same as the last one; or None."""
+        return self._routine
 
     def take(self, closure: Callable[[], Any] | None, *, everything: bool = False) -> None:
         """Copy what is needed, or everything, before a step that will be given this closure."""
+        undone = [self._undoes(group) for group in self._optimizer.param_groups]
+        routine = self._routine
+        if routine is not None and not everything and routine.holds(undone):
+            _copy(routine.sources, routine.copies)
+        else:
+            self._take_anew(closure, undone, everything=everything)
+
+    def _take_anew(
+        self, closure: Callable[[], Any] | None, undone: list[bool], *, everything: bool
+    ) -> None:
         state = self._optimizer.state
+        groups = self._optimizer.param_groups
+        of_group = {id(group): it for group, it in zip(groups, undone, strict=True)}
         self._new = {i for i in self._new if _is_new(state.get(self._layers[i].parameter))}
-        undone = {id(group): self._undoes(group) for group in self._optimizer.param_groups}
         sources: list[Tensor] = []
+        still: list[Tensor] = []
         for i, layer in enumerate(self._layers):
-            moves = closure is not None or self._moves(layer.parameter)
-            if everything or (moves and not (undone[id(layer.group)] and self._can_undo(i, layer))):
-                sources.append(layer.parameter)
-                if self._weights[i] is None:
-                    self._weights[i] = torch.empty_like(layer.parameter)
-            else:
+            parameter = layer.parameter
+            if of_group[id(layer.group)] and self._can_undo(i, layer) and not everything:
                 self._weights[i] = None
-        if sources:
-            torch._foreach_copy_([copy for copy in self._weights if copy is not None], sources)
+            elif everything or closure is not None or self._moves(parameter):
+                sources.append(parameter)
+                if self._weights[i] is None:
+                    self._weights[i] = torch.empty_like(parameter)
+            else:
+                still.append(parameter)
+                self._weights[i] = None
+        copies = [copy for copy in self._weights if copy is not None]
+        _copy(sources, copies)
+        note = self._family.note
+        spoils = any(self._family.spoils_grad(group) for group in groups)
+        routine_work = not (everything or self._new or note or spoils)
+        self._routine = _Routine(undone, still, sources, copies) if routine_work else None
         if closure is None:
             self.take_grads()
-        note = self._family.note
         if note is not None:
             self._notes = [
                 _copied(state.get(layer.parameter, {}).get(note)) for layer in self._layers
@@ -92,6 +118,8 @@ class Kept:
 
     def done(self) -> None:
         """Be told that the step was measured."""
+        if self._routine is not None:
+            return
         self._grads = [None] * len(self._layers)  # unlike the weights' they are made anew
         # Some optimizers keep no state by which a second step could be told from the first.
         stepped = (self._layers[i].parameter.grad is not None for i in range(len(self._layers)))
@@ -119,12 +147,43 @@ class Kept:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Routine:
+    """What is copied before each step as long as nothing suggests otherwise.
+
+    Attributes
+    ----------
+    undone : list of bool
+        Of which groups the weights follow from the state.
+    still : list of Tensor
+        The parameters that did not move: should one do so, it is another matter.
+    sources, copies : list of Tensor
+        What is copied, and to where.
+    """
+
+    undone: list[bool]
+    still: list[Tensor]
+    sources: list[Tensor]
+    copies: list[Tensor]
+
+    def holds(self, undone: list[bool]) -> bool:
+        """Tell whether a step with these groups undone needs the same copies."""
+        return undone == self.undone and not any(
+            p.requires_grad or p.grad is not None for p in self.still
+        )
+
+
 def _is_new(state: Mapping[str, Any] | None) -> bool:
     """Tell from a layer's state whether the step to come is its first, without waiting."""
     if not state:
         return True
     count = state.get("step")  # Adagrad has its state from the beginning
     return count is not None and not reading_waits(count) and int(count) == 0
+
+
+def _copy(sources: list[Tensor], copies: list[Tensor]) -> None:
+    if sources:
+        torch._foreach_copy_(copies, sources)
 
 
 def _copied(value: Any) -> Tensor | None:

@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from torch import Tensor
 
-from trustlens.recording.directions import RatioRule
-from trustlens.recording.statistics import SUMS
+from trustlens.recording.directions import Direction, RatioRule, reading_waits
+from trustlens.recording.statistics import SUMS, LayerStep
 from trustlens.recording.transfer import Parcel, opened_scalar
 from trustlens.schema import COUNTS, ELEMENTS, RECORDED, article_trust_ratio
 from trustlens.store.layout import SCHEMAS
@@ -53,8 +54,40 @@ _NEEDS: Final[Mapping[str, str]] = {
 _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")
 """What is made of the weights before the step."""
 
+_NAN: Final = float("nan")
+
 _UNSURE: Final = 2.0**-6
 """‖w‖ / ‖Δw‖ below which w, undone, would have fewer digits than are recorded."""
+
+
+def known_of(step: LayerStep) -> tuple[bool, ...]:
+    """Return what a layer had in a step, in the order of `KNOWN`."""
+    d = step.direction
+    there = d is not None
+    return (
+        step.grad is not None,
+        there,
+        there and d.decay is not None,
+        there and not d.measured and step.before is not None,
+        there and d.momentum is not None,
+        there and d.variance is not None,
+        there and d.trust_ratio is not None,
+        step.before is None and there,
+    )
+
+
+def host_of(direction: Direction | None, rate: Any = None) -> tuple[float, ...]:
+    """Return a layer's `HOST_COLUMNS`; NaN for what there is not, or what lies on the device."""
+    if direction is None:
+        return (_NAN, _NAN, at_hand(rate), _NAN)
+    factors = (direction.debias1, direction.debias2)
+    decay = _NAN if direction.decay is None else direction.decay
+    return (*(at_hand(factor) for factor in factors), at_hand(rate), decay)
+
+
+def at_hand(value: float | Tensor | None) -> float:
+    """Return a number as a float; NaN for None, and for what lies on an accelerator."""
+    return _NAN if value is None or reading_waits(value) else float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +104,14 @@ class Measured:
         What each layer had.
     host : float64 (n, len(HOST_COLUMNS))
         NaN stands for null.
-    sums : float (n, len(SUMS) + len(DEVICE_COLUMNS))
-        The sums, the trust ratio that the optimizer applied, and the learning rate and debias
-        factors where they lie on the device (else NaN, and ``host`` has them).
-    rules : (n,)
-        How the trust ratio that the optimizer applied follows from what was measured; else None.
+    sums : float (n, len(SUMS))
+        The sums.
+    beside : float (n, len(DEVICE_COLUMNS)), optional
+        The trust ratio that the optimizer applied, and the learning rate and debias factors where
+        they lie on the device; NaN where they do not, or there is none.
+    rules : (n,), optional
+        How the trust ratio that the optimizer applied follows from what was measured, or None;
+        empty if there is no such rule.
     counts : int64 (n, len(ELEMENTS), buckets), optional
         Element histograms.
     """
@@ -85,15 +121,17 @@ class Measured:
     known: NDArray[np.bool_]
     host: NDArray[np.float64]
     sums: Parcel
+    beside: Parcel | None = None
     rules: Sequence[RatioRule | None] = ()
     counts: Parcel | None = None
 
     @property
     def nbytes(self) -> int:
         """What it holds on the host until it is written."""
-        arrays = (self.layers, self.sizes, self.known, self.host, self.sums.tensor)
-        counts = 0 if self.counts is None else self.counts.tensor.nbytes
-        return sum(array.nbytes for array in arrays) + counts
+        arrays = (self.layers, self.sizes, self.known, self.host)
+        parcels = (self.sums, self.beside, self.counts)
+        sent = [parcel.tensor for parcel in parcels if parcel is not None]
+        return sum(array.nbytes for array in (*arrays, *sent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +194,18 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
     known = np.concatenate([part.known for part in parts])
     host = np.concatenate([part.host for part in parts])
     sums = np.concatenate([part.sums.open() for part in parts]).astype(np.float64)
-    for i, name in enumerate(DEVICE_COLUMNS, start=len(SUMS)):
+    beside = np.concatenate([_beside(part) for part in parts])
+    for i, name in enumerate(DEVICE_COLUMNS):
         if name in HOST_COLUMNS:
             column = host[:, HOST_COLUMNS.index(name)]
-            column[:] = np.where(np.isnan(column), sums[:, i], column)
+            column[:] = np.where(np.isnan(column), beside[:, i], column)
     values = _quantities(sums, np.concatenate([part.sizes for part in parts]))
     applied = known[:, KNOWN.index("applied")]
-    values["trust_ratio"] = np.where(
-        applied, sums[:, len(SUMS) + DEVICE_COLUMNS.index("trust_ratio")], values["trust_ratio"]
-    )
-    _apply_rules([rule for part in parts for rule in part.rules], values, host)
+    ratios = beside[:, DEVICE_COLUMNS.index("trust_ratio")]
+    values["trust_ratio"] = np.where(applied, ratios, values["trust_ratio"])
+    if any(part.rules for part in parts):
+        rules = [part.rules or (None,) * len(part.layers) for part in parts]
+        _apply_rules([rule for of_part in rules for rule in of_part], values, host)
     unsure = _unsure(values, known[:, KNOWN.index("undone")])
     columns: dict[str, Any] = {
         "step": np.repeat([step for step, _ in measured], [len(part.layers) for part in parts]),
@@ -185,6 +225,12 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
                 null |= np.isnan(column) & (values["size"] == 0)
         columns[name] = pa.array(_as_stored(name, column, null), mask=null)
     return pa.table(columns, schema=schema)
+
+
+def _beside(part: Measured) -> NDArray[np.float64]:
+    if part.beside is None:
+        return np.full((len(part.layers), len(DEVICE_COLUMNS)), np.nan)
+    return part.beside.open().astype(np.float64)
 
 
 def _as_stored(name: str, column: NDArray[np.float64], null: NDArray[np.bool_]) -> NDArray[Any]:

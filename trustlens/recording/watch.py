@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trustlens.recording.directions import Direction, Stepped, family_of, reading_waits
+from trustlens.recording.directions import Stepped, family_of, reading_waits
 from trustlens.recording.hooks import Call, Guard, StepHooks
 from trustlens.recording.kept import Kept
 from trustlens.recording.layers import Layer
-from trustlens.recording.rows import HOST_COLUMNS, KNOWN, Measured
+from trustlens.recording.plan import Plan, Seen
+from trustlens.recording.rows import Measured, host_of, known_of
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.cpu import Compiled
 from trustlens.recording.statistics.elements import count_elements
@@ -46,6 +47,9 @@ class Watch:
         self._layers: list[tuple[int, Layer]] = []
         self._measures = False
         self._grad_factor: float | Tensor = 1.0
+        self._plan: Plan | None = None
+        self._planned_for: object | None = None
+        self._rest: list[list[int]] = []  # what the plan leaves out
 
     def attach(
         self,
@@ -67,6 +71,7 @@ class Watch:
     def release(self) -> None:
         """Give back the memory that measuring needs."""
         self._measures = False
+        self._plan = self._planned_for = None
         self._kept.follow([])
         self._portable, self._on_cpu = Portable(), None
 
@@ -75,6 +80,7 @@ class Watch:
         self._groups = [(group, list(group["params"])) for group in self.optimizer.param_groups]
         self._layers = list(layers)
         self._kept.follow([layer for _, layer in layers])
+        self._plan = self._planned_for = None
 
     @property
     def has_changed(self) -> bool:
@@ -130,33 +136,62 @@ class Watch:
         return 0.0 if found is None else host_scalar(found)
 
     def after(self, *, histograms: bool) -> list[Measured]:
-        """Measure the step that was done, if :meth:`before` was to: one part a device."""
+        """Measure the step that was done, if :meth:`before` was to: one part a device, or more."""
         if not self._measures:
             return []
         self._measures = False
-        devices: dict[torch.device, list[int]] = {}
-        for place, (_, layer) in enumerate(self._layers):
-            devices.setdefault(layer.parameter.device, []).append(place)
-        self._grad_factor = self._find_grad_factor()
-        measured = [
-            self._measure(part, histograms)
-            for places in devices.values()
-            for part in self._parts(places)
-        ]
+        measured = None if histograms else self._again()
+        if measured is None:
+            measured = self._anew(histograms=histograms)
         self._kept.done()
         return measured
 
-    def _parts(self, places: Sequence[int]) -> list[list[int]]:
-        """Split them: what some directions need of a layer's size is not to be there of all."""
+    def _again(self) -> list[Measured] | None:
+        """Measure as in the last step; None if the layers must be looked at one by one."""
+        if self._plan is None or self._planned_for is not self._kept.settled:
+            return None
+        measured = self._plan.measure()
+        if measured is None:
+            return None
+        return [measured, *(self._measure(self._look_at(part)) for part in self._rest)]
+
+    def _anew(self, *, histograms: bool) -> list[Measured]:
+        """Look at each layer, measure it, and plan the next step by what was seen."""
+        self._grad_factor = self._find_grad_factor()
+        plannable: list[Seen] = []
+
+        def measure(part: Sequence[int]) -> Measured:  # what it looks at is gone at its end
+            seen = self._look_at(part)
+            if self.family.alike and self._kept.settled is not None:
+                plannable.extend(one for one in seen if one.step.after.is_cpu)
+            return self._measure(seen, histograms=histograms)
+
+        parts = self._parts(range(len(self._layers)))
+        measured = [measure(part) for part in parts]
+        self._make_plan(plannable)
+        return measured
+
+    def _make_plan(self, seen: Sequence[Seen]) -> None:
+        self._planned_for = self._kept.settled
+        sums = self._sums(torch.device("cpu")) if seen else None
+        self._plan = None
+        if isinstance(sums, Compiled):
+            self._plan = Plan.of(self.optimizer, self._layer_step, seen, sums)
+        planned = set() if self._plan is None else set(self._plan.places)
+        self._rest = self._parts([i for i in range(len(self._layers)) if i not in planned])
+
+    def _parts(self, places: Iterable[int]) -> list[list[int]]:
+        """Split them by device, and so that what some directions need is not there of all."""
         parts: list[list[int]] = []
-        room = 0
+        last: dict[torch.device, tuple[list[int], int]] = {}
         for place in places:
-            size = self._layers[place][1].parameter.numel()
-            if not parts or size > room:
-                parts.append([])
-                room = _PART
-            parts[-1].append(place)
-            room -= size
+            parameter = self._layers[place][1].parameter
+            part, room = last.get(parameter.device, ([], 0))
+            if not part or parameter.numel() > room:
+                part, room = [], _PART
+                parts.append(part)
+            part.append(place)
+            last[parameter.device] = part, room - parameter.numel()
         return parts
 
     def _find_grad_factor(self) -> float | Tensor:
@@ -170,14 +205,15 @@ class Watch:
         kept = self._kept.grad(place)
         return self._layers[place][1].parameter.grad if kept is None else kept
 
-    def _measure(self, places: list[int], histograms: bool) -> Measured:
-        steps = [self._layer_step(place) for place in places]
-        layers = [self._layers[place] for place in places]
+    def _look_at(self, places: Sequence[int]) -> list[Seen]:
+        return [Seen(place, *self._layers[place], self._layer_step(place)) for place in places]
+
+    def _measure(self, seen: Sequence[Seen], *, histograms: bool = False) -> Measured:
+        steps = [one.step for one in seen]
         directions = [step.direction for step in steps]
-        rates = [layer.group.get("lr", _NAN) for _, layer in layers]
-        sums = self._sums(layers[0][1].parameter.device).measure(steps)
-        columns = [
-            sums,
+        rates = [one.layer.group.get("lr") for one in seen]
+        sums = self._sums(steps[0].after.device).measure(steps)
+        beside = [
             _column([d.trust_ratio if d else None for d in directions], sums),
             *(
                 _column([value if reading_waits(value) else None for value in values], sums)
@@ -189,14 +225,12 @@ class Watch:
             ),
         ]
         return Measured(
-            layers=np.array([index for index, _ in layers], np.int32),
+            layers=np.array([one.index for one in seen], np.int32),
             sizes=np.array([step.after.numel() for step in steps], np.float64),
-            known=np.array([_known(step) for step in steps], bool).reshape(-1, len(KNOWN)),
-            host=np.array(
-                [_host(direction, rate) for direction, rate in zip(directions, rates, strict=True)],
-                np.float64,
-            ).reshape(-1, len(HOST_COLUMNS)),
-            sums=send(torch.cat(columns, dim=1)),
+            known=np.array([known_of(step) for step in steps], bool),
+            host=np.array([*map(host_of, directions, rates)], np.float64),
+            sums=send(sums),
+            beside=send(torch.cat(beside, dim=1)),
             rules=tuple(d.ratio_rule if d else None for d in directions),
             counts=send(_count(steps)) if histograms else None,
         )
@@ -257,33 +291,6 @@ def _plain(value: Any) -> Any:
     if value.layout is not torch.strided:
         value = value.to_dense()
     return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-
-
-def _known(step: LayerStep) -> tuple[bool, ...]:
-    d = step.direction
-    there = d is not None
-    return (
-        step.grad is not None,
-        there,
-        there and d.decay is not None,
-        there and not d.measured and step.before is not None,
-        there and d.momentum is not None,
-        there and d.variance is not None,
-        there and d.trust_ratio is not None,
-        step.before is None and there,
-    )
-
-
-def _host(direction: Direction | None, rate: float | Tensor) -> tuple[float, ...]:
-    if direction is None:
-        return (_NAN, _NAN, _at_hand(rate), _NAN)
-    factors = (direction.debias1, direction.debias2)
-    decay = _NAN if direction.decay is None else direction.decay
-    return (*(_at_hand(factor) for factor in factors), _at_hand(rate), decay)
-
-
-def _at_hand(value: float | Tensor | None) -> float:
-    return _NAN if value is None or reading_waits(value) else float(value)
 
 
 def _column(values: Sequence[Any], like: Tensor) -> Tensor:

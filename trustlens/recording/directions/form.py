@@ -170,6 +170,10 @@ class Family:
         by without a trace in ``p.grad``. Optional, as is the trace: where there is one, it is 1.
     uses_first_grad : bool
         Whether the gradient to be copied is that of the first call of a step's closure.
+    alike : bool
+        Whether the directions of a group's layers at one step count differ by their tensors only,
+        and those are entries of the state as they lie (or ``trust_ratio``): if not, a layer's
+        direction is made anew in each step.
     note : str, optional
         An entry of the state, without dimensions, that ``direction`` needs as it was before.
     variant : str, optional
@@ -182,6 +186,7 @@ class Family:
     spoils_grad: Callable[[Group], bool] = never
     grad_factor: Callable[[Any, Sequence[Tensor]], float | Tensor] | None = None
     uses_first_grad: bool = False
+    alike: bool = False
     note: str | None = None
     variant: str | None = None
 

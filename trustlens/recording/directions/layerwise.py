@@ -343,8 +343,8 @@ def _by_its_state(s: Stepped) -> Direction | None:
     return measured(s)
 
 
-LAMB: Final = Family("LAMB", lambda s: lamb_direction(s, s.group))
-LARS: Final = Family("LARS", lars_direction)
+LAMB: Final = Family("LAMB", lambda s: lamb_direction(s, s.group), alike=True)
+LARS: Final = Family("LARS", lars_direction, alike=True)
 UNKNOWN: Final = Family("", _by_its_state, spoils_grad=always)
 
 _OVERWRITES_GRAD: Final[Mapping[str, Any]] = {"spoils_grad": always, "uses_first_grad": True}

@@ -368,15 +368,18 @@ def _sgd(s: Stepped) -> Direction | None:
     )
 
 
-ADAM = Family("Adam", _adam, always)
+ADAM = Family("Adam", _adam, always, alike=True)
 ADAMW = replace(ADAM, name="AdamW")  # what it does, the groups say
-SGD = Family("SGD", _sgd, always, spoils_grad=_adds_into_grad, uses_first_grad=True)
+SGD = Family("SGD", _sgd, always, spoils_grad=_adds_into_grad, uses_first_grad=True, alike=True)
 NADAM = Family("NAdam", _nadam, without_coupled_decay)
-RADAM = Family("RAdam", _radam, always)
+RADAM = Family("RAdam", _radam, always, alike=True)
 ADAMAX = Family("Adamax", _adamax, always)
-ADAGRAD = Family("Adagrad", _adagrad, without_coupled_decay)
+ADAGRAD = Family("Adagrad", _adagrad, without_coupled_decay, alike=True)
 RMSPROP = Family(
-    "RMSprop", _rmsprop, lambda group: group["momentum"] > 0 or without_coupled_decay(group)
+    "RMSprop",
+    _rmsprop,
+    lambda group: group["momentum"] > 0 or without_coupled_decay(group),
+    alike=True,
 )
 RPROP = Family("Rprop", _rprop, always)
 ADADELTA = Family("Adadelta", _adadelta, without_coupled_decay)

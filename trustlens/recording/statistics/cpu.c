@@ -14,7 +14,7 @@ enum { AFTER, BEFORE, GRAD, BASE, VARIANCE, MOMENTUM, TENSORS };
 enum { NONE, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 enum { WEIGHT2, DIRECTION2, UPDATE2, GRAD2, UNDECAYED2, UNDECAYED_W, UPDATE_W, GRAD_M, MOMENTUM2,
        VARIANCE1, SURPRISE, NONFINITE, ZERO_GRAD, SWALLOWED, UPDATE_MAX, GRAD_MAX, SUMS };
-#define BLOCK 1024 /* elements: a lane of sixteen then adds 64 numbers in float32 */
+#define BLOCK (64 * LANES) /* elements: a lane adds 64 numbers in float32 */
 #define CHUNK 65536
 
 /* The numbers of a direction: see `trustlens.recording.directions.form`. */
@@ -319,12 +319,6 @@ int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int thr
     for (int64_t k = 0; k < n; k++) leave_out(&layers[k], out + k * SUMS);
     free(chunks);
     return 1;
-}
-
-/* Copies n tensors: from, to and bytes of each. */
-void trustlens_copy(const int64_t *copies, int64_t n) {
-    for (const int64_t *c = copies; c < copies + 3 * n; c += 3)
-        memcpy((void *)c[1], (const void *)c[0], (size_t)c[2]);
 }
 
 /* Reads n numbers, float32 each, from where they lie. */

@@ -92,13 +92,6 @@ class Compiled:
             _pack(layer, tensors, step.after.numel())
         return Prepared(self, layers)
 
-    def copier(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Any:
-        """Return what copies each first of the pairs to its second, all dense, when called."""
-        table = np.array(
-            [(a.data_ptr(), b.data_ptr(), a.numel() * a.element_size()) for a, b in pairs], np.int64
-        )
-        return functools.partial(self._library.trustlens_copy, table.ctypes.data, len(table)), table
-
     def gather(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the float32 numbers that lie at these addresses."""
         out = np.empty(len(places), np.float32)
@@ -163,7 +156,7 @@ def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
 
 def _dense(step: LayerStep) -> tuple[Tensor | None, ...] | None:
     """Return a layer's tensors as the loop reads them; None if it cannot."""
-    if step.direction is not None and not _is_at_hand(step.direction):
+    if step.direction is not None and not is_at_hand(step.direction):
         return None
     tensors = _tensors(step)
     if any(t is not None and (t.dtype not in _DTYPES or not t.is_cpu) for t in tensors):
@@ -200,7 +193,7 @@ def _numbers(form: Direction) -> tuple[Any, ...]:
     )
 
 
-def _is_at_hand(form: Direction) -> bool:
+def is_at_hand(form: Direction) -> bool:
     """Tell whether all numbers are; what lies on an accelerator is not read."""
     return not any(isinstance(number, Tensor) for number in _numbers(form))
 
@@ -211,8 +204,6 @@ def _load() -> ctypes.CDLL | None:
         library = load(_SOURCE)
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         library.trustlens_measure.argtypes = (pointer, size, pointer, ctypes.c_int, pointer)
-        library.trustlens_copy.argtypes = (pointer, size)
-        library.trustlens_copy.restype = None
         library.trustlens_gather.argtypes = (pointer, size, pointer)
         library.trustlens_gather.restype = None
         _check(Compiled(library))

@@ -1,0 +1,277 @@
+"""Layers that lie where they lay: measured again without building each one's step anew.
+
+Most layers of a model are alike: those of one parameter group at one step count have the same
+numbers in their direction, and their tensors stay where they are, but for the gradients. What was
+found out in one step holds in the next as long as every tensor is the same one at the same
+address. Whenever anything is not, the layers are looked at one by one again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trustlens.recording.directions import Direction, reading_waits
+from trustlens.recording.layers import Layer
+from trustlens.recording.rows import (
+    DEVICE_COLUMNS,
+    HOST_COLUMNS,
+    Measured,
+    at_hand,
+    host_of,
+    known_of,
+)
+from trustlens.recording.statistics import LayerStep
+from trustlens.recording.statistics.cpu import Compiled, Prepared, is_at_hand
+from trustlens.recording.transfer import Parcel, send
+
+_RATE: Final = HOST_COLUMNS.index("learning_rate")
+_RATIO: Final = DEVICE_COLUMNS.index("trust_ratio")
+
+_gradient: Final = operator.attrgetter("grad")
+_address: Final = Tensor.data_ptr
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A layer whose step was looked at: its place in the watch, its index in the run."""
+
+    place: int
+    index: int
+    layer: Layer
+    step: LayerStep
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What layers have in common whose directions have the same form.
+
+    ``entries`` are those of the optimizer's state that stand for x, v and m of the form as they
+    lie; None where there is no such tensor.
+    """
+
+    group: int
+    entries: tuple[str | None, str | None, str | None]
+    keeps_ratio: bool
+    known: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """Layers of one kind: their rows in the plan, states, and where their step counts lie."""
+
+    kind: _Kind
+    group: Mapping[str, Any]
+    rows: range
+    states: list[Mapping[str, Any]]
+    counts: NDArray[np.int64] | None
+
+
+class Plan:
+    """Measures layers on the CPU again; ``places`` are those in the watch, row by row."""
+
+    @classmethod
+    def of(
+        cls,
+        optimizer: Optimizer,
+        look: Callable[[int], LayerStep],
+        seen: Sequence[Seen],
+        sums: Compiled,
+    ) -> Plan | None:
+        """Return a plan for those of these layers that can have one; None if none can.
+
+        ``look`` returns a layer's step, given its place.
+        """
+        kinds: dict[_Kind, list[Seen]] = {}
+        for one in seen:
+            state = optimizer.state.get(one.layer.parameter, {})
+            kind = _kind_of(one.layer, one.step, state)
+            if kind is not None and _is_readable(state.get("step")):
+                kinds.setdefault(kind, []).append(one)
+        ordered = [one for alike in kinds.values() for one in alike]
+        prepared = sums.prepare([one.step for one in ordered]) if ordered else None
+        return None if prepared is None else cls(optimizer, look, kinds, sums, prepared)
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        look: Callable[[int], LayerStep],
+        kinds: Mapping[_Kind, Sequence[Seen]],
+        sums: Compiled,
+        prepared: Prepared,
+    ) -> None:
+        ordered = [one for alike in kinds.values() for one in alike]
+        self.places = [one.place for one in ordered]
+        self._optimizer, self._look, self._sums, self._prepared = optimizer, look, sums, prepared
+        self._layers = np.array([one.index for one in ordered], np.int32)
+        self._parameters = [one.layer.parameter for one in ordered]
+        self._of = [one.layer for one in ordered]
+        self._sizes = np.array([p.numel() for p in self._parameters], np.float64)
+        self._bytes = [p.element_size() for p in self._parameters]
+        self._known = np.array([known_of(one.step) for one in ordered], bool)
+        self._alike: list[_Alike] = []
+        for kind, alike in kinds.items():
+            first = self._alike[-1].rows.stop if self._alike else 0
+            rows = range(first, first + len(alike))
+            self._alike.append(_alike(kind, alike, rows, optimizer.state))
+        self._state, self._states = optimizer.state, list(optimizer.state.values())
+        self._held = [held for alike in self._alike for held in _held(alike)]
+        self._tensors = [*self._parameters]
+        for alike in self._alike:
+            for name in filter(None, dict.fromkeys(alike.kind.entries)):
+                self._tensors += [state[name] for state in alike.states]
+        self._addresses = list(map(_address, self._tensors))
+
+    def measure(self) -> Measured | None:
+        """Measure the step that was done; None if the layers must be looked at one by one."""
+        try:
+            grads = list(map(_gradient, self._parameters))
+            places = self._places_of(grads)
+            if places is None or not self._holds():
+                return None
+            forms, form_of = self._forms(places)
+        except (KeyError, RuntimeError, ValueError):  # an emptied state, a sparse gradient
+            return None
+        sums = self._prepared.measure(places, forms, form_of)
+        # A layer without gradient has the last row.
+        host = np.array([*map(host_of, forms), host_of(None)])[form_of]
+        host[:, _RATE] = np.repeat(
+            [at_hand(alike.group.get("lr")) for alike in self._alike],
+            [len(alike.rows) for alike in self._alike],
+        )
+        rules = [form.ratio_rule for form in forms]
+        has_rules = any(rule is not None for rule in rules)
+        there = form_of >= 0
+        return Measured(
+            layers=self._layers,
+            sizes=self._sizes,
+            known=self._known if there.all() else self._known & there[:, None],
+            host=host,
+            sums=send(sums),
+            beside=self._ratios(),
+            rules=tuple([*rules, None][i] for i in form_of) if has_rules else (),
+        )
+
+    def _places_of(self, grads: list[Any]) -> NDArray[np.int64] | None:
+        """Return where the gradients lie, 0 for none; None if one lies otherwise than before."""
+        there, sizes = grads, self._bytes
+        if any(map(operator.is_, grads, itertools.repeat(None))):
+            there = [grad for grad in grads if grad is not None]
+            sizes = [n for grad, n in zip(grads, sizes, strict=True) if grad is not None]
+        if not all(map(Tensor.is_contiguous, there)):
+            return None
+        if list(map(Tensor.element_size, there)) != sizes:
+            return None
+        if there is grads:
+            return np.array(list(map(_address, grads)), np.int64)
+        return np.array([0 if grad is None else grad.data_ptr() for grad in grads], np.int64)
+
+    def _holds(self) -> bool:
+        """Tell whether every tensor is the one that it was, where it was."""
+        state = self._optimizer.state
+        return (
+            state is self._state
+            and len(state) == len(self._states)
+            and all(map(operator.is_, state.values(), self._states))
+            and all(
+                all(map(operator.is_, map(entry, states), tensors))
+                for entry, states, tensors in self._held
+            )
+            and list(map(_address, self._tensors)) == self._addresses
+        )
+
+    def _forms(self, places: NDArray[np.int64]) -> tuple[list[Direction], NDArray[np.int64]]:
+        """Return the directions that occur and which one each layer has, -1 for none.
+
+        Raises
+        ------
+        ValueError
+            A layer's direction has another form than before.
+        """
+        forms: list[Direction] = []
+        form_of = np.full(len(places), -1, np.int64)
+        for alike in self._alike:
+            rows = np.arange(alike.rows.start, alike.rows.stop)
+            counts = None if alike.counts is None else self._sums.gather(alike.counts)
+            there = places[rows] != 0
+            if counts is None:
+                of_count = [rows[there]]
+            else:
+                of_count = [rows[there & (counts == count)] for count in np.unique(counts[there])]
+            for members in of_count:
+                if len(members):
+                    form_of[members] = len(forms)
+                    forms.append(self._form(alike, int(members[0])))
+        return forms, form_of
+
+    def _form(self, alike: _Alike, row: int) -> Direction:
+        """Return the direction of one layer, which is that of all like it, or raise ValueError."""
+        step, layer = self._look(self.places[row]), self._of[row]
+        kind = _kind_of(layer, step, alike.states[row - alike.rows.start])
+        if step.direction is None or kind != alike.kind:
+            raise ValueError(layer.info.name)
+        return step.direction
+
+    def _ratios(self) -> Parcel | None:
+        """Return the trust ratios that the optimizer keeps, as ``Measured.beside`` has them."""
+        if not any(alike.kind.keeps_ratio for alike in self._alike):
+            return None
+        beside = torch.full((len(self.places), len(DEVICE_COLUMNS)), torch.nan, dtype=torch.float64)
+        for alike in self._alike:
+            if alike.kind.keeps_ratio:
+                ratios = [state["trust_ratio"].reshape(()) for state in alike.states]
+                beside[alike.rows.start : alike.rows.stop, _RATIO] = torch.stack(ratios)
+        return send(beside)
+
+
+def _kind_of(layer: Layer, step: LayerStep, state: Mapping[str, Any]) -> _Kind | None:
+    """Return what kind a layer is of; None if its next step may need another look."""
+    form = step.direction
+    if form is None or step.grad is not layer.parameter.grad or not is_at_hand(form):
+        return None
+    entries: list[str | None] = []
+    for tensor in (form.base, form.variance, form.momentum):
+        names = [name for name, value in state.items() if value is tensor]
+        if tensor is not None and not names:
+            return None  # made for this step
+        entries.append(names[0] if tensor is not None else None)
+    ratio, applied = state.get("trust_ratio"), form.trust_ratio
+    if applied is not None and not (
+        isinstance(ratio, Tensor) and _address(ratio) == _address(applied)
+    ):
+        return None
+    return _Kind(
+        layer.info.group, (entries[0], entries[1], entries[2]), applied is not None, known_of(step)
+    )
+
+
+def _is_readable(count: Any) -> bool:
+    """Tell whether a step count, if there is one, can be read with those of other layers."""
+    if count is None:
+        return True
+    return isinstance(count, Tensor) and not reading_waits(count) and count.dtype == torch.float32
+
+
+def _alike(
+    kind: _Kind, seen: Sequence[Seen], rows: range, state: Mapping[Tensor, Mapping[str, Any]]
+) -> _Alike:
+    states = [state.get(one.layer.parameter, {}) for one in seen]
+    counts = [each["step"] for each in states if "step" in each]
+    at = np.array(list(map(_address, counts)), np.int64) if counts else None
+    return _Alike(kind, seen[0].layer.group, rows, states, at)
+
+
+def _held(alike: _Alike) -> Iterator[tuple[Callable[[Any], Any], list[Any], list[Any]]]:
+    """Give, for each entry of the states that is read: what reads it, the states, the tensors."""
+    names = [*filter(None, alike.kind.entries), *([] if alike.counts is None else ["step"])]
+    for name in dict.fromkeys(names):
+        yield operator.itemgetter(name), alike.states, [state[name] for state in alike.states]
