@@ -14,10 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording.compiled import measure_compiled, needs_compiler
+from recording.compiled import COMPILED, measure_compiled, needs_compiler
 
 from trustlens.recording.directions import Direction
 from trustlens.recording.statistics import MAXIMA, SUMS, LayerStep, reference
+from trustlens.recording.statistics.elements import count_steps
 
 COUNTED = ("nonfinite", "zero_grad", "swallowed")
 EXACT = 2e-5
@@ -104,6 +105,7 @@ def test_the_sums_are_those_of_the_reference(
         lost = {"update_squares", "update_dot_weight", "update_max", "swallowed"}
         got = np.where([name in lost for name in SUMS], truth, got)
     close(got, truth, sizes_of(truth))
+    assert COMPILED.count([step]).equal(count_steps([step]))
 
 
 @needs_compiler

@@ -25,6 +25,7 @@ from trustlens.recording import hooks, output, recorder, watch
 from trustlens.recording.kept import Kept
 from trustlens.recording.plan import Plan
 from trustlens.recording.rows import Measured
+from trustlens.recording.statistics.cpu import Compiled
 from trustlens.recording.transfer import WriterThread
 from trustlens.store import writer
 from trustlens.store.writer import RunWriter
@@ -122,7 +123,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "measure": (watch.Watch, "_sums"),
     "measure again": (Plan, "measure"),
     "plan": (Plan, "of"),
-    "count elements": (watch, "count_elements"),
+    "count elements": (Compiled, "count"),
     "send to the host": (watch, "send"),
     "make a record": (recorder, "StepRecord"),
     "hand it over": (WriterThread, "put"),

@@ -307,14 +307,14 @@ class Recorder:
         return None
 
     def _before(self, watch: Watch, call: Call) -> Call | None:
-        if watch.has_changed:
+        known, step = self._course.known(watch), watch.step + 1
+        histograms = _due(step, self._histograms_every) if known else self._histograms_every > 0
+        measure = histograms or not known or _due(step, self._every)
+        if measure and watch.has_changed:
             layers = self._follow(self._store.info.layers)
             info = replace(self._store.info, layers=layers, optimizers=self._described())
             if info != self._store.info:
                 self._store.update_info(info)
-        known, step = self._course.known(watch), watch.step + 1
-        histograms = _due(step, self._histograms_every) if known else self._histograms_every > 0
-        measure = histograms or not known or _due(step, self._every)
         return watch.before(call, measure=measure, histograms=histograms)
 
     def _after(self, watch: Watch) -> None:

@@ -21,7 +21,6 @@ from trustlens.recording.plan import Plan, Seen
 from trustlens.recording.rows import Measured, host_of, known_of
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.cpu import Compiled
-from trustlens.recording.statistics.elements import count_elements
 from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.transfer import Parcel, host_scalar, send
 
@@ -212,7 +211,8 @@ class Watch:
         steps = [one.step for one in seen]
         directions = [step.direction for step in steps]
         rates = [one.layer.group.get("lr") for one in seen]
-        sums = self._sums(steps[0].after.device).measure(steps)
+        implementation = self._sums(steps[0].after.device)
+        sums = implementation.measure(steps)
         beside = [
             _column([d.trust_ratio if d else None for d in directions], sums),
             *(
@@ -232,7 +232,7 @@ class Watch:
             sums=send(sums),
             beside=send(torch.cat(beside, dim=1)),
             rules=tuple(d.ratio_rule if d else None for d in directions),
-            counts=send(_count(steps)) if histograms else None,
+            counts=send(implementation.count(steps)) if histograms else None,
         )
 
     @property
@@ -300,19 +300,3 @@ def _column(values: Sequence[Any], like: Tensor) -> Tensor:
         return missing.expand(len(values), 1)
     column = [missing if value is None else value.to(missing).reshape(()) for value in values]
     return torch.stack(column).unsqueeze(1)
-
-
-def _count(steps: Sequence[LayerStep]) -> Tensor:
-    """Return histograms of weight, gradient and update: int64 (layers, 3, buckets)."""
-    empty = count_elements(steps[0].after.new_empty(0))
-    rows: list[Tensor] = []
-    for step in steps:
-        # Every layer that moved has a copy in such a step.
-        before = step.after if step.before is None else step.before
-        counts = (
-            count_elements(before),
-            empty if step.grad is None else count_elements(step.grad),
-            count_elements(step.after.float() - before.float()),
-        )
-        rows.append(torch.stack(counts))
-    return torch.stack(rows)

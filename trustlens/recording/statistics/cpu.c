@@ -300,25 +300,84 @@ static void measure_chunk(Chunk *c, const Form *forms) {
                   c->start + (left < CHUNK ? left : CHUNK), c->sums);
 }
 
-/* Sums of n layers, SUMS each, by so many threads; 0 if there is no memory for them. */
-int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int threads, double *out) {
-    int64_t count = 0, i = 0;
-    memset(out, 0, (size_t)n * SUMS * sizeof *out);
-    for (int64_t k = 0; k < n; k++) count += (layers[k].size + CHUNK - 1) / CHUNK;
-    Chunk *chunks = malloc(((size_t)count + 1) * sizeof *chunks);
+/* The chunks of n layers, layer by layer, to be freed; 0 if there is no memory for them. */
+static Chunk *chunks_of(const Layer *layers, int64_t n, int64_t *count) {
+    int64_t i = 0;
+    *count = 0;
+    for (int64_t k = 0; k < n; k++) *count += (layers[k].size + CHUNK - 1) / CHUNK;
+    Chunk *chunks = malloc(((size_t)*count + 1) * sizeof *chunks);
     if (!chunks) return 0;
     for (int64_t k = 0; k < n; k++)
         for (int64_t start = 0; start < layers[k].size; start += CHUNK, i++) {
             chunks[i].layer = &layers[k];
             chunks[i].start = start;
         }
+    return chunks;
+}
+
+/* Sums of n layers, SUMS each, by so many threads; 0 if there is no memory for them. */
+int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int threads, double *out) {
+    int64_t count;
+    Chunk *chunks = chunks_of(layers, n, &count);
+    if (!chunks) return 0;
+    memset(out, 0, (size_t)n * SUMS * sizeof *out);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (i = 0; i < count; i++) measure_chunk(&chunks[i], forms);
+    for (int64_t i = 0; i < count; i++) measure_chunk(&chunks[i], forms);
     /* Always in the same order: the sums do not depend on the threads. */
-    for (i = 0; i < count; i++) add_chunk(out + (chunks[i].layer - layers) * SUMS, chunks[i].sums);
+    for (int64_t i = 0; i < count; i++)
+        add_chunk(out + (chunks[i].layer - layers) * SUMS, chunks[i].sums);
     for (int64_t k = 0; k < n; k++) leave_out(&layers[k], out + k * SUMS);
     free(chunks);
     return 1;
+}
+
+#define BUCKETS 2048 /* of a float32's sign, exponent and first two mantissa bits */
+
+static uint32_t bucket(float f) {
+    uint32_t b;
+    memcpy(&b, &f, 4);
+    return b >> 21;
+}
+
+/* Counts weights before the step, gradients and updates of a chunk; a layer without a copy of its
+   weights did not move. */
+static void count_chunk(const Chunk *c, uint32_t counts[3][BUCKETS]) {
+    const Layer *l = c->layer;
+    const int64_t left = l->size - c->start, end = c->start + (left < CHUNK ? left : CHUNK);
+    const int copied = has(l, BEFORE), has_g = has(l, GRAD);
+    for (int64_t i = c->start; i < end; i++) {
+        float after = (float)at(l, AFTER, i), before = copied ? (float)at(l, BEFORE, i) : after;
+        counts[0][bucket(before)]++;
+        if (has_g) counts[1][bucket((float)at(l, GRAD, i))]++;
+        counts[2][bucket(after - before)]++;
+    }
+}
+
+/* Element histograms of n layers, 3 × BUCKETS each, added to `out`; 0 if there is no memory. */
+int trustlens_count(const Layer *layers, int64_t n, int threads, int64_t *out) {
+    int64_t count;
+    int failed = 0;
+    Chunk *chunks = chunks_of(layers, n, &count);
+    if (!chunks) return 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t(*counts)[BUCKETS] = calloc(3, sizeof *counts);
+        if (counts) {
+            int64_t *to = out + (chunks[i].layer - layers) * 3 * BUCKETS;
+            count_chunk(&chunks[i], counts);
+            for (int k = 0; k < 3 * BUCKETS; k++)
+                if (counts[0][k]) {
+#pragma omp atomic
+                    to[k] += counts[0][k];
+                }
+        } else {
+#pragma omp atomic write
+            failed = 1;
+        }
+        free(counts);
+    }
+    free(chunks);
+    return !failed;
 }
 
 /* Reads n numbers, float32 each, from where they lie. */

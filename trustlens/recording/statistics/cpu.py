@@ -21,8 +21,10 @@ from torch import Tensor
 from trustlens.native.build import load
 from trustlens.recording.directions import Direction
 from trustlens.recording.statistics import SUMS, LayerStep
+from trustlens.recording.statistics.elements import BUCKETS, count_steps
 from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.statistics.reference import measure as measure_plainly
+from trustlens.schema import ELEMENTS
 
 _log: Final = logging.getLogger("trustlens")
 
@@ -81,6 +83,21 @@ class Compiled:
             sums[i] = self._portable.measure([steps[i]])[0]
         return sums
 
+    def count(self, steps: Sequence[LayerStep]) -> Tensor:
+        """Return element histograms, as :func:`count_steps`."""
+        counts = torch.zeros((len(steps), len(ELEMENTS), BUCKETS), dtype=torch.int64, device="cpu")
+        for counted, step in zip(counts, steps, strict=True):
+            tensors = _dense(LayerStep(step.before, step.after, step.grad, None))
+            if tensors is None:
+                counted.copy_(count_steps([step])[0])
+                continue
+            layer = np.zeros(1, _LAYER)
+            _pack(layer[0], tensors, step.after.numel())
+            threads = _threads(step.after.numel())
+            if not self._library.trustlens_count(layer.ctypes.data, 1, threads, counted.data_ptr()):
+                raise MemoryError("for the element histograms")
+        return counts
+
     def prepare(self, steps: Sequence[LayerStep]) -> Prepared | None:
         """Return these layers ready to be measured again; None if the loop cannot read them."""
         layers = np.zeros(len(steps), _LAYER)
@@ -100,16 +117,18 @@ class Compiled:
 
     def _run(self, layers: NDArray[Any], forms: Sequence[Direction], sums: Tensor) -> None:
         numbers = np.array([_numbers(form) for form in forms], np.float64)
-        elements = int(layers["size"].sum())
-        threads = torch.get_num_threads() if elements >= _PARALLEL else 1
-        self.run(layers, numbers, threads, sums)
+        self.run(layers, numbers, int(layers["size"].sum()), sums)
 
     def run(
-        self, layers: NDArray[Any], forms: NDArray[np.float64], threads: int, sums: Tensor
+        self, layers: NDArray[Any], forms: NDArray[np.float64], elements: int, sums: Tensor
     ) -> None:
-        """Have the loop measure packed layers, whose tensors must be alive."""
+        """Have the loop measure packed layers of so many elements, whose tensors must be alive."""
         done = self._library.trustlens_measure(
-            layers.ctypes.data, len(layers), forms.ctypes.data, threads, sums.data_ptr()
+            layers.ctypes.data,
+            len(layers),
+            forms.ctypes.data,
+            _threads(elements),
+            sums.data_ptr(),
         )
         if not done:
             raise MemoryError("for the sums of the layers")
@@ -143,9 +162,12 @@ class Prepared:
         layers["form"] = form_of
         sums = torch.empty((len(layers), len(SUMS)), dtype=torch.float64, device="cpu")
         numbers = np.array([_numbers(form) for form in forms], np.float64)
-        threads = torch.get_num_threads() if self._elements >= _PARALLEL else 1
-        self._compiled.run(layers, numbers, threads, sums)
+        self._compiled.run(layers, numbers, self._elements, sums)
         return sums
+
+
+def _threads(elements: int) -> int:
+    return torch.get_num_threads() if elements >= _PARALLEL else 1
 
 
 def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
@@ -204,6 +226,7 @@ def _load() -> ctypes.CDLL | None:
         library = load(_SOURCE)
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         library.trustlens_measure.argtypes = (pointer, size, pointer, ctypes.c_int, pointer)
+        library.trustlens_count.argtypes = (pointer, size, ctypes.c_int, pointer)
         library.trustlens_gather.argtypes = (pointer, size, pointer)
         library.trustlens_gather.restype = None
         _check(Compiled(library))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from trustlens.recording.statistics import LayerStep
 
 BUCKETS: Final = 2048
 _SHIFT: Final = 21
@@ -26,3 +29,22 @@ def count_elements(values: Tensor) -> Tensor:
         # Not bincount: on CUDA it waits for the largest value.
         counts.scatter_add_(0, buckets, torch.ones_like(buckets))
     return counts
+
+
+def count_steps(steps: Sequence[LayerStep]) -> Tensor:
+    """Return histograms of weight before the step, gradient and update.
+
+    int64 of shape (layers, 3, buckets); all 0 for a gradient that is not there. A layer without a
+    copy of its weights did not move.
+    """
+    rows: list[Tensor] = []
+    for step in steps:
+        before = step.after if step.before is None else step.before
+        nothing = step.after.new_empty(0)
+        counts = (
+            count_elements(before),
+            count_elements(nothing if step.grad is None else step.grad),
+            count_elements(step.after.float() - before.float()),
+        )
+        rows.append(torch.stack(counts))
+    return torch.stack(rows)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trustlens.recording.directions import Direction
 from trustlens.recording.statistics import MAXIMA, SUMS, LayerStep, undo
+from trustlens.recording.statistics.elements import count_steps
 
 CHUNK: Final = 1 << 14
 """Elements of a chunk: ten float64 buffers of this length are 1.3 MiB.
@@ -59,6 +60,10 @@ class Portable:
         The layers lie on one device, and so does the result (float32 where it has no float64).
         """
         return torch.stack([self._layer(step) for step in steps])
+
+    def count(self, steps: Sequence[LayerStep]) -> Tensor:
+        """Return element histograms, as :func:`count_steps`."""
+        return count_steps(steps)
 
     def _layer(self, step: LayerStep) -> Tensor:
         scratch = self._buffers(step.after.device)
