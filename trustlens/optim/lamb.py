@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from trustlens.errors import UsageError
+from trustlens.optim.fused import DEBIAS, LAMB, Fused, Options, Rows
+from trustlens.optim.fused import check as check_fused
 from trustlens.optim.layerwise import (
     check_number,
     descend_,
     gradients,
     norms,
+    number,
     scale_,
     scale_each_,
     trust_ratios,
@@ -80,11 +83,25 @@ class Lamb(Optimizer):
     max_grad_norm
         The largest norm of all gradients together, of all groups; above it, the step uses
         gradients scaled down to it. ``p.grad`` is left as it is. None: no such bound.
+    fused
+        None: dense contiguous float32 parameters on the CPU are stepped by a compiled loop of two
+        passes where a C compiler is at hand, others by torch's operations on lists. True: by
+        that loop only. False: never by it.
+
+    Attributes
+    ----------
+    measures : bool
+        Whether the fused step also yields the sums that a recorder stores.
+    measured : list of (list of Tensor, Tensor)
+        Those of the last step: parameters, and their sums in the order of
+        ``trustlens.recording.statistics.SUMS``, float64 (parameters, 16). What was not stepped by
+        the loop is not in it. What is written does not depend on it.
 
     Raises
     ------
     UsageError
-        An option is out of its range, a gradient sparse, or a parameter complex.
+        An option is out of its range, a gradient sparse, a parameter complex, or ``fused`` is
+        True where that cannot be.
 
     References
     ----------
@@ -96,6 +113,8 @@ class Lamb(Optimizer):
     >>> model = torch.nn.Linear(3, 2)
     >>> optimizer = Lamb(model.parameters(), lr=0.01, **LAMB_VARIANTS["timm"])
     """
+
+    measures: bool = False
 
     def __init__(
         self,
@@ -114,6 +133,7 @@ class Lamb(Optimizer):
         always_adapt: bool = True,
         unit_at_zero: bool = True,
         max_grad_norm: float | None = None,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -129,8 +149,10 @@ class Lamb(Optimizer):
             "always_adapt": always_adapt,
             "unit_at_zero": unit_at_zero,
             "max_grad_norm": max_grad_norm,
+            "fused": fused,
         }
         super().__init__(params, defaults)
+        self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options of its own where it names any.
@@ -147,6 +169,13 @@ class Lamb(Optimizer):
         super().__setstate__(state)
         for of_layer in self.state.values():  # a checkpoint mapped to a device took them along
             of_layer["step"] = of_layer["step"].cpu()
+        for group in self.param_groups:
+            group.setdefault("fused", None)  # an older checkpoint has none
+        self._forget()
+
+    def _forget(self) -> None:
+        self._fused = Fused("Lamb")
+        self.measured: list[tuple[list[Tensor], Tensor]] = []
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -159,21 +188,55 @@ class Lamb(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        lists = [with_gradient(group["params"], "Lamb") for group in self.param_groups]
-        total = self._total_grad_norm(lists)
-        for group, params_of_group in zip(self.param_groups, lists, strict=True):
-            for params in params_of_group:
+        self.measured = []
+        divided = [
+            self._fused.divide(place, group, self.state, self._state, _ENTRIES)
+            for place, group in enumerate(self.param_groups)
+        ]
+        fused = [rows for rows, _ in divided]
+        lists = [with_gradient(rest, "Lamb") for _, rest in divided]
+        total = self._total_grad_norm(fused, lists)
+        for group, rows, lists_of_group in zip(self.param_groups, fused, lists, strict=True):
+            if rows is not None:
+                self._step_fused(rows, group, total)
+            for params in lists_of_group:
                 self._step(params, group, total)
         return loss
 
-    def _total_grad_norm(self, lists: list[list[list[Tensor]]]) -> Tensor | None:
+    def _total_grad_norm(
+        self, fused: list[Rows | None], lists: list[list[list[Tensor]]]
+    ) -> Tensor | None:
         """Return the norm of all gradients together, if a group bounds it."""
         if all(group["max_grad_norm"] is None for group in self.param_groups):
             return None
         each = [norms(gradients(params)) for of_group in lists for params in of_group]
+        each += [rows.grad_norms() for rows in fused if rows is not None]
         if not each:
             return None
         return torch.linalg.vector_norm(torch.cat([n.to(each[0]) for n in each]))
+
+    def _step_fused(self, rows: Rows, group: dict[str, Any], total: Tensor | None) -> None:
+        """Step the layers of one group that the compiled loop takes."""
+        rate, decay = number(group["lr"]), number(group["weight_decay"])
+        beta1, beta2 = group["betas"]
+        divisor = self._divisor(rows.params, group["max_grad_norm"], total)
+        options = Options(
+            rate=rate,
+            beta1=number(beta1),
+            beta2=number(beta2),
+            epsilon=number(group["eps"]),
+            decay=decay,
+            kept=1.0 if group["decay"] == "inside" else 1 - rate * decay,
+            divisor=1.0 if divisor is None else divisor.item(),
+            debias=DEBIAS[group["debias"]],
+            decays_inside=decay != 0 and group["decay"] == "inside",
+            ratio_before_decay=group["decay"] != "first",
+        )
+        sums = rows.step(
+            LAMB, options, lambda above, below: _ratios(above, below, group), measures=self.measures
+        )
+        if sums is not None:
+            self.measured.append((rows.params, sums))
 
     def _step(self, params: list[Tensor], group: dict[str, Any], total: Tensor | None) -> None:
         """Step parameters of one group, one device and one dtype."""
@@ -232,14 +295,24 @@ class Lamb(Optimizer):
     ) -> list[Tensor]:
         """Return the gradients, scaled down where all together are longer than `bound`."""
         grads = gradients(params)
-        if bound is None or total is None:
+        divisor = self._divisor(params, bound, total)
+        if divisor is None:
             return grads
-        divisor = (total / bound).clamp(min=1).to(grads[0].device)
-        for p in params:
-            self.state[p]["grad_divisor"] = divisor.float()
         wide = widen(grads)
         divided = torch._foreach_div(wide, divisor.to(wide[0].dtype))
         return [g.to(p.dtype) for g, p in zip(divided, params, strict=True)]
+
+    def _divisor(
+        self, params: list[Tensor], bound: float | None, total: Tensor | None
+    ) -> Tensor | None:
+        """Return what the gradients are divided by, if they are bounded, and note it."""
+        if bound is None or total is None:
+            return None
+        divisor = (total / bound).clamp(min=1).to(params[0].device)
+        noted = divisor.float()
+        for p in params:
+            self.state[p]["grad_divisor"] = noted
+        return divisor
 
     def _state(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
@@ -248,6 +321,10 @@ class Lamb(Optimizer):
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
+
+
+_ENTRIES: Final = ("step", "exp_avg", "exp_avg_sq", "trust_ratio")
+"""What of a parameter's state the compiled loop reads and writes."""
 
 
 def _ratios(weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]) -> Tensor:
@@ -278,3 +355,4 @@ def _check(group: dict[str, Any]) -> None:
         check_number("Lamb", {name: beta}, name, below=1)
     for name in LAMB_DEFAULTS:
         check_option("Lamb", name, group[name])
+    check_fused("Lamb", group)

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from trustlens.optim.fused import LARS, Fused, Options, Rows
+from trustlens.optim.fused import check as check_fused
 from trustlens.optim.layerwise import (
     check_number,
     descend_,
     gradients,
     norms,
+    number,
     scale_each_,
     trust_ratios,
     widen,
@@ -59,11 +62,19 @@ class Lars(Optimizer):
         Added to the ratio's denominator.
     always_adapt
         If False, r = 1 in groups without weight decay.
+    fused
+        As in :class:`trustlens.optim.Lamb`.
+
+    Attributes
+    ----------
+    measures, measured
+        As in :class:`trustlens.optim.Lamb`.
 
     Raises
     ------
     UsageError
-        An option is out of its range, a gradient sparse, or a parameter complex.
+        An option is out of its range, a gradient sparse, a parameter complex, or ``fused`` is
+        True where that cannot be.
 
     References
     ----------
@@ -74,6 +85,8 @@ class Lars(Optimizer):
     >>> model = torch.nn.Linear(3, 2)
     >>> optimizer = Lars(model.parameters(), lr=0.01, weight_decay=1e-4)
     """
+
+    measures: bool = False
 
     def __init__(
         self,
@@ -86,6 +99,7 @@ class Lars(Optimizer):
         norm: Literal["sum", "combined"] = "sum",
         eps: float = 0.0,
         always_adapt: bool = True,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -95,8 +109,10 @@ class Lars(Optimizer):
             "norm": norm,
             "eps": eps,
             "always_adapt": always_adapt,
+            "fused": fused,
         }
         super().__init__(params, defaults)
+        self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options of its own where it names any.
@@ -109,6 +125,16 @@ class Lars(Optimizer):
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("fused", None)  # an older checkpoint has none
+        self._forget()
+
+    def _forget(self) -> None:
+        self._fused = Fused("Lars")
+        self.measured: list[tuple[list[Tensor], Tensor]] = []
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -120,19 +146,47 @@ class Lars(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for params in with_gradient(group["params"], "Lars"):
+        self.measured = []
+        divided = [self._divide(place) for place in range(len(self.param_groups))]
+        lists = [with_gradient(rest, "Lars") for _, rest in divided]
+        for group, (rows, _), rest in zip(self.param_groups, divided, lists, strict=True):
+            if rows is not None:
+                self._step_fused(rows, group)
+            for params in rest:
                 self._step(params, group)
         return loss
+
+    def _divide(self, place: int) -> tuple[Rows | None, list[Tensor]]:
+        group = self.param_groups[place]
+        if group["momentum"]:
+            entries, make_state = ("momentum_buffer", "trust_ratio"), self._with_buffer
+        else:
+            entries, make_state = ("trust_ratio",), self.state.__getitem__
+        return self._fused.divide(place, group, self.state, make_state, entries)
+
+    def _step_fused(self, rows: Rows, group: dict[str, Any]) -> None:
+        """Step the layers of one group that the compiled loop takes."""
+        options = Options(
+            rate=number(group["lr"]),
+            beta1=number(group["momentum"]),
+            decay=number(group["weight_decay"]),
+            ratio_of_sum=group["norm"] == "sum",
+        )
+        sums = rows.step(
+            LARS, options, lambda above, below: _ratios(above, below, group), measures=self.measures
+        )
+        if sums is not None:
+            self.measured.append((rows.params, sums))
 
     def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Step parameters of one group, one device and one dtype."""
         grads = widen(gradients(params))
         directions = list(torch._foreach_add(grads, widen(params), alpha=group["weight_decay"]))
-        ratios = _ratios(norms(params), grads, directions, group)
+        measured = norms(grads if group["norm"] == "sum" else directions)
+        ratios = _ratios(norms(params), measured, group)
         scale_each_(directions, ratios)
         if group["momentum"]:
-            buffers = [self._buffer(p) for p in params]
+            buffers = [self._with_buffer(p)["momentum_buffer"] for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, directions)
             directions = buffers
@@ -140,25 +194,19 @@ class Lars(Optimizer):
         for p, ratio in zip(params, ratios.float().unbind(), strict=True):
             self.state[p]["trust_ratio"] = ratio
 
-    def _buffer(self, p: Tensor) -> Tensor:
+    def _with_buffer(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        return state["momentum_buffer"]
+        return state
 
 
-def _ratios(
-    weight_norms: Tensor, grads: list[Tensor], decayed: list[Tensor], group: dict[str, Any]
-) -> Tensor:
-    """Return the trust ratios of layers, shape (layers,), from their norms, g and g + λw."""
+def _ratios(weight_norms: Tensor, measured: Tensor, group: dict[str, Any]) -> Tensor:
+    """Return the trust ratios of layers from ‖w‖ and ‖g‖ or ‖g + λw‖, all of shape (layers,)."""
     decay = group["weight_decay"]
     if not decay and not group["always_adapt"]:
         return torch.ones_like(weight_norms)
-    if group["norm"] == "sum":
-        measured = norms(grads)
-        below = measured + decay * weight_norms
-    else:
-        measured = below = norms(decayed)
+    below = measured + decay * weight_norms if group["norm"] == "sum" else measured
     return trust_ratios(
         group["trust_coefficient"] * weight_norms,
         below + group["eps"],
@@ -173,3 +221,4 @@ def _check(group: dict[str, Any]) -> None:
     check_number("Lars", group, "momentum", below=1)
     for name in ("norm", "always_adapt"):
         check_option("Lars", name, group[name])
+    check_fused("Lars", group)

@@ -91,6 +91,11 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
         torch._foreach_add_(params, directions, alpha=-lr)
 
 
+def number(value: float | Tensor) -> float:
+    """Return an option as a float."""
+    return float(value.item() if isinstance(value, Tensor) else value)
+
+
 def check_number(
     optimizer: str,
     group: Mapping[str, Any],

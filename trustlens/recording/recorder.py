@@ -34,7 +34,7 @@ from trustlens.recording.layers import find_layers
 from trustlens.recording.output import Listener, Output
 from trustlens.recording.resume import Course, Rewind, checked_state
 from trustlens.recording.rows import Measured, MetricRecord, Record, StepRecord
-from trustlens.recording.transfer import Parcel, WriterThread, host_scalar
+from trustlens.recording.transfer import NoRoomError, Parcel, WriterThread, host_scalar
 from trustlens.recording.watch import Watch
 from trustlens.store.layout import LayerInfo, OptimizerInfo
 from trustlens.store.writer import RunWriter
@@ -318,19 +318,28 @@ class Recorder:
         return watch.before(call, measure=measure, histograms=histograms)
 
     def _after(self, watch: Watch) -> None:
-        skipped = watch.skipped()
         self._course.known_after(watch)
         histograms = _due(watch.step + 1, self._histograms_every)
-        measured = [] if skipped == 1.0 else watch.after(histograms=histograms)
         due = histograms or _due(watch.step + 1, self._every)
-        self._stepped(watch, measured if due else [], skipped)
+        try:
+            skipped = watch.skipped()
+            measured = [] if skipped == 1.0 else watch.after(histograms=histograms)
+        except NoRoomError:
+            self._stepped(watch, None, 0.0)
+        else:
+            self._stepped(watch, measured if due else [], skipped)
 
-    def _stepped(self, watch: Watch, measured: Sequence[Measured], skipped: float | Parcel) -> None:
+    def _stepped(
+        self, watch: Watch, measured: Sequence[Measured] | None, skipped: float | Parcel
+    ) -> None:
         watch.step += 1  # not before the step: a closure may have raised, and then there was none
         first = watch.step > self.step
         self._course.step = max(self.step, watch.step)
-        step = StepRecord(watch.step, _now(), first, measured, skipped)
-        self._put(step, sum(part.nbytes for part in measured))
+        if measured is None:
+            self._drop()
+        else:
+            step = StepRecord(watch.step, _now(), first, measured, skipped)
+            self._put(step, sum(part.nbytes for part in measured))
         self._look_at_thread()
 
     def _described(self) -> tuple[OptimizerInfo, ...]:
@@ -358,6 +367,8 @@ class Recorder:
             try:
                 # A lone surrogate is no text that a file could hold.
                 taken[name.encode(errors="backslashreplace").decode()] = host_scalar(value)
+            except NoRoomError:
+                self._drop()
             except Exception as error:  # noqa: BLE001 — one bad value does not end the recording
                 self._warn(f"trustlens: log got {name}={error}; give one number", about=name)
         self._course.when_known(None, lambda: self._put(MetricRecord(self.step, taken)))
@@ -368,10 +379,17 @@ class Recorder:
 
     def _put(self, item: Record | Rewind, nbytes: int = 0) -> None:
         if not self._thread.put(item, nbytes, always=isinstance(item, Rewind)):
-            self._warn(
-                f"trustlens: writing to '{self.directory}' is slower than the training; "
-                "some steps are not recorded (run.json will say how many)"
-            )
+            self._tell_that_steps_are_lost()
+
+    def _drop(self) -> None:
+        self._thread.drop()
+        self._tell_that_steps_are_lost()
+
+    def _tell_that_steps_are_lost(self) -> None:
+        self._warn(
+            f"trustlens: writing to '{self.directory}' is slower than the training; "
+            "some steps are not recorded (run.json will say how many)"
+        )
 
     def _look_at_thread(self) -> None:
         if self._thread.failure is not None:

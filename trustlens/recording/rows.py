@@ -130,8 +130,8 @@ class Measured:
         """What it holds on the host until it is written."""
         arrays = (self.layers, self.sizes, self.known, self.host)
         parcels = (self.sums, self.beside, self.counts)
-        sent = [parcel.tensor for parcel in parcels if parcel is not None]
-        return sum(array.nbytes for array in (*arrays, *sent))
+        sent = [parcel for parcel in parcels if parcel is not None]
+        return sum(each.nbytes for each in (*arrays, *sent))
 
 
 @dataclass(frozen=True, slots=True)

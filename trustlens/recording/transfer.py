@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -29,30 +28,147 @@ LINGER: Final = 0.25
 """Seconds for which the writer collects items before it hands them over."""
 
 
-@dataclass(frozen=True, slots=True)
+RING: Final = 1 << 23
+"""Bytes on each device in which what was measured waits to be taken to the host."""
+
+_ALIGNED: Final = 16  # bytes
+
+
+class NoRoomError(Exception):
+    """What was measured has no room on its device: the writer is too far behind."""
+
+
 class Parcel:
     """A tensor on its way to the host; :meth:`open` waits for it, on the writer's thread."""
 
-    tensor: Tensor
-    arrival: Any = None
+    def __init__(self, tensor: Tensor, fetch: Callable[[], None] | None = None) -> None:
+        self.tensor = tensor
+        self.nbytes = tensor.nbytes
+        self._fetch = fetch
 
     def open(self) -> NDArray[Any]:
         """Return it as an array, once it has arrived."""
-        if self.arrival is not None:
-            self.arrival.synchronize()
+        if self._fetch is not None:
+            self._fetch()
         return self.tensor.numpy()
+
+    def arrive(self, tensor: Tensor) -> None:
+        """Be told that it has arrived as this tensor."""
+        self.tensor, self._fetch = tensor, None
+
+
+class Ring:
+    """Memory on a device where parcels wait until one copy takes all of them to the host.
+
+    The training's thread puts them in, by copies within the device, and never waits. The writer's
+    thread takes them out, on a stream of its own, behind what was put in.
+
+    Parameters
+    ----------
+    device : torch.device
+        The device.
+    size : int
+        Bytes of it.
+    """
+
+    def __init__(self, device: torch.device, size: int = RING) -> None:
+        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+        on_device = device.type != "cpu"
+        self._host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=on_device)
+        self._stream = torch.cuda.Stream(device) if on_device else None
+        self._lock = threading.Lock()
+        self._taking = threading.Lock()
+        self._waiting: list[tuple[Parcel, int, Any]] = []
+        self._begin = self._end = 0  # of what is in use, in bytes put in since the beginning
+
+    def put(self, tensor: Tensor) -> Parcel:
+        """Put a tensor in, without waiting.
+
+        Raises
+        ------
+        NoRoomError
+            Too much is waiting.
+        """
+        size, needed = len(self._memory), -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+        with self._lock:
+            begin = self._end
+            if begin % size + needed > size:
+                begin += size - begin % size  # in one piece: the end of the memory stays empty
+            if begin + needed - self._begin > size:
+                raise NoRoomError
+            self._end = begin + needed
+            at = begin % size
+            place = self._memory[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            place.copy_(tensor)
+            event = None
+            if self._stream is not None:
+                event = torch.cuda.Event()
+                event.record(torch.cuda.current_stream(tensor.device))
+            parcel = Parcel(place, self.take)
+            self._waiting.append((parcel, at, event))
+            return parcel
+
+    def take(self) -> None:
+        """Take all that waits to the host, and wait until it is there."""
+        with self._taking:
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+                begin, end = self._begin, self._end
+            self._copy(begin, end, [event for *_, event in waiting])
+            for parcel, at, _ in waiting:
+                here = self._host[at : at + parcel.nbytes].clone()
+                parcel.arrive(here.view(parcel.tensor.dtype).view(parcel.tensor.shape))
+            with self._lock:
+                self._begin = end
+
+    def _copy(self, begin: int, end: int, events: list[Any]) -> None:
+        size = len(self._memory)
+        first, last = begin % size, begin % size + end - begin
+        pieces = [(first, min(last, size)), (0, max(last - size, 0))]
+        if self._stream is None:
+            for start, stop in pieces:
+                self._host[start:stop].copy_(self._memory[start:stop])
+            return
+        with torch.cuda.stream(self._stream):
+            for event in events:
+                self._stream.wait_event(event)
+            for start, stop in pieces:
+                self._host[start:stop].copy_(self._memory[start:stop], non_blocking=True)
+            arrival = torch.cuda.Event()
+            arrival.record(self._stream)
+        arrival.synchronize()
+
+
+_rings: Final[dict[torch.device, Ring]] = {}
+_rings_lock: Final = threading.Lock()
 
 
 def send(tensor: Tensor) -> Parcel:
-    """Start copying a tensor to the host; the caller must not write to it any more."""
+    """Send a tensor to the host without waiting; the caller must not write to it any more.
+
+    Raises
+    ------
+    NoRoomError
+        Too much waits on its device.
+    """
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
         return Parcel(tensor)
+    if tensor.device.type != "cuda" or tensor.nbytes > RING // 4:
+        return _sent_alone(tensor)
+    with _rings_lock:
+        ring = _rings.get(tensor.device)
+        if ring is None:
+            ring = _rings[tensor.device] = Ring(tensor.device)
+    return ring.put(tensor)
+
+
+def _sent_alone(tensor: Tensor) -> Parcel:
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
     arrival = torch.Event(tensor.device.type)
     arrival.record()
-    return Parcel(pinned, arrival)
+    return Parcel(pinned, arrival.synchronize)
 
 
 class WriterThread(Generic[Item]):
@@ -91,8 +207,13 @@ class WriterThread(Generic[Item]):
                 self._queue.put((item, nbytes))
                 self._held += nbytes
                 return True
+        self.drop()
+        return False
+
+    def drop(self) -> None:
+        """Count an item that had no room."""
+        with self._lock:
             self.dropped += 1
-            return False
 
     def flush(self) -> None:
         """Wait until everything put so far was handed over."""

@@ -1,0 +1,130 @@
+"""The ring: what is put in comes out, many at once; no room is told and nothing is overwritten.
+
+No accelerator is needed: here the device is the CPU, and what would be sent there goes through it.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trustlens
+from trustlens.recording import plan, transfer, watch
+from trustlens.recording.transfer import NoRoomError, Ring
+
+CPU = torch.device("cpu")
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=60),
+    takes=st.lists(st.booleans(), min_size=60, max_size=60),
+)
+def test_what_is_put_in_comes_out(sizes, takes):
+    ring, waiting = Ring(CPU, 2048), []
+    for i, size in enumerate(sizes):
+        tensor = torch.full((size, 2), float(i), dtype=torch.float64 if i % 2 else torch.float32)
+        try:
+            waiting.append((ring.put(tensor), tensor.clone()))
+        except NoRoomError:
+            assert sum(t.nbytes for _, t in waiting) + tensor.nbytes > 2048 - 2 * 640
+            takes[i] = True
+        tensor.fill_(-1)  # what was put in is the ring's own
+        if takes[i]:
+            for parcel, expected in waiting:
+                assert (parcel.open() == expected.numpy()).all()
+            waiting = []
+    for parcel, expected in reversed(waiting):
+        assert (parcel.open() == expected.numpy()).all()
+
+
+def test_what_was_taken_stays_as_it_was():
+    ring = Ring(CPU, 64)
+    first = ring.put(torch.ones(4)).open()
+    for _ in range(9):
+        ring.put(torch.zeros(4)).open()
+    assert (first == 1).all()
+
+
+def test_one_copy_takes_all(monkeypatch):
+    ring, copies = Ring(CPU, 4096), []
+    copy = ring._copy
+    monkeypatch.setattr(ring, "_copy", lambda *args: (copies.append(args), copy(*args)))
+    parcels = [ring.put(torch.full((3,), float(i))) for i in range(20)]
+    assert [parcel.open()[0] for parcel in parcels] == list(range(20))
+    assert len(copies) == 1
+
+
+def test_it_is_filled_and_emptied_by_two_threads():
+    ring, parcels, done = Ring(CPU, 512), [], threading.Event()
+    opened = []
+
+    def empty():
+        while not done.is_set() or parcels:
+            while parcels:
+                opened.append(float(parcels.pop(0).open()[0]))
+
+    thread = threading.Thread(target=empty)
+    thread.start()
+    put = 0
+    while put < 2000:
+        try:
+            parcels.append(ring.put(torch.full((5,), float(put))))
+            put += 1
+        except NoRoomError:
+            pass
+    done.set()
+    thread.join()
+    assert opened == list(range(2000))
+
+
+class Training:
+    def __init__(self, directory: Path) -> None:
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 2))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.recorder = trustlens.record(self.optimizer, directory, histograms_every=4)
+
+    def train(self, steps: int = 10) -> pd.DataFrame:
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            self.model(torch.randn(8, 20)).square().mean().backward()
+            self.optimizer.step()
+        self.recorder.close()
+        return trustlens.open_run(self.recorder.directory).layers()
+
+
+def through(ring: Ring, patch: pytest.MonkeyPatch) -> None:
+    for module in (plan, watch, transfer):
+        patch.setattr(module, "send", ring.put)
+
+
+def test_a_run_through_the_ring_is_the_same(tmp_path: Path) -> None:
+    direct = Training(tmp_path / "direct").train()
+    with pytest.MonkeyPatch.context() as patch:
+        through(Ring(CPU, 1 << 20), patch)
+        by_ring = Training(tmp_path / "ring").train()
+    pd.testing.assert_frame_equal(direct, by_ring, check_exact=True)
+    counts = [trustlens.open_run(tmp_path / name).histograms() for name in ("direct", "ring")]
+    pd.testing.assert_frame_equal(*counts)
+
+
+def test_without_room_steps_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = Ring(CPU, 1 << 11)
+    with pytest.MonkeyPatch.context() as patch:
+        through(ring, patch)
+        patch.setattr(Ring, "take", lambda _: None)  # a writer that does not come to it
+        training = Training(tmp_path / "run")
+        training.recorder._thread._write = lambda _: None
+        training.train()
+    info = trustlens.open_run(tmp_path / "run").info
+    assert info.recorder["dropped"] >= 5
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "slower than the training" in caplog.text
