@@ -123,7 +123,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "measure": (watch.Watch, "_sums"),
     "measure again": (Plan, "measure"),
     "plan": (Plan, "of"),
-    "count elements": (Compiled, "count"),
+    "count elements": (Compiled, "measure_and_count"),
     "send to the host": (watch, "send"),
     "make a record": (recorder, "StepRecord"),
     "hand it over": (WriterThread, "put"),

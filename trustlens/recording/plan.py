@@ -31,7 +31,8 @@ from trustlens.recording.rows import (
     known_of,
 )
 from trustlens.recording.statistics import LayerStep
-from trustlens.recording.statistics.cpu import Compiled, Prepared, is_at_hand
+from trustlens.recording.statistics.cpu import Compiled, gather, is_at_hand
+from trustlens.recording.statistics.cuda import Multi
 from trustlens.recording.transfer import Parcel, send
 
 _RATE: Final = HOST_COLUMNS.index("learning_rate")
@@ -77,7 +78,7 @@ class _Alike:
 
 
 class Plan:
-    """Measures layers on the CPU again; ``places`` are those in the watch, row by row."""
+    """Measures layers of one device again; ``places`` are those in the watch, row by row."""
 
     @classmethod
     def of(
@@ -85,7 +86,7 @@ class Plan:
         optimizer: Optimizer,
         look: Callable[[int], LayerStep],
         seen: Sequence[Seen],
-        sums: Compiled,
+        sums: Compiled | Multi,
     ) -> Plan | None:
         """Return a plan for those of these layers that can have one; None if none can.
 
@@ -99,19 +100,18 @@ class Plan:
                 kinds.setdefault(kind, []).append(one)
         ordered = [one for alike in kinds.values() for one in alike]
         prepared = sums.prepare([one.step for one in ordered]) if ordered else None
-        return None if prepared is None else cls(optimizer, look, kinds, sums, prepared)
+        return None if prepared is None else cls(optimizer, look, kinds, prepared)
 
     def __init__(
         self,
         optimizer: Optimizer,
         look: Callable[[int], LayerStep],
         kinds: Mapping[_Kind, Sequence[Seen]],
-        sums: Compiled,
-        prepared: Prepared,
+        prepared: Any,
     ) -> None:
         ordered = [one for alike in kinds.values() for one in alike]
         self.places = [one.place for one in ordered]
-        self._optimizer, self._look, self._sums, self._prepared = optimizer, look, sums, prepared
+        self._optimizer, self._look, self._prepared = optimizer, look, prepared
         self._layers = np.array([one.index for one in ordered], np.int32)
         self._parameters = [one.layer.parameter for one in ordered]
         self._of = [one.layer for one in ordered]
@@ -201,7 +201,7 @@ class Plan:
         form_of = np.full(len(places), -1, np.int64)
         for alike in self._alike:
             rows = np.arange(alike.rows.start, alike.rows.stop)
-            counts = None if alike.counts is None else self._sums.gather(alike.counts)
+            counts = None if alike.counts is None else gather(alike.counts)
             there = places[rows] != 0
             if counts is None:
                 of_count = [rows[there]]
@@ -225,7 +225,8 @@ class Plan:
         """Return the trust ratios that the optimizer keeps, as ``Measured.beside`` has them."""
         if not any(alike.kind.keeps_ratio for alike in self._alike):
             return None
-        beside = torch.full((len(self.places), len(DEVICE_COLUMNS)), torch.nan, dtype=torch.float64)
+        shape, device = (len(self.places), len(DEVICE_COLUMNS)), self._parameters[0].device
+        beside = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
         for alike in self._alike:
             if alike.kind.keeps_ratio:
                 ratios = [state["trust_ratio"].reshape(()) for state in alike.states]

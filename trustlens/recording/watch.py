@@ -21,6 +21,7 @@ from trustlens.recording.plan import Plan, Seen
 from trustlens.recording.rows import Measured, host_of, known_of
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.cpu import Compiled
+from trustlens.recording.statistics.cuda import Multi
 from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.transfer import Parcel, host_scalar, send
 
@@ -39,14 +40,13 @@ class Watch:
         self.family = family_of(optimizer)
         self._kept = Kept(optimizer, self.family)
         # Its own: models may be trained in several threads.
-        self._portable = Portable()
-        self._on_cpu: Portable | Compiled | None = None  # not built for layers on accelerators
+        self._implementations: dict[torch.device, Portable | Compiled | Multi] = {}
         self._hooks: StepHooks | None = None
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
         self._measures = False
         self._grad_factor: float | Tensor = 1.0
-        self._plan: Plan | None = None
+        self._plans: list[Plan] = []
         self._planned_for: object | None = None
         self._rest: list[list[int]] = []  # what the plan leaves out
 
@@ -70,16 +70,16 @@ class Watch:
     def release(self) -> None:
         """Give back the memory that measuring needs."""
         self._measures = False
-        self._plan = self._planned_for = None
+        self._plans, self._planned_for = [], None
         self._kept.follow([])
-        self._portable, self._on_cpu = Portable(), None
+        self._implementations = {}
 
     def follow(self, layers: Sequence[tuple[int, Layer]]) -> None:
         """Watch these layers from now on, each with its index in the run."""
         self._groups = [(group, list(group["params"])) for group in self.optimizer.param_groups]
         self._layers = list(layers)
         self._kept.follow([layer for _, layer in layers])
-        self._plan = self._planned_for = None
+        self._plans, self._planned_for = [], None
 
     @property
     def has_changed(self) -> bool:
@@ -147,12 +147,13 @@ class Watch:
 
     def _again(self) -> list[Measured] | None:
         """Measure as in the last step; None if the layers must be looked at one by one."""
-        if self._plan is None or self._planned_for is not self._kept.settled:
+        if not self._plans or self._planned_for is not self._kept.settled:
             return None
-        measured = self._plan.measure()
-        if measured is None:
+        planned = [plan.measure() for plan in self._plans]
+        measured = [each for each in planned if each is not None]
+        if len(measured) < len(planned):
             return None
-        return [measured, *(self._measure(self._look_at(part)) for part in self._rest)]
+        return [*measured, *(self._measure(self._look_at(part)) for part in self._rest)]
 
     def _anew(self, *, histograms: bool) -> list[Measured]:
         """Look at each layer, measure it, and plan the next step by what was seen."""
@@ -162,21 +163,26 @@ class Watch:
         def measure(part: Sequence[int]) -> Measured:  # what it looks at is gone at its end
             seen = self._look_at(part)
             if self.family.alike and self._kept.settled is not None:
-                plannable.extend(one for one in seen if one.step.after.is_cpu)
+                plannable.extend(seen)
             return self._measure(seen, histograms=histograms)
 
         parts = self._parts(range(len(self._layers)))
         measured = [measure(part) for part in parts]
-        self._make_plan(plannable)
+        self._make_plans(plannable)
         return measured
 
-    def _make_plan(self, seen: Sequence[Seen]) -> None:
+    def _make_plans(self, seen: Sequence[Seen]) -> None:
         self._planned_for = self._kept.settled
-        sums = self._sums(torch.device("cpu")) if seen else None
-        self._plan = None
-        if isinstance(sums, Compiled):
-            self._plan = Plan.of(self.optimizer, self._layer_step, seen, sums)
-        planned = set() if self._plan is None else set(self._plan.places)
+        by_device: dict[torch.device, list[Seen]] = {}
+        for one in seen:
+            by_device.setdefault(one.step.after.device, []).append(one)
+        self._plans = []
+        for device, there in by_device.items():
+            sums = self._sums(device)
+            if not isinstance(sums, Portable):
+                plan = Plan.of(self.optimizer, self._layer_step, there, sums)
+                self._plans += [] if plan is None else [plan]
+        planned = {place for plan in self._plans for place in plan.places}
         self._rest = self._parts([i for i in range(len(self._layers)) if i not in planned])
 
     def _parts(self, places: Iterable[int]) -> list[list[int]]:
@@ -212,7 +218,11 @@ class Watch:
         directions = [step.direction for step in steps]
         rates = [one.layer.group.get("lr") for one in seen]
         implementation = self._sums(steps[0].after.device)
-        sums = implementation.measure(steps)
+        counts = None
+        if histograms:
+            sums, counts = implementation.measure_and_count(steps)
+        else:
+            sums = implementation.measure(steps)
         beside = [
             _column([d.trust_ratio if d else None for d in directions], sums),
             *(
@@ -232,7 +242,7 @@ class Watch:
             sums=send(sums),
             beside=send(torch.cat(beside, dim=1)),
             rules=tuple(d.ratio_rule if d else None for d in directions),
-            counts=send(implementation.count(steps)) if histograms else None,
+            counts=None if counts is None else send(counts),
         )
 
     @property
@@ -240,12 +250,15 @@ class Watch:
         """Which implementations of the sums are at work."""
         return sorted({self._sums(at.parameter.device).name for _, at in self._layers})
 
-    def _sums(self, device: torch.device) -> Portable | Compiled:
-        if device.type != "cpu":
-            return self._portable
-        if self._on_cpu is None:
-            self._on_cpu = Compiled.if_possible() or self._portable
-        return self._on_cpu
+    def _sums(self, device: torch.device) -> Portable | Compiled | Multi:
+        if device not in self._implementations:
+            found = None
+            if device.type == "cpu":
+                found = Compiled.if_possible()
+            elif device.type == "cuda":
+                found = Multi.if_possible(device)
+            self._implementations[device] = found or Portable()
+        return self._implementations[device]
 
     def _layer_step(self, place: int) -> LayerStep:
         layer, kept = self._layers[place][1], self._kept

@@ -83,8 +83,11 @@ class Compiled:
             sums[i] = self._portable.measure([steps[i]])[0]
         return sums
 
-    def count(self, steps: Sequence[LayerStep]) -> Tensor:
-        """Return element histograms, as :func:`count_steps`."""
+    def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
+        """Return the sums, and element histograms as :func:`count_steps`."""
+        return self.measure(steps), self._count(steps)
+
+    def _count(self, steps: Sequence[LayerStep]) -> Tensor:
         counts = torch.zeros((len(steps), len(ELEMENTS), BUCKETS), dtype=torch.int64, device="cpu")
         for counted, step in zip(counts, steps, strict=True):
             tensors = _dense(LayerStep(step.before, step.after, step.grad, None))
@@ -108,12 +111,6 @@ class Compiled:
                 return None
             _pack(layer, tensors, step.after.numel())
         return Prepared(self, layers)
-
-    def gather(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the float32 numbers that lie at these addresses."""
-        out = np.empty(len(places), np.float32)
-        self._library.trustlens_gather(places.ctypes.data, len(places), out.ctypes.data)
-        return out
 
     def _run(self, layers: NDArray[Any], forms: Sequence[Direction], sums: Tensor) -> None:
         numbers = np.array([_numbers(form) for form in forms], np.float64)
@@ -164,6 +161,16 @@ class Prepared:
         numbers = np.array([_numbers(form) for form in forms], np.float64)
         self._compiled.run(layers, numbers, self._elements, sums)
         return sums
+
+
+def gather(places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the float32 numbers that lie at these addresses of the host's memory."""
+    library = _load()
+    if library is None:
+        return np.array([ctypes.c_float.from_address(int(at)).value for at in places], np.float32)
+    numbers = np.empty(len(places), np.float32)
+    library.trustlens_gather(places.ctypes.data, len(places), numbers.ctypes.data)
+    return numbers
 
 
 def _threads(elements: int) -> int:

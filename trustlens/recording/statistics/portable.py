@@ -61,9 +61,9 @@ class Portable:
         """
         return torch.stack([self._layer(step) for step in steps])
 
-    def count(self, steps: Sequence[LayerStep]) -> Tensor:
-        """Return element histograms, as :func:`count_steps`."""
-        return count_steps(steps)
+    def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
+        """Return the sums, and element histograms as :func:`count_steps`."""
+        return self.measure(steps), count_steps(steps)
 
     def _layer(self, step: LayerStep) -> Tensor:
         scratch = self._buffers(step.after.device)

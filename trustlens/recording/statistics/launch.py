@@ -1,0 +1,229 @@
+"""Layers laid out on a GPU, and the kernels started on them: see ``cuda.py``."""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trustlens.recording.directions import Direction
+from trustlens.recording.statistics import SUMS
+
+CHUNK: Final = 1 << 15
+"""Elements that one program sums: enough to hide what it does once."""
+
+BLOCK: Final = 1 << 10
+"""Elements it does at a time: a lane then adds 32 numbers in float32."""
+
+_OPTIONS: Final[dict[str, Any]] = {
+    "num_warps": 8,
+    # Roundings as anywhere else: terms that cancel then do so exactly.
+    "enable_fp_fusion": False,
+    # So few registers that two programs go on a multiprocessor: one alone waits for its reads.
+    **({} if torch.version.hip else {"maxnreg": 128}),
+}
+_ROWS: Final = 64  # chunks of a layer that are added at a time
+
+ALIGNMENT: Final = 16  # bytes that a thread reads at once
+
+_NO_NUMBERS: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
+
+
+class Kind(NamedTuple):
+    """What a kernel is compiled for; the dtypes are of after, before, gradient, x, v and m."""
+
+    dtypes: tuple[torch.dtype | None, ...]
+    base_is_momentum: bool
+    aligned: bool  # but for the gradient, whose address changes
+
+
+class PackedLayer(NamedTuple):
+    """A layer as the kernels read it."""
+
+    kind: Kind | None  # None: not read, and of no size
+    addresses: tuple[int, ...]  # of after, before, x, v and m
+    size: int
+    has: int
+    grad: int = 0
+
+
+class _Group(NamedTuple):
+    """Layers of one kind: a launch."""
+
+    kinds: tuple[Any, ...]  # as the kernel has them
+    wide: bool
+    first: int
+    chunks: int
+
+
+class Prepared:
+    """Some layers whose tensors stay where they are, measured again and again.
+
+    Parameters
+    ----------
+    kernels : module
+        ``triton_kernels``.
+    layers : sequence
+        The layers, packed.
+    device : torch.device
+        Where they lie.
+    """
+
+    def __init__(self, kernels: Any, layers: Sequence[PackedLayer], device: torch.device) -> None:
+        self._kernels = kernels
+        self._device = device
+        self._count = len(layers)
+        fields, chunks, self._groups = _laid_out(kernels, layers)
+        self._layers, self._chunks = _brought(fields, device), _brought(chunks, device)
+        self._changing = torch.empty(0, dtype=torch.int64, device=device)
+        self._sent = b""
+        self._grads_aligned = False
+
+    def measure(
+        self,
+        grads: Sequence[int] | NDArray[np.int64],
+        forms: Sequence[Direction],
+        form_of: Sequence[int] | NDArray[np.int64],
+        out: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        """Return the sums of each layer in this step, float64 of shape (layers, len(SUMS)).
+
+        Parameters
+        ----------
+        grads : sequence of int
+            The address of each layer's gradient, contiguous and of the dtype that it was prepared
+            with (else of the weights'); 0 where there is none.
+        forms : sequence of Direction
+            The numbers of the directions; their tensors are not looked at.
+        form_of : sequence of int
+            The place of each layer's direction among them; -1 where none is known.
+        out : Tensor, optional
+            Where the sums go, rows of any stride.
+        counts : Tensor, optional
+            What the element histograms are added to: int64 of shape (layers, 3, BUCKETS).
+        """
+        double: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
+        if out is None:
+            out = torch.empty((self._count, len(SUMS)), **double)
+        forms_there = self._send(grads, forms, form_of)
+        scratch = torch.empty((len(self._chunks), len(SUMS)), **double)
+        with _on(self._device):
+            for group in self._groups:
+                self._launch(group, forms_there, scratch, counts)
+            self._kernels.add_chunks[(self._count,)](
+                self._layers, self._changing, scratch, out, self._count, out.stride(0), ROWS=_ROWS
+            )
+        return out
+
+    def _launch(self, group: _Group, forms: Tensor, scratch: Tensor, counts: Tensor | None) -> None:
+        self._kernels.measure_chunks[(group.chunks,)](
+            self._layers,
+            self._changing,
+            forms,
+            self._chunks,
+            scratch,
+            self._changing if counts is None else counts,
+            group.first,
+            self._count,
+            KINDS=(*group.kinds, self._grads_aligned),
+            WIDE=group.wide,
+            COUNT=counts is not None,
+            CHUNK=CHUNK,
+            BLOCK=BLOCK,
+            **_OPTIONS,
+        )
+
+    def _send(
+        self,
+        grads: Sequence[int] | NDArray[np.int64],
+        forms: Sequence[Direction],
+        form_of: Sequence[int] | NDArray[np.int64],
+    ) -> Tensor:
+        """Bring what changed to the device, in one copy; return the forms' numbers there."""
+        rows = [_numbers(form) for form in forms] or [_NO_NUMBERS]
+        values = [value for row in rows for value in row]
+        places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+        at_hand = [0.0 if isinstance(value, Tensor) else value for value in values]
+        packed = b"".join(
+            (_packed_ints(grads), _packed_ints(form_of), array("d", at_hand), _packed_ints(places))
+        )
+        if packed != self._sent:
+            changing = np.frombuffer(packed, np.int64)
+            self._changing, self._sent = _brought(changing, self._device), packed
+            self._grads_aligned = not (changing[: self._count] % ALIGNMENT).any()
+        start, end = 2 * self._count, 2 * self._count + len(values)
+        there = self._changing[start:end].view(torch.float64)
+        if places:  # numbers that lie on the device are put in there
+            tensors = [values[i].detach().reshape(()) for i in places]
+            there.index_copy_(0, self._changing[end:], torch.stack(tensors).double())
+        return there
+
+
+def _numbers(form: Direction) -> tuple[Any, ...]:
+    decay = form.decay or 0.0
+    kept = form.kept
+    return (
+        form.rate,
+        form.grad_share,
+        form.base_share,
+        form.weight_share,
+        form.update_share,
+        form.variance_share,
+        form.epsilon,
+        decay,
+        1 - form.rate * (form.weight_share + decay) if kept is None else kept,
+        float(form.divides),
+    )
+
+
+def _laid_out(
+    kernels: Any, layers: Sequence[PackedLayer]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Group]]:
+    """Return the tables of the layers and of the chunks, those of a kind together."""
+    by_kind: dict[Kind, list[int]] = {}
+    for i, layer in enumerate(layers):
+        if layer.kind is not None and layer.size:
+            by_kind.setdefault(layer.kind, []).append(i)
+    fields = np.zeros((len(layers), kernels.FIELDS.value), np.int64)
+    for i, layer in enumerate(layers):
+        fields[i] = (*layer.addresses, layer.size, 0, 0, layer.has)
+    owners: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    groups: list[_Group] = []
+    total = 0
+    for kind, members in by_kind.items():
+        first = total
+        for i in members:
+            chunks = -(-layers[i].size // CHUNK)
+            fields[i, 6:8] = total, chunks
+            owners.append(np.full(chunks, i))
+            total += chunks
+        dtypes = [kernels.dtype_of(dtype) for dtype in kind.dtypes]
+        kinds = (*dtypes, kind.base_is_momentum, kind.aligned)
+        groups.append(_Group(kinds, torch.float64 in kind.dtypes, first, total - first))
+    owner = np.concatenate(owners)
+    chunk = np.stack([owner, np.arange(total) - fields[owner, 6]], axis=1)
+    return fields, chunk, groups
+
+
+def _packed_ints(values: Sequence[int] | NDArray[np.int64]) -> bytes:
+    return np.asarray(values, np.int64).tobytes()
+
+
+def _brought(values: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Return an array on the device, without waiting."""
+    host = torch.from_numpy(values.copy())  # frombuffer's cannot be written
+    if device.type == "cpu":
+        return host
+    # torch gives pinned memory to others only when a copy from it is over.
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,381 @@
+"""The sums on a GPU: one pass over many tensors at once, as Triton kernels.
+
+A layer is cut into chunks, a program a chunk. A program adds in float32, in lanes, few numbers
+each, and across lanes in float64. A chunk that float32 cannot do (infinite, NaN, huge or tiny
+numbers, or ones that cancel) is done again in float64, by the plain formulas, as are tensors that
+float32 cannot hold. Each chunk has a row of its own in a scratch; a second kernel adds the rows
+of a layer, always in the same order. ``launch.py`` lays out the tables.
+"""
+
+# pyright: basic, reportMissingImports=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0124, PLR0917, SIM108, SIM300
+# Triton is a language of its own: types are dtypes there, and capitals stand for constants.
+
+import triton
+import triton.language as tl
+
+from trustlens.recording.statistics.triton_counts import (
+    BUCKETS,
+    hand_in,
+    masked,
+    no_tally,
+    tally_block,
+)
+
+SUMS = tl.constexpr(16)
+FIELDS = tl.constexpr(9)
+"""Columns of `layers`: after, before, base, variance, momentum, size, first chunk, chunks, has."""
+NUMBERS = tl.constexpr(10)
+HAS_GRAD = tl.constexpr(1)
+HAS_MOMENTUM = tl.constexpr(2)
+HAS_VARIANCE = tl.constexpr(4)
+
+# The columns of the sums that a layer lacks without a gradient, and so on: a bit each.
+_OF_GRAD = tl.constexpr(1 << 3 | 1 << 12 | 1 << 15)
+_OF_DIRECTION = tl.constexpr(1 << 1 | 1 << 4 | 1 << 5 | 1 << 13)
+_OF_MOMENTUM = tl.constexpr(1 << 7 | 1 << 8)
+_OF_VARIANCE = tl.constexpr(1 << 9 | 1 << 10)
+_FIRST_MAXIMUM = tl.constexpr(14)
+
+# Between these a sum of squares has lost nothing to float32's range that would show.
+_LEAST = tl.constexpr(1e-27)
+_MOST = tl.constexpr(1e36)
+_CANCELLED = tl.constexpr(2e-4)
+"""Share of its terms' squares below which a sum has too few digits left in float32."""
+
+
+def dtype_of(dtype):
+    """Return what a kernel calls a torch dtype: 0 if there is none."""
+    return 0 if dtype is None else getattr(tl, str(dtype).removeprefix("torch."))
+
+
+@triton.jit
+def _read(
+    address, start, lanes, inside, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr
+):
+    """Return elements of the tensor at an address; zeros where there are none."""
+    if DTYPE == 0:
+        values = tl.zeros(lanes.shape, REAL)
+    else:
+        pointer = address.to(tl.pointer_type(DTYPE))
+        if ALIGNED:  # else each element is a read of its own
+            pointer = tl.multiple_of(pointer, 16)
+        values = tl.load(pointer + start + lanes, mask=inside, other=0).to(REAL)
+    return values
+
+
+@triton.jit
+def _is_there(share, values):
+    return tl.where(share != 0, values, 0.0) != 0
+
+
+@triton.jit
+def _share(share, values):
+    """Return a term of d; none at all if its share is 0: 0·∞ would be NaN."""
+    return tl.where(share != 0, share * values, 0.0)
+
+
+@triton.jit
+def _root(values, REAL: tl.constexpr):
+    return tl.sqrt_rn(values) if REAL == tl.float32 else tl.sqrt(values)
+
+
+@triton.jit
+def _ratio(a, b, REAL: tl.constexpr):
+    return tl.div_rn(a, b) if REAL == tl.float32 else a / b
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.where((a >= b) | (a != a), a, b)
+
+
+@triton.jit
+def _maximum(values):
+    """Return the largest; NaN if there is one."""
+    broken = tl.max((values != values).to(tl.int32), axis=0)
+    most = tl.max(tl.where(values == values, values, 0.0), axis=0)
+    return tl.where(broken > 0, float("nan"), most)
+
+
+@triton.jit
+def _given(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
+    """Return w' and g, x, v̂, m, zeros outside of the layer, and √v̂ and d's denominator."""
+    _, _, grad_at, base_at, variance_at, momentum_at, start, has_grad, _ = layer
+    after = _read(layer[0], start, lanes, inside, KINDS[0], KINDS[7], REAL)
+    g = _read(grad_at, start, lanes, masked(inside, has_grad), KINDS[2], KINDS[8], REAL)
+    m = _read(momentum_at, start, lanes, inside, KINDS[5], KINDS[7], REAL)
+    if KINDS[6]:  # x is m
+        x = m
+    else:
+        x = _read(base_at, start, lanes, inside, KINDS[3], KINDS[7], REAL)
+    v = numbers[5].to(REAL) * _read(variance_at, start, lanes, inside, KINDS[4], KINDS[7], REAL)
+    root = _root(v, REAL)
+    den = tl.where(numbers[8] != 0, root + numbers[6].to(REAL), 1.0)
+    return after, g, x, v, m, root, den
+
+
+@triton.jit
+def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
+    """Return the weights before the step; `step` is d without its terms of w."""
+    if KINDS[1] != 0:
+        w = _read(layer[1], layer[6], lanes, inside, KINDS[1], KINDS[7], REAL)
+    else:  # `undo`: rounded after each of its two steps
+        w = (after + numbers[0].to(REAL) * step).to(KINDS[0])
+        # A rounded factor would be seen in Δw, which is small beside w: this one is float64.
+        w = (w.to(tl.float64) * numbers[9]).to(KINDS[0]).to(REAL)
+        w = tl.where(inside, tl.where(layer[8] != 0, w, after), 0.0)
+    return w
+
+
+@triton.jit
+def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
+    """Return what the sums are made of, element by element; zeros outside of the layer.
+
+    Beside them: how much d's terms amount to, and where float32 cannot tell enough.
+    """
+    a, b, c, e, epsilon, decay = (
+        numbers[1], numbers[2], numbers[3], numbers[4], numbers[6], numbers[7],
+    )  # fmt: skip
+    dividing = numbers[8] != 0
+    after, g, x, v, m, root, den = _given(layer, numbers, lanes, inside, KINDS, REAL)
+    of_grad, of_base = _share(a.to(REAL), g), _share(b.to(REAL), x)
+    step = _ratio(of_grad + of_base, den, REAL)
+    w = _weights(layer, numbers, after, step, lanes, inside, KINDS, REAL)
+    update = after - w
+    of_weight, of_update = _share(c.to(REAL), w), _share(e.to(REAL), update)
+    d = _ratio(of_grad + of_base + of_weight, den, REAL) + of_update
+    u = d + _share(decay.to(REAL), w)
+    if REAL == tl.float32:  # c and λ may cancel, and are then to do so exactly
+        u = tl.where(dividing, u, step + of_update + _share((c + decay).to(REAL), w))
+    least = tl.where(v < epsilon.to(REAL) * epsilon.to(REAL), epsilon.to(REAL), root)
+    if KINDS[4] == 0:
+        surprise = tl.zeros(lanes.shape, REAL)
+    else:
+        surprise = tl.where(inside, _ratio(g, least, REAL), 0.0)
+    amount = tl.abs(of_grad) + tl.abs(of_base) + tl.where(dividing, tl.abs(of_weight), 0.0)
+    amount = tl.where(inside, _ratio(amount, den, REAL) + tl.abs(of_update), 0.0)
+    # Whether u has a term that is not 0, whatever float32 makes of their sum.
+    pulls = tl.where(dividing, tl.abs(c) + tl.abs(decay), c + decay)
+    wanted = _is_there(a, g) | _is_there(b, x) | _is_there(pulls, w)
+    unsure = (update == 0) & (u == 0) & wanted
+    if KINDS[4] != 0:
+        unsure = unsure | (inside & (v < tl.where(epsilon < 1e-12, 1e-30, 0.0)))
+    d, u = tl.where(inside, d, 0.0), tl.where(inside, u, 0.0)
+    return (w, update, g, m, v, d, u, surprise), amount, after, unsure
+
+
+@triton.jit
+def _squares(values):
+    """Return the terms of the sums up to `surprise_sum`, in their order."""
+    w, update, g, m, v, d, u, surprise = values
+    return (
+        w * w, u * u, update * update, g * g, d * d, d * w, update * w, g * m, m * m, v,
+        surprise * surprise,
+    )  # fmt: skip
+
+
+@triton.jit
+def _plus(s, t):
+    return (
+        s[0] + t[0], s[1] + t[1], s[2] + t[2], s[3] + t[3], s[4] + t[4], s[5] + t[5],
+        s[6] + t[6], s[7] + t[7], s[8] + t[8], s[9] + t[9], s[10] + t[10],
+    )  # fmt: skip
+
+
+@triton.jit
+def _fast_block(
+    layer, numbers, counts, lanes, inside, state, KINDS: tl.constexpr, COUNT: tl.constexpr
+):
+    sums, amounts, counted, most_update, most_grad, seen, tally = state
+    values, amount, after, unsure = _elements(layer, numbers, lanes, inside, KINDS, tl.float32)
+    w, update, g, m, v, d, u, _ = values
+    sums = _plus(sums, _squares(values))
+    amounts += amount * amount
+    zero = (inside & (g == 0)).to(tl.int32)
+    counted += zero | (((update == 0) & (u != 0)).to(tl.int32) << 16)
+    most_update = tl.maximum(most_update, tl.abs(update))
+    most_grad = tl.maximum(most_grad, tl.abs(g))
+    seen = seen | (w != 0).to(tl.int32) | ((u != 0).to(tl.int32) << 1)
+    seen = seen | ((update != 0).to(tl.int32) << 2) | ((g != 0).to(tl.int32) << 3)
+    seen = seen | ((d != 0).to(tl.int32) << 4) | ((m != 0).to(tl.int32) << 5)
+    seen = seen | ((v != 0).to(tl.int32) << 6) | (unsure.to(tl.int32) << 7)
+    if COUNT:
+        tally = tally_block(counts, tally, values, after, inside, layer[7])
+    return sums, amounts, counted, most_update, most_grad, seen, tally
+
+
+@triton.jit
+def _is_sound(total, seen, bit: tl.constexpr):
+    """Tell whether float32 could square what was summed."""
+    return ((total > _LEAST) & (total < _MOST)) | (tl.max(seen & (1 << bit), axis=0) == 0)
+
+
+@triton.jit
+def _are_sound(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
+    """Tell whether float32 could do a chunk whose sums are `s`."""
+    known = layer[8]
+    c, decay, dividing = numbers[3], numbers[7], numbers[8] != 0
+    sound = _is_sound(s[0], seen, 0) & _is_sound(s[2], seen, 2) & _is_sound(s[3], seen, 3)
+    of_d = amounts + tl.where(dividing, 0.0, c * c) * s[0]
+    pull = tl.where(dividing, decay, c + decay)
+    of_u = amounts + pull * pull * s[0]
+    direction = _is_sound(s[1], seen, 1) & _is_sound(s[4], seen, 4) & (of_d < _MOST)
+    direction = direction & (s[4] >= _CANCELLED * of_d) & (s[1] >= _CANCELLED * of_u)
+    direction = direction & (tl.max(seen & 128, axis=0) == 0)
+    if KINDS[5] != 0:
+        direction = direction & _is_sound(s[8], seen, 5)
+    if KINDS[4] != 0:
+        direction = direction & _is_sound(s[9], seen, 6) & _is_sound(s[10], seen, 3)
+    return sound & (direction | (known == 0))
+
+
+@triton.jit
+def _fast(
+    layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Sum a chunk in float32 into its row of the scratch; tell whether that is right."""
+    lanes = tl.arange(0, BLOCK)
+    zero = tl.zeros([BLOCK], tl.float32)
+    none = tl.zeros([BLOCK], tl.int32)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    state = (sums, zero, none, zero, zero, none, no_tally())
+    everywhere = tl.full([BLOCK], True, tl.int1)  # known to the compiler: no masks
+    for i in range(size // BLOCK):
+        state = _fast_block(
+            layer, numbers, counts, i * BLOCK + lanes, everywhere, state, KINDS, COUNT
+        )
+    if size % BLOCK != 0:
+        at = size // BLOCK * BLOCK + lanes
+        state = _fast_block(layer, numbers, counts, at, at < size, state, KINDS, COUNT)
+    sums, amounts, counted, most_update, most_grad, seen, tally = state
+    if COUNT:
+        hand_in(counts, tally)
+    totals = _totals(sums)
+    for i in tl.static_range(11):
+        tl.store(row + i, totals[i])
+    tl.store(row + 11, 0.0)  # had one not been finite, the sums would not be
+    tl.store(row + 12, tl.sum(counted & 0xFFFF, axis=0).to(tl.float64))
+    tl.store(row + 13, tl.sum(counted >> 16, axis=0).to(tl.float64))
+    tl.store(row + 14, tl.max(most_update, axis=0).to(tl.float64))
+    tl.store(row + 15, tl.max(most_grad, axis=0).to(tl.float64))
+    amounts = tl.sum(amounts.to(tl.float64), axis=0)
+    return _are_sound(totals, amounts, seen, layer, numbers, KINDS)
+
+
+@triton.jit
+def _total(values):
+    return tl.sum(values.to(tl.float64), axis=0)
+
+
+@triton.jit
+def _totals(s):
+    return (
+        _total(s[0]), _total(s[1]), _total(s[2]), _total(s[3]), _total(s[4]), _total(s[5]),
+        _total(s[6]), _total(s[7]), _total(s[8]), _total(s[9]), _total(s[10]),
+    )  # fmt: skip
+
+
+@triton.jit
+def _slow(
+    layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Sum a chunk in float64."""
+    zero = tl.zeros([BLOCK], tl.float64)
+    none = tl.zeros([BLOCK], tl.int32)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    broken, zeros, swallowed, most_update, most_grad = none, none, none, zero, zero
+    tally = no_tally()
+    for start in range(0, size, BLOCK):
+        lanes = start + tl.arange(0, BLOCK)
+        inside = lanes < size
+        values, _, after, _ = _elements(layer, numbers, lanes, inside, KINDS, tl.float64)
+        w, update, g, _, _, _, u, _ = values
+        sums = _plus(sums, _squares(values))
+        finite = (tl.abs(w) < float("inf")) & (tl.abs(g) < float("inf"))
+        broken += (finite == 0).to(tl.int32)
+        zeros += (inside & (g == 0)).to(tl.int32)
+        swallowed += ((update == 0) & (u != 0)).to(tl.int32)
+        most_update = _larger(most_update, tl.abs(update))
+        most_grad = _larger(most_grad, tl.abs(g))
+        if COUNT:
+            tally = tally_block(counts, tally, values, after, inside, layer[7])
+    if COUNT:
+        hand_in(counts, tally)
+    totals = _totals(sums)
+    for i in tl.static_range(11):
+        tl.store(row + i, totals[i])
+    tl.store(row + 11, tl.sum(broken, axis=0).to(tl.float64))
+    tl.store(row + 12, tl.sum(zeros, axis=0).to(tl.float64))
+    tl.store(row + 13, tl.sum(swallowed, axis=0).to(tl.float64))
+    tl.store(row + 14, _maximum(most_update))
+    tl.store(row + 15, _maximum(most_grad))
+
+
+@triton.jit
+def _numbers(at, DIVIDES: tl.constexpr):
+    """Return a direction's numbers, what the decay keeps of w as its inverse."""
+    rate, a, b, c = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    e, h, epsilon, decay = tl.load(at + 4), tl.load(at + 5), tl.load(at + 6), tl.load(at + 7)
+    divides = tl.load(at + 9) if DIVIDES else tl.full([], 0, tl.float64)
+    return rate, a, b, c, e, h, epsilon, decay, divides, 1.0 / tl.load(at + 8)
+
+
+@triton.jit(do_not_specialize=["first", "count"], do_not_specialize_on_alignment=["counts"])
+def measure_chunks(
+    layers, changing, forms, chunks, scratch, counts, first, count,
+    KINDS: tl.constexpr, WIDE: tl.constexpr, COUNT: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum a chunk of a layer: a program each, from chunk `first` on.
+
+    `KINDS` are the dtypes of after, before, gradient, base, variance and momentum (0: there is
+    none); whether the base is the momentum; whether all addresses, and those of gradients, are
+    multiples of 16. `WIDE`: in float64.
+    """
+    chunk = first + tl.program_id(0)
+    index = tl.load(chunks + 2 * chunk).to(tl.int64)
+    start = tl.load(chunks + 2 * chunk + 1).to(tl.int64) * CHUNK
+    fields = layers + index * FIELDS
+    grad, form = tl.load(changing + index), tl.load(changing + count + index)
+    has_grad = (grad != 0).to(tl.int32)
+    known = has_grad * (form >= 0).to(tl.int32)
+    layer = (
+        tl.load(fields), tl.load(fields + 1), grad, tl.load(fields + 2), tl.load(fields + 3),
+        tl.load(fields + 4), start, has_grad, known,
+    )  # fmt: skip
+    numbers = _numbers(forms + tl.maximum(form, 0) * NUMBERS, KINDS[4] != 0)
+    size = tl.minimum(tl.load(fields + 5) - start, CHUNK).to(tl.int32)
+    row = scratch + chunk.to(tl.int64) * SUMS
+    here = counts + index * (3 * BUCKETS)
+    if WIDE:
+        _slow(layer, numbers, size, row, here, KINDS, COUNT, BLOCK // 4)
+    elif _fast(layer, numbers, size, row, here, KINDS, COUNT, BLOCK) == 0:
+        _slow(layer, numbers, size, row, here, KINDS, False, BLOCK // 4)
+
+
+@triton.jit(do_not_specialize=["count", "stride"], do_not_specialize_on_alignment=["sums"])
+def add_chunks(layers, changing, scratch, sums, count, stride, ROWS: tl.constexpr):
+    """Add the chunks of a layer in their order: a program each."""
+    index = tl.program_id(0).to(tl.int64)
+    fields = layers + index * FIELDS
+    size, first, chunks = tl.load(fields + 5), tl.load(fields + 6), tl.load(fields + 7)
+    has, grad = tl.load(fields + 8), tl.load(changing + index)
+    column = tl.arange(0, SUMS)
+    total = tl.zeros([SUMS], tl.float64)
+    most = tl.zeros([SUMS], tl.float64)
+    for start in range(0, chunks, ROWS):
+        row = start + tl.arange(0, ROWS)
+        at = scratch + (first + row)[:, None] * SUMS + column[None, :]
+        values = tl.load(at, mask=(row < chunks)[:, None], other=0.0)
+        total += tl.sum(values, axis=0)
+        most = _larger(most, _maximum(values))
+    total = tl.where(column < _FIRST_MAXIMUM, total, most)
+    has_grad = (grad != 0) | ((size == 0) & (has & HAS_GRAD != 0))
+    known = has_grad & (tl.load(changing + count + index) >= 0)
+    lacks = tl.where(has_grad, 0, _OF_GRAD) | tl.where(known, 0, _OF_DIRECTION)
+    lacks = lacks | tl.where(known & (has & HAS_MOMENTUM != 0), 0, _OF_MOMENTUM)
+    lacks = lacks | tl.where(known & (has & HAS_VARIANCE != 0), 0, _OF_VARIANCE)
+    total = tl.where((lacks >> column) & 1 != 0, float("nan"), total)
+    tl.store(sums + index * stride + column, total)
