@@ -36,6 +36,9 @@ class Guard(Protocol):
 class StepHooks:
     """Calls ``before`` and ``after`` around each step, ``skipped`` for one left out for inf.
 
+    For one that is captured in a CUDA graph it calls ``captured`` only: nothing may be added to it,
+    and its replays call no hooks.
+
     All through ``guard``. ``before`` receives the arguments of the step and may return others for
     it. Each is called once a step also where a subclass's ``step`` calls its parent's, which torch
     has given hooks of its own: before the outermost and after it.
@@ -49,6 +52,7 @@ class StepHooks:
         before: Callable[[Call], Call | None],
         after: Callable[[], None],
         skipped: Callable[[], None],
+        captured: Callable[[], None],
     ) -> None:
         self.fired = 0
         self._optimizer = optimizer
@@ -56,6 +60,7 @@ class StepHooks:
         self._before = before
         self._after = after
         self._skipped = skipped
+        self._captured = captured
         self._under_way = False
         self._nested = False
         hooks: tuple[Any, Any] = (_Hook(optimizer, self._begins), _Hook(optimizer, self._ends))
@@ -94,6 +99,9 @@ class StepHooks:
         if self._nested:
             return None
         self._under_way = bool(self._optimizer.state) or not _fills_in_state()
+        if self._under_way and _is_captured(self._optimizer):
+            self._under_way = False
+            self.guard(self._captured)
         if not self._under_way:
             return None
         return self.guard(lambda: self._before(call))
@@ -112,6 +120,13 @@ class StepHooks:
             depth += inside and frame.f_locals.get("self") is self._optimizer
             frame = frame.f_back
         return depth
+
+
+def _is_captured(optimizer: Optimizer) -> bool:
+    """Tell whether what the optimizer does now goes into a CUDA graph instead of being done."""
+    parameters = next((group["params"] for group in optimizer.param_groups if group["params"]), [])
+    on_cuda = any(parameter.is_cuda for parameter in parameters[:1])
+    return on_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _fills_in_state() -> bool:

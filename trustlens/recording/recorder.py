@@ -293,6 +293,10 @@ class Recorder:
             before=lambda call: self._before(watch, call),
             after=lambda: self._after(watch),
             skipped=lambda: self._course.when_known(watch, lambda: self._stepped(watch, [], 1.0)),
+            captured=lambda: self._warn(
+                "trustlens does not record steps captured in a CUDA graph, since its replays run no "
+                "Python; to record them, leave optimizer.step() out of the graph"
+            ),
         )
 
     def _guard(self, work: Callable[[], Result]) -> Result | None:

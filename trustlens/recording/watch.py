@@ -57,9 +57,17 @@ class Watch:
         before: Callable[[Call], Call | None],
         after: Callable[[], None],
         skipped: Callable[[], None],
+        captured: Callable[[], None],
     ) -> None:
-        """Have them called at each step, through the guard."""
-        self._hooks = StepHooks(self.optimizer, guard, before=before, after=after, skipped=skipped)
+        """Have them called at each step, through the guard: see :class:`StepHooks`."""
+        self._hooks = StepHooks(
+            self.optimizer,
+            guard,
+            before=before,
+            after=after,
+            skipped=skipped,
+            captured=captured,
+        )
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
