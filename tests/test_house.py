@@ -32,6 +32,7 @@ ORDER = (
     "trustlens.recording.arguments",
     "trustlens.recording.scaling",
     "trustlens.recording.hooks",
+    "trustlens.recording.failsafe",
     "trustlens.recording.layers",
     "trustlens.recording.directions",
     "trustlens.recording.statistics",

@@ -7,7 +7,6 @@ hand the sums to the writer thread. They never raise and never wait for a device
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +14,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,7 +27,8 @@ from trustlens.recording.arguments import (
     describe,
     describe_run,
 )
-from trustlens.recording.hooks import Call, Result
+from trustlens.recording.failsafe import Failsafe
+from trustlens.recording.hooks import Call
 from trustlens.recording.layers import find_layers
 from trustlens.recording.output import Listener, Output
 from trustlens.recording.resume import Course, Rewind, checked_state
@@ -38,8 +37,6 @@ from trustlens.recording.transfer import NoRoomError, Parcel, WriterThread, host
 from trustlens.recording.watch import Watch
 from trustlens.store.layout import LayerInfo, OptimizerInfo
 from trustlens.store.writer import RunWriter
-
-_log: Final = logging.getLogger("trustlens")
 
 
 def record(
@@ -155,15 +152,12 @@ class Recorder:
         self._model = model
         self._every = every
         self._histograms_every = histograms_every
-        self._closed = False
-        self._failure: str | None = None
-        self._warned: set[str] = set()
-        self._process = os.getpid()
+        self._safely = Failsafe(directory, self._release)
         self._watches = [Watch(optimizer) for optimizer in optimizers]
         # Only ever grows: what waits for the writer thread names its layers by their place here.
         self._names: list[str] = []
         self._course = Course(
-            directory, self._watches, put=self._put, note=self._note, warn=self._warn
+            directory, self._watches, put=self._put, note=self._note, warn=self._safely.warn
         )
         info = describe_run(
             name or directory.absolute().name,
@@ -179,14 +173,14 @@ class Recorder:
         resumed = partial(self._course.resume, new=info, stays=stays)
         self._store = RunWriter(directory, info, resume=resumed if resume else None)
         self._output = Output(
-            self._store, self._names, listeners, self._warn, several=len(optimizers) > 1
+            self._store, self._names, listeners, self._safely.warn, several=len(optimizers) > 1
         )
         self._thread: WriterThread[Record | Rewind] = WriterThread(self._output.write)
         for watch in self._watches:
             self._attach(watch)
             BEING_RECORDED.add(watch.optimizer)
             if not watch.family.name:
-                self._warn(
+                self._safely.warn(
                     f"trustlens does not know {type(watch.optimizer).__name__}: what it does is "
                     "measured, with a copy of the weights and gradients; what cannot be told is "
                     "recorded as null"
@@ -207,7 +201,7 @@ class Recorder:
             One number each: a Python or numpy number, or a tensor of one element on any device,
             which is taken without waiting. What is no number is left out, with one warning.
         """
-        self._guard(lambda: self._log(values))
+        self._safely(lambda: self._log(values))
 
     def state_dict(self) -> dict[str, Any]:
         """Return which step the run is at, to be saved with a checkpoint.
@@ -238,32 +232,32 @@ class Recorder:
             It has no ``step`` that is a whole number of 0 or more.
         """
         own = checked_state(state_dict, len(self._watches))
-        self._guard(lambda: self._course.go_to(own))
+        self._safely(lambda: self._course.go_to(own))
 
     def flush(self) -> None:
         """Wait until everything recorded so far is in files that a reader sees."""
-        if not self._closed and self._process == os.getpid():
+        if not self._safely.over and not self._safely.is_fork:
             self._thread.flush()
             self._look_at_thread()
 
     def close(self) -> None:
         """Take the hooks off, write what is left, seal the run. Closing twice does nothing."""
-        if self._closed:
+        if self._safely.over:
             return
-        self._guard(self._course.end)
-        self._closed = True
+        self._safely(self._course.end)
+        self._safely.over = True
         atexit.unregister(self.close)
         for watch in self._watches:
             watch.detach()
             BEING_RECORDED.discard(watch.optimizer)
-        if self._process != os.getpid():
+        if self._safely.is_fork:
             return  # a fork's copy: the files are the other process's
         self._thread.close()
         self._look_at_thread()
         dropped = self._store.info.recorder.get("dropped", 0) + self._thread.dropped
         lost: dict[str, Any] = {"dropped": dropped} if dropped else {}
-        if self._failure is not None:
-            lost["stopped"] = self._failure
+        if self._safely.failure is not None:
+            lost["stopped"] = self._safely.failure
         last: tuple[Callable[[], None], ...] = (
             self._output.close,
             lambda: self._store.close(self._store.info.closed_at(_now().isoformat(), **lost)),
@@ -272,7 +266,7 @@ class Recorder:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
-                self._fail(error)
+                self._safely.fail(error)
 
     def __enter__(self) -> Self:
         return self
@@ -289,26 +283,15 @@ class Recorder:
 
     def _attach(self, watch: Watch) -> None:
         watch.attach(
-            self._guard,
+            self._safely,
             before=lambda call: self._before(watch, call),
             after=lambda: self._after(watch),
             skipped=lambda: self._course.when_known(watch, lambda: self._stepped(watch, [], 1.0)),
-            captured=lambda: self._warn(
-                "trustlens does not record steps captured in a CUDA graph, since its replays run no "
+            captured=lambda: self._safely.warn(
+                "trustlens does not record steps captured in a CUDA graph, whose replays run no "
                 "Python; to record them, leave optimizer.step() out of the graph"
             ),
         )
-
-    def _guard(self, work: Callable[[], Result]) -> Result | None:
-        # After a fork there is no writer thread, and its queue's lock may be held for ever.
-        if self._failure is None and not self._closed and self._process == os.getpid():
-            try:
-                # Not in inference mode: what is kept for later steps may be outside of it then.
-                with torch.inference_mode(mode=False), torch.no_grad():
-                    return work()
-            except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
-                self._fail(error)
-        return None
 
     def _before(self, watch: Watch, call: Call) -> Call | None:
         known, step = self._course.known(watch), watch.step + 1
@@ -374,7 +357,7 @@ class Recorder:
             except NoRoomError:
                 self._drop()
             except Exception as error:  # noqa: BLE001 — one bad value does not end the recording
-                self._warn(f"trustlens: log got {name}={error}; give one number", about=name)
+                self._safely.warn(f"trustlens: log got {name}={error}; give one number", about=name)
         self._course.when_known(None, lambda: self._put(MetricRecord(self.step, taken)))
 
     def _note(self, **recorder: Any) -> None:
@@ -390,33 +373,18 @@ class Recorder:
         self._tell_that_steps_are_lost()
 
     def _tell_that_steps_are_lost(self) -> None:
-        self._warn(
+        self._safely.warn(
             f"trustlens: writing to '{self.directory}' is slower than the training; "
             "some steps are not recorded (run.json will say how many)"
         )
 
     def _look_at_thread(self) -> None:
         if self._thread.failure is not None:
-            self._fail(self._thread.failure)
+            self._safely.fail(self._thread.failure)
 
-    def _fail(self, error: BaseException) -> None:
-        # The hooks stay until close: torch walks through them at this moment.
-        if self._failure is not None:
-            return
-        self._failure = _in_words(error)  # in words: the error holds all that was at work
+    def _release(self) -> None:
         for watch in self._watches:
             watch.release()
-        _log.warning(
-            "trustlens stopped recording into '%s'; the training goes on. %s",
-            self.directory,
-            self._failure,
-        )
-
-    def _warn(self, message: str, about: str | None = None) -> None:
-        key = about or message
-        if key not in self._warned:
-            self._warned.add(key)
-            _log.warning(message)
 
 
 def _due(step: int, every: int) -> bool:
@@ -425,7 +393,3 @@ def _due(step: int, every: int) -> bool:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
