@@ -10,6 +10,7 @@ import torch
 from recording.simulation import TOLERANCE, norm, parameters_of, record_steps, rows_of, wide
 
 import trustlens
+from trustlens.ratios import LAMB_VARIANTS
 from trustlens.recording import kept
 from trustlens.recording.directions import family_of
 from trustlens.recording.kept import SMALL, Kept
@@ -70,7 +71,13 @@ COPIES = {  # copies of 4 bytes a parameter, after a layer's first step
         1,
     ),
     "no rate": (torch.optim.AdamW, {"lr": 0.0}, 1),
-    "LAMB": (trustlens.optim.Lamb, {}, 1),
+    "LAMB": (trustlens.optim.Lamb, {"weight_decay": 0.1}, 0),
+    "LAMB whose decay may turn w round": (
+        trustlens.optim.Lamb,
+        {"weight_decay": 0.1, "clip_ratio": None},
+        1,
+    ),
+    "LARS": (trustlens.optim.Lars, {}, 1),
     "unknown": (Unheard, {}, 2),
 }
 
@@ -220,3 +227,32 @@ def test_asgd_under_a_schedule(tmp_path, monkeypatch):
         assert row["undecayed_norm"] == pytest.approx(
             norm(change / rate + 0.1 * seen[t - 1]), rel=1e-6
         )
+
+
+@pytest.mark.parametrize("variant", LAMB_VARIANTS)
+def test_a_lamb_is_told_from_its_state_as_from_a_copy(variant, tmp_path, monkeypatch):
+    """Whatever it does with its rate, ratio and decay; of weights large, small and 0."""
+    made = {}
+    for way, small in (("undone", -1), ("copied", 1 << 30)):
+        monkeypatch.setattr(kept, "SMALL", small)
+        torch.manual_seed(0)
+        parameters = parameters_of((30, 40), (50,), (20, 3))
+        torch.nn.init.zeros_(parameters[2])
+        options = {"lr": 0.02, "weight_decay": 0.1, **LAMB_VARIANTS[variant], "fused": False}
+        optimizer = trustlens.optim.Lamb(parameters, **options)
+        grads = [[0.1 * torch.randn(p.shape) for p in parameters] for _ in range(5)]
+        made[way] = record_steps(tmp_path / way, optimizer, grads)
+    for at, copied in made["copied"].items():
+        undone, size = made["undone"][at], copied["weight_norm"] or 1.0
+        bounds = {
+            "update_dot_weight": 1e-6 * size * (copied["update_norm"] + size),
+            "undecayed_dot_weight": 1e-6 * size * copied["undecayed_norm"],
+        }
+        for column, value in copied.items():
+            if column in {"step", "layer"}:
+                continue
+            if column != "swallowed" and undone[column] is not None:
+                bound = bounds.get(column, 1e-6 * size if "update" in column else 0)
+                assert undone[column] == pytest.approx(value, rel=2e-5, abs=bound), (at, column)
+            else:
+                assert column == "swallowed", (at, column)

@@ -220,7 +220,7 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
             need = _NEEDS.get(name)
             null = np.zeros(len(column), bool) if need is None else ~known[:, KNOWN.index(need)]
             if name in _OF_WEIGHTS:
-                null |= unsure
+                null |= unsure & ~applied if name == "trust_ratio" else unsure
             elif name == "surprise":
                 null |= np.isnan(column) & (values["size"] == 0)
         columns[name] = pa.array(_as_stored(name, column, null), mask=null)

@@ -43,7 +43,8 @@ class Direction:
     Attributes
     ----------
     rate : float or Tensor
-        η. A tensor, here and below, has no dimensions and lies on the layer's device.
+        What the step multiplied the direction by: η, and for LAMB what else is outside d. A tensor,
+        here and below, has no dimensions and lies on the layer's device.
     base : Tensor, optional
         x, of the parameter's shape.
     grad_share, base_share, weight_share, update_share : float or Tensor

@@ -29,6 +29,7 @@ from trustlens.recording.directions.form import (
     Stepped,
     always,
     debias_factors,
+    number,
     wide,
 )
 from trustlens.recording.directions.measured import measured
@@ -56,6 +57,26 @@ def lamb_direction(s: Stepped, options: Group) -> Direction:
         debias2=factor2 if debias in (True, "rate") else 1.0,
         trust_ratio=_applied(s, s.state.get("trust_ratio")),
     )
+
+
+def _own_lamb(s: Stepped) -> Direction:
+    """Return the direction of ``trustlens.optim.Lamb``, whose state has all that it multiplied."""
+    d, debias = lamb_direction(s, s.group), s.group["debias"]
+    applied: Any = s.rate if d.trust_ratio is None else s.rate * number(d.trust_ratio)
+    if debias in ("rate", "first"):
+        factor1, factor2 = debias_factors(s.group, s.steps)
+        applied = applied * factor1 / (factor2**0.5 if debias == "rate" else 1)
+    first = s.group["decay"] != "inside"  # before the ratio, by the rate alone
+    kept = 1 - s.rate * float(s.group["weight_decay"]) if first else None
+    return replace(d, rate=applied, kept=kept)
+
+
+def _undoes_lamb(group: Group) -> bool:
+    """Tell whether what the decay leaves of w, 1 − ηrλ, is a safe divisor."""
+    rate, clip, decay = number(group["lr"]), group["clip_ratio"], float(group["weight_decay"])
+    if group["decay"] != "inside" or not decay:
+        return True
+    return clip is not None and not isinstance(rate, Tensor) and rate * clip[1] * decay < 0.5
 
 
 def lars_direction(s: Stepped) -> Direction:
@@ -343,8 +364,8 @@ def _by_its_state(s: Stepped) -> Direction | None:
     return measured(s)
 
 
-LAMB: Final = Family("LAMB", lambda s: lamb_direction(s, s.group), alike=True)
-LARS: Final = Family("LARS", lars_direction, alike=True)
+LAMB: Final = Family("LAMB", _own_lamb, _undoes_lamb)
+LARS: Final = Family("LARS", lars_direction)
 UNKNOWN: Final = Family("", _by_its_state, spoils_grad=always)
 
 _OVERWRITES_GRAD: Final[Mapping[str, Any]] = {"spoils_grad": always, "uses_first_grad": True}
