@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint browser clean
+.PHONY: help setup demo test lint browser bench clean
 
 help:
 	@echo "make demo     train Adam and LAMB on real digits while the dashboard shows them"
 	@echo "make test     check style, types and behaviour (sets itself up)"
+	@echo "make bench    measure what recording costs beside other packages; write the README's tables"
 	@echo "make setup    make the environment in $(VENV)"
 	@echo "make clean    remove what was built"
 
@@ -40,6 +41,23 @@ test: lint browser
 
 demo: $(READY)
 	$(BIN)/python sample_runs/demo.py
+
+# In an environment of its own, with the other packages; those installed last would bring another
+# torch if they had their way.
+BENCH := build/bench
+$(BENCH)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	@if command -v nvidia-smi >/dev/null; then torch="torch>=2.11"; else torch="torch==2.13.0"; fi; \
+	  echo "installing $$torch"; $(BENCH)/bin/python -m pip install --quiet "$$torch"
+	$(BENCH)/bin/python -m pip install --quiet --group bench --editable ".[all]"
+	$(BENCH)/bin/python -m pip install --quiet --no-deps \
+	  backpack-for-pytorch==1.7.1 cockpit-for-pytorch==1.0.2 timm==1.0.31
+	touch $@
+
+bench: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/run.py
+	$(BENCH)/bin/python benchmarks/table.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,0 +1,327 @@
+"""Other packages that look at a training, each as its own documentation says, at every step.
+
+A package is imported where it is used: one that is missing or fails has an entry that says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import Watcher, contender, opened
+from measure import Contender
+from models import Training
+from torch import Tensor
+
+PACKAGES = (
+    "ormas-monitor",
+    "thermoclaw",
+    "trainscope",
+    "trainpulse",
+    "wandb",
+    "tensorboard",
+    "cockpit-for-pytorch",
+    "backpack-for-pytorch",
+)
+"""Distributions whose versions are noted."""
+
+
+class ComposerPattern(Watcher):
+    """The calls of Composer's OptimizerMonitor under AdamW: five norms of each tensor.
+
+    The package needs a trainer of its own; what costs is this pattern.
+    """
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        self.named = training.named()
+        self.file = opened(folder)
+
+    @torch.no_grad()
+    def after_step(self, loss: Tensor | None) -> None:
+        """Compute the norms, then read them one by one, as its loggers do."""
+        metrics: dict[str, Tensor] = {} if loss is None else {"loss": loss}
+        squares: Any = 0.0
+        group = self.training.optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        for name, w in self.named:
+            state, g = self.training.optimizer.state[w], w.grad
+            count = state["step"].item()
+            root = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt().add_(group["eps"])
+            update = state["exp_avg"].div(root).mul_(group["lr"] / (1 - beta1**count))
+            norm = torch.linalg.vector_norm(g)
+            squares = squares + norm**2
+            metrics[f"l2_norm/grad/{name}"] = norm
+            metrics[f"l2_norm/moment/{name}"] = torch.linalg.vector_norm(state["exp_avg"])
+            metrics[f"l2_norm/param/{name}"] = torch.linalg.vector_norm(w)
+            metrics[f"l2_norm/update/{name}"] = torch.linalg.vector_norm(update)
+        metrics["l2_norm/grad/global"] = squares**0.5
+        read = {name: value.item() for name, value in metrics.items()}
+        self.file.write(json.dumps(read) + "\n")
+
+    def close(self) -> dict[str, Any]:
+        """Close the file."""
+        self.file.close()
+        return {}
+
+
+class Ormas(Watcher):
+    """ormas-monitor with a check at every step."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        from ormas_monitor import Monitor  # noqa: PLC0415
+
+        self.monitor = Monitor(
+            training.model,
+            training.optimizer,
+            out=folder / "ormas",
+            check_every=1,
+            verbose=False,
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Show it the gradients."""
+        loss.backward()
+        self.monitor.step(loss)
+
+    def close(self) -> dict[str, Any]:
+        """Have it write its record."""
+        self.monitor.close(report=False)
+        return {}
+
+
+class Thermoclaw(Watcher):
+    """thermoclaw's observer, with one group of parameters for each module."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        import thermoclaw  # noqa: PLC0415
+
+        # Groups as it wants them, for its own eyes: the optimizer's step stays that of the others.
+        groups = thermoclaw.make_param_groups(training.model, lr=training.optimizer.defaults["lr"])
+        shown = torch.optim.AdamW(groups)
+        shown.state = training.optimizer.state
+        self.observer = thermoclaw.Observer(training.model, shown)
+
+    def after_step(self, loss: Tensor | None) -> None:
+        """Show it the step."""
+        self.observer.step(loss=None if loss is None else loss.item())
+
+    def close(self) -> dict[str, Any]:
+        """Have it write its table."""
+        self.observer.to_csv(str(self.folder / "thermoclaw.csv"))
+        return {}
+
+
+class Trainscope(Watcher):
+    """trainscope, with the options of one of its profiles."""
+
+    def __init__(self, training: Training, folder: Path, profile: str) -> None:
+        super().__init__(training, folder)
+        from trainscope import TrainScope  # noqa: PLC0415
+        from trainscope.core.config import TrainScopeConfig  # noqa: PLC0415
+        from trainscope.core.profiles import get_profile  # noqa: PLC0415
+
+        config = TrainScopeConfig(run_dir=str(folder), **get_profile(profile))
+        self.scope = TrainScope(training.model, training.optimizer, config=config).attach()
+
+    def backward(self, loss: Tensor) -> None:
+        """Show it the gradients."""
+        loss.backward()
+        self.scope.step(loss.item())
+
+    def close(self) -> dict[str, Any]:
+        """Have it write what is left."""
+        self.scope.detach()
+        return {}
+
+
+class Trainpulse(Watcher):
+    """trainpulse's monitor, handed the loss and the gradient norm of each tensor."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        from trainpulse import Monitor  # noqa: PLC0415
+
+        self.monitor = Monitor()
+        self.named = training.named()
+        self.count = 0
+
+    def after_step(self, loss: Tensor | None) -> None:
+        """Hand them over."""
+        self.monitor.step_start()
+        if loss is not None:
+            self.monitor.log("loss", self.count, loss.item())
+        for name, parameter in self.named:
+            self.monitor.log(f"grad_norm/{name}", self.count, parameter.grad.norm().item())
+        self.monitor.step_end(self.count)
+        self.count += 1
+
+
+class WandbWatch(Watcher):
+    """wandb.watch of gradients and parameters at every step, offline."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        os.environ |= {
+            "WANDB_MODE": "offline",
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            **{f"WANDB_{kind}_DIR": str(folder) for kind in ("CACHE", "CONFIG", "DATA")},
+        }
+        import wandb  # noqa: PLC0415
+
+        self.run = wandb.init(
+            project="benchmark",
+            dir=folder,
+            mode="offline",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self.run.watch(training.model, log="all", log_freq=1)
+
+    def after_step(self, loss: Tensor | None) -> None:
+        """Log the loss, and with it what it watched."""
+        self.run.log({} if loss is None else {"loss": loss.item()})
+
+    def close(self) -> dict[str, Any]:
+        """End its run."""
+        self.run.unwatch()
+        self.run.finish()
+        return {}
+
+
+class TensorBoard(Watcher):
+    """A SummaryWriter and a loop: four norms of each tensor, or histograms of w and g."""
+
+    def __init__(self, training: Training, folder: Path, *, histograms: bool) -> None:
+        super().__init__(training, folder)
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+        self.histograms = histograms
+        self.named = training.named()
+        self.writer = SummaryWriter(folder)
+        self.count = 0
+
+    @torch.no_grad()
+    def after_step(self, loss: Tensor | None) -> None:
+        """Add them."""
+        add = self.writer.add_histogram if self.histograms else self.writer.add_scalar
+        if loss is not None:
+            self.writer.add_scalar("loss", loss.item(), self.count)
+        for name, w in self.named:
+            shown = {"weight": w, "gradient": w.grad}
+            if not self.histograms:
+                state = self.training.optimizer.state[w]
+                shown |= {"momentum": state["exp_avg"], "variance": state["exp_avg_sq"]}
+                shown = {kind: value.norm().item() for kind, value in shown.items()}
+            for kind, value in shown.items():
+                add(f"{kind}/{name}", value, self.count)
+        self.count += 1
+
+    def close(self) -> dict[str, Any]:
+        """Close its file."""
+        self.writer.close()
+        return {}
+
+
+class Cockpit(Watcher):
+    """Cockpit: its economy set, or of it only what needs no gradients of single samples."""
+
+    def __init__(self, training: Training, folder: Path, *, economy: bool) -> None:
+        super().__init__(training, folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it imports what is deprecated
+            from cockpit import Cockpit as Own  # noqa: PLC0415
+            from cockpit import quantities  # noqa: PLC0415
+            from cockpit.utils.configuration import configuration  # noqa: PLC0415
+            from cockpit.utils.schedules import linear  # noqa: PLC0415
+
+        schedule = linear(1)
+        norms = (quantities.GradNorm, quantities.UpdateSize, quantities.Distance)
+        if economy:
+            if training.samples is None:
+                raise NotImplementedError("BackPACK has no gradients of single samples for it")
+            from backpack import extend  # noqa: PLC0415
+
+            extend(training.model)
+            chosen = configuration("economy", schedule)
+        else:
+            chosen = [kind(schedule) for kind in norms]
+        self.cockpit = Own(training.model.parameters(), quantities=chosen)
+        self.count = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Go back within its context."""
+        info = {"loss": loss, "optimizer": self.training.optimizer}
+        if self.training.samples is not None:
+            samples = self.training.samples()
+            info |= {"individual_losses": samples, "batch_size": len(samples)}
+        with self.cockpit(self.count, info=info):
+            loss.backward(create_graph=self.cockpit.create_graph(self.count))
+        self.count += 1
+
+    def close(self) -> dict[str, Any]:
+        """Have it write its file."""
+        self.cockpit.write(str(self.folder / "cockpit"))
+        return {}
+
+
+def rivals(
+    training: Callable[[], Training], in_a_row: Callable[[], Training] | None = None
+) -> list[Contender]:
+    """Return all of them, each with a training of its own.
+
+    Parameters
+    ----------
+    training : callable
+        Makes it.
+    in_a_row : callable, optional
+        Makes the same as ``nn.Sequential``, for Cockpit's economy set.
+    """
+    make = partial(contender, training=training)
+    return [
+        make("Composer's pattern", "five norms of each tensor, .item()", watcher=ComposerPattern),
+        make("ormas-monitor", "gradient norms, check_every=1", watcher=Ormas),
+        make("thermoclaw", "Observer, a group for each module", watcher=Thermoclaw),
+        make(
+            "trainscope",
+            "its default profile",
+            watcher=partial(Trainscope, profile="default"),
+        ),
+        make(
+            "trainscope, full",
+            "its debug profile: histograms and activations at every step",
+            watcher=partial(Trainscope, profile="debug"),
+        ),
+        make("trainpulse", "gradient norm of each tensor", watcher=Trainpulse),
+        make("wandb.watch", "gradients and parameters, log_freq=1, offline", watcher=WandbWatch),
+        make(
+            "TensorBoard scalars",
+            "four norms of each tensor",
+            watcher=partial(TensorBoard, histograms=False),
+        ),
+        make(
+            "TensorBoard histograms",
+            "weights and gradients",
+            watcher=partial(TensorBoard, histograms=True),
+        ),
+        make(
+            "Cockpit, norms",
+            "GradNorm, UpdateSize and Distance",
+            watcher=partial(Cockpit, economy=False),
+        ),
+        contender(
+            "Cockpit, economy",
+            "its cheapest set, with gradients of single samples",
+            in_a_row or training,
+            partial(Cockpit, economy=True),
+            slow=True,
+        ),
+    ]

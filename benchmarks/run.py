@@ -1,0 +1,130 @@
+"""Measure what recording costs, beside what others do.
+
+Each case runs in a fresh process of its own and leaves a file in ``benchmarks/results/``, of which
+``table.py`` writes the tables of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))  # where trustlens is not installed
+
+import torch
+from cases import CASES, Case
+from measure import described, in_words
+from tqdm import tqdm
+
+RESULTS = Path(__file__).with_name("results")
+EXAMPLE = """example:
+  python benchmarks/run.py                                all cases that this machine can run
+  python benchmarks/run.py --only gpt mnist --rounds 5    two of them, quickly
+  python benchmarks/run.py --only small --to /tmp/tried   leaving the results as they are
+  CC=false python benchmarks/run.py --only mnist --to /tmp/tried    as without a C compiler
+"""
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0],
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=CASES, help="these cases")
+    parser.add_argument("--rounds", type=at_least_one, metavar="N", help="in place of each case's")
+    parser.add_argument("--to", type=Path, default=RESULTS, metavar="FOLDER", help="of the results")
+    parser.add_argument("--list", action="store_true", help="print the cases and end")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the fresh process
+    return parser.parse_args(arguments)
+
+
+def at_least_one(text: str) -> int:
+    """Return a number of rounds."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; give 1 or more")
+    return number
+
+
+def measure(name: str, case: Case, rounds: int, folder: Path) -> None:
+    """Run a case and write its file."""
+    found = case.run(rounds)
+    result = {"case": name, "what": case.what, **described(rounds, case.packages), **found}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    path.with_suffix(".tmp").write_text(text + "\n", encoding="utf-8")
+    path.with_suffix(".tmp").replace(path)
+
+
+def printed(result: Mapping[str, Any]) -> str:
+    """Return a case's result as a table for the terminal."""
+    lines = [f"{result['case']}: {result['what']}"]
+    machine = result["machine"]
+    lines.append(
+        f"  {machine['gpu'] or machine['cpu']}, {machine['cores']} cores, "
+        f"torch {result['versions']['torch']}, {result['rounds']} rounds"
+    )
+    for name, entry in result.get("contenders", {}).items():
+        if "why" in entry:
+            lines.append(f"  {name:24} {entry['why']}")
+            continue
+        added = f"{entry['added_ms']:+11.3f} ms" if "added_ms" in entry else ""
+        share = f"{entry['added_percent']:+9.2f} %" if "added_percent" in entry else ""
+        beside = f"  threads {entry['thread_ms']:.3f} ms" if "thread_ms" in entry else ""
+        lines.append(f"  {name:24}{entry['step_ms']:12.3f} ms{added}{share}{beside}")
+    known = {"case", "what", "date", "machine", "versions", "rounds", "contenders"}
+    lines += [f"  {key:24}{value:>12}" for key, value in result.items() if key not in known]
+    return "\n".join(lines)
+
+
+def in_fresh_process(name: str, rounds: int, folder: Path) -> bool:
+    """Run a case in a process of its own; return whether it came to an end."""
+    command = [sys.executable, __file__, "--here", "--only", name]
+    command += ["--rounds", str(rounds), "--to", str(folder)]
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, check=False, env=quiet)  # noqa: S603 — this script
+    if done.returncode:
+        print(f"{name}: failed with exit status {done.returncode}", file=sys.stderr)
+        return False
+    result = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    print(printed(result), end="\n\n", flush=True)
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; return the exit status: 1 if a case failed."""
+    asked = parsed(arguments)
+    if asked.list:
+        for name, case in CASES.items():
+            print(f"{name:12} {case.what}{' (needs a CUDA device)' if case.needs_gpu else ''}")
+        return 0
+    if asked.here:
+        (name,) = asked.only
+        try:
+            measure(name, CASES[name], asked.rounds, asked.to)
+        except Exception as error:  # noqa: BLE001 — a line says it
+            print(f"{name}: {in_words(error)}", file=sys.stderr)
+            return 1
+        return 0
+    chosen = asked.only or list(CASES)
+    runnable = [name for name in chosen if torch.cuda.is_available() or not CASES[name].needs_gpu]
+    for name in chosen:
+        if name not in runnable:
+            print(f"{name}: needs a CUDA device")
+    ended = [
+        in_fresh_process(name, asked.rounds or CASES[name].rounds, asked.to)
+        for name in tqdm(runnable, desc="cases", unit="case")
+    ]
+    return 0 if all(ended) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

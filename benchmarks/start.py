@@ -1,0 +1,126 @@
+"""What recording costs outside of the steps: the import, the start, the end of a long run."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from contenders import noted
+from models import tensors
+from tqdm import tqdm
+
+import trustlens
+
+SMALL = [(32, 32)] * 150
+LONG = 20_000  # steps
+FEW = [(8,)] * 50
+
+# In a process of its own each time. A training has torch already and its optimizer, with which
+# torch brings in a good part of itself.
+_IMPORT = """
+import json, time
+import torch
+torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+start = time.perf_counter()
+import trustlens
+imported = time.perf_counter()
+trustlens.record
+print(json.dumps([imported - start, time.perf_counter() - imported]))
+"""
+
+_RECORD = """
+import json, sys, tempfile, time
+sys.path.insert(0, {here!r})
+import trustlens
+from models import tensors
+trustlens.record
+training = tensors({shapes!r})
+training.optimizer.step()
+with tempfile.TemporaryDirectory() as folder:
+    start = time.perf_counter()
+    recorder = trustlens.record(training.optimizer, folder + "/run")
+    made = time.perf_counter()
+    training.optimizer.step()
+    stepped = time.perf_counter()
+    recorder.close()
+print(json.dumps([made - start, stepped - made]))
+"""
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Return milliseconds, each the median of some fresh processes."""
+    imports = [_fresh(_IMPORT) for _ in tqdm(range(rounds), desc="import", leave=False)]
+    code = _RECORD.format(here=str(Path(__file__).parent), shapes=SMALL)
+    builds: list[list[float]] = []
+    cached: list[list[float]] = []
+    for _ in tqdm(range(rounds), desc="record", leave=False):
+        with tempfile.TemporaryDirectory() as cache:  # nothing is built in it yet
+            own = {"XDG_CACHE_HOME": cache}
+            builds.append(_fresh(code, own))
+            cached.append(_fresh(code, own))
+    return {
+        "import_ms": _median([one[0] for one in imports]),
+        "import_record_ms": _median([sum(one) for one in imports]),
+        "record_ms": _median([one[0] for one in cached]),
+        "first_step_ms": _median([one[1] for one in cached]),
+        "record_building_ms": _median([one[0] for one in builds]),
+        **close_after(LONG),
+    }
+
+
+def close_after(steps: int) -> dict[str, Any]:
+    """Return how long the end of a run takes that was fed as fast as it goes.
+
+    Parameters
+    ----------
+    steps : int
+        Of 50 small layers each.
+    """
+    training = tensors(FEW)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        recorder = trustlens.record(training.optimizer, run)
+        began = time.perf_counter()
+        for _ in tqdm(range(steps), desc="close", unit="step", leave=False):
+            training.optimizer.step()
+        fed = time.perf_counter()
+        recorder.close()
+        ended = time.perf_counter()
+        rest = noted(run)
+    return {
+        "close_ms": round((ended - fed) * 1e3, 1),
+        "steps": steps,
+        "layers": len(FEW),
+        "fed_s": round(fed - began, 2),
+        **rest,
+    }
+
+
+def _fresh(code: str, environment: Mapping[str, str] | None = None) -> list[float]:
+    paths = [
+        str(Path(trustlens.__file__).parents[1]),
+        *os.environ.get("PYTHONPATH", "").split(os.pathsep),
+    ]
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})}
+    done = subprocess.run(  # noqa: S603 — this Python, this code
+        [sys.executable, "-c", code],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"a fresh process ended with {done.returncode}: {done.stderr[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _median(seconds: list[float]) -> float:
+    return round(statistics.median(seconds) * 1e3, 2)

@@ -1,0 +1,241 @@
+"""Write the README's tables of costs from ``benchmarks/results/*.json``.
+
+python benchmarks/table.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+RESULTS = HERE / "results"
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+MISSING = "not measured"
+FAILS = "does not run"
+
+Result = Mapping[str, Any]
+Results = Mapping[str, Result]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure: what it is of, the goal, the case, where it is found there, and its unit."""
+
+    what: str
+    goal: str
+    case: str
+    find: Callable[[Result], float | None]
+    unit: str
+
+    def value(self, results: Results) -> str:
+        """Return the figure as text."""
+        result = results.get(self.case)
+        if result is None:
+            return MISSING
+        try:
+            found = self.find(result)
+        except KeyError:  # it failed, and says why
+            found = None
+        return FAILS if found is None else shown(found, self.unit)
+
+
+def added(name: str = "trustlens", per: str = "percent", times: float = 1.0) -> Any:
+    """Return a function that finds what a contender adds to a step."""
+    return lambda result: result["contenders"][name][f"added_{per}"] * times
+
+
+def beside_the_loop(result: Result) -> float:
+    """Return what trustlens adds, as a share of what the usual loop adds."""
+    contenders = result["contenders"]
+    return contenders["trustlens"]["added_ms"] / contenders["usual loop"]["added_ms"]
+
+
+def noted(key: str, times: float = 1.0) -> Any:
+    """Return a function that finds a number that a case notes."""
+    return lambda result: result[key] * times
+
+
+def many_beside_few(result: Result) -> float:
+    """Return the host's time for many layers, in times of that for some."""
+    few, many = (result["contenders"][f"trustlens, {n} layers"] for n in (150, 3000))
+    return many["added_ms"] / few["added_ms"]
+
+
+GPU = "on a GPU: "
+ROWS = (
+    Row("GPT, 10.9 M parameters, batch 8 × 256, every step", "≤ 1.2 %", "gpt", added(), "%"),
+    Row("the same, in times of the usual loop", "≤ 0.12", "gpt", beside_the_loop, "×"),
+    Row("MNIST CNN, batch 512, every step", "≤ 0.3 %", "mnist", added(), "%"),
+    Row(
+        "100 M parameters in 150 tensors, in times of the fused AdamW step",
+        "≤ 0.9 ×",
+        "large",
+        added(times=0.01),
+        "×",
+    ),
+    Row("150 tensors of 32 × 32", "≤ 200 µs", "small", added(per="ms", times=1e3), "µs"),
+    Row("a step that is not recorded", "< 20 µs", "gap", added(per="ms", times=1e3), "µs"),
+    Row("our LAMB recorded, beside itself", "0", "lamb", added("Lamb, recorded"), "%"),
+    Row("our LARS recorded, beside itself", "0", "lamb", added("Lars, recorded"), "%"),
+    Row(f"{GPU}GPT-2, bf16, batch 32 × 1024, every step", "≤ 0.5 %", "gpu-gpt2", added(), "%"),
+    Row(
+        f"{GPU}the same with element histograms at every step",
+        "≤ 1.5 %",
+        "gpu-gpt2",
+        added("trustlens, histograms"),
+        "%",
+    ),
+    Row(
+        f"{GPU}sums of 1 B parameters, in times of reading them at copy bandwidth",
+        "≤ 1.25 ×",
+        "gpu-kernel",
+        noted("times_reading"),
+        "×",
+    ),
+    Row(
+        f"{GPU}host time in the hooks, 150 layers",
+        "≤ 150 µs",
+        "gpu-host",
+        added("trustlens, 150 layers", "ms", 1e3),
+        "µs",
+    ),
+    Row(f"{GPU}3,000 layers, in times of that", "≤ 2 ×", "gpu-host", many_beside_few, "×"),
+    Row(f"{GPU}memory on the device", "≤ 16 MiB", "gpu-memory", noted("device_mib"), "MiB"),
+    Row(
+        "importing the recorder, beyond torch and its optimizer",
+        "≤ 50 ms",
+        "start",
+        noted("import_record_ms"),
+        "ms",
+    ),
+    Row("`record()`", "", "start", noted("record_ms"), "ms"),
+    Row("`record()`, building its loop once", "", "start", noted("record_building_ms"), "ms"),
+    Row(
+        "`close()` after 20,000 steps of 50 layers", "≤ 1 s", "start", noted("close_ms", 1e-3), "s"
+    ),
+)
+
+SIDE_BY_SIDE = {"gpt": "GPT", "mnist": "MNIST CNN"}
+LAMBS = {
+    "Lamb": "`trustlens.optim.Lamb`",
+    "Lars": "`trustlens.optim.Lars`",
+    "torch-optimizer": "torch-optimizer's Lamb",
+    "pytorch_optimizer": "pytorch_optimizer's Lamb",
+    "timm": "timm's Lamb",
+}
+
+
+def shown(value: float, unit: str) -> str:
+    """Return a number with its unit, to three digits or so."""
+    digits = next((n for n, bound in ((2, 10), (1, 100)) if abs(value) < bound), 0)
+    text = f"{value:.{digits}f}".replace("-", "−")
+    return f"{text.removeprefix('−') if float(f'{value:.{digits}f}') == 0 else text} {unit}"
+
+
+def figures(results: Results) -> list[str]:
+    """Return the table of what was to be reached."""
+    lines = ["| what recording adds | goal | measured |", "|---|---|---|"]
+    return lines + [f"| {row.what} | {row.goal} | {row.value(results)} |" for row in ROWS]
+
+
+def side_by_side(results: Results) -> list[str]:
+    """Return the table of who adds what to the same step, the cheapest first."""
+    found = {case: results.get(case, {}).get("contenders", {}) for case in SIDE_BY_SIDE}
+    names = dict.fromkeys(name for entries in found.values() for name in entries)
+    names.pop("plain", None)
+    order = sorted(names, key=lambda name: [_added(found[case].get(name)) for case in SIDE_BY_SIDE])
+    head = " | ".join(SIDE_BY_SIDE.values())
+    lines = [f"| at every step | {head} | on threads of its own, GPT |", "|---|---|---|---|"]
+    for name in order or ["trustlens"]:
+        cells = [_cell(found[case].get(name)) for case in SIDE_BY_SIDE]
+        beside = _beside(found["gpt"].get(name))
+        bold = f"**{name}**" if name == "trustlens" else name
+        lines.append(f"| {bold} | {' | '.join(cells)} | {beside} |")
+    return lines
+
+
+def lambs(results: Results) -> list[str]:
+    """Return the table of LAMB's steps, in times of torch's fused AdamW."""
+    entries = results.get("lamb", {}).get("contenders", {})
+    lines = ["| an optimizer's step | in times of torch's fused AdamW |", "|---|---|"]
+    for key, name in LAMBS.items():
+        entry = entries.get(key)
+        share = None if entry is None or "why" in entry else 1 + entry["added_percent"] / 100
+        nothing = MISSING if entry is None else FAILS
+        lines.append(f"| {name} | {nothing if share is None else shown(share, '×')} |")
+    return lines
+
+
+def where(results: Results) -> list[str]:
+    """Return a line for each machine and time at which something was measured."""
+    places: dict[str, list[str]] = {}
+    for name, result in results.items():
+        machine, versions = result["machine"], result["versions"]
+        on = f"{machine['gpu']}, " if machine["gpu"] else ""
+        place = (
+            f"{on}{machine['cpu']}, {machine['cores']} cores, Python {versions['python']}, "
+            f"torch {versions['torch']}, {result['date']}"
+        )
+        places.setdefault(place, []).append(name)
+    return [f"<sub>{', '.join(names)}: {place}.</sub>" for place, names in places.items()]
+
+
+def block(results: Results) -> str:
+    """Return what stands between the markers."""
+    parts = [figures(results), side_by_side(results), lambs(results), where(results)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def read(folder: Path = RESULTS) -> dict[str, Result]:
+    """Return the results by case, in the order of the rows."""
+    results: dict[str, Result] = {}
+    for case in dict.fromkeys(row.case for row in ROWS):
+        path = folder / f"{case}.json"
+        if path.exists():
+            results[case] = json.loads(path.read_text(encoding="utf-8"))
+    return results
+
+
+def replaced(text: str, results: Results) -> str:
+    """Return a page with the tables between its markers.
+
+    Raises
+    ------
+    ValueError
+        The markers are not there, once.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"got a page without {BEGIN} … {END}; put them where the tables belong")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{block(results)}\n\n{END}", text)
+
+
+def main() -> None:
+    """Write the README."""
+    README.write_text(replaced(README.read_text(encoding="utf-8"), read()), encoding="utf-8")
+
+
+def _added(entry: Result | None) -> float:
+    return float("inf") if entry is None else entry.get("added_percent", float("inf"))
+
+
+def _cell(entry: Result | None) -> str:
+    if entry is None:
+        return MISSING
+    return FAILS if "why" in entry else shown(entry["added_percent"], "%")
+
+
+def _beside(entry: Result | None) -> str:
+    if entry is None or "thread_ms" not in entry or "why" in entry:
+        return ""
+    return shown(entry["thread_ms"] / entry["baseline_ms"] * 100, "%")
+
+
+if __name__ == "__main__":
+    main()
