@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optim.fused_steps import FUSED, needs_compiler
 from optim.lamb_formulas import (
     BETA1,
     BETA2,
@@ -63,14 +64,22 @@ def step(optimizer, params, of_step):
     optimizer.step()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "fused"),
+    [
+        (torch.float64, 1e-12, None),
+        (torch.float32, 2e-5, False),
+        pytest.param(torch.float32, 2e-5, True, marks=needs_compiler),
+    ],
+)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("case", CASES)
-def test_each_variant_is_its_formula(case, decay, dtype, tolerance):
+def test_each_variant_is_its_formula(case, decay, dtype, tolerance, fused):
     formula, options = CASES[case]
     weights, grads = problem()
     params = parameters(weights, dtype)
-    optimizer = Lamb(params.values(), LR, (BETA1, BETA2), eps=EPS, weight_decay=decay, **options)
+    options = {**options, "weight_decay": decay, "fused": fused}
+    optimizer = Lamb(params.values(), LR, (BETA1, BETA2), eps=EPS, **options)
     bound = options.get("max_grad_norm")
     expected = simulate(formula, weights, grads, decay, max_grad_norm=bound)
     for of_step, (after, ratios) in zip(grads, expected, strict=True):
@@ -120,12 +129,13 @@ def test_any_shape_and_length(shape, steps, decay, seed):
     assert optimizer.state[params["w"]]["trust_ratio"].item() == pytest.approx(ratios["w"])
 
 
-def test_the_ratio_of_a_large_layer_is_exact():
+@pytest.mark.parametrize("fused", FUSED)
+def test_the_ratio_of_a_large_layer_is_exact(fused):
     # float32 summed in one go would be off by 1e-5 here
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(1_000_000))
     weight, grad = p.detach().double().numpy(), torch.randn(1_000_000)
-    optimizer = Lamb([p])
+    optimizer = Lamb([p], fused=fused)
     p.grad = grad
     optimizer.step()
     g = grad.double().numpy()
@@ -156,9 +166,11 @@ def test_groups_keep_their_options():
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-9, err_msg=name)
 
 
-def test_a_gradient_bound_counts_every_group():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_gradient_bound_counts_every_group(dtype):
     weights, grads = problem()
-    params = parameters(weights, torch.float64)
+    params = parameters(weights, dtype)
+    params["matrix"] = torch.nn.Parameter(params["matrix"].detach().double())  # never fused
     names = list(params)
     optimizer = Lamb(
         [{"params": [params[n]]} for n in names], LR, (BETA1, BETA2), eps=EPS, max_grad_norm=1.0
@@ -166,7 +178,7 @@ def test_a_gradient_bound_counts_every_group():
     step(optimizer, params, grads[0])
     total = np.sqrt(sum((g * g).sum() for g in grads[0].values()))
     for name, p in params.items():
-        assert torch.equal(p.grad, torch.tensor(grads[0][name]))  # left as it is
+        assert torch.equal(p.grad, torch.tensor(grads[0][name], dtype=p.dtype))  # left as it is
         assert optimizer.state[p]["grad_divisor"].item() == pytest.approx(total, rel=1e-6)
         np.testing.assert_allclose(
             optimizer.state[p]["exp_avg"], (1 - BETA1) * grads[0][name] / total, rtol=1e-6
@@ -241,7 +253,9 @@ def test_a_closure_computes_loss_and_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, LAMB_VARIANTS["timm"], {"decay": "first"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"fused": False}, LAMB_VARIANTS["timm"], {"decay": "first"}]
+)
 def test_a_restored_optimizer_goes_on_with_the_same_bits(tmp_path, dtype, options):
     weights, grads = problem(steps=8)
     options = {"lr": LR, "weight_decay": 0.01, **options}

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from optim.fused_steps import FUSED, needs_compiler
 
 from trustlens.errors import UsageError
 from trustlens.optim import LARS_VARIANTS, Lars
@@ -94,14 +95,22 @@ def step(optimizer, params, of_step):
     optimizer.step()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "fused"),
+    [
+        (torch.float64, None),
+        (torch.float32, False),
+        pytest.param(torch.float32, True, marks=needs_compiler),
+    ],
+)
 @pytest.mark.parametrize("momentum", [0.0, MOMENTUM])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("case", LARS_VARIANTS)
-def test_each_variant_is_its_formula(case, decay, momentum, dtype, tolerance):
+def test_each_variant_is_its_formula(case, decay, momentum, dtype, fused):
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
     weights, grads = problem()
     params = parameters(weights, dtype)
-    optimizer = Lars(params.values(), LR, momentum, decay, **LARS_VARIANTS[case])
+    optimizer = Lars(params.values(), LR, momentum, decay, fused=fused, **LARS_VARIANTS[case])
     expected = simulate(FORMULAS[case], weights, grads, decay=decay, momentum=momentum)
     for of_step, (after, ratios) in zip(grads, expected, strict=True):
         step(optimizer, params, of_step)
@@ -152,9 +161,10 @@ def test_a_restored_optimizer_goes_on_with_the_same_bits(tmp_path, dtype):
                 assert torch.equal(value, its.state[other][key]), key
 
 
-def test_a_closure_computes_loss_and_gradients():
+@pytest.mark.parametrize("fused", FUSED)
+def test_a_closure_computes_loss_and_gradients(fused):
     p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-    optimizer = Lars([p], lr=0.1)
+    optimizer = Lars([p], lr=0.1, fused=fused)
 
     def closure():
         optimizer.zero_grad()

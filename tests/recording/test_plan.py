@@ -29,8 +29,15 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD, momentum": lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9),
     "Adagrad": lambda groups: torch.optim.Adagrad(groups, lr=0.01, lr_decay=0.1),
     "RMSprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5),
+}
+
+YIELDING: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Lamb": lambda groups: Lamb(groups, lr=0.01, weight_decay=0.1),
+    "Lamb, decay first": lambda groups: Lamb(
+        groups, lr=0.01, weight_decay=0.1, decay="first", debias="rate"
+    ),
     "Lars": lambda groups: Lars(groups, lr=0.01, weight_decay=0.1),
+    "Lars, no momentum": lambda groups: Lars(groups, lr=0.01, momentum=0.0),
 }
 
 
@@ -173,6 +180,31 @@ def test_the_rows_are_those_of_looking_at_each_layer(
         looked_at = recorded(Training(OPTIMIZERS[name], dtype), tmp_path / "looked at", disturb)
     pd.testing.assert_frame_equal(rows, looked_at, check_exact=True)
     assert len(rows) >= STEPS * len(SHAPES)
+
+
+@needs_compiler
+@pytest.mark.parametrize("disturb", [d for d in DISTURBANCES if d is not uphill_from_now_on])
+@pytest.mark.parametrize("name", YIELDING)
+def test_the_rows_of_an_optimizer_that_makes_its_sums(
+    name: str, disturb: Any, planned: list[bool], tmp_path: Path
+) -> None:
+    """They are those of looking at each layer, but for the order of additions, and say more."""
+    make = YIELDING[name]
+    rows = recorded(Training(make, torch.float32), tmp_path / "yielded", disturb)
+    assert planned.count(True) >= 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "of", lambda *_, **__: None)
+        looked_at = recorded(Training(make, torch.float32), tmp_path / "looked at", disturb)
+    sizes = rows["weight_norm"] * (rows["weight_norm"] + rows["undecayed_norm"].fillna(0))
+    for column in rows:
+        one, other = rows[column], looked_at[column]
+        if column == "layer":
+            assert (one == other).all()
+            continue
+        assert not (one.isna() & other.notna()).any()
+        bound = 1e-6 * sizes if "dot" in column else 1e-6 * rows["weight_norm"]
+        off = (one - other).abs().fillna(0) - 2e-5 * other.abs().fillna(0)
+        assert (off <= (bound if "update" in column or "dot" in column else 0)).all(), column
 
 
 @needs_compiler

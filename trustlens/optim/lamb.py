@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from trustlens.errors import UsageError
-from trustlens.optim.fused import DEBIAS, LAMB, Fused, Options, Rows
+from trustlens.optim.fused import Fused
 from trustlens.optim.fused import check as check_fused
 from trustlens.optim.layerwise import (
     check_number,
@@ -28,6 +28,7 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
+from trustlens.optim.loop import DEBIAS, LAMB, Options, Rows
 from trustlens.ratios import LAMB_DEFAULTS, check_option
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from trustlens.optim.fused import LARS, Fused, Options, Rows
+from trustlens.optim.fused import Fused
 from trustlens.optim.fused import check as check_fused
 from trustlens.optim.layerwise import (
     check_number,
@@ -25,6 +25,7 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
+from trustlens.optim.loop import LARS, Options, Rows
 from trustlens.ratios import check_option
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trustlens.optim import Lamb, Lars
 from trustlens.recording.directions import Direction, reading_waits
 from trustlens.recording.layers import Layer
 from trustlens.recording.rows import (
@@ -77,6 +78,38 @@ class _Alike:
     counts: NDArray[np.int64] | None
 
 
+class Yielded:
+    """The sums that an optimizer of this package made while it stepped: ``measured``, of `Lamb`."""
+
+    def __init__(self, optimizer: Lamb | Lars) -> None:
+        self._optimizer = optimizer
+        self._addresses: list[int] = []
+        self._given: list[int] = []
+        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
+
+    def prepare(self, steps: Sequence[LayerStep]) -> Yielded:
+        """Give the sums of these layers from now on."""
+        self._addresses = [step.after.data_ptr() for step in steps]
+        return self
+
+    def measure(self, *_: Any) -> Tensor:
+        """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
+
+        Raises
+        ------
+        KeyError
+            The optimizer made none of one of them.
+        """
+        measured = self._optimizer.measured
+        parameters = [parameter for layers, _ in measured for parameter in layers]
+        given = list(map(id, parameters))
+        if given != self._given:
+            rows = {parameter.data_ptr(): row for row, parameter in enumerate(parameters)}
+            order = [rows[address] for address in self._addresses]
+            self._order, self._given = torch.tensor(order, device="cpu"), given
+        return torch.cat([sums for _, sums in measured])[self._order]
+
+
 class Plan:
     """Measures layers of one device again; ``places`` are those in the watch, row by row."""
 
@@ -86,11 +119,11 @@ class Plan:
         optimizer: Optimizer,
         look: Callable[[int], LayerStep],
         seen: Sequence[Seen],
-        sums: Compiled | Multi,
+        sums: Compiled | Multi | Yielded,
     ) -> Plan | None:
         """Return a plan for those of these layers that can have one; None if none can.
 
-        ``look`` returns a layer's step, given its place.
+        ``look`` returns a layer's step, given its place; ``sums`` makes the sums.
         """
         kinds: dict[_Kind, list[Seen]] = {}
         for one in seen:
@@ -139,9 +172,9 @@ class Plan:
             if places is None or not self._holds():
                 return None
             forms, form_of = self._forms(places)
+            sums = self._prepared.measure(places, forms, form_of)
         except (KeyError, RuntimeError, ValueError):  # an emptied state, a sparse gradient
             return None
-        sums = self._prepared.measure(places, forms, form_of)
         # A layer without gradient has the last row.
         host = np.array([*map(host_of, forms), host_of(None)])[form_of]
         host[:, _RATE] = np.repeat(

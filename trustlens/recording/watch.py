@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from trustlens.recording.directions import Stepped, family_of, reading_waits
 from trustlens.recording.hooks import Call, Guard, StepHooks
 from trustlens.recording.kept import Kept
 from trustlens.recording.layers import Layer
-from trustlens.recording.plan import Plan, Seen
+from trustlens.recording.plan import Plan, Seen, Yielded
 from trustlens.recording.rows import Measured, host_of, known_of
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.cpu import Compiled
@@ -35,7 +36,7 @@ class Watch:
     """Sees each step of one optimizer: :meth:`before` it and :meth:`after` it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+        self.optimizer: Any = optimizer
         self.step = 0
         self.family = family_of(optimizer)
         self._kept = Kept(optimizer, self.family)
@@ -112,6 +113,8 @@ class Watch:
         self._measures = measure
         if not measure:
             return None
+        if self.family.yields:
+            self.optimizer.measures = not histograms
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         self._kept.take(closure, everything=histograms)
         if closure is None or not self.family.uses_first_grad:
@@ -147,6 +150,8 @@ class Watch:
         if not self._measures:
             return []
         self._measures = False
+        if self.family.yields:
+            self.optimizer.measures = False
         measured = None if histograms else self._again()
         if measured is None:
             measured = self._anew(histograms=histograms)
@@ -170,7 +175,7 @@ class Watch:
 
         def measure(part: Sequence[int]) -> Measured:  # what it looks at is gone at its end
             seen = self._look_at(part)
-            if self.family.alike and self._kept.settled is not None:
+            if self._kept.settled is not None:
                 plannable.extend(seen)
             return self._measure(seen, histograms=histograms)
 
@@ -186,12 +191,25 @@ class Watch:
             by_device.setdefault(one.step.after.device, []).append(one)
         self._plans = []
         for device, there in by_device.items():
-            sums = self._sums(device)
-            if not isinstance(sums, Portable):
-                plan = Plan.of(self.optimizer, self._layer_step, there, sums)
-                self._plans += [] if plan is None else [plan]
+            plan = self._plan_of(device, there)
+            self._plans += [] if plan is None else [plan]
         planned = {place for plan in self._plans for place in plan.places}
         self._rest = self._parts([i for i in range(len(self._layers)) if i not in planned])
+
+    def _plan_of(self, device: torch.device, seen: Sequence[Seen]) -> Plan | None:
+        if self.family.yields and self.optimizer.measured:
+            # As if the weights had been copied: it had them at hand as it stepped.
+            copied = [replace(one, step=_with_copy(one.step)) for one in seen]
+            return Plan.of(
+                self.optimizer,
+                lambda place: _with_copy(self._layer_step(place)),
+                copied,
+                Yielded(self.optimizer),
+            )
+        sums = self._sums(device)
+        if not self.family.alike or isinstance(sums, Portable):
+            return None
+        return Plan.of(self.optimizer, self._layer_step, seen, sums)
 
     def _parts(self, places: Iterable[int]) -> list[list[int]]:
         """Split them by device, and so that what some directions need is not there of all."""
@@ -303,6 +321,10 @@ class Watch:
         if isinstance(factor, Tensor) or factor != 1:
             grad = grad * (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
         return grad
+
+
+def _with_copy(step: LayerStep) -> LayerStep:
+    return replace(step, before=step.after)
 
 
 def _plain(value: Any) -> Any:

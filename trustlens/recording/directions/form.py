@@ -175,6 +175,8 @@ class Family:
         Whether the directions of a group's layers at one step count differ by their tensors only,
         and those are entries of the state as they lie (or ``trust_ratio``): if not, a layer's
         direction is made anew in each step.
+    yields : bool
+        Whether it makes the sums itself while it steps, where it can: see ``Lamb.measured``.
     note : str, optional
         An entry of the state, without dimensions, that ``direction`` needs as it was before.
     variant : str, optional
@@ -188,6 +190,7 @@ class Family:
     grad_factor: Callable[[Any, Sequence[Tensor]], float | Tensor] | None = None
     uses_first_grad: bool = False
     alike: bool = False
+    yields: bool = False
     note: str | None = None
     variant: str | None = None
 

@@ -364,8 +364,8 @@ def _by_its_state(s: Stepped) -> Direction | None:
     return measured(s)
 
 
-LAMB: Final = Family("LAMB", _own_lamb, _undoes_lamb)
-LARS: Final = Family("LARS", lars_direction)
+LAMB: Final = Family("LAMB", _own_lamb, _undoes_lamb, yields=True)
+LARS: Final = Family("LARS", lars_direction, yields=True)
 UNKNOWN: Final = Family("", _by_its_state, spoils_grad=always)
 
 _OVERWRITES_GRAD: Final[Mapping[str, Any]] = {"spoils_grad": always, "uses_first_grad": True}

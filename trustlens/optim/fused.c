@@ -1,0 +1,433 @@
+/* The steps of LAMB and LARS, each in two passes over the layers, without temporaries.
+
+   The first pass moves LAMB's averages and sums the squares that the trust ratios are made of; the
+   second, given the ratios, makes a layer's direction again from the averages and applies it. Both
+   also yield the sums of `trustlens.recording.statistics` where these are asked for: what they
+   write to the tensors does not depend on that.
+
+   Elements are float32. Sums are float32 over a vector lane of a block, and float64 from there on;
+   those that float32 cannot hold are made again in float64. */
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off") /* a product is rounded, whoever else uses it */
+#endif
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vector.h"
+
+enum { LAMB_FIRST, LAMB_SECOND, LARS_FIRST, LARS_SECOND, GRADIENTS };
+enum { NO_DEBIAS, IN_DIRECTION, IN_RATE, FIRST_IN_RATE };
+enum { WEIGHT2, DIRECTION2, UPDATE2, GRAD2, UNDECAYED2, UNDECAYED_W, UPDATE_W, GRAD_M, MOMENTUM2,
+       VARIANCE1, SURPRISE, NONFINITE, ZERO_GRAD, SWALLOWED, UPDATE_MAX, GRAD_MAX, SUMS };
+enum { ABOVE = SUMS, BELOW, COLUMNS }; /* the squares of the ratio's norms */
+#define BLOCK (64 * LANES) /* elements: a lane adds 64 numbers in float32 */
+#define CHUNK 65536
+#define ENLARGED 0x1p50f
+#define WEIGHT_ENLARGED 0x1p30f /* what moves is below 2**25 times its update */
+
+/* Where a layer's tensors lie; 0 for what it does not have. */
+typedef struct {
+    float *weight;
+    const float *grad;
+    float *momentum, *variance, *step, *ratio;
+    int64_t size;
+} Layer;
+
+/* A group's options; `kept` is what a decay that is applied first leaves of the weights. */
+typedef struct {
+    double rate, beta1, beta2, epsilon, decay, kept, divisor;
+    int32_t debias, decays_inside, ratio_before_decay, ratio_of_sum;
+} Options;
+
+/* The numbers of one layer's step, in float32 as torch has them. Both terms of the denominator
+   contain 1 - β₁ᵗ where the direction is debiased. */
+typedef struct {
+    float rate, beta1, share1, beta2, share2, epsilon, decay, kept, divisor;
+    float of_root, added, inverse_share, variance_share, rate_factor, ratio;
+    int decays_inside, ratio_before_decay, ratio_of_sum;
+} Numbers;
+
+/* How a chunk is gone over: constants wherever these are called. */
+typedef struct {
+    int pass;
+    int measures; /* whether the recorded sums are made */
+    int again; /* only sums, in float64 throughout: nothing is moved */
+} Way;
+
+typedef double half __attribute__((vector_size(4 * LANES))); /* a vector's half, in float64 */
+typedef float half_vec __attribute__((vector_size(2 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+
+/* What the elements make, in lanes. */
+typedef struct {
+    vec sum[COLUMNS]; /* of a block */
+    half exact[COLUMNS];
+    ivec of_weight, of_direction; /* all bits of w, and of what d is 0 without: m or g */
+    ivec nonfinite, zero, swallowed, most_grad;
+    ivec most_update, most_enlarged; /* as measure_update has them */
+} Lanes;
+
+/* a·b + c, rounded once where the processor can: said, not left to the compiler, so that it is the
+   same wherever it stands. */
+static inline __attribute__((always_inline)) vec plus_product(vec c, vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX__) && defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+static inline __attribute__((always_inline)) half widened(vec v, int which) {
+    half_vec part;
+    memcpy(&part, (const char *)&v + which * sizeof part, sizeof part);
+    return __builtin_convertvector(part, half);
+}
+
+static inline __attribute__((always_inline)) void add_exactly(half *sum, vec a, vec b) {
+    *sum += widened(a, 0) * widened(b, 0);
+    *sum += widened(a, 1) * widened(b, 1);
+}
+
+static inline __attribute__((always_inline)) void add(Lanes *s, Way way, int sum, vec a, vec b) {
+    if (way.again) add_exactly(&s->exact[sum], a, b);
+    else s->sum[sum] = plus_product(s->sum[sum], a, b);
+}
+
+static inline __attribute__((always_inline)) vec roots(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+    return (vec)_mm256_sqrt_ps((__m256)x);
+#else
+    vec y;
+    for (int i = 0; i < LANES; i++) y[i] = sqrtf(x[i]);
+    return y;
+#endif
+}
+
+static inline __attribute__((always_inline)) int some(ivec mask) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#else
+    return any(mask);
+#endif
+}
+
+static inline __attribute__((always_inline)) ivec is_finite(vec v) {
+    return magnitude(v) < 0x7f800000;
+}
+
+/* x where the element is there, else 0. */
+static inline __attribute__((always_inline)) vec only(ivec there, vec x) {
+    return (vec)(there & bits(x));
+}
+
+static inline __attribute__((always_inline)) void measure_grad(
+    vec w, vec g, ivec there, Way way, Lanes *s) {
+    add(s, way, WEIGHT2, w, w);
+    add(s, way, GRAD2, g, g);
+    if (way.again) s->nonfinite += ~(is_finite(w) & is_finite(g)) & there; /* always: is_lost */
+    s->zero += (g == 0) & there;
+    s->most_grad = higher(s->most_grad, magnitude(g));
+}
+
+static inline __attribute__((always_inline)) void measure_direction(
+    vec w, vec d, vec u, Way way, Lanes *s) {
+    add(s, way, DIRECTION2, u, u);
+    add(s, way, UNDECAYED2, d, d);
+    add(s, way, UNDECAYED_W, d, w);
+}
+
+/* Sums what was applied. (It cannot be made again: the weights are overwritten.) Enlarged, so that
+   float32 can square it, unless it is too large; returns 1 if it is that or 0 somewhere. */
+static inline __attribute__((always_inline)) int measure_update(
+    vec before, vec after, ivec there, Lanes *s) {
+    vec update = only(there, after - before), enlarged = update * ENLARGED;
+    ivec size = magnitude(enlarged);
+    if (some((size == 0) | (size > bits(all(1e17f))))) {
+        s->most_update = higher(s->most_update, magnitude(update));
+        add_exactly(&s->exact[UPDATE2], update, update);
+        add_exactly(&s->exact[UPDATE_W], update, before);
+        return 1;
+    }
+    s->most_enlarged = higher(s->most_enlarged, size);
+    s->sum[UPDATE2] = plus_product(s->sum[UPDATE2], enlarged, enlarged);
+    s->sum[UPDATE_W] = plus_product(s->sum[UPDATE_W], enlarged, before * WEIGHT_ENLARGED);
+    return 0;
+}
+
+/* m̂/(√v̂ + ε), and 1/√v: from the processor's estimates unless a v is 0, tiny or not finite. */
+static inline __attribute__((always_inline)) vec lamb_direction(
+    vec m, vec v, ivec there, const Numbers *c, vec *inverse) {
+    const uint32_t least = 0x02000000, most = 0x7f7fffff; /* 9.4e-38, and the largest */
+    if (some((uvec)bits(v) - least > most - least)) {
+        vec root = roots(v);
+        *inverse = 1 / root;
+        return only(there, m / (root * c->of_root + c->added));
+    }
+    *inverse = inverse_root(v);
+    return m * reciprocal(plus_product(all(c->added), v * *inverse, all(c->of_root)));
+}
+
+static inline __attribute__((always_inline)) void lamb_first(
+    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    vec w = load(l->weight + i), g = load(l->grad + i), inverse;
+    vec m = load(l->momentum + i), v = load(l->variance + i);
+    if (c->divisor != 1) g /= c->divisor;
+    if (!way.again) {
+        m = c->share1 < 0.5f ? plus_product(m, all(c->share1), g - m)
+                             : plus_product(g, all(-c->beta1), g - m);
+        v = plus_product(v * c->beta2, c->share2 * g, g);
+        store(l->momentum + i, m);
+        store(l->variance + i, v);
+    }
+    vec d = lamb_direction(m, v, there, c, &inverse);
+    vec above = c->ratio_before_decay ? w : w * c->kept;
+    vec below = c->decays_inside ? plus_product(d, all(c->decay), w) : d;
+    add(s, way, ABOVE, above, above);
+    add(s, way, BELOW, below, below);
+    s->of_weight |= bits(w);
+    s->of_direction |= bits(m);
+    if (!way.measures) return;
+    measure_grad(w, g, there, way, s);
+    measure_direction(w, d, c->decay != 0 ? plus_product(d, all(c->decay), w) : d, way, s);
+    add(s, way, GRAD_M, g, m);
+    add(s, way, MOMENTUM2, m, m);
+    add(s, way, VARIANCE1, v, all(c->variance_share));
+    vec surprise = only(there, g * lower(all(1 / c->epsilon), inverse * c->inverse_share));
+    add(s, way, SURPRISE, surprise, surprise);
+}
+
+static inline __attribute__((always_inline)) void lamb_second(
+    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    vec w = load(l->weight + i), m = load(l->momentum + i), v = load(l->variance + i), inverse;
+    vec d = lamb_direction(m, v, there, c, &inverse);
+    vec u = c->decays_inside ? plus_product(d, all(c->decay), w) : d;
+    vec after = plus_product(w * c->kept, all(-c->rate), u * c->rate_factor * c->ratio);
+    store(l->weight + i, after);
+    if (!way.measures) return;
+    if (!measure_update(w, after, there, s)) return;
+    /* What float32 makes 0 of may be none in float64. */
+    vec decayed = c->decay != 0 ? plus_product(d, all(c->decay), w) : d;
+    s->swallowed +=
+        (after - w == 0) & there & ((decayed != 0) | ((m != 0) & is_finite(v)));
+}
+
+static inline __attribute__((always_inline)) void lars_first(
+    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    vec w = load(l->weight + i), g = load(l->grad + i);
+    vec u = plus_product(g, all(c->decay), w), below = c->ratio_of_sum ? g : u;
+    add(s, way, ABOVE, w, w);
+    add(s, way, BELOW, below, below);
+    s->of_weight |= bits(w);
+    s->of_direction |= bits(g);
+    if (!way.measures) return;
+    measure_grad(w, g, there, way, s);
+    measure_direction(w, g, c->decay != 0 ? u : g, way, s);
+}
+
+static inline __attribute__((always_inline)) void lars_second(
+    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    vec w = load(l->weight + i), g = load(l->grad + i);
+    vec u = plus_product(g, all(c->decay), w), b = u * c->ratio;
+    if (l->momentum) {
+        b = plus_product(b, load(l->momentum + i), all(c->beta1));
+        store(l->momentum + i, b);
+    }
+    vec after = plus_product(w, all(-c->rate), b);
+    store(l->weight + i, after);
+    if (!way.measures) return;
+    if (measure_update(w, after, there, s))
+        s->swallowed += (after - w == 0) & there & ((u != 0) | (g != 0));
+    add_exactly(&s->exact[GRAD_M], g, b);
+    add_exactly(&s->exact[MOMENTUM2], b, b);
+}
+
+static inline __attribute__((always_inline)) void step_lanes(
+    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    switch (way.pass) {
+    case LAMB_FIRST: lamb_first(l, i, c, there, way, s); break;
+    case LAMB_SECOND: lamb_second(l, i, c, there, way, s); break;
+    case LARS_FIRST: lars_first(l, i, c, there, way, s); break;
+    case LARS_SECOND: lars_second(l, i, c, there, way, s); break;
+    default: {
+        vec g = load(l->grad + i);
+        add_exactly(&s->exact[ABOVE], g, g);
+    }
+    }
+}
+
+/* A layer's last elements, too few for a vector: in copies, with zeros behind them. */
+static inline __attribute__((always_inline)) void step_rest(
+    const Layer *l, int64_t start, int n, const Numbers *c, Way way, Lanes *s) {
+    float copies[4][LANES] = {{0}};
+    float *lie[] = {l->weight, l->momentum, l->variance, (float *)l->grad};
+    Layer rest = {copies[0], copies[3], l->momentum ? copies[1] : 0, copies[2], 0, 0, 0};
+    ivec there;
+    for (int i = 0; i < LANES; i++) there[i] = i < n ? -1 : 0;
+    for (int k = 0; k < 4; k++) if (lie[k]) memcpy(copies[k], lie[k] + start, 4 * (size_t)n);
+    step_lanes(&rest, 0, c, there, way, s);
+    for (int k = 0; k < 3; k++) if (lie[k]) memcpy(lie[k] + start, copies[k], 4 * (size_t)n);
+}
+
+static double larger(double a, double b) { return a >= b || a != a ? a : b; }
+
+static inline __attribute__((always_inline)) void step_range(
+    const Layer *layer, int64_t start, int64_t end, const Numbers *numbers, Way way, Lanes *s,
+    double *out) {
+    const Layer own = *layer, *l = &own; /* copies, which no store to a tensor can change */
+    const Numbers of_own = *numbers, *c = &of_own;
+    const int is_second = way.pass == LAMB_SECOND || way.pass == LARS_SECOND;
+    const int first = way.measures ? 0 : SUMS, last = is_second ? SUMS : COLUMNS;
+    wide total[COLUMNS] = {{0}};
+    int64_t i = start;
+    for (int64_t at = start; at < end; at += BLOCK) {
+        const int64_t stop = end - at < BLOCK ? end : at + BLOCK;
+        for (int k = first; k < last; k++) s->sum[k] = (vec){0};
+        for (; i + LANES <= stop; i += LANES) step_lanes(l, i, c, ~(ivec){0}, way, s);
+        if (i < stop) step_rest(l, i, (int)(stop - i), c, way, s);
+        for (int k = first; k < last; k++) add_wide(&total[k], s->sum[k]);
+    }
+    for (int k = first; k < last; k++) {
+        out[k] = across(&total[k]);
+        if (k == UPDATE2) out[k] /= (double)ENLARGED * ENLARGED;
+        if (k == UPDATE_W) out[k] /= (double)ENLARGED * WEIGHT_ENLARGED;
+        for (int j = 0; j < LANES / 2; j++) out[k] += s->exact[k][j];
+    }
+    if (!way.measures) return;
+    out[NONFINITE] = count(s->nonfinite);
+    out[ZERO_GRAD] = count(s->zero);
+    out[SWALLOWED] = count(s->swallowed);
+    out[UPDATE_MAX] = larger(largest(s->most_update), largest(s->most_enlarged) / ENLARGED);
+    out[GRAD_MAX] = largest(s->most_grad);
+}
+
+/* Whether float32 could not square what was summed: too large or, unless all 0, too small. */
+static int is_lost(double sum, ivec of) {
+    return !(sum > 1e-33 && sum < INFINITY) && largest(magnitude((vec)of)) != 0;
+}
+
+/* The first pass over a chunk; sums that float32 cannot hold are made again. */
+static inline __attribute__((always_inline)) void first_pass(
+    const Layer *l, int64_t start, int64_t end, const Numbers *c, Way way, double *out) {
+    Lanes s = {0}, exact = {0};
+    double again[COLUMNS];
+    step_range(l, start, end, c, way, &s, out);
+    const ivec w = s.of_weight, d = s.of_direction, g = s.most_grad, u = c->decay != 0 ? w | d : d;
+    const int ratio = is_lost(out[ABOVE], w) || is_lost(out[BELOW], u), is_lamb = !way.pass;
+    const int sums =
+        way.measures &&
+        (is_lost(out[WEIGHT2], w) || is_lost(out[GRAD2], g) || is_lost(out[DIRECTION2], u) ||
+         is_lost(out[UNDECAYED2], d) || (is_lamb && is_lost(out[MOMENTUM2], d)) ||
+         (is_lamb && is_lost(out[SURPRISE], g)) || !(out[VARIANCE1] < INFINITY));
+    if (!ratio && !sums) return;
+    way.again = 1;
+    step_range(l, start, end, c, way, &exact, again);
+    if (ratio) memcpy(out + SUMS, again + SUMS, sizeof again - SUMS * sizeof *again);
+    if (sums) memcpy(out, again, SUMS * sizeof *again);
+}
+
+/* Part of a layer, and what it makes. */
+typedef struct {
+    int64_t layer, start;
+    Numbers numbers;
+    double sums[COLUMNS];
+} Chunk;
+
+static void do_chunk(int pass, const Layer *layers, Chunk *chunk, int measures) {
+    const Layer *l = layers + chunk->layer;
+    const int64_t start = chunk->start, left = l->size - start;
+    const int64_t end = start + (left < CHUNK ? left : CHUNK);
+    const Numbers *c = &chunk->numbers;
+    double *out = chunk->sums;
+    Lanes s = {0};
+#define FIRST(p, m) first_pass(l, start, end, c, (Way){p, m, 0}, out)
+#define SECOND(p, m) step_range(l, start, end, c, (Way){p, m, 0}, &s, out)
+    switch (2 * pass + measures) {
+    case 2 * LAMB_FIRST: FIRST(LAMB_FIRST, 0); break;
+    case 2 * LAMB_FIRST + 1: FIRST(LAMB_FIRST, 1); break;
+    case 2 * LAMB_SECOND: SECOND(LAMB_SECOND, 0); break;
+    case 2 * LAMB_SECOND + 1: SECOND(LAMB_SECOND, 1); break;
+    case 2 * LARS_FIRST: FIRST(LARS_FIRST, 0); break;
+    case 2 * LARS_FIRST + 1: FIRST(LARS_FIRST, 1); break;
+    case 2 * LARS_SECOND: SECOND(LARS_SECOND, 0); break;
+    case 2 * LARS_SECOND + 1: SECOND(LARS_SECOND, 1); break;
+    default: SECOND(GRADIENTS, 0);
+    }
+}
+
+static Numbers numbers_of(const Options *o, double t) {
+    double mean = 1, root_share = 1, rate_factor = 1;
+    if (o->debias != NO_DEBIAS) {
+        mean = 1 - pow(o->beta1, t);
+        root_share = 1 / sqrt(1 - pow(o->beta2, t));
+    }
+    if (o->debias == IN_RATE) rate_factor = 1 / (mean * root_share);
+    if (o->debias == FIRST_IN_RATE) rate_factor = 1 / mean;
+    if (o->debias != IN_DIRECTION) mean = root_share = 1;
+    return (Numbers){
+        .rate = (float)o->rate, .beta1 = (float)o->beta1, .share1 = (float)(1 - o->beta1),
+        .beta2 = (float)o->beta2, .share2 = (float)(1 - o->beta2), .epsilon = (float)o->epsilon,
+        .decay = (float)o->decay, .kept = (float)o->kept, .divisor = (float)o->divisor,
+        .of_root = (float)(root_share * mean), .added = (float)(o->epsilon * mean),
+        .inverse_share = (float)(1 / root_share), .variance_share = (float)(root_share * root_share),
+        .rate_factor = (float)rate_factor, .ratio = 1, .decays_inside = o->decays_inside,
+        .ratio_before_decay = o->ratio_before_decay, .ratio_of_sum = o->ratio_of_sum};
+}
+
+/* Cuts n layers into chunks, each with its numbers. */
+static void cut(const Layer *layers, int64_t n, const Options *o, const double *ratios,
+                Chunk *chunks) {
+    Numbers c = {0};
+    float t = -1;
+    int64_t i = 0;
+    for (int64_t k = 0; k < n; k++) {
+        const float own = layers[k].step ? *layers[k].step : 0;
+        if (own != t) c = numbers_of(o, own); /* the layers' counts are mostly the same */
+        t = own;
+        if (ratios) *layers[k].ratio = c.ratio = (float)ratios[k];
+        for (int64_t start = 0; start < layers[k].size; start += CHUNK, i++) {
+            chunks[i].layer = k;
+            chunks[i].start = start;
+            chunks[i].numbers = c;
+        }
+    }
+}
+
+static void add_sums(double *sums, const double *chunk) {
+    for (int s = 0; s < UPDATE_MAX; s++) sums[s] += chunk[s];
+    for (int s = UPDATE_MAX; s < SUMS; s++) sums[s] = larger(sums[s], chunk[s]);
+}
+
+/* Does one pass over n layers by so many threads; returns 0 if there is no memory for it.
+
+   A first pass gives `squares`, (n, 2): of the norms in the ratio, above and below the line (that
+   over the gradients: of theirs, first). A second pass takes `ratios`, (n). Both add to `sums`,
+   (n, SUMS), unless that is 0. */
+int trustlens_pass(int pass, const Layer *layers, int64_t n, const Options *options, int threads,
+                   double *squares, const double *ratios, double *sums) {
+    int64_t count = 0, i;
+    for (int64_t k = 0; k < n; k++) count += (layers[k].size + CHUNK - 1) / CHUNK;
+    Chunk *chunks = malloc(((size_t)count + 1) * sizeof *chunks);
+    if (!chunks) return 0;
+    if (pass == LAMB_FIRST) for (int64_t k = 0; k < n; k++) *layers[k].step += 1;
+    cut(layers, n, options, ratios, chunks);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (i = 0; i < count; i++) do_chunk(pass, layers, &chunks[i], sums != 0);
+    /* Always in the same order: nothing depends on the threads. */
+    for (i = 0; i < count; i++) {
+        const Chunk *c = &chunks[i];
+        if (sums) add_sums(sums + c->layer * SUMS, c->sums);
+        if (!squares) continue;
+        squares[2 * c->layer] += c->sums[ABOVE];
+        squares[2 * c->layer + 1] += c->sums[BELOW];
+    }
+    free(chunks);
+    return 1;
+}
