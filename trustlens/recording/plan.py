@@ -73,7 +73,7 @@ class _Alike:
 
     kind: _Kind
     group: Mapping[str, Any]
-    rows: range
+    rows: NDArray[np.int64]
     states: list[Mapping[str, Any]]
     counts: NDArray[np.int64] | None
 
@@ -153,8 +153,7 @@ class Plan:
         self._known = np.array([known_of(one.step) for one in ordered], bool)
         self._alike: list[_Alike] = []
         for kind, alike in kinds.items():
-            first = self._alike[-1].rows.stop if self._alike else 0
-            rows = range(first, first + len(alike))
+            rows = np.arange(len(alike)) + sum(len(before.rows) for before in self._alike)
             self._alike.append(_alike(kind, alike, rows, optimizer.state))
         self._state, self._states = optimizer.state, list(optimizer.state.values())
         self._held = [held for alike in self._alike for held in _held(alike)]
@@ -177,10 +176,8 @@ class Plan:
             return None
         # A layer without gradient has the last row.
         host = np.array([*map(host_of, forms), host_of(None)])[form_of]
-        host[:, _RATE] = np.repeat(
-            [at_hand(alike.group.get("lr")) for alike in self._alike],
-            [len(alike.rows) for alike in self._alike],
-        )
+        for alike in self._alike:
+            host[alike.rows, _RATE] = at_hand(alike.group.get("lr"))
         rules = [form.ratio_rule for form in forms]
         has_rules = any(rule is not None for rule in rules)
         there = form_of >= 0
@@ -232,24 +229,17 @@ class Plan:
         """
         forms: list[Direction] = []
         form_of = np.full(len(places), -1, np.int64)
+        whole = bool(places.all())
         for alike in self._alike:
-            rows = np.arange(alike.rows.start, alike.rows.stop)
-            counts = None if alike.counts is None else gather(alike.counts)
-            there = places[rows] != 0
-            if counts is None:
-                of_count = [rows[there]]
-            else:
-                of_count = [rows[there & (counts == count)] for count in np.unique(counts[there])]
-            for members in of_count:
-                if len(members):
-                    form_of[members] = len(forms)
-                    forms.append(self._form(alike, int(members[0])))
+            for members in _by_count(alike, None if whole else places[alike.rows] != 0):
+                form_of[members] = len(forms)
+                forms.append(self._form(alike, int(members[0])))
         return forms, form_of
 
     def _form(self, alike: _Alike, row: int) -> Direction:
         """Return the direction of one layer, which is that of all like it, or raise ValueError."""
         step, layer = self._look(self.places[row]), self._of[row]
-        kind = _kind_of(layer, step, alike.states[row - alike.rows.start])
+        kind = _kind_of(layer, step, alike.states[row - alike.rows[0]])
         if step.direction is None or kind != alike.kind:
             raise ValueError(layer.info.name)
         return step.direction
@@ -263,7 +253,7 @@ class Plan:
         for alike in self._alike:
             if alike.kind.keeps_ratio:
                 ratios = [state["trust_ratio"].reshape(()) for state in alike.states]
-                beside[alike.rows.start : alike.rows.stop, _RATIO] = torch.stack(ratios)
+                beside[alike.rows[0] : alike.rows[-1] + 1, _RATIO] = torch.stack(ratios)
         return send(beside)
 
 
@@ -296,12 +286,26 @@ def _is_readable(count: Any) -> bool:
 
 
 def _alike(
-    kind: _Kind, seen: Sequence[Seen], rows: range, state: Mapping[Tensor, Mapping[str, Any]]
+    kind: _Kind,
+    seen: Sequence[Seen],
+    rows: NDArray[np.int64],
+    state: Mapping[Tensor, Mapping[str, Any]],
 ) -> _Alike:
     states = [state.get(one.layer.parameter, {}) for one in seen]
     counts = [each["step"] for each in states if "step" in each]
     at = np.array(list(map(_address, counts)), np.int64) if counts else None
     return _Alike(kind, seen[0].layer.group, rows, states, at)
+
+
+def _by_count(alike: _Alike, there: NDArray[np.bool_] | None) -> list[NDArray[np.int64]]:
+    """Return the rows of layers that are there, those of one step count together."""
+    rows = alike.rows if there is None else alike.rows[there]
+    if alike.counts is None or not len(rows):
+        return [rows] if len(rows) else []
+    counts = gather(alike.counts if there is None else alike.counts[there])
+    if (counts == counts[0]).all():
+        return [rows]
+    return [rows[counts == count] for count in np.unique(counts)]
 
 
 def _held(alike: _Alike) -> Iterator[tuple[Callable[[Any], Any], list[Any], list[Any]]]:

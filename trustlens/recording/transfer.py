@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import queue
+import collections
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
@@ -191,7 +190,11 @@ class WriterThread(Generic[Item]):
         self._held = 0
         self._lock = threading.Lock()
         self._capacity = capacity
-        self._queue: queue.Queue[tuple[Item, int] | threading.Event | None] = queue.Queue()
+        # Not a queue.Queue, which wakes its reader at each put: the training would wait for it.
+        self._entries: collections.deque[tuple[Item, int] | threading.Event | None]
+        self._entries = collections.deque()
+        self._urgent = 0  # entries that somebody waits for
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trustlens-writer", daemon=True)
         self._thread.start()
 
@@ -203,9 +206,11 @@ class WriterThread(Generic[Item]):
         """
         with self._lock:
             room = not self._held or self._held + nbytes <= self._memory
-            if always or (room and self._queue.qsize() < self._capacity):
-                self._queue.put((item, nbytes))
+            if always or (room and len(self._entries) < self._capacity):
+                self._entries.append((item, nbytes))
                 self._held += nbytes
+                if len(self._entries) == BATCH:
+                    self._wake.set()
                 return True
         self.drop()
         return False
@@ -218,14 +223,20 @@ class WriterThread(Generic[Item]):
     def flush(self) -> None:
         """Wait until everything put so far was handed over."""
         done = threading.Event()
-        self._queue.put(done)
+        self._put_urgent(done)
         while not done.wait(0.1) and self._thread.is_alive():
             pass
 
     def close(self) -> None:
         """Wait until everything was handed over and the thread has ended."""
-        self._queue.put(None)
+        self._put_urgent(None)
         self._thread.join()
+
+    def _put_urgent(self, mark: threading.Event | None) -> None:
+        with self._lock:
+            self._entries.append(mark)
+            self._urgent += 1
+            self._wake.set()
 
     def _run(self) -> None:
         try:
@@ -253,20 +264,18 @@ class WriterThread(Generic[Item]):
 
     def _collect(self) -> tuple[list[tuple[Item, int]], list[threading.Event], bool]:
         """Return the next items with their sizes, who waits for them, and whether more come."""
+        if not self._urgent and len(self._entries) < BATCH:
+            self._wake.wait(LINGER)
         items: list[tuple[Item, int]] = []
-        deadline: float | None = None
-        while len(items) < BATCH:
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                entry = self._queue.get(timeout=timeout)
-            except queue.Empty:
-                break
-            if entry is None:
-                return items, [], False
-            if isinstance(entry, threading.Event):
-                return items, [entry], True
-            items.append(entry)
-            deadline = deadline or time.monotonic() + LINGER
+        with self._lock:
+            self._wake.clear()
+            while self._entries and len(items) < BATCH:
+                entry = self._entries.popleft()
+                if isinstance(entry, tuple):
+                    items.append(entry)
+                    continue
+                self._urgent -= 1
+                return items, [] if entry is None else [entry], entry is not None
         return items, [], True
 
 
