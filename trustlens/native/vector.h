@@ -62,7 +62,8 @@ static inline __attribute__((always_inline)) ivec higher(ivec a, ivec b) {
 
 static inline __attribute__((always_inline)) ivec magnitude(vec v) { return bits(v) & 0x7fffffff; }
 
-/* 1/x, and 1/√x for an x that is not 0: one Newton step behind the processor's estimate. */
+/* 1/x, and 1/√x for an x of at least 1e-37: one Newton step behind the processor's estimate. (Half of x
+   by its exponent: the units that multiply are busy enough.) */
 static inline __attribute__((always_inline)) vec reciprocal(vec x) {
 #if defined(__AVX512F__)
     vec y = (vec)_mm512_rcp14_ps((__m512)x);
@@ -77,26 +78,15 @@ static inline __attribute__((always_inline)) vec reciprocal(vec x) {
 
 static inline __attribute__((always_inline)) vec inverse_root(vec x) {
 #if defined(__AVX512F__)
-    vec y = (vec)_mm512_rsqrt14_ps((__m512)x);
-    return y * (1.5f - 0.5f * x * y * y);
+    vec y = (vec)_mm512_rsqrt14_ps((__m512)x), half = (vec)(bits(x) - (1 << 23));
+    return y * (1.5f - half * y * y);
 #elif defined(__AVX__) && defined(__FMA__)
-    vec y = (vec)_mm256_rsqrt_ps((__m256)x);
-    return y * (1.5f - 0.5f * x * y * y);
+    vec y = (vec)_mm256_rsqrt_ps((__m256)x), half = (vec)(bits(x) - (1 << 23));
+    return y * (1.5f - half * y * y);
 #else
     vec y;
     for (int i = 0; i < LANES; i++) y[i] = 1 / sqrtf(x[i]);
     return y;
-#endif
-}
-
-/* x/y, rounded once as a division is; `inverse` is 1/y. */
-static inline __attribute__((always_inline)) vec divided(vec x, float y, float inverse) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    vec quotient = x * inverse;
-    return quotient + (x - quotient * y) * inverse;
-#else
-    (void)inverse;
-    return x / y;
 #endif
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -258,9 +259,10 @@ class Recorder:
         lost: dict[str, Any] = {"dropped": dropped} if dropped else {}
         if self._safely.failure is not None:
             lost["stopped"] = self._safely.failure
+        now = datetime.now(UTC).isoformat()
         last: tuple[Callable[[], None], ...] = (
             self._output.close,
-            lambda: self._store.close(self._store.info.closed_at(_now().isoformat(), **lost)),
+            lambda: self._store.close(self._store.info.closed_at(now, **lost)),
         )
         for work in last:
             try:
@@ -325,7 +327,7 @@ class Recorder:
         if measured is None:
             self._drop()
         else:
-            step = StepRecord(watch.step, _now(), first, measured, skipped)
+            step = StepRecord(watch.step, time.time_ns() // 1000, first, measured, skipped)
             self._put(step, sum(part.nbytes for part in measured))
         self._look_at_thread()
 
@@ -389,7 +391,3 @@ class Recorder:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and (step - 1) % every == 0
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -54,6 +53,7 @@ _NEEDS: Final[Mapping[str, str]] = {
 _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")
 """What is made of the weights before the step."""
 
+_TIME: Final = SCHEMAS["steps"].field("time").type
 _NAN: Final = float("nan")
 
 _UNSURE: Final = 2.0**-6
@@ -138,11 +138,13 @@ class Measured:
 class StepRecord:
     """One optimizer's step; ``first`` if no other optimizer did a step of that number before.
 
+    ``time`` is in microseconds since 1970, in UTC.
+
     ``skipped`` is not 0 if it changed nothing: then it has no rows but its own.
     """
 
     step: int
-    time: datetime
+    time: int
     first: bool
     measured: Sequence[Measured] = ()
     skipped: float | Parcel = 0.0
@@ -170,7 +172,9 @@ def tables(
     whether another did them.
     """
     steps = [
-        replace(record, skipped=opened_scalar(record.skipped))
+        record
+        if isinstance(record.skipped, float)
+        else replace(record, skipped=opened_scalar(record.skipped))
         for record in records
         if isinstance(record, StepRecord)
     ]
@@ -339,7 +343,7 @@ def steps_table(records: Iterable[StepRecord]) -> pa.Table:
     return pa.table(
         {
             "step": [record.step for record in records],
-            "time": [record.time for record in records],
+            "time": pa.array([record.time for record in records], pa.int64()).cast(_TIME),
             "skipped": [bool(record.skipped) for record in records],
         },
         schema=SCHEMAS["steps"],

@@ -127,36 +127,54 @@ typedef struct {
 
 /* What the loop over a block makes, in lanes. */
 typedef struct {
-    vec sum[NONFINITE]; /* the sums up to this one */
-    ivec zero, swallowed, most_update, most_grad, of_weight, of_direction, of_momentum;
+    vec sum[NONFINITE]; /* the sums up to this one; of v and surprise, h and 1/h are left out */
+    ivec zero, swallowed, most_update, most_grad;
 } Lanes;
 
 /* Which terms there are: constants wherever `vector_step` is called. */
-typedef struct { int undone, has_v, divides, plain; } Kind;
+typedef struct { int undone, near, has_v, divides, plain; } Kind;
 
 static const float zeros[BLOCK];
 
+/* The numbers of a form in float32. */
+typedef struct {
+    float rate, grad_share, base_share, weight_share, update_share, root_share, epsilon, decay, kept,
+        undecayed, least;
+} Numbers;
+
+/* `plain` forms have b in the denominator: m · 1/((√v̂ + ε)/b). */
+static Numbers numbers_of(const Form *f, int plain) {
+    const double root = sqrt(f->variance_share), share = plain ? f->base_share : 1;
+    return (Numbers){
+        .rate = (float)f->rate, .grad_share = (float)f->grad_share,
+        .base_share = (float)f->base_share, .weight_share = (float)f->weight_share,
+        .update_share = (float)f->update_share, .root_share = (float)(root / share),
+        .epsilon = (float)(f->epsilon / share), .decay = (float)f->decay, .kept = (float)f->kept,
+        .undecayed = (float)(1 / f->kept - 1), .least = (float)(root / f->epsilon)};
+}
+
 static inline __attribute__((always_inline)) void vector_step(
-    const float *const *data, int i, const Form *f, Kind kind, float inverse_kept, Lanes *s) {
+    const float *const *data, int i, const Numbers *f, Kind kind, Lanes *s) {
     vec after = load(data[AFTER] + i), g = load(data[GRAD] + i), m = load(data[MOMENTUM] + i);
-    vec terms, root = {0}, inverse = all(1), den = all(1);
-    const float epsilon = (float)f->epsilon;
-    if (kind.plain) terms = (float)f->base_share * m; /* m is x, and there is no other term */
-    else terms = (float)f->grad_share * g + (float)f->base_share * load(data[BASE] + i);
+    vec terms, inverse = all(1), den = all(1);
+    if (kind.plain) terms = m; /* it is x, and there is no other term */
+    else terms = f->grad_share * g + f->base_share * load(data[BASE] + i);
     if (kind.has_v) {
-        vec v = (float)f->variance_share * load(data[VARIANCE] + i);
+        vec v = load(data[VARIANCE] + i);
         s->sum[VARIANCE1] += v;
         v = (vec)higher(bits(v), bits(all(1e-37f))); /* 1/√0 is infinite */
         inverse = inverse_root(v);
-        root = v * inverse;
-        if (kind.divides) den = reciprocal(root + epsilon);
+        if (kind.divides) den = reciprocal(v * inverse * f->root_share + f->epsilon);
     }
     vec d = kind.divides ? terms * den : terms, w;
-    if (kind.undone) w = divided(after + (float)f->rate * d, (float)f->kept, inverse_kept);
-    else w = load(data[BEFORE] + i);
+    if (kind.undone) {
+        w = after + f->rate * d;
+        /* Divided by 1 − ηλ: near 1, w + w·(1/kept − 1) is rounded once, as a division is. */
+        w = kind.near ? w + w * f->undecayed : w / f->kept;
+    } else w = load(data[BEFORE] + i);
     vec update = after - w;
-    if (!kind.plain) d += (float)f->weight_share * w * den + (float)f->update_share * update;
-    vec u = d + (float)f->decay * w;
+    if (!kind.plain) d += f->weight_share * w * den + f->update_share * update;
+    vec u = d + f->decay * w;
     s->sum[WEIGHT2] += w * w;
     s->sum[UPDATE2] += update * update;
     s->sum[UPDATE_W] += update * w;
@@ -167,23 +185,19 @@ static inline __attribute__((always_inline)) void vector_step(
     s->sum[GRAD_M] += g * m;
     s->sum[MOMENTUM2] += m * m;
     if (kind.has_v) {
-        vec surprise = g * lower(inverse, all(1 / epsilon));
+        vec surprise = g * lower(inverse, all(f->least));
         s->sum[SURPRISE] += surprise * surprise;
     }
     s->zero += g == 0;
     s->most_update = higher(s->most_update, magnitude(update));
     s->most_grad = higher(s->most_grad, magnitude(g));
-    s->of_weight |= bits(w);
-    s->of_momentum |= bits(m);
-    s->of_direction |= bits(u) | bits(d);
     /* What float32 makes 0 of may be none in float64. */
     if (!kind.undone) s->swallowed += (update == 0) & ((u != 0) | (terms != 0));
 }
 
 static inline __attribute__((always_inline)) void vector_block(
-    const Block *b, const Form *f, Kind kind, Lanes *s) {
-    const float inverse_kept = (float)(1 / f->kept);
-    for (int i = 0; i < b->size; i += LANES) vector_step(b->data, i, f, kind, inverse_kept, s);
+    const Block *b, const Numbers *f, Kind kind, Lanes *s) {
+    for (int i = 0; i < b->size; i += LANES) vector_step(b->data, i, f, kind, s);
 }
 
 /* What many blocks make together. */
@@ -192,28 +206,60 @@ typedef struct {
     ivec zero, swallowed, most_update, most_grad;
 } Total;
 
-/* Where float32 could not square what was summed: it is too large or, unless all 0, too small. */
-static inline __attribute__((always_inline)) ivec lost(vec squares, ivec of) {
-    return ~((squares > 1e-30f) & (squares < 1e30f)) & ((of & 0x7fffffff) != 0);
+/* All bits of a block's tensor but the signs. */
+static ivec bits_of(const Block *b, int which) {
+    ivec found = {0};
+    for (int i = 0; i < b->size; i += LANES) found |= magnitude(load(b->data[which] + i));
+    return found;
+}
+
+/* Where a sum of squares is too small for float32, though it is of more than zeros. */
+static ivec faint(vec squares, ivec of) { return ~(squares > 1e-30f) & (of != 0); }
+
+/* Whether float32 could not square what was summed: too large or, unless all 0, too small. */
+static int is_lost(const Block *b, const Form *f, int has_v, const Lanes *s) {
+    vec least = all(1e30f), most = {0};
+    static const int squares[] = {WEIGHT2, UPDATE2, GRAD2, DIRECTION2, UNDECAYED2, MOMENTUM2};
+    for (int k = 0; k < 6; k++) {
+        vec sum = s->sum[squares[k]];
+        least = lower(sum, least); /* NaN, of the first, gives the second: `most` keeps it */
+        most += sum;
+    }
+    most += s->sum[VARIANCE1] + s->sum[SURPRISE];
+    if (has_v) least = lower(s->sum[SURPRISE], least);
+    if (any(~(most < 1e30f))) return 1;
+    if (!any(~(least > 1e-30f))) return 0;
+    /* Seldom: whole tensors of zeros, most of the time. */
+    ivec w = bits_of(b, AFTER) | bits_of(b, BEFORE) | s->most_update, m = bits_of(b, MOMENTUM);
+    ivec g = s->most_grad;
+    ivec d = {0};
+    if (f->grad_share != 0) d |= g;
+    if (f->base_share != 0) d |= bits_of(b, BASE);
+    if (f->weight_share != 0) d |= w;
+    if (f->update_share != 0) d |= s->most_update;
+    ivec lost = faint(s->sum[WEIGHT2], w) | faint(s->sum[UPDATE2], s->most_update) |
+                faint(s->sum[GRAD2], g) | faint(s->sum[UNDECAYED2], d) |
+                faint(s->sum[DIRECTION2], f->decay != 0 ? d | w : d) |
+                faint(s->sum[MOMENTUM2], m);
+    if (has_v) lost |= faint(s->sum[SURPRISE], g);
+    return any(lost);
 }
 
 /* Adds a block to the total and returns 1; returns 0, leaving it, if float32 cannot do it. */
 static int fast_block(const Layer *l, const Form *f, const Block *b, Total *total) {
     Lanes s = {0};
     const int undone = is_known(l) && !has(l, BEFORE), has_v = is_known(l) && has(l, VARIANCE),
-              plain = b->data[BASE] == b->data[MOMENTUM] && f->grad_share == 0 &&
-                      f->weight_share == 0 && f->update_share == 0;
+              plain = has_v && f->divides && b->data[BASE] == b->data[MOMENTUM] &&
+                      f->base_share > 0 && f->grad_share == 0 && f->weight_share == 0 &&
+                      f->update_share == 0;
+    const int divides = has_v && f->divides, near = fabs(1 / f->kept - 1) < 1e-3;
+    const Numbers numbers = numbers_of(f, plain);
     if (has_v && f->epsilon < 1e-12) return 0; /* what is divided by may be 0 */
-    if (has_v && f->divides && plain && undone) vector_block(b, f, (Kind){1, 1, 1, 1}, &s);
-    else if (has_v && f->divides && plain) vector_block(b, f, (Kind){0, 1, 1, 1}, &s);
-    else if (has_v) vector_block(b, f, (Kind){undone, 1, f->divides != 0, 0}, &s);
-    else vector_block(b, f, (Kind){undone, 0, 0, 0}, &s);
-    if (any(lost(s.sum[WEIGHT2], s.of_weight) | lost(s.sum[UPDATE2], s.most_update) |
-            lost(s.sum[GRAD2], s.most_grad) | lost(s.sum[DIRECTION2], s.of_direction) |
-            lost(s.sum[UNDECAYED2], s.of_direction) | lost(s.sum[MOMENTUM2], s.of_momentum) |
-            lost(s.sum[SURPRISE], has_v ? s.most_grad : (ivec){0}) |
-            ~(s.sum[VARIANCE1] < 1e30f)))
-        return 0;
+    if (plain && undone && near) vector_block(b, &numbers, (Kind){1, 1, 1, 1, 1}, &s);
+    else if (plain) vector_block(b, &numbers, (Kind){undone, near, 1, 1, 1}, &s);
+    else if (has_v) vector_block(b, &numbers, (Kind){undone, near, 1, divides, 0}, &s);
+    else vector_block(b, &numbers, (Kind){undone, near, 0, 0, 0}, &s);
+    if (is_lost(b, f, has_v, &s)) return 0;
     for (int i = 0; i < NONFINITE; i++) add_wide(&total->sum[i], s.sum[i]);
     total->zero += s.zero;
     total->swallowed += s.swallowed;
@@ -245,7 +291,7 @@ static void take_block(const Layer *l, int64_t start, int n, Scratch *scratch, B
 }
 
 static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t end, double *out) {
-    static const Form none = {.kept = 1, .epsilon = 1};
+    static const Form none = {.kept = 1, .epsilon = 1, .variance_share = 1};
     Total total = {0};
     Scratch scratch;
     Block b;
@@ -261,7 +307,12 @@ static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t 
         }
         if (!done) slow_block(l, f, at, at + n, out);
     }
-    for (int i = 0; i < NONFINITE; i++) out[i] += across(&total.sum[i]);
+    for (int i = 0; i < NONFINITE; i++) {
+        double sum = across(&total.sum[i]);
+        if (i == VARIANCE1) sum *= f->variance_share;
+        if (i == SURPRISE) sum /= f->variance_share;
+        out[i] += sum;
+    }
     out[ZERO_GRAD] += count(total.zero);
     out[SWALLOWED] += count(total.swallowed);
     out[UPDATE_MAX] = larger(out[UPDATE_MAX], largest(total.most_update));
