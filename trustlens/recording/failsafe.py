@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from trustlens.recording.hooks import Result
 
 _log: Final = logging.getLogger("trustlens")
@@ -43,9 +41,7 @@ class Failsafe:
         """Do some work and return its result, or None if it failed or is not to be done."""
         if self.failure is None and not self.over and not self.is_fork:
             try:
-                # Not in inference mode: what is kept for later steps may be outside of it then.
-                with torch.inference_mode(mode=False), torch.no_grad():
-                    return work()
+                return work()
             except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
                 self.fail(error)
         return None

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -109,10 +110,14 @@ class Watch:
 
         Returns others than the step's own arguments to call it with, or None.
         """
-        args, kwargs = call
         self._measures = measure
         if not measure:
             return None
+        with _untraced():
+            return self._before(call, histograms=histograms)
+
+    def _before(self, call: Call, *, histograms: bool) -> Call | None:
+        args, kwargs = call
         if self.family.yields:
             self.optimizer.measures = not histograms
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -132,7 +137,8 @@ class Watch:
             loss = closure()
             calls += 1
             if calls == 1 and self._hooks is not None:
-                self._hooks.guard(self._kept.take_grads)
+                with _untraced():
+                    self._hooks.guard(self._kept.take_grads)
             return loss
 
         return calling
@@ -152,10 +158,11 @@ class Watch:
         self._measures = False
         if self.family.yields:
             self.optimizer.measures = False
-        measured = None if histograms else self._again()
-        if measured is None:
-            measured = self._anew(histograms=histograms)
-        self._kept.done()
+        with _untraced():
+            measured = None if histograms else self._again()
+            if measured is None:
+                measured = self._anew(histograms=histograms)
+            self._kept.done()
         return measured
 
     def _again(self) -> list[Measured] | None:
@@ -321,6 +328,13 @@ class Watch:
         if isinstance(factor, Tensor) or factor != 1:
             grad = grad * (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
         return grad
+
+
+@contextmanager
+def _untraced() -> Generator[None]:
+    # Not in inference mode: what is kept for later steps may be outside of it then.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
 
 
 def _with_copy(step: LayerStep) -> LayerStep:
