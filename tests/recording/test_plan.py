@@ -17,7 +17,7 @@ import trustlens
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.plan import Plan
 
-SHAPES = ((40, 20), (20, 40), (300,), (7,), (2, 3, 5, 5))
+SHAPES = ((40, 20), (20, 40), (300,), (7,), (2, 3, 5, 5), (0, 3))
 STEPS = 9
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

@@ -262,6 +262,8 @@ def _kind_of(layer: Layer, step: LayerStep, state: Mapping[str, Any]) -> _Kind |
     form = step.direction
     if form is None or step.grad is not layer.parameter.grad or not is_at_hand(form):
         return None
+    if not layer.parameter.numel():
+        return None  # it lies nowhere, and so does its gradient
     entries: list[str | None] = []
     for tensor in (form.base, form.variance, form.momentum):
         names = [name for name, value in state.items() if value is tensor]
