@@ -6,7 +6,7 @@ where a sum does not exist, without waiting for the device.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -49,6 +49,27 @@ class LayerStep:
     after: Tensor
     grad: Tensor | None
     direction: Direction | None
+
+
+def numbers_of(form: Direction) -> tuple[Any, ...]:
+    """Return what a loop needs of a direction beside its tensors: ``Form`` of ``cpu.c``.
+
+    η, a, b, c, e, h, ε, λ, what the decay leaves of w, and 1 where d is divided, else 0.
+    """
+    decay = form.decay or 0.0
+    kept = form.kept
+    return (
+        form.rate,
+        form.grad_share,
+        form.base_share,
+        form.weight_share,
+        form.update_share,
+        form.variance_share,
+        form.epsilon,
+        decay,
+        1 - form.rate * (form.weight_share + decay) if kept is None else kept,
+        float(form.divides and form.variance is not None),
+    )
 
 
 def undo(after: Tensor, step: Tensor, form: Direction, dtype: torch.dtype) -> Tensor:

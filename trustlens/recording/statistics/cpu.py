@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trustlens.native.build import load
 from trustlens.recording.directions import Direction
-from trustlens.recording.statistics import SUMS, LayerStep
+from trustlens.recording.statistics import SUMS, LayerStep, numbers_of
 from trustlens.recording.statistics.elements import BUCKETS, count_steps
 from trustlens.recording.statistics.portable import Portable
 from trustlens.recording.statistics.reference import measure as measure_plainly
@@ -113,7 +113,7 @@ class Compiled:
         return Prepared(self, layers)
 
     def _run(self, layers: NDArray[Any], forms: Sequence[Direction], sums: Tensor) -> None:
-        numbers = np.array([_numbers(form) for form in forms], np.float64)
+        numbers = np.array([numbers_of(form) for form in forms], np.float64)
         self.run(layers, numbers, int(layers["size"].sum()), sums)
 
     def run(
@@ -158,7 +158,7 @@ class Prepared:
         layers["data"][:, _GRAD] = grads
         layers["form"] = form_of
         sums = torch.empty((len(layers), len(SUMS)), dtype=torch.float64, device="cpu")
-        numbers = np.array([_numbers(form) for form in forms], np.float64)
+        numbers = np.array([numbers_of(form) for form in forms], np.float64)
         self._compiled.run(layers, numbers, self._elements, sums)
         return sums
 
@@ -204,27 +204,9 @@ def _pack(layer: Any, tensors: Sequence[Tensor | None], size: int) -> None:
     layer["size"] = size
 
 
-def _numbers(form: Direction) -> tuple[Any, ...]:
-    """Return `Form` of cpu.c."""
-    decay = form.decay or 0.0
-    kept = form.kept
-    return (
-        form.rate,
-        form.grad_share,
-        form.base_share,
-        form.weight_share,
-        form.update_share,
-        form.variance_share,
-        form.epsilon,
-        decay,
-        1 - form.rate * (form.weight_share + decay) if kept is None else kept,
-        form.divides and form.variance is not None,
-    )
-
-
 def is_at_hand(form: Direction) -> bool:
     """Tell whether all numbers are; what lies on an accelerator is not read."""
-    return not any(isinstance(number, Tensor) for number in _numbers(form))
+    return not any(isinstance(number, Tensor) for number in numbers_of(form))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trustlens.recording.directions import Direction
-from trustlens.recording.statistics import SUMS
+from trustlens.recording.statistics import SUMS, numbers_of
 
 CHUNK: Final = 1 << 15
 """Elements that one program sums: enough to hide what it does once."""
@@ -147,7 +147,7 @@ class Prepared:
         form_of: Sequence[int] | NDArray[np.int64],
     ) -> Tensor:
         """Bring what changed to the device, in one copy; return the forms' numbers there."""
-        rows = [_numbers(form) for form in forms] or [_NO_NUMBERS]
+        rows = [numbers_of(form) for form in forms] or [_NO_NUMBERS]
         values = [value for row in rows for value in row]
         places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
         at_hand = [0.0 if isinstance(value, Tensor) else value for value in values]
@@ -164,23 +164,6 @@ class Prepared:
             tensors = [values[i].detach().reshape(()) for i in places]
             there.index_copy_(0, self._changing[end:], torch.stack(tensors).double())
         return there
-
-
-def _numbers(form: Direction) -> tuple[Any, ...]:
-    decay = form.decay or 0.0
-    kept = form.kept
-    return (
-        form.rate,
-        form.grad_share,
-        form.base_share,
-        form.weight_share,
-        form.update_share,
-        form.variance_share,
-        form.epsilon,
-        decay,
-        1 - form.rate * (form.weight_share + decay) if kept is None else kept,
-        float(form.divides),
-    )
 
 
 def _laid_out(
