@@ -25,6 +25,7 @@ ORDER = (
     "trustlens.ratios",
     "trustlens.native",
     "trustlens.optim",
+    "trustlens.store.columns",
     "trustlens.store.layout",
     "trustlens.store.lock",
     "trustlens.store.reader",
@@ -148,6 +149,23 @@ def test_importing_trustlens_brings_nothing_heavy() -> None:
     code = f"import trustlens, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_whole_recording_brings_no_pandas(tmp_path: Path) -> None:
+    """pyarrow imports it behind one's back: the training would wait for a fifth of a second."""
+    code = """
+        import sys, torch, trustlens
+        parameter = torch.nn.Parameter(torch.ones(300))
+        optimizer = torch.optim.AdamW([parameter])
+        with trustlens.record(optimizer, sys.argv[1], histograms_every=2) as recorder:
+            for step in range(4):
+                parameter.grad = torch.ones(300) if step != 1 else None
+                optimizer.step()
+                recorder.log(loss=1.0)
+        assert "pandas" not in sys.modules
+        assert len(trustlens.open_run(sys.argv[1]).layers()) == 4
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path / "run"], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,11 @@ def _fills_in_state() -> bool:
     return frame is not None
 
 
+@torch.compiler.disable  # a compiled step is compiled around it
+def _not_compiled(work: Callable[[Call], Call | None], call: Call) -> Call | None:
+    return work(call)
+
+
 class _Hook:
     """What torch calls; copied or pickled with its optimizer, it is one that does nothing."""
 
@@ -154,12 +159,13 @@ class _Hook:
         self._optimizer = optimizer
         self._work = work
 
-    @torch.compiler.disable  # a compiled step is compiled around it
     def __call__(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call | None:
         if self._work is None or optimizer is not self._optimizer:
             return None
+        if torch.compiler.is_dynamo_compiling():  # not always: to go around it takes 10 µs
+            return _not_compiled(self._work, (args, kwargs))
         return self._work((args, kwargs))
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:

@@ -15,6 +15,7 @@ from trustlens.recording.directions import Direction, RatioRule, reading_waits
 from trustlens.recording.statistics import SUMS, LayerStep
 from trustlens.recording.transfer import Parcel, opened_scalar
 from trustlens.schema import COUNTS, ELEMENTS, RECORDED, article_trust_ratio
+from trustlens.store.columns import column, dictionary
 from trustlens.store.layout import SCHEMAS
 
 HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
@@ -53,7 +54,6 @@ _NEEDS: Final[Mapping[str, str]] = {
 _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")
 """What is made of the weights before the step."""
 
-_TIME: Final = SCHEMAS["steps"].field("time").type
 _NAN: Final = float("nan")
 
 _UNSURE: Final = 2.0**-6
@@ -181,54 +181,52 @@ def tables(
     measured = [
         (record.step, part) for record in steps if not record.skipped for part in record.measured
     ]
-    made = {
-        "layers": _layers(measured, layer_names),
-        "histograms": _histograms(measured, layer_names),
-        "steps": steps_table(_one_a_step(steps, held)),
-        "metrics": _metrics([record for record in records if isinstance(record, MetricRecord)]),
-    }
+    rows = _one_a_step(steps, held)
+    logged = [record for record in records if isinstance(record, MetricRecord) and record.values]
+    made: dict[str, pa.Table] = {}
+    if measured:
+        made["layers"] = _layers(measured, layer_names)
+    if any(part.counts is not None for _, part in measured):
+        made["histograms"] = _histograms(measured, layer_names)
+    if rows:
+        made["steps"] = steps_table(rows)
+    if logged:
+        made["metrics"] = _metrics(logged)
     return {name: table for name, table in made.items() if table.num_rows}
 
 
 def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
-    schema = SCHEMAS["layers"]
-    if not measured:
-        return schema.empty_table()
     parts = [part for _, part in measured]
-    known = np.concatenate([part.known for part in parts])
-    host = np.concatenate([part.host for part in parts])
-    sums = np.concatenate([part.sums.open() for part in parts]).astype(np.float64)
-    beside = np.concatenate([_beside(part) for part in parts])
-    for i, name in enumerate(DEVICE_COLUMNS):
-        if name in HOST_COLUMNS:
-            column = host[:, HOST_COLUMNS.index(name)]
-            column[:] = np.where(np.isnan(column), beside[:, i], column)
-    values = _quantities(sums, np.concatenate([part.sizes for part in parts]))
-    applied = known[:, KNOWN.index("applied")]
-    ratios = beside[:, DEVICE_COLUMNS.index("trust_ratio")]
-    values["trust_ratio"] = np.where(applied, ratios, values["trust_ratio"])
+    known = dict(zip(KNOWN, _columns([part.known for part in parts]), strict=True))
+    host = dict(zip(HOST_COLUMNS, _columns([part.host for part in parts]), strict=True))
+    sums = _columns([part.sums.open() for part in parts]).astype(np.float64, copy=False)
+    values = _quantities(
+        dict(zip(SUMS, sums, strict=True)), np.concatenate([part.sizes for part in parts])
+    )
+    if any(part.beside is not None for part in parts):
+        beside = dict(zip(DEVICE_COLUMNS, _columns([_beside(part) for part in parts]), strict=True))
+        ratios = beside.pop("trust_ratio")
+        values["trust_ratio"] = np.where(known["applied"], ratios, values["trust_ratio"])
+        for name, given in beside.items():
+            host[name] = np.where(np.isnan(host[name]), given, host[name])
+    values |= host
     if any(part.rules for part in parts):
         rules = [part.rules or (None,) * len(part.layers) for part in parts]
-        _apply_rules([rule for of_part in rules for rule in of_part], values, host)
-    unsure = _unsure(values, known[:, KNOWN.index("undone")])
-    columns: dict[str, Any] = {
-        "step": np.repeat([step for step, _ in measured], [len(part.layers) for part in parts]),
-        "layer": _dictionary(np.concatenate([part.layers for part in parts]), names),
-    }
-    for name in RECORDED:
-        if name in HOST_COLUMNS:
-            column = host[:, HOST_COLUMNS.index(name)]
-            null = np.isnan(column)
-        else:
-            column = values[name]
-            need = _NEEDS.get(name)
-            null = np.zeros(len(column), bool) if need is None else ~known[:, KNOWN.index(need)]
-            if name in _OF_WEIGHTS:
-                null |= unsure & ~applied if name == "trust_ratio" else unsure
-            elif name == "surprise":
-                null |= np.isnan(column) & (values["size"] == 0)
-        columns[name] = pa.array(_as_stored(name, column, null), mask=null)
-    return pa.table(columns, schema=schema)
+        _apply_rules([rule for of_part in rules for rule in of_part], values)
+    null = _null(values, known)
+    of_steps = np.repeat([step for step, _ in measured], [len(part.layers) for part in parts])
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+        columns = [
+            column(of_steps.astype(np.int64), pa.int64()),
+            dictionary(np.concatenate([part.layers for part in parts]), names),
+            *(_stored(name, values[name], null.get(name)) for name in RECORDED),
+        ]
+    return pa.Table.from_arrays(columns, schema=SCHEMAS["layers"])
+
+
+def _columns(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return the columns of tables of the same ones, each in one piece: (columns, rows)."""
+    return np.ascontiguousarray(np.concatenate(parts).T)
 
 
 def _beside(part: Measured) -> NDArray[np.float64]:
@@ -237,17 +235,35 @@ def _beside(part: Measured) -> NDArray[np.float64]:
     return part.beside.open().astype(np.float64)
 
 
-def _as_stored(name: str, column: NDArray[np.float64], null: NDArray[np.bool_]) -> NDArray[Any]:
+def _null(
+    values: Mapping[str, NDArray[np.float64]], known: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return where quantities are null, by name; those that nowhere are may be left out."""
+    absent = {need: ~there for need, there in known.items() if not there.all()}
+    null = {name: absent[need] for name, need in _NEEDS.items() if need in absent}
+    null |= {name: np.isnan(values[name]) for name in HOST_COLUMNS}
+    unsure = _unsure(values, known["undone"])
+    if unsure.any():
+        for name in _OF_WEIGHTS:
+            lost = unsure & ~known["applied"] if name == "trust_ratio" else unsure
+            null[name] = lost | null[name] if name in null else lost
+    empty = values["size"] == 0
+    if empty.any():
+        lost = empty & np.isnan(values["surprise"])
+        null["surprise"] = lost | null["surprise"] if "surprise" in null else lost
+    return null
+
+
+def _stored(name: str, values: NDArray[np.float64], null: NDArray[np.bool_] | None) -> pa.Array:
     if name in COUNTS:
-        return np.where(null, 0, column).astype(np.int64)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
-        return column.astype(np.float32)
+        whole = values if null is None else np.where(null, 0, values)
+        return column(whole.astype(np.int64), pa.int64(), null)
+    return column(values.astype(np.float32), pa.float32(), null)
 
 
 def _quantities(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64]
+    of: Mapping[str, NDArray[np.float64]], sizes: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    of = {name: sums[:, i] for i, name in enumerate(SUMS)}
     with np.errstate(all="ignore"):  # NaN and infinities go through as they are
         norms = {
             name.replace("_squares", "_norm"): np.sqrt(of[name])
@@ -263,20 +279,21 @@ def _quantities(
         }
 
 
-def _apply_rules(
-    rules: Sequence[RatioRule | None],
-    values: dict[str, NDArray[np.float64]],
-    host: NDArray[np.float64],
-) -> None:
+def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np.float64]]) -> None:
     """Put in the trust ratios of optimizers that apply one and do not keep it."""
     for rule in {id(rule): rule for rule in rules if rule is not None}.values():
         rows = np.array([each is rule for each in rules])
         values["trust_ratio"][rows] = rule(
-            weight_norm=values["weight_norm"][rows],
-            undecayed_norm=values["undecayed_norm"][rows],
-            direction_norm=values["direction_norm"][rows],
-            learning_rate=host[rows, HOST_COLUMNS.index("learning_rate")],
-            weight_decay=host[rows, HOST_COLUMNS.index("weight_decay")],
+            **{
+                name: values[name][rows]
+                for name in (
+                    "weight_norm",
+                    "undecayed_norm",
+                    "direction_norm",
+                    "learning_rate",
+                    "weight_decay",
+                )
+            }
         )
 
 
@@ -290,32 +307,30 @@ def _unsure(
 
 
 def _histograms(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
-    schema = SCHEMAS["histograms"]
-    counted = [(step, part) for step, part in measured if part.counts is not None]
     rows: list[pa.Table] = []
-    for step, part in counted:
-        assert part.counts is not None  # noqa: S101 — chosen above
+    for step, part in measured:
+        if part.counts is None:
+            continue
         counts = part.counts.open().reshape(len(part.layers) * len(ELEMENTS), -1)
-        row, bucket = np.nonzero(counts)
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(counts)))])
-        table = pa.table(
-            {
-                "step": np.full(len(counts), step),
-                "layer": _dictionary(np.repeat(part.layers, len(ELEMENTS)), names),
-                "quantity": _dictionary(
-                    np.tile(np.arange(len(ELEMENTS), dtype=np.int32), len(part.layers)), ELEMENTS
-                ),
-                "counts": pa.MapArray.from_arrays(
-                    pa.array(offsets, pa.int32()),
-                    pa.array(bucket, pa.int16()),
-                    pa.array(counts[row, bucket], pa.int64()),
-                ),
-            },
-            schema=schema,
-        )
+        layers = np.repeat(part.layers, len(ELEMENTS))
+        quantities = np.tile(np.arange(len(ELEMENTS), dtype=np.int32), len(part.layers))
         # A layer without gradient has no histogram of one; an empty layer has none of anything.
-        rows.append(table.filter(pa.array(counts.any(axis=1))))
-    return pa.concat_tables([schema.empty_table(), *rows])
+        there = counts.any(axis=1)
+        counts, layers, quantities = counts[there], layers[there], quantities[there]
+        row, bucket = np.nonzero(counts)
+        ends = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(counts)))])
+        columns = [
+            column(np.full(len(counts), step, np.int64), pa.int64()),
+            dictionary(layers, names),
+            dictionary(quantities, ELEMENTS),
+            pa.MapArray.from_arrays(
+                column(ends.astype(np.int32), pa.int32()),
+                column(bucket.astype(np.int16), pa.int16()),
+                column(counts[row, bucket], pa.int64()),
+            ),
+        ]
+        rows.append(pa.Table.from_arrays(columns, schema=SCHEMAS["histograms"]))
+    return pa.concat_tables(rows)
 
 
 def _one_a_step(
@@ -340,14 +355,13 @@ def _one_a_step(
 def steps_table(records: Iterable[StepRecord]) -> pa.Table:
     """Return the rows of ``steps`` that these make, one each."""
     records = list(records)
-    return pa.table(
-        {
-            "step": [record.step for record in records],
-            "time": pa.array([record.time for record in records], pa.int64()).cast(_TIME),
-            "skipped": [bool(record.skipped) for record in records],
-        },
-        schema=SCHEMAS["steps"],
-    )
+    schema = SCHEMAS["steps"]
+    columns = [
+        np.array([record.step for record in records], np.int64),
+        np.array([record.time for record in records], np.int64),
+        np.array([bool(record.skipped) for record in records], bool),
+    ]
+    return pa.Table.from_arrays(list(map(column, columns, schema.types)), schema=schema)
 
 
 def _metrics(records: Sequence[MetricRecord]) -> pa.Table:
@@ -358,16 +372,10 @@ def _metrics(records: Sequence[MetricRecord]) -> pa.Table:
         for record in records
         for name, value in record.values.items()
     ]
-    steps, indices, values = zip(*entries, strict=True) if entries else ((), (), ())
-    return pa.table(
-        {
-            "step": list(steps),
-            "name": _dictionary(np.array(indices, np.int32), names),
-            "value": list(values),
-        },
-        schema=SCHEMAS["metrics"],
-    )
-
-
-def _dictionary(indices: NDArray[np.int32], names: Sequence[str]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(list(names), pa.string()))
+    steps, indices, values = zip(*entries, strict=True)
+    columns = [
+        column(np.array(steps, np.int64), pa.int64()),
+        dictionary(np.array(indices, np.int32), names),
+        column(np.array(values, np.float64), pa.float64()),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMAS["metrics"])

@@ -23,8 +23,9 @@ MEMORY: Final = 1 << 28
 BATCH: Final = 64
 """Items handed over together at most: one Arrow batch costs much the same for 1 or 64 steps."""
 
-LINGER: Final = 0.25
-"""Seconds for which the writer collects items before it hands them over."""
+LINGER: Final = 0.8
+"""Seconds for which the writer collects items before it hands them over: a hand-over takes half a
+millisecond, whatever there is; what a killed process may lose is no older than a second."""
 
 
 RING: Final = 1 << 23

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trustlens.errors import RunError
+from trustlens.store.columns import no_rows
 from trustlens.store.layout import JOURNAL, SCHEMAS, journal_path, sealed_path
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 _ATTEMPTS: Final = 20
 _SEALED: Final = re.compile(r"(\d{6,})\.parquet")
@@ -53,7 +56,7 @@ def read_table(
     else:
         raise RunError(f"'{directory}' changes faster than it can be read; try again")
     schema = pa.schema([SCHEMAS[table].field(name) for name in wanted])
-    return pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries()
+    return pa.concat_tables([no_rows(schema), *parts]).unify_dictionaries()
 
 
 def _parts(
@@ -116,7 +119,7 @@ def read_journal(path: Path, table: str) -> pa.Table:
                 batches.append(pa.Table.from_batches([reader.read_next_batch()]).cast(schema))
         except (StopIteration, pa.ArrowException, OSError):
             pass  # the end, or a tail that is being written (or was, when the process died)
-    return pa.concat_tables([schema.empty_table(), *batches])
+    return pa.concat_tables([no_rows(schema), *batches])
 
 
 def fingerprint(directory: Path) -> str:

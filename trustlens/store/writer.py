@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trustlens.errors import UsageError
 from trustlens.schema import TABLES
+from trustlens.store.columns import column, no_rows
 from trustlens.store.layout import (
     JOURNAL,
     REPLACED,
@@ -198,7 +198,7 @@ class _TableWriter:
             stays = _stays(rows, step, layers)
             if not stays.all():
                 _keep(path, keep)
-                write_sealed(path, self._name, rows.filter(pa.array(stays)))
+                write_sealed(path, self._name, rows.filter(column(stays, pa.bool_())))
 
     def _path(self, number: int) -> Path:
         return sealed_path(self._directory, self._name, number)
@@ -223,7 +223,7 @@ class _TableWriter:
 
     def _seal(self) -> None:
         schema = SCHEMAS[self._name]
-        table = pa.concat_tables(self._batches) if self._batches else schema.empty_table()
+        table = pa.concat_tables(self._batches) if self._batches else no_rows(schema)
         write_sealed(self._path(self._number), self._name, table)
         if self._file is not None:
             # Its rows are sealed: a full disk, or a reader that holds it open, does no harm now.
@@ -249,6 +249,8 @@ def _order(table: pa.Table, keys: list[str]) -> pa.Array:
         key: table[key].cast(pa.string()) if pa.types.is_dictionary(table[key].type) else table[key]
         for key in keys
     }
+    import pyarrow.compute as pc  # noqa: PLC0415 — by no means at the start of a training
+
     options = pc.SortOptions(sort_keys=[(key, "ascending") for key in keys])
     return pc.call_function("sort_indices", [pa.table(columns)], options)
 
@@ -259,12 +261,12 @@ def _encoding(name: str) -> dict[str, Any]:
     if name == "histograms":
         return options
     encodings: dict[str, str] = {}
-    for column in SCHEMAS[name]:
-        if pa.types.is_floating(column.type):
-            encodings[column.name] = "BYTE_STREAM_SPLIT"
-        elif pa.types.is_integer(column.type) or pa.types.is_timestamp(column.type):
-            encodings[column.name] = "DELTA_BINARY_PACKED"
-    dictionaries = [c.name for c in SCHEMAS[name] if pa.types.is_dictionary(c.type)]
+    for field in SCHEMAS[name]:
+        if pa.types.is_floating(field.type):
+            encodings[field.name] = "BYTE_STREAM_SPLIT"
+        elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
+            encodings[field.name] = "DELTA_BINARY_PACKED"
+    dictionaries = [f.name for f in SCHEMAS[name] if pa.types.is_dictionary(f.type)]
     return {**options, "use_dictionary": dictionaries, "column_encoding": encodings}
 
 

@@ -42,8 +42,8 @@ _LAYER: Final = np.dtype(  # `Layer` of cpu.c
     ]
 )
 
-_PARALLEL: Final = 1 << 20
-"""Elements from which on several threads are faster than one."""
+_PARALLEL: Final = 1 << 17
+"""Elements from which on several threads are faster than one: torch's own, which are awake."""
 
 
 class Compiled:
