@@ -124,9 +124,10 @@ class StepHooks:
 
 def _is_captured(optimizer: Optimizer) -> bool:
     """Tell whether what the optimizer does now goes into a CUDA graph instead of being done."""
-    parameters = next((group["params"] for group in optimizer.param_groups if group["params"]), [])
-    on_cuda = any(parameter.is_cuda for parameter in parameters[:1])
-    return on_cuda and torch.cuda.is_current_stream_capturing()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            return parameter.is_cuda and torch.cuda.is_current_stream_capturing()
+    return False
 
 
 def _fills_in_state() -> bool:

@@ -4,7 +4,8 @@
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,14 @@ easily come near 0 all together, where a state does not tell them exactly."""
 
 _UNDONE: Final = frozenset({torch.float32, torch.float64})
 """Dtypes whose rounding leaves enough of an update to undo it."""
+
+
+@contextmanager
+def untraced() -> Generator[None]:
+    """Have nothing that is done with tensors traced, for a training to be the same with it."""
+    # Not in inference mode: what is kept for later steps may be outside of it then.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
 
 
 class Kept:
@@ -62,7 +71,8 @@ class Kept:
         if routine is not None and not everything and routine.holds(undone):
             _copy(routine.sources, routine.copies)
         else:
-            self._take_anew(closure, undone, everything=everything)
+            with untraced():
+                self._take_anew(closure, undone, everything=everything)
 
     def _take_anew(
         self, closure: Callable[[], Any] | None, undone: list[bool], *, everything: bool
@@ -100,9 +110,11 @@ class Kept:
     def take_grads(self) -> None:
         """Copy the gradients as they are now, where the step may write over them."""
         spoils = self._family.spoils_grad
-        self._grads = [
-            _copied(layer.parameter.grad) if spoils(layer.group) else None for layer in self._layers
-        ]
+        with untraced():
+            self._grads = [
+                _copied(layer.parameter.grad) if spoils(layer.group) else None
+                for layer in self._layers
+            ]
 
     def weights(self, place: int) -> Tensor | None:
         """Return a layer's weights from before the step; None if no copy was needed."""
@@ -183,7 +195,8 @@ def _is_new(state: Mapping[str, Any] | None) -> bool:
 
 def _copy(sources: list[Tensor], copies: list[Tensor]) -> None:
     if sources:
-        torch._foreach_copy_(copies, sources)
+        with untraced():
+            torch._foreach_copy_(copies, sources)
 
 
 def _copied(value: Any) -> Tensor | None:

@@ -90,7 +90,9 @@ class Course:
     @property
     def step(self) -> int:
         """The step that was done last, as far as can be told by now."""
-        told = [self._told_by(i) for i in self._open] if self._begins else []
+        if not self._begins:
+            return self._step
+        told = [self._told_by(i) for i in self._open]
         return max((step for step in told if step is not None), default=self._step)
 
     @step.setter
@@ -137,13 +139,14 @@ class Course:
 
         Where a count lies on an accelerator, reading it waits: once, as a run is resumed.
         """
-        if self._open:
-            self._settle_before()
-        return all(self._watches[i] is not watch for i in self._open)
+        if not self._open:
+            return True
+        self._settle_before()
+        return not self._is_open(watch)
 
     def known_after(self, watch: Watch) -> None:
         """Settle, after the first step of an optimizer that had no state, what was left open."""
-        if any(self._watches[i] is watch for i in self._open):
+        if self._open and self._is_open(watch):
             anew = has_state(watch.optimizer)
             if anew:
                 self._keep([0 if i in self._open else n for i, n in enumerate(self._before)])
@@ -161,6 +164,9 @@ class Course:
         waiting, self._waiting = self._waiting, []
         for work in waiting:
             work()
+
+    def _is_open(self, watch: Watch) -> bool:
+        return any(self._watches[i] is watch for i in self._open)
 
     @property
     def _begins(self) -> bool:

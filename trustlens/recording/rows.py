@@ -90,7 +90,7 @@ def at_hand(value: float | Tensor | None) -> float:
     return _NAN if value is None or reading_waits(value) else float(value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as `Direction`
 class Measured:
     """Some layers of one step that lie on one device, n of them.
 
@@ -128,13 +128,13 @@ class Measured:
     @property
     def nbytes(self) -> int:
         """What it holds on the host until it is written."""
-        arrays = (self.layers, self.sizes, self.known, self.host)
-        parcels = (self.sums, self.beside, self.counts)
-        sent = [parcel for parcel in parcels if parcel is not None]
-        return sum(each.nbytes for each in (*arrays, *sent))
+        held = self.layers.nbytes + self.sizes.nbytes + self.known.nbytes + self.host.nbytes
+        for parcel in (self.sums, self.beside, self.counts):
+            held += 0 if parcel is None else parcel.nbytes
+        return held
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as `Direction`
 class StepRecord:
     """One optimizer's step; ``first`` if no other optimizer did a step of that number before.
 
@@ -197,14 +197,12 @@ def tables(
 
 def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
     parts = [part for _, part in measured]
-    known = dict(zip(KNOWN, _columns([part.known for part in parts]), strict=True))
-    host = dict(zip(HOST_COLUMNS, _columns([part.host for part in parts]), strict=True))
-    sums = _columns([part.sums.open() for part in parts]).astype(np.float64, copy=False)
-    values = _quantities(
-        dict(zip(SUMS, sums, strict=True)), np.concatenate([part.sizes for part in parts])
-    )
+    known = _columns(KNOWN, [part.known for part in parts])
+    host = _columns(HOST_COLUMNS, [part.host for part in parts])
+    sums = _columns(SUMS, [part.sums.open().astype(np.float64, copy=False) for part in parts])
+    values = _quantities(sums, np.concatenate([part.sizes for part in parts]))
     if any(part.beside is not None for part in parts):
-        beside = dict(zip(DEVICE_COLUMNS, _columns([_beside(part) for part in parts]), strict=True))
+        beside = _columns(DEVICE_COLUMNS, [_beside(part) for part in parts])
         ratios = beside.pop("trust_ratio")
         values["trust_ratio"] = np.where(known["applied"], ratios, values["trust_ratio"])
         for name, given in beside.items():
@@ -224,9 +222,9 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
     return pa.Table.from_arrays(columns, schema=SCHEMAS["layers"])
 
 
-def _columns(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return the columns of tables of the same ones, each in one piece: (columns, rows)."""
-    return np.ascontiguousarray(np.concatenate(parts).T)
+def _columns(names: Sequence[str], parts: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the columns of all parts by name, each in one piece."""
+    return dict(zip(names, np.ascontiguousarray(np.concatenate(parts).T), strict=True))
 
 
 def _beside(part: Measured) -> NDArray[np.float64]:

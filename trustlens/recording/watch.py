@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 
 from trustlens.recording.directions import Stepped, family_of, reading_waits
 from trustlens.recording.hooks import Call, Guard, StepHooks
-from trustlens.recording.kept import Kept
+from trustlens.recording.kept import Kept, untraced
 from trustlens.recording.layers import Layer
 from trustlens.recording.plan import Plan, Seen, Yielded
 from trustlens.recording.rows import Measured, host_of, known_of
@@ -113,10 +112,6 @@ class Watch:
         self._measures = measure
         if not measure:
             return None
-        with _untraced():
-            return self._before(call, histograms=histograms)
-
-    def _before(self, call: Call, *, histograms: bool) -> Call | None:
         args, kwargs = call
         if self.family.yields:
             self.optimizer.measures = not histograms
@@ -137,8 +132,7 @@ class Watch:
             loss = closure()
             calls += 1
             if calls == 1 and self._hooks is not None:
-                with _untraced():
-                    self._hooks.guard(self._kept.take_grads)
+                self._hooks.guard(self._kept.take_grads)
             return loss
 
         return calling
@@ -158,7 +152,7 @@ class Watch:
         self._measures = False
         if self.family.yields:
             self.optimizer.measures = False
-        with _untraced():
+        with untraced():
             measured = None if histograms else self._again()
             if measured is None:
                 measured = self._anew(histograms=histograms)
@@ -328,13 +322,6 @@ class Watch:
         if isinstance(factor, Tensor) or factor != 1:
             grad = grad * (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
         return grad
-
-
-@contextmanager
-def _untraced() -> Generator[None]:
-    # Not in inference mode: what is kept for later steps may be outside of it then.
-    with torch.inference_mode(mode=False), torch.no_grad():
-        yield
 
 
 def _with_copy(step: LayerStep) -> LayerStep:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import logging
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -65,7 +67,6 @@ class Compiled:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on the CPU."""
         dense = [_dense(step) for step in steps]  # alive until they were read
         readable = [i for i, tensors in enumerate(dense) if tensors is not None]
-        sums = torch.empty((len(steps), len(SUMS)), dtype=torch.float64, device="cpu")
         layers = np.zeros(len(readable), _LAYER)
         forms: list[Direction] = []
         for layer, i in zip(layers, readable, strict=True):
@@ -73,11 +74,10 @@ class Compiled:
             form = steps[i].direction
             layer["form"] = -1 if form is None else len(forms)
             forms += [] if form is None else [form]
+        by_loop = self.run(layers, forms)
         if len(readable) == len(steps):
-            self._run(layers, forms, sums)
-            return sums
-        by_loop = torch.empty((len(readable), len(SUMS)), dtype=torch.float64, device="cpu")
-        self._run(layers, forms, by_loop)
+            return by_loop
+        sums = torch.empty((len(steps), len(SUMS)), dtype=torch.float64, device="cpu")
         sums[readable] = by_loop
         for i in set(range(len(steps))).difference(readable):
             sums[i] = self._portable.measure([steps[i]])[0]
@@ -112,23 +112,23 @@ class Compiled:
             _pack(layer, tensors, step.after.numel())
         return Prepared(self, layers)
 
-    def _run(self, layers: NDArray[Any], forms: Sequence[Direction], sums: Tensor) -> None:
-        numbers = np.array([numbers_of(form) for form in forms], np.float64)
-        self.run(layers, numbers, int(layers["size"].sum()), sums)
+    def run(self, layers: NDArray[Any], forms: Sequence[Direction]) -> Tensor:
+        """Return the sums of packed layers, float64 of shape (layers, len(SUMS)).
 
-    def run(
-        self, layers: NDArray[Any], forms: NDArray[np.float64], elements: int, sums: Tensor
-    ) -> None:
-        """Have the loop measure packed layers of so many elements, whose tensors must be alive."""
+        Their tensors must be alive.
+        """
+        return self.run_at(layers.ctypes.data, len(layers), int(layers["size"].sum()), forms)
+
+    def run_at(self, layers: int, count: int, elements: int, forms: Sequence[Direction]) -> Tensor:
+        """Return the sums of so many layers, which lie packed at this address."""
+        sums = torch.empty((count, len(SUMS)), dtype=torch.float64, device="cpu")
+        numbers = array("d", itertools.chain.from_iterable(map(numbers_of, forms)))
         done = self._library.trustlens_measure(
-            layers.ctypes.data,
-            len(layers),
-            forms.ctypes.data,
-            _threads(elements),
-            sums.data_ptr(),
+            layers, count, numbers.buffer_info()[0], _threads(elements), sums.data_ptr()
         )
         if not done:
             raise MemoryError("for the sums of the layers")
+        return sums
 
 
 class Prepared:
@@ -137,7 +137,8 @@ class Prepared:
     def __init__(self, compiled: Compiled, layers: NDArray[Any]) -> None:
         self._compiled = compiled
         self._layers = layers
-        self._elements = int(layers["size"].sum())
+        self._grads, self._form_of = layers["data"][:, _GRAD], layers["form"]
+        self._lie = layers.ctypes.data, len(layers), int(layers["size"].sum())
 
     def measure(
         self, grads: NDArray[np.int64], forms: Sequence[Direction], form_of: NDArray[np.int64]
@@ -154,13 +155,9 @@ class Prepared:
         form_of : int64 (layers,)
             The place of each layer's among them.
         """
-        layers = self._layers
-        layers["data"][:, _GRAD] = grads
-        layers["form"] = form_of
-        sums = torch.empty((len(layers), len(SUMS)), dtype=torch.float64, device="cpu")
-        numbers = np.array([numbers_of(form) for form in forms], np.float64)
-        self._compiled.run(layers, numbers, self._elements, sums)
-        return sums
+        self._grads[:] = grads
+        self._form_of[:] = form_of
+        return self._compiled.run_at(*self._lie, forms)
 
 
 def gather(places: NDArray[np.int64]) -> NDArray[np.float32]:
