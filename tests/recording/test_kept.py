@@ -77,7 +77,8 @@ COPIES = {  # copies of 4 bytes a parameter, after a layer's first step
         {"weight_decay": 0.1, "clip_ratio": None},
         1,
     ),
-    "LARS": (trustlens.optim.Lars, {}, 1),
+    "LARS, which yields its sums": (trustlens.optim.Lars, {}, 0),
+    "LARS, which copies weights itself": (trustlens.optim.Lars, {"fused": False}, 0),
     "unknown": (Unheard, {}, 2),
 }
 

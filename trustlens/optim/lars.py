@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from trustlens.optim.fused import Fused
+from trustlens.optim.fused import Fused, Rows, check_devices
 from trustlens.optim.fused import check as check_fused
 from trustlens.optim.layerwise import (
     check_number,
     descend_,
     gradients,
     norms,
-    number,
     scale_each_,
     trust_ratios,
     widen,
     with_gradient,
 )
-from trustlens.optim.loop import LARS, Options, Rows
+from trustlens.optim.loop import LARS, Options
 from trustlens.ratios import check_option
 
 
@@ -70,6 +69,9 @@ class Lars(Optimizer):
     ----------
     measures, measured
         As in :class:`trustlens.optim.Lamb`.
+    before : dict of Tensor to Tensor
+        With ``measures``: the weights from before the last step of the parameters that were not
+        stepped by the loop.
 
     Raises
     ------
@@ -125,6 +127,7 @@ class Lars(Optimizer):
         """
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        check_devices("Lars", self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -135,6 +138,7 @@ class Lars(Optimizer):
     def _forget(self) -> None:
         self._fused = Fused("Lars")
         self.measured: list[tuple[list[Tensor], Tensor]] = []
+        self.before: dict[Tensor, Tensor] = {}
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -147,17 +151,17 @@ class Lars(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.measured = []
+        self.measured, self.before = [], {}
         divided = [self._divide(place) for place in range(len(self.param_groups))]
         lists = [with_gradient(rest, "Lars") for _, rest in divided]
-        for group, (rows, _), rest in zip(self.param_groups, divided, lists, strict=True):
-            if rows is not None:
+        for group, (fused, _), rest in zip(self.param_groups, divided, lists, strict=True):
+            for rows in fused:
                 self._step_fused(rows, group)
             for params in rest:
                 self._step(params, group)
         return loss
 
-    def _divide(self, place: int) -> tuple[Rows | None, list[Tensor]]:
+    def _divide(self, place: int) -> tuple[list[Rows], list[Tensor]]:
         group = self.param_groups[place]
         if group["momentum"]:
             entries, make_state = ("momentum_buffer", "trust_ratio"), self._with_buffer
@@ -166,11 +170,11 @@ class Lars(Optimizer):
         return self._fused.divide(place, group, self.state, make_state, entries)
 
     def _step_fused(self, rows: Rows, group: dict[str, Any]) -> None:
-        """Step the layers of one group that the compiled loop takes."""
+        """Step the layers of one group and device that need no lists."""
         options = Options(
-            rate=number(group["lr"]),
-            beta1=number(group["momentum"]),
-            decay=number(group["weight_decay"]),
+            rate=group["lr"],
+            beta1=group["momentum"],
+            decay=group["weight_decay"],
             ratio_of_sum=group["norm"] == "sum",
         )
         sums = rows.step(
@@ -181,6 +185,8 @@ class Lars(Optimizer):
 
     def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Step parameters of one group, one device and one dtype."""
+        if self.measures:
+            self.before.update((p, p.clone()) for p in params)
         grads = widen(gradients(params))
         directions = list(torch._foreach_add(grads, widen(params), alpha=group["weight_decay"]))
         measured = norms(grads if group["norm"] == "sum" else directions)
@@ -205,14 +211,11 @@ class Lars(Optimizer):
 def _ratios(weight_norms: Tensor, measured: Tensor, group: dict[str, Any]) -> Tensor:
     """Return the trust ratios of layers from ‖w‖ and ‖g‖ or ‖g + λw‖, all of shape (layers,)."""
     decay = group["weight_decay"]
-    if not decay and not group["always_adapt"]:
-        return torch.ones_like(weight_norms)
+    adapted = (weight_norms != 0) & (measured != 0)
+    if not group["always_adapt"]:
+        adapted &= decay != 0
     below = measured + decay * weight_norms if group["norm"] == "sum" else measured
-    return trust_ratios(
-        group["trust_coefficient"] * weight_norms,
-        below + group["eps"],
-        (weight_norms != 0) & (measured != 0),
-    )
+    return trust_ratios(group["trust_coefficient"] * weight_norms, below + group["eps"], adapted)
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -144,9 +144,8 @@ def _fills_in_state() -> bool:
     return frame is not None
 
 
-@torch.compiler.disable  # a compiled step is compiled around it
-def _not_compiled(work: Callable[[Call], Call | None], call: Call) -> Call | None:
-    return work(call)
+_not_compiled: Any = torch.compiler.disable(lambda work, call: work(call))
+"""Does a hook's work in a step that is compiled, which is then compiled around it."""
 
 
 class _Hook:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trustlens.recording.directions import Family, Group, reading_waits
+from trustlens.recording.directions import Family, Group, number, reading_waits
 from trustlens.recording.layers import Layer
 
 SMALL: Final = 1 << 8
@@ -41,7 +41,7 @@ class Kept:
     """
 
     def __init__(self, optimizer: Optimizer, family: Family) -> None:
-        self._optimizer = optimizer
+        self._optimizer: Any = optimizer
         self._family = family
         self._layers: list[Layer] = []
         self._weights: list[Tensor | None] = []
@@ -75,17 +75,18 @@ class Kept:
                 self._take_anew(closure, undone, everything=everything)
 
     def _take_anew(
-        self, closure: Callable[[], Any] | None, undone: list[bool], *, everything: bool
+        self, closure: Callable[[], Any] | None, of_groups: list[bool], *, everything: bool
     ) -> None:
         state = self._optimizer.state
         groups = self._optimizer.param_groups
-        of_group = {id(group): it for group, it in zip(groups, undone, strict=True)}
+        of_group = {id(group): it for group, it in zip(groups, of_groups, strict=True)}
         self._new = {i for i in self._new if _is_new(state.get(self._layers[i].parameter))}
         sources: list[Tensor] = []
         still: list[Tensor] = []
         for i, layer in enumerate(self._layers):
             parameter = layer.parameter
-            if of_group[id(layer.group)] and self._can_undo(i, layer) and not everything:
+            undone = of_group[id(layer.group)] and self._can_undo(i, layer)
+            if (undone or self._family.keeps_weights) and not everything:
                 self._weights[i] = None
             elif everything or closure is not None or self._moves(parameter):
                 sources.append(parameter)
@@ -99,7 +100,7 @@ class Kept:
         note = self._family.note
         spoils = any(self._family.spoils_grad(group) for group in groups)
         routine_work = not (everything or self._new or note or spoils)
-        self._routine = _Routine(undone, still, sources, copies) if routine_work else None
+        self._routine = _Routine(of_groups, still, sources, copies) if routine_work else None
         if closure is None:
             self.take_grads()
         if note is not None:
@@ -118,7 +119,10 @@ class Kept:
 
     def weights(self, place: int) -> Tensor | None:
         """Return a layer's weights from before the step; None if no copy was needed."""
-        return self._weights[place]
+        weights = self._weights[place]
+        if weights is None and self._family.keeps_weights:
+            return self._optimizer.before.get(self._layers[place].parameter)
+        return weights
 
     def grad(self, place: int) -> Tensor | None:
         """Return the copy of a layer's gradient; None if there is none."""
@@ -141,11 +145,11 @@ class Kept:
         """Tell whether the weights of this group's layers follow from the state after a step."""
         if not self._family.undoes(group):
             return False
-        rate = group["lr"]
-        if reading_waits(rate):
+        rate = number(group["lr"])
+        if isinstance(rate, Tensor):
             return True
         decay = sum(float(group.get(name, 0.0)) for name in ("weight_decay", "lambd"))
-        return float(rate) > 0 and float(rate) * decay < 0.5  # else 1 − ηλ is no safe divisor
+        return rate > 0 and rate * decay < 0.5  # else 1 − ηλ is no safe divisor
 
     def _moves(self, parameter: Tensor) -> bool:
         # Another hook may still set the gradient; what is not known may do without.

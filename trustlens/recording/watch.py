@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -49,7 +49,7 @@ class Watch:
         self._grad_factor: float | Tensor = 1.0
         self._plans: list[Plan] = []
         self._planned_for: object | None = None
-        self._rest: list[list[int]] = []  # what the plan leaves out
+        self._rest: list[int] = []  # the places that the plans leave out
 
     def attach(
         self,
@@ -167,63 +167,71 @@ class Watch:
         measured = [each for each in planned if each is not None]
         if len(measured) < len(planned):
             return None
-        return [*measured, *(self._measure(self._look_at(part)) for part in self._rest)]
+        rest = [
+            self._measure(self._look_at(part, yielded=yielded), yielded=yielded)
+            for part, yielded in self._parts(self._rest)
+        ]
+        return [*measured, *rest]
 
     def _anew(self, *, histograms: bool) -> list[Measured]:
         """Look at each layer, measure it, and plan the next step by what was seen."""
         self._grad_factor = self._find_grad_factor()
         plannable: list[Seen] = []
 
-        def measure(part: Sequence[int]) -> Measured:  # what it looks at is gone at its end
-            seen = self._look_at(part)
+        def measure(part: Sequence[int], yielded: bool) -> Measured:
+            seen = self._look_at(part, yielded=yielded)  # gone at its end
             if self._kept.settled is not None:
                 plannable.extend(seen)
-            return self._measure(seen, histograms=histograms)
+            return self._measure(seen, yielded=yielded, histograms=histograms)
 
-        parts = self._parts(range(len(self._layers)))
-        measured = [measure(part) for part in parts]
+        measured = [measure(*part) for part in self._parts(range(len(self._layers)))]
         self._make_plans(plannable)
         return measured
 
-    def _make_plans(self, seen: Sequence[Seen]) -> None:
-        self._planned_for = self._kept.settled
-        by_device: dict[torch.device, list[Seen]] = {}
-        for one in seen:
-            by_device.setdefault(one.step.after.device, []).append(one)
-        self._plans = []
-        for device, there in by_device.items():
-            plan = self._plan_of(device, there)
-            self._plans += [] if plan is None else [plan]
-        planned = {place for plan in self._plans for place in plan.places}
-        self._rest = self._parts([i for i in range(len(self._layers)) if i not in planned])
+    def _yielded(self) -> set[int]:
+        """Return the places of the layers whose sums the optimizer made itself."""
+        if not self.family.yields:
+            return set()
+        there = {id(p) for parameters, _ in self.optimizer.measured for p in parameters}
+        return {i for i, (_, layer) in enumerate(self._layers) if id(layer.parameter) in there}
 
-    def _plan_of(self, device: torch.device, seen: Sequence[Seen]) -> Plan | None:
-        if self.family.yields and self.optimizer.measured:
-            # As if the weights had been copied: it had them at hand as it stepped.
-            copied = [replace(one, step=_with_copy(one.step)) for one in seen]
-            return Plan.of(
-                self.optimizer,
-                lambda place: _with_copy(self._layer_step(place)),
-                copied,
-                Yielded(self.optimizer),
-            )
+    def _make_plans(self, seen: Sequence[Seen]) -> None:
+        yielded = self._yielded()
+        self._planned_for = self._kept.settled
+        alike: dict[tuple[torch.device, bool], list[Seen]] = {}
+        for one in seen:
+            alike.setdefault((one.step.after.device, one.place in yielded), []).append(one)
+        plans = [self._plan_of(those, *which) for which, those in alike.items()]
+        self._plans = [plan for plan in plans if plan is not None]
+        planned = {place for plan in self._plans for place in plan.places}
+        self._rest = [i for i in range(len(self._layers)) if i not in planned]
+
+    def _plan_of(self, seen: Sequence[Seen], device: torch.device, yielded: bool) -> Plan | None:
+        look = partial(self._layer_step, yielded=yielded)
+        if yielded:
+            return Plan.of(self.optimizer, look, seen, Yielded(self.optimizer))
         sums = self._sums(device)
         if not self.family.alike or isinstance(sums, Portable):
             return None
-        return Plan.of(self.optimizer, self._layer_step, seen, sums)
+        return Plan.of(self.optimizer, look, seen, sums)
 
-    def _parts(self, places: Iterable[int]) -> list[list[int]]:
-        """Split them by device, and so that what some directions need is not there of all."""
-        parts: list[list[int]] = []
-        last: dict[torch.device, tuple[list[int], int]] = {}
+    def _parts(self, places: Iterable[int]) -> list[tuple[list[int], bool]]:
+        """Split them by device, and so that what some directions need is not there of all.
+
+        Beside each part: whether the optimizer made its sums itself.
+        """
+        yielded = self._yielded()
+        parts: list[tuple[list[int], bool]] = []
+        last: dict[tuple[torch.device, bool], tuple[list[int], int]] = {}
         for place in places:
             parameter = self._layers[place][1].parameter
-            part, room = last.get(parameter.device, ([], 0))
+            which = parameter.device, place in yielded
+            part, room = last.get(which, ([], 0))
             if not part or parameter.numel() > room:
                 part, room = [], _PART
-                parts.append(part)
+                parts.append((part, which[1]))
             part.append(place)
-            last[parameter.device] = part, room - parameter.numel()
+            last[which] = part, room - parameter.numel()
         return parts
 
     def _find_grad_factor(self) -> float | Tensor:
@@ -237,16 +245,23 @@ class Watch:
         kept = self._kept.grad(place)
         return self._layers[place][1].parameter.grad if kept is None else kept
 
-    def _look_at(self, places: Sequence[int]) -> list[Seen]:
-        return [Seen(place, *self._layers[place], self._layer_step(place)) for place in places]
+    def _look_at(self, places: Sequence[int], *, yielded: bool = False) -> list[Seen]:
+        return [
+            Seen(place, *self._layers[place], self._layer_step(place, yielded=yielded))
+            for place in places
+        ]
 
-    def _measure(self, seen: Sequence[Seen], *, histograms: bool = False) -> Measured:
+    def _measure(
+        self, seen: Sequence[Seen], *, yielded: bool = False, histograms: bool = False
+    ) -> Measured:
         steps = [one.step for one in seen]
         directions = [step.direction for step in steps]
         rates = [one.layer.group.get("lr") for one in seen]
         implementation = self._sums(steps[0].after.device)
         counts = None
-        if histograms:
+        if yielded:
+            sums = Yielded(self.optimizer).prepare(steps).measure()
+        elif histograms:
             sums, counts = implementation.measure_and_count(steps)
         else:
             sums = implementation.measure(steps)
@@ -287,22 +302,28 @@ class Watch:
             self._implementations[device] = found or Portable()
         return self._implementations[device]
 
-    def _layer_step(self, place: int) -> LayerStep:
+    def _layer_step(
+        self, place: int, state: Mapping[str, Any] | None = None, *, yielded: bool = False
+    ) -> LayerStep:
+        """Return a layer's step, by this state in place of its own if given.
+
+        One whose sums were ``yielded`` as if its weights had been copied: they were at hand.
+        """
         layer, kept = self._layers[place][1], self._kept
         parameter, group = layer.parameter, layer.group
         before = kept.weights(place)
-        before = None if before is None else _plain(before)
         after = _plain(parameter.detach())
+        before = after if yielded else None if before is None else _plain(before)
         given = self._given_grad(place)
         copied = given is not None and given is not parameter.grad
         if given is None:
             return LayerStep(before, after, None, None)
-        state: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
+        of_layer = self.optimizer.state.get(parameter, {}) if state is None else state
         if parameter.is_complex() or given.layout is not torch.strided:
-            state = {key: _plain(value) for key, value in state.items()}
-        grad = self._used(given, copied, group, state)
+            of_layer = {key: _plain(value) for key, value in of_layer.items()}
+        grad = self._used(given, copied, group, of_layer)
         direction = self.family.direction(
-            Stepped(group, state, grad, after, before, given, kept.noted(place), self.optimizer)
+            Stepped(group, of_layer, grad, after, before, given, kept.noted(place), self.optimizer)
         )
         return LayerStep(before, after, grad, direction)
 
@@ -322,10 +343,6 @@ class Watch:
         if isinstance(factor, Tensor) or factor != 1:
             grad = grad * (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
         return grad
-
-
-def _with_copy(step: LayerStep) -> LayerStep:
-    return replace(step, before=step.after)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from trustlens.recording.directions.form import (
     Group,
     RatioRule,
     Stepped,
+    number,
     reading_waits,
     steps_done,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "RatioRule",
     "Stepped",
     "family_of",
+    "number",
     "reading_waits",
     "steps_done",
 ]

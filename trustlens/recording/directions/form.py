@@ -44,7 +44,8 @@ class Direction:
     ----------
     rate : float or Tensor
         What the step multiplied the direction by: η, and for LAMB what else is outside d. A tensor,
-        here and below, has no dimensions and lies on the layer's device.
+        here and below, has no dimensions and lies on the layer's device. Where the direction is
+        that of n layers at once, it may be of shape (n,).
     base : Tensor, optional
         x, of the parameter's shape.
     grad_share, base_share, weight_share, update_share : float or Tensor
@@ -177,6 +178,8 @@ class Family:
         direction is made anew in each step.
     yields : bool
         Whether it makes the sums itself while it steps, where it can: see ``Lamb.measured``.
+    keeps_weights : bool
+        Whether it then keeps the weights from before the step of all others: see ``Lars.before``.
     note : str, optional
         An entry of the state, without dimensions, that ``direction`` needs as it was before.
     variant : str, optional
@@ -191,6 +194,7 @@ class Family:
     uses_first_grad: bool = False
     alike: bool = False
     yields: bool = False
+    keeps_weights: bool = False
     note: str | None = None
     variant: str | None = None
 
@@ -206,9 +210,11 @@ def steps_done(state: State, group: Group) -> int | Tensor:
 
 
 def number(value: float | Tensor) -> float | Tensor:
-    """Return an option as a float; one that lies on an accelerator as it is."""
-    if isinstance(value, Tensor) and reading_waits(value):
-        return value.detach().reshape(())
+    """Return an option as a float; one that lies on an accelerator as it is, one each of some."""
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if reading_waits(value):
+            return value.reshape(()) if value.numel() == 1 else value
     return float(value)
 
 

@@ -365,7 +365,7 @@ def _by_its_state(s: Stepped) -> Direction | None:
 
 
 LAMB: Final = Family("LAMB", _own_lamb, _undoes_lamb, yields=True)
-LARS: Final = Family("LARS", lars_direction, yields=True)
+LARS: Final = Family("LARS", lars_direction, yields=True, keeps_weights=True)
 UNKNOWN: Final = Family("", _by_its_state, spoils_grad=always)
 
 _OVERWRITES_GRAD: Final[Mapping[str, Any]] = {"spoils_grad": always, "uses_first_grad": True}
