@@ -256,6 +256,7 @@ class WriterThread(Generic[Item]):
                 self._fail(error)
         with self._lock:
             self._held -= sum(nbytes for _, nbytes in entries)
+        entries.clear()  # who waits may count on their memory
         for mark in marks:
             mark.set()
         return more
