@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from devices import DEVICE
 
 from trustlens.optim import Lamb, Lars
 from trustlens.optim.loop import library
@@ -15,20 +16,21 @@ needs_compiler = pytest.mark.skipif(library() is None, reason="there is no C com
 FUSED = [pytest.param(True, marks=needs_compiler), False]
 
 
-def layers(shapes, scale=1.0, seed=0):
+def layers(shapes, scale=1.0, seed=0, dtype=torch.float32):
     draw = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(scale * torch.randn(s, generator=draw)) for s in shapes]
+    drawn = [(scale * torch.randn(s, generator=draw)).to(DEVICE, dtype) for s in shapes]
+    return [torch.nn.Parameter(w) for w in drawn]
 
 
 def give_gradients(params, seed, scale=1.0):
     draw = torch.Generator().manual_seed(seed)
     for p in params:
-        p.grad = scale * torch.randn(p.shape, generator=draw)
+        p.grad = (scale * torch.randn(p.shape, generator=draw)).to(p.device, p.dtype)
 
 
 def twins(make, params):
-    """The same layers and optimizer twice: stepped by the loop, and by torch's operations."""
-    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    """The same layers and optimizer twice: fused, and on the CPU by torch's operations on lists."""
+    others = [torch.nn.Parameter(p.detach().cpu().clone()) for p in params]
     return make(params, fused=True), make(others, fused=False), others
 
 
@@ -45,8 +47,13 @@ def state_of(optimizer, p):
 
 
 def close(actual, expected, scale):
-    """Whether numbers agree to a few of float32's last places of what they were summed from."""
-    return bool(((actual.double() - expected).abs() <= 6e-7 * scale + 1e-40).all())
+    """Whether numbers agree to a few of float32's last places of what they were summed from.
+
+    Or to two of a narrower dtype's: of its gradient, which may have been clipped, and its own.
+    """
+    kept = torch.finfo(actual.dtype)
+    unit, least = max(6e-7, 2 * kept.eps if kept.bits < 32 else 0), kept.tiny * kept.eps
+    return bool(((actual.double() - expected).abs() <= unit * scale + least + 1e-40).all())
 
 
 def assert_ratio(state, ratio, of, norm):

@@ -5,7 +5,6 @@ There they are interpreted, or run on a GPU: Triton must be told before it is im
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from array import array
@@ -13,6 +12,7 @@ from array import array
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE, no_waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording.test_cpu import DTYPES, LAYOUTS, SPECIAL, close, sizes_of
@@ -22,25 +22,11 @@ from trustlens.recording.statistics import SUMS, LayerStep, launch, reference
 from trustlens.recording.statistics.cuda import Multi
 from trustlens.recording.statistics.elements import BUCKETS, count_elements
 
-DEVICE = torch.device(os.environ.get("TRUSTLENS_CHECKED_DEVICE", "cpu"))
 MULTI = Multi.if_possible(DEVICE)
 EXAMPLES = int(os.environ.get("TRUSTLENS_EXAMPLES", "120"))
 FORMS = ["none", "no gradient", "adam", "adam, undone", "sgd", "sgd, undone", "nesterov",
          "measured", "recorded only", "decay in the ratio"]  # fmt: skip
 LOST = ("update_squares", "update_dot_weight", "update_max", "swallowed")
-
-
-@contextlib.contextmanager
-def no_waiting():
-    """On a GPU, whatever waits for it raises."""
-    if DEVICE.type != "cuda":
-        yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def measured(steps):
@@ -229,8 +215,8 @@ def test_elements_are_counted_with_the_sums(dtype):
 
 def test_prepared_layers_are_measured_again_with_other_gradients_and_numbers(monkeypatch):
     brought = []
-    bring = launch._brought
-    monkeypatch.setattr(launch, "_brought", lambda *a: brought.append(a) or bring(*a))
+    bring = launch.brought
+    monkeypatch.setattr(launch, "brought", lambda *a: brought.append(a) or bring(*a))
     w, m, grads = normal(1), normal(2), [normal(3), normal(4)]
     forms = [Direction(base=m, momentum=m, base_share=share, rate=0.1) for share in (1.0, 3.0)]
     after = w - 0.25 * m

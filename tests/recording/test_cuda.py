@@ -71,11 +71,11 @@ COMPILE = """
     ]:
         constants = {"KINDS": (*dtypes, True, True), "WIDE": dtypes[0] == double, "COUNT": count,
                      "CHUNK": launch.CHUNK, "BLOCK": launch.BLOCK}
-        ptx = built(kernels.measure_chunks, constants, launch._OPTIONS).asm["ptx"]
+        ptx = built(kernels.measure_chunks, constants, launch.OPTIONS).asm["ptx"]
         # Denormals are numbers, terms that cancel do so exactly, and reads are wide.
         assert "ftz" not in ptx and "fma.rn.f32" not in ptx
         assert dtypes[0] != single or ptx.count("ld.global.v4.b32") >= 4
-    assert built(kernels.add_chunks, {"ROWS": 64}, {}).asm["cubin"]
+    assert built(kernels.add_chunks, {"ROWS": 64}, launch.OPTIONS).asm["cubin"]
 """
 
 

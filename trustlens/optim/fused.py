@@ -1,32 +1,40 @@
-"""Which parameters of LAMB and LARS a compiled loop steps: two passes, without temporaries.
+"""Which parameters of LAMB and LARS are stepped in two passes, without temporaries.
 
-The loop (:mod:`trustlens.optim.loop`) takes dense contiguous float32 on the CPU. Where it cannot
-be built, or for other tensors, the optimizers use torch's operations on lists.
+A compiled loop (:mod:`trustlens.optim.loop`) takes dense contiguous float32 on the CPU, kernels
+(:mod:`trustlens.optim.cuda`) float32, float16 and bfloat16 on a GPU. Where these cannot be built,
+or for other tensors, the optimizers use torch's operations on lists.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from operator import is_
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from trustlens.errors import UsageError
-from trustlens.optim.loop import PLACES, Rows, library
+from trustlens.optim import cuda, loop
+from trustlens.optim.device import is_interpreted
 
 State = dict[str, Any]
+Rows = loop.Rows | cuda.Rows
+
+_MISSING: Final = {
+    "cpu": "no C compiler here to build its loop: install one",
+    "cuda": "no Triton here that builds its kernels: install triton",
+}
 
 
 class Fused:
-    """What of an optimizer's groups the loop steps; addresses are kept from step to step."""
+    """What of an optimizer's groups is stepped so; addresses are kept from step to step."""
 
     def __init__(self, optimizer: str) -> None:
         self._optimizer = optimizer
-        self._tables: dict[int, _Table] = {}
+        self._groups: dict[int, _Group] = {}
 
     def divide(
         self,
@@ -35,8 +43,8 @@ class Fused:
         state: Mapping[Tensor, State],
         make_state: Callable[[Tensor], State],
         entries: tuple[str, ...],
-    ) -> tuple[Rows | None, list[Tensor]]:
-        """Return the layers that the loop steps, and the parameters that are left.
+    ) -> tuple[list[Rows], list[Tensor]]:
+        """Return the layers that are stepped so, by device, and the parameters that are left.
 
         Parameters
         ----------
@@ -49,35 +57,32 @@ class Fused:
         make_state : callable
             Returns that of a parameter, made where there is none.
         entries : tuple of str
-            What of it the loop reads and writes.
+            What of it is read and written.
 
         Raises
         ------
         UsageError
-            The group is to be stepped by the loop only, and cannot.
+            The group is to be stepped only so, and cannot.
         """
         params: list[Tensor] = group["params"]
-        if group["fused"] is False or torch.compiler.is_compiling():
-            return None, params
-        if not any(p.dtype is torch.float32 and p.is_cpu for p in params) or library() is None:
-            rows, rest = None, params
-        else:
-            table = self._tables.get(place)
-            rows = table.rows(state) if table and table.is_of(params, entries) else None
-            if table is None or rows is None:
-                table = self._tables[place] = _pack(params, state, make_state, entries)
-                rows = table.rows(state)
-            rest = params if rows is None else table.rest
+        if group["fused"] is False or torch.compiler.is_compiling() or _is_captured():
+            return [], params
+        known = self._groups.get(place)
+        rows = known.rows(state) if known and known.is_of(params, entries) else None
+        if known is None or rows is None:
+            known = self._groups[place] = _Group(params, state, make_state, entries)
+            rows = known.rows(state)
+        rest = params if rows is None else known.rest
         if group["fused"]:
             self._require(rest, state, entries)
-        return (rows if rows and rows.params else None), rest
+        return rows or [], rest
 
     def _require(
         self, rest: list[Tensor], state: Mapping[Tensor, State], entries: tuple[str, ...]
     ) -> None:
-        check(self._optimizer, {"fused": True})
         for p in rest:
             if p.grad is not None:
+                _require_loop(self._optimizer, p.device)
                 what = _obstacle(p, state.get(p, {}), entries) or "what its loop cannot read"
                 raise UsageError(
                     f"{self._optimizer} got fused=True and {what}: "
@@ -85,25 +90,35 @@ class Fused:
                 )
 
 
-class _Table:
-    """The layers of a group that the loop can step, packed, and all that they were packed from."""
+class _Group:
+    """The layers of a group that can be stepped so: those with a gradient, or that had one."""
 
     def __init__(
-        self, of: list[Tensor], params: list[Tensor], states: list[State], entries: tuple[str, ...]
+        self,
+        params: list[Tensor],
+        state: Mapping[Tensor, State],
+        make_state: Callable[[Tensor], State],
+        entries: tuple[str, ...],
     ) -> None:
-        self._of, self._names = list(of), entries
-        kept = set(map(id, params))
-        self.rest = [p for p in of if id(p) not in kept]
-        self._params = params
-        self._entries = [[s[name] for s in states] for name in entries]
-        self._sizes = [p.numel() for p in params]
-        self._addresses = self._lie()
-        packed = np.zeros((len(params), len(set(PLACES.values()))), np.int64)
-        packed[:, PLACES["size"]] = self._sizes
-        for name, addresses in zip(("weight", *entries), self._addresses, strict=True):
-            packed[:, PLACES[name]] = addresses
-        self._all = self._some = Rows(params, packed)
-        self._which: list[int] = list(range(len(params)))
+        self._of, self._names = list(params), entries
+        self.rest: list[Tensor] = []
+        fit: dict[torch.device, list[Tensor]] = {}
+        for p in params:
+            if (p.grad is None and p not in state) or _obstacle(p):
+                self.rest.append(p)
+                continue
+            of_layer = make_state(p)
+            ratio = of_layer.get("trust_ratio")
+            if ratio is None:
+                of_layer["trust_ratio"] = torch.ones((), dtype=torch.float32, device=p.device)
+            elif ratio.dtype is not torch.float32:  # a checkpoint gave it the parameter's dtype
+                of_layer["trust_ratio"] = ratio.float()
+            alike = self.rest if _obstacle(p, of_layer, entries) else fit.setdefault(p.device, [])
+            alike.append(p)
+        self._tables = [
+            _Table(device, of_device, [state[p] for p in of_device], entries)
+            for device, of_device in fit.items()
+        ]
 
     def is_of(self, params: list[Tensor], entries: tuple[str, ...]) -> bool:
         """Tell whether the layers of a group that can be stepped are these."""
@@ -111,27 +126,62 @@ class _Table:
             len(params) == len(self._of)
             and all(map(is_, params, self._of))
             and entries == self._names
-            and not any(p.is_cpu and p.grad is not None and not _obstacle(p) for p in self.rest)
+            and not any(p.grad is not None and not _obstacle(p) for p in self.rest)
         )
 
-    def rows(self, state: Mapping[Tensor, State]) -> Rows | None:
+    def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
+        """Return the layers with a gradient; None if something lies elsewhere than it did."""
+        found = [table.rows(state) for table in self._tables]
+        rows = [of_device for each in found if each is not None for of_device in each]
+        return None if None in found else rows
+
+
+class _Table:
+    """Layers of a group and a device, and all that says whether they still are what they were."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        params: list[Tensor],
+        states: list[State],
+        entries: tuple[str, ...],
+    ) -> None:
+        self._names, self._params = entries, params
+        self._entries = [[s[name] for s in states] for name in entries]
+        self._sizes, self._dtypes = [p.numel() for p in params], [p.dtype for p in params]
+        self._addresses = self._lie()
+        self._index = params[0].get_device()
+        self._make = _require_loop("", device)
+        self._all = self._some = self._rows_of(range(len(params)))
+        self._which: list[int] = list(range(len(params)))
+
+    def _rows_of(self, which: Any) -> Rows:
+        entries = {
+            name: [each[i] for i in which]
+            for name, each in zip(self._names, self._entries, strict=True)
+        }
+        return self._make([self._params[i] for i in which], entries)
+
+    def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
         """Return the layers with a gradient; None if something lies elsewhere than it did."""
         if not self._is_there(state):
             return None
         given = [p.grad for p in self._params]
         grads = [g for g in given if g is not None]
-        rows, sizes = self._all, self._sizes
+        if not grads:
+            return []
+        rows, sizes, dtypes = self._all, self._sizes, self._dtypes
         if len(grads) < len(given):
             which = [i for i, g in enumerate(given) if g is not None]
             if which != self._which:
-                params = [self._params[i] for i in which]
-                self._which, self._some = which, Rows(params, self._all.packed[which])
-            rows, sizes = self._some, [sizes[i] for i in which]
-        addresses = _readable(grads, sizes)
-        if addresses is None:
+                self._which, self._some = which, self._rows_of(which)
+            rows = self._some
+            sizes, dtypes = [sizes[i] for i in which], [dtypes[i] for i in which]
+        addresses = _readable(grads, sizes, self._index)
+        if addresses is None or [g.dtype for g in grads] != dtypes:
             return None
-        rows.packed[:, PLACES["grad"]] = addresses
-        return rows
+        rows.take(addresses)
+        return [rows]
 
     def _is_there(self, state: Mapping[Tensor, State]) -> bool:
         """Tell whether parameters and state are the tensors that they were, and where they were."""
@@ -152,34 +202,11 @@ class _Table:
         return [list(map(Tensor.data_ptr, each)) for each in (self._params, *self._entries)]
 
 
-def _pack(
-    params: list[Tensor],
-    state: Mapping[Tensor, State],
-    make_state: Callable[[Tensor], State],
-    entries: tuple[str, ...],
-) -> _Table:
-    """Pack the layers that the loop can step: those with a gradient, and those that had one."""
-    fit: list[Tensor] = []
-    states: list[State] = []
-    for p in params:
-        if (p.grad is None and p not in state) or _obstacle(p):
-            continue
-        of_layer = make_state(p)
-        if "trust_ratio" not in of_layer:
-            of_layer["trust_ratio"] = torch.ones((), dtype=torch.float32, device="cpu")
-        if not _obstacle(p, of_layer, entries):
-            fit.append(p)
-            states.append(of_layer)
-    return _Table(params, fit, states, entries)
-
-
-def _readable(grads: list[Tensor], sizes: list[int]) -> list[int] | None:
-    """Return where gradients lie; None if the loop cannot read them. Quickly: in each step."""
-    if not grads:
-        return []
+def _readable(grads: list[Tensor], sizes: list[int], device: int) -> list[int] | None:
+    """Return where gradients lie; None if they cannot be read. Quickly: in each step."""
     if not {Tensor, Parameter}.issuperset(map(type, grads)) or any(g.is_sparse for g in grads):
         return None
-    if {g.dtype for g in grads} != {torch.float32} or not all(map(Tensor.is_contiguous, grads)):
+    if set(map(Tensor.get_device, grads)) != {device} or not all(map(Tensor.is_contiguous, grads)):
         return None
     addresses = list(map(Tensor.data_ptr, grads))
     if list(map(Tensor.numel, grads)) != sizes:
@@ -190,16 +217,20 @@ def _readable(grads: list[Tensor], sizes: list[int]) -> list[int] | None:
 
 
 def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = ()) -> str:
-    """Return what keeps the loop from stepping a layer; nothing if it can."""
+    """Return what keeps a layer from being stepped so; nothing if it can be."""
+    made = _loop_of(p.device)
     of_layer: dict[str, Any] = {"parameter": p, "gradient": p.grad}
     of_layer |= {name: state[name] for name in entries if state and name in state}
     for name, t in of_layer.items():
         if t is None:
             continue
-        told = f"a {name} of {t.dtype} on {t.device}"
         if type(t) not in (Tensor, Parameter):
             return f"a {name} of type {type(t).__name__}"
-        if t.dtype is not torch.float32 or not t.is_cpu or t.layout is not torch.strided:
+        dtype = torch.float32 if name in ("step", "trust_ratio") else p.dtype
+        device = torch.device("cpu") if name == "step" else p.device
+        readable = made is not None and p.dtype in made.dtypes and t.layout is torch.strided
+        told = f"a {name} of {t.dtype} on {t.device}"
+        if not readable or t.dtype is not dtype or t.device != device:
             return told
         size = 1 if name in ("step", "trust_ratio") else p.numel()
         if not t.is_contiguous() or t.numel() != size or (size and not t.data_ptr()):
@@ -207,8 +238,29 @@ def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = 
     return ""
 
 
+@functools.cache
+def _loop_of(device: torch.device) -> type[Rows] | None:
+    """Return what steps layers on a device; None if there is nothing or it cannot be built."""
+    if device.type == "cuda" or (device.type == "cpu" and is_interpreted()):
+        return cuda.Rows if cuda.is_there(device) else None
+    return loop.Rows if device.type == "cpu" and loop.library() is not None else None
+
+
+def _is_captured() -> bool:
+    """Tell whether what is done now is recorded, to be done again with what lies there then."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _require_loop(optimizer: str, device: torch.device) -> type[Rows]:
+    made = _loop_of(device)
+    if made is None:
+        missing = _MISSING.get(device.type, f"none for {device.type}: use a CPU or a GPU")
+        raise UsageError(f"{optimizer} got fused=True, and there is {missing}, or leave fused out")
+    return made
+
+
 def check(optimizer: str, group: Mapping[str, Any]) -> None:
-    """Require that a group's ``fused`` is an option that this machine has.
+    """Require that a group's ``fused`` is an option.
 
     Raises
     ------
@@ -218,8 +270,16 @@ def check(optimizer: str, group: Mapping[str, Any]) -> None:
     fused = group["fused"]
     if not (fused is None or isinstance(fused, bool)):
         raise UsageError(f"{optimizer} got fused={fused!r}: give None, True or False")
-    if fused and library() is None:
-        raise UsageError(
-            f"{optimizer} got fused=True, and there is no C compiler here to build its loop: "
-            "install one, or leave fused out"
-        )
+
+
+def check_devices(optimizer: str, group: Mapping[str, Any]) -> None:
+    """Require that what a group's ``fused`` asks for can be had on the devices of its parameters.
+
+    Raises
+    ------
+    UsageError
+        It cannot.
+    """
+    if group["fused"]:
+        for device in {p.device for p in group["params"]}:
+            _require_loop(optimizer, device)

@@ -14,21 +14,20 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from trustlens.errors import UsageError
-from trustlens.optim.fused import Fused
+from trustlens.optim.fused import Fused, Rows, check_devices
 from trustlens.optim.fused import check as check_fused
 from trustlens.optim.layerwise import (
     check_number,
     descend_,
     gradients,
     norms,
-    number,
     scale_,
     scale_each_,
     trust_ratios,
     widen,
     with_gradient,
 )
-from trustlens.optim.loop import DEBIAS, LAMB, Options, Rows
+from trustlens.optim.loop import DEBIAS, LAMB, Options
 from trustlens.ratios import LAMB_DEFAULTS, check_option
 
 
@@ -85,9 +84,11 @@ class Lamb(Optimizer):
         The largest norm of all gradients together, of all groups; above it, the step uses
         gradients scaled down to it. ``p.grad`` is left as it is. None: no such bound.
     fused
-        None: dense contiguous float32 parameters on the CPU are stepped by a compiled loop of two
-        passes where a C compiler is at hand, others by torch's operations on lists. True: by
-        that loop only. False: never by it.
+        None: dense contiguous parameters are stepped in two passes, without temporaries, where
+        they can be: float32 on the CPU by a compiled loop, where a C compiler is at hand; float32,
+        float16 and bfloat16 on a GPU by Triton kernels, where there is Triton. Others, and all
+        within ``torch.compile`` or a CUDA graph, by torch's operations on lists. True: an error
+        where they cannot be. False: all by lists.
 
     Attributes
     ----------
@@ -95,8 +96,8 @@ class Lamb(Optimizer):
         Whether the fused step also yields the sums that a recorder stores.
     measured : list of (list of Tensor, Tensor)
         Those of the last step: parameters, and their sums in the order of
-        ``trustlens.recording.statistics.SUMS``, float64 (parameters, 16). What was not stepped by
-        the loop is not in it. What is written does not depend on it.
+        ``trustlens.recording.statistics.SUMS``, float64 (parameters, 16) on their device. What
+        was stepped by lists is not in it. What is written does not depend on it.
 
     Raises
     ------
@@ -165,6 +166,7 @@ class Lamb(Optimizer):
         """
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        check_devices("Lamb", self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -197,40 +199,40 @@ class Lamb(Optimizer):
         fused = [rows for rows, _ in divided]
         lists = [with_gradient(rest, "Lamb") for _, rest in divided]
         total = self._total_grad_norm(fused, lists)
-        for group, rows, lists_of_group in zip(self.param_groups, fused, lists, strict=True):
-            if rows is not None:
+        for group, rows_of_group, lists_of_group in zip(
+            self.param_groups, fused, lists, strict=True
+        ):
+            for rows in rows_of_group:
                 self._step_fused(rows, group, total)
             for params in lists_of_group:
                 self._step(params, group, total)
         return loss
 
     def _total_grad_norm(
-        self, fused: list[Rows | None], lists: list[list[list[Tensor]]]
+        self, fused: list[list[Rows]], lists: list[list[list[Tensor]]]
     ) -> Tensor | None:
         """Return the norm of all gradients together, if a group bounds it."""
         if all(group["max_grad_norm"] is None for group in self.param_groups):
             return None
         each = [norms(gradients(params)) for of_group in lists for params in of_group]
-        each += [rows.grad_norms() for rows in fused if rows is not None]
+        each += [rows.grad_norms() for of_group in fused for rows in of_group]
         if not each:
             return None
         return torch.linalg.vector_norm(torch.cat([n.to(each[0]) for n in each]))
 
     def _step_fused(self, rows: Rows, group: dict[str, Any], total: Tensor | None) -> None:
-        """Step the layers of one group that the compiled loop takes."""
-        rate, decay = number(group["lr"]), number(group["weight_decay"])
-        beta1, beta2 = group["betas"]
+        """Step the layers of one group and device that need no lists."""
         divisor = self._divisor(rows.params, group["max_grad_norm"], total)
+        beta1, beta2 = group["betas"]
         options = Options(
-            rate=rate,
-            beta1=number(beta1),
-            beta2=number(beta2),
-            epsilon=number(group["eps"]),
-            decay=decay,
-            kept=1.0 if group["decay"] == "inside" else 1 - rate * decay,
-            divisor=1.0 if divisor is None else divisor.item(),
+            rate=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=group["eps"],
+            decay=group["weight_decay"],
+            divisor=1.0 if divisor is None else divisor,
             debias=DEBIAS[group["debias"]],
-            decays_inside=decay != 0 and group["decay"] == "inside",
+            decays_inside=group["decay"] == "inside",
             ratio_before_decay=group["decay"] != "first",
         )
         sums = rows.step(
@@ -325,14 +327,14 @@ class Lamb(Optimizer):
 
 
 _ENTRIES: Final = ("step", "exp_avg", "exp_avg_sq", "trust_ratio")
-"""What of a parameter's state the compiled loop reads and writes."""
+"""What of a parameter's state a fused step reads and writes."""
 
 
 def _ratios(weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]) -> Tensor:
     """Return the trust ratios of layers from r₁ and r₂, all of shape (layers,)."""
-    if not group["weight_decay"] and not group["always_adapt"]:
-        return torch.ones_like(weight_norms)
     adapted = direction_norms != 0
+    if not group["always_adapt"]:
+        adapted &= group["weight_decay"] != 0
     if group["unit_at_zero"]:
         adapted &= weight_norms != 0
     if group["clip_weight_norm"] is not None:

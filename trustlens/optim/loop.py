@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from trustlens.native.build import load
+from trustlens.optim.layerwise import number
 
 _log: Final = logging.getLogger("trustlens")
 
@@ -30,7 +30,7 @@ _GRADIENTS: Final = 4
 DEBIAS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "rate": 2, "first": 3}
 """``Options.debias`` by Lamb's option."""
 
-PLACES: Final = {  # of `Layer`, fused.c
+_PLACES: Final = {  # of `Layer`, fused.c
     "weight": 0,
     "grad": 1,
     "exp_avg": 2,
@@ -48,8 +48,8 @@ _PARALLEL: Final = 1 << 20
 """Elements from which on several threads are faster than one."""
 
 
-class Options(ctypes.Structure):
-    """A group's options in this step: ``Options`` of fused.c. LARS's momentum is β₁."""
+class _Options(ctypes.Structure):
+    """``Options`` of fused.c."""
 
     _fields_ = (
         ("rate", ctypes.c_double),
@@ -67,24 +67,67 @@ class Options(ctypes.Structure):
 
 
 @dataclass(slots=True)
-class Rows:
-    """Layers that are stepped together: n of one group, each with a gradient.
+class Options:
+    """A group's options in this step; LARS's momentum is β₁. Numbers may be tensors of one."""
 
-    Attributes
+    rate: float | Tensor
+    beta1: float | Tensor
+    beta2: float | Tensor = 0.0
+    epsilon: float | Tensor = 0.0
+    decay: float | Tensor = 0.0
+    divisor: float | Tensor = 1.0  # of the gradients
+    debias: int = 0
+    decays_inside: bool = True  # else the weights are decayed first
+    ratio_before_decay: bool = True
+    ratio_of_sum: bool = False
+
+    def packed(self) -> _Options:
+        """Return them as the loop reads them."""
+        rate, decay = number(self.rate), number(self.decay)
+        return _Options(
+            rate=rate,
+            beta1=number(self.beta1),
+            beta2=number(self.beta2),
+            epsilon=number(self.epsilon),
+            decay=decay,
+            kept=1.0 if self.decays_inside else 1 - rate * decay,
+            divisor=number(self.divisor),
+            debias=self.debias,
+            decays_inside=self.decays_inside and decay != 0,
+            ratio_before_decay=self.ratio_before_decay,
+            ratio_of_sum=self.ratio_of_sum,
+        )
+
+
+class Rows:
+    """Layers on the CPU that are stepped together: n of one group, each with a gradient.
+
+    Parameters
     ----------
     params : list of Tensor
-        The same list in each step, as long as the same layers have a gradient.
-    packed : int64 (n, 7)
-        ``Layer`` of fused.c: what it names must be alive, as parameters keep their gradients.
+        Dense, contiguous, of one of `dtypes`; the same list in each step, as long as the same
+        layers have a gradient.
+    entries : mapping of str to list of Tensor
+        What of their state is read and written.
     """
 
-    params: list[Tensor]
-    packed: NDArray[np.int64]
+    dtypes: Final = frozenset({torch.float32})
+
+    def __init__(self, params: list[Tensor], entries: Mapping[str, list[Tensor]]) -> None:
+        self.params = params
+        self._packed = np.zeros((len(params), len(set(_PLACES.values()))), np.int64)
+        self._packed[:, _PLACES["size"]] = [p.numel() for p in params]
+        for name, tensors in {"weight": params, **entries}.items():
+            self._packed[:, _PLACES[name]] = list(map(Tensor.data_ptr, tensors))
+
+    def take(self, grads: list[int]) -> None:
+        """Take the gradients that lie at these addresses, as long as parameters keep them."""
+        self._packed[:, _PLACES["grad"]] = grads
 
     def grad_norms(self) -> Tensor:
         """Return the norms of the gradients, float64 (n,)."""
         squares = _zeros(len(self.params), 2)
-        self._run(_GRADIENTS, Options(), squares, None, None)
+        self._run(_GRADIENTS, _Options(), squares, None, None)
         return squares[:, 0].sqrt()
 
     def step(
@@ -109,10 +152,11 @@ class Rows:
             Whether to return the sums of ``trustlens.recording.statistics.SUMS``.
         """
         sums = self._no_sums(optimizer) if measures else None
+        packed = options.packed()
         squares = _zeros(len(self.params), 2)
-        self._run(optimizer, options, squares, None, sums)
+        self._run(optimizer, packed, squares, None, sums)
         above, below = squares.sqrt_().unbind(1)
-        self._run(optimizer + 1, options, None, ratios(above, below).contiguous(), sums)
+        self._run(optimizer + 1, packed, None, ratios(above, below).contiguous(), sums)
         increment_version(self.params)
         return sums
 
@@ -121,14 +165,14 @@ class Rows:
         sums = _zeros(len(self.params), _SUMS)
         if optimizer == LARS:
             sums[:, _OF_VARIANCE] = torch.nan
-            if not self.packed[0, PLACES["momentum_buffer"]]:
+            if not self._packed[0, _PLACES["momentum_buffer"]]:
                 sums[:, _OF_MOMENTUM] = torch.nan
         return sums
 
     def _run(
         self,
         which: int,
-        options: Options,
+        options: _Options,
         squares: Tensor | None,
         ratios: Tensor | None,
         sums: Tensor | None,
@@ -136,11 +180,11 @@ class Rows:
         loop = library()
         if loop is None:
             raise RuntimeError("the loop of the fused step is not there")
-        elements = int(self.packed[:, PLACES["size"]].sum())
+        elements = int(self._packed[:, _PLACES["size"]].sum())
         done = loop.trustlens_pass(
             which,
-            self.packed.ctypes.data,
-            len(self.packed),
+            self._packed.ctypes.data,
+            len(self._packed),
             ctypes.addressof(options),
             torch.get_num_threads() if elements >= _PARALLEL else 1,
             *(None if t is None else t.data_ptr() for t in (squares, ratios, sums)),
@@ -173,7 +217,7 @@ def _check(loop: ctypes.CDLL) -> None:
     step, ratio = (torch.zeros((), dtype=torch.float32, device="cpu") for _ in range(2))
     # 19 elements, of which some do not fill a vector
     layer = np.array([[t.data_ptr() for t in (w, g, m, v, step, ratio)] + [19]], np.int64)
-    options = Options(
+    options = _Options(
         rate=0.5, beta1=0.9, beta2=0.99, epsilon=1e-3, decay=0.1, kept=1, divisor=1, debias=1,
         decays_inside=1,
     )  # fmt: skip

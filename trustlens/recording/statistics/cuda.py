@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from trustlens.optim.device import all_are, is_interpreted
 from trustlens.recording.directions import Direction
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.elements import BUCKETS, count_steps
@@ -152,7 +152,7 @@ def _forms(steps: Sequence[LayerStep]) -> tuple[list[Direction], list[int]]:
 def _usual_device() -> torch.device | None:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu") if os.environ.get("TRITON_INTERPRET") == "1" else None
+    return torch.device("cpu") if is_interpreted() else None
 
 
 @functools.cache
@@ -171,7 +171,7 @@ def _check(multi: Multi, device: torch.device) -> None:
     """Raise ArithmeticError if it does not count right."""
     steps: list[LayerStep] = []
     for size in (3, 5000):  # not of random numbers, which are the training's
-        w = torch.linspace(-1, 2, size, dtype=torch.float32, device="cpu").to(device)
+        w = torch.linspace(-1, 2, size, dtype=torch.float32, device=device)
         g, v = w.cos(), w.square()
         form = Direction(
             rate=0.01, base=g, base_share=2.0, variance=v, epsilon=1e-3, momentum=g, decay=0.1
@@ -180,13 +180,5 @@ def _check(multi: Multi, device: torch.device) -> None:
         steps += [LayerStep(None, w, g, form), LayerStep(None, 1e25 * w, g, form)]
     got, truth = multi.measure(steps), measure_plainly(steps)
     right = ((got - truth).abs() <= 1e-5 * truth.abs()) | (got.isnan() & truth.isnan())
-    host = torch.empty(
-        right.shape, dtype=torch.bool, device="cpu", pin_memory=device.type == "cuda"
-    )
-    host.copy_(right, non_blocking=True)
-    if device.type == "cuda":  # an event, which no debug mode of the user's forbids
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
-        event.synchronize()
-    if not bool(host.all()):
+    if not all_are(right):
         raise ArithmeticError("the kernels' sums are not right")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trustlens.optim.device import OPTIONS, brought, on
 from trustlens.recording.directions import Direction
 from trustlens.recording.statistics import SUMS, numbers_of
 
@@ -21,13 +21,6 @@ CHUNK: Final = 1 << 15
 BLOCK: Final = 1 << 10
 """Elements it does at a time: a lane then adds 32 numbers in float32."""
 
-_OPTIONS: Final[dict[str, Any]] = {
-    "num_warps": 8,
-    # Roundings as anywhere else: terms that cancel then do so exactly.
-    "enable_fp_fusion": False,
-    # So few registers that two programs go on a multiprocessor: one alone waits for its reads.
-    **({} if torch.version.hip else {"maxnreg": 128}),
-}
 _ROWS: Final = 64  # chunks of a layer that are added at a time
 
 ALIGNMENT: Final = 16  # bytes that a thread reads at once
@@ -80,7 +73,7 @@ class Prepared:
         self._device = device
         self._count = len(layers)
         fields, chunks, self._groups = _laid_out(kernels, layers)
-        self._layers, self._chunks = _brought(fields, device), _brought(chunks, device)
+        self._layers, self._chunks = brought(fields, device), brought(chunks, device)
         self._changing = torch.empty(0, dtype=torch.int64, device=device)
         self._sent = b""
         self._grads_aligned = False
@@ -114,11 +107,13 @@ class Prepared:
             out = torch.empty((self._count, len(SUMS)), **double)
         forms_there = self._send(grads, forms, form_of)
         scratch = torch.empty((len(self._chunks), len(SUMS)), **double)
-        with _on(self._device):
+        with on(self._device):
             for group in self._groups:
                 self._launch(group, forms_there, scratch, counts)
             self._kernels.add_chunks[(self._count,)](
-                self._layers, self._changing, scratch, out, self._count, out.stride(0), ROWS=_ROWS
+                *(self._layers, self._changing, scratch, out, self._count, out.stride(0)),
+                ROWS=_ROWS,
+                **OPTIONS,
             )
         return out
 
@@ -137,7 +132,7 @@ class Prepared:
             COUNT=counts is not None,
             CHUNK=CHUNK,
             BLOCK=BLOCK,
-            **_OPTIONS,
+            **OPTIONS,
         )
 
     def _send(
@@ -156,7 +151,7 @@ class Prepared:
         )
         if packed != self._sent:
             changing = np.frombuffer(packed, np.int64)
-            self._changing, self._sent = _brought(changing, self._device), packed
+            self._changing, self._sent = brought(changing, self._device), packed
             self._grads_aligned = not (changing[: self._count] % ALIGNMENT).any()
         start, end = 2 * self._count, 2 * self._count + len(values)
         there = self._changing[start:end].view(torch.float64)
@@ -170,6 +165,8 @@ def _laid_out(
     kernels: Any, layers: Sequence[PackedLayer]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Group]]:
     """Return the tables of the layers and of the chunks, those of a kind together."""
+    from trustlens.optim.triton_elements import dtype_of  # noqa: PLC0415 — may be missing
+
     by_kind: dict[Kind, list[int]] = {}
     for i, layer in enumerate(layers):
         if layer.kind is not None and layer.size:
@@ -187,7 +184,7 @@ def _laid_out(
             fields[i, 6:8] = total, chunks
             owners.append(np.full(chunks, i))
             total += chunks
-        dtypes = [kernels.dtype_of(dtype) for dtype in kind.dtypes]
+        dtypes = [dtype_of(dtype) for dtype in kind.dtypes]
         kinds = (*dtypes, kind.base_is_momentum, kind.aligned)
         groups.append(_Group(kinds, torch.float64 in kind.dtypes, first, total - first))
     owner = np.concatenate(owners)
@@ -197,16 +194,3 @@ def _laid_out(
 
 def _packed_ints(values: Sequence[int] | NDArray[np.int64]) -> bytes:
     return np.asarray(values, np.int64).tobytes()
-
-
-def _brought(values: NDArray[np.int64], device: torch.device) -> Tensor:
-    """Return an array on the device, without waiting."""
-    host = torch.from_numpy(values.copy())  # frombuffer's cannot be written
-    if device.type == "cpu":
-        return host
-    # torch gives pinned memory to others only when a copy from it is over.
-    return host.pin_memory().to(device, non_blocking=True)
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -9,12 +9,25 @@ of a layer, always in the same order. ``launch.py`` lays out the tables.
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
-# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0124, PLR0917, SIM108, SIM300
+# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0917, SIM108, SIM300
 # Triton is a language of its own: types are dtypes there, and capitals stand for constants.
 
 import triton
 import triton.language as tl
 
+from trustlens.optim.triton_elements import (
+    MOST,
+    SUMS,
+    added,
+    is_sound,
+    larger,
+    maximum,
+    quotient,
+    read,
+    root_of,
+    share_of,
+    total,
+)
 from trustlens.recording.statistics.triton_counts import (
     BUCKETS,
     hand_in,
@@ -23,7 +36,6 @@ from trustlens.recording.statistics.triton_counts import (
     tally_block,
 )
 
-SUMS = tl.constexpr(16)
 FIELDS = tl.constexpr(9)
 """Columns of `layers`: after, before, base, variance, momentum, size, first chunk, chunks, has."""
 NUMBERS = tl.constexpr(10)
@@ -36,33 +48,9 @@ _OF_GRAD = tl.constexpr(1 << 3 | 1 << 12 | 1 << 15)
 _OF_DIRECTION = tl.constexpr(1 << 1 | 1 << 4 | 1 << 5 | 1 << 13)
 _OF_MOMENTUM = tl.constexpr(1 << 7 | 1 << 8)
 _OF_VARIANCE = tl.constexpr(1 << 9 | 1 << 10)
-_FIRST_MAXIMUM = tl.constexpr(14)
 
-# Between these a sum of squares has lost nothing to float32's range that would show.
-_LEAST = tl.constexpr(1e-27)
-_MOST = tl.constexpr(1e36)
 _CANCELLED = tl.constexpr(2e-4)
 """Share of its terms' squares below which a sum has too few digits left in float32."""
-
-
-def dtype_of(dtype):
-    """Return what a kernel calls a torch dtype: 0 if there is none."""
-    return 0 if dtype is None else getattr(tl, str(dtype).removeprefix("torch."))
-
-
-@triton.jit
-def _read(
-    address, start, lanes, inside, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr
-):
-    """Return elements of the tensor at an address; zeros where there are none."""
-    if DTYPE == 0:
-        values = tl.zeros(lanes.shape, REAL)
-    else:
-        pointer = address.to(tl.pointer_type(DTYPE))
-        if ALIGNED:  # else each element is a read of its own
-            pointer = tl.multiple_of(pointer, 16)
-        values = tl.load(pointer + start + lanes, mask=inside, other=0).to(REAL)
-    return values
 
 
 @triton.jit
@@ -71,47 +59,18 @@ def _is_there(share, values):
 
 
 @triton.jit
-def _share(share, values):
-    """Return a term of d; none at all if its share is 0: 0·∞ would be NaN."""
-    return tl.where(share != 0, share * values, 0.0)
-
-
-@triton.jit
-def _root(values, REAL: tl.constexpr):
-    return tl.sqrt_rn(values) if REAL == tl.float32 else tl.sqrt(values)
-
-
-@triton.jit
-def _ratio(a, b, REAL: tl.constexpr):
-    return tl.div_rn(a, b) if REAL == tl.float32 else a / b
-
-
-@triton.jit
-def _larger(a, b):
-    return tl.where((a >= b) | (a != a), a, b)
-
-
-@triton.jit
-def _maximum(values):
-    """Return the largest; NaN if there is one."""
-    broken = tl.max((values != values).to(tl.int32), axis=0)
-    most = tl.max(tl.where(values == values, values, 0.0), axis=0)
-    return tl.where(broken > 0, float("nan"), most)
-
-
-@triton.jit
 def _given(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
     """Return w' and g, x, v̂, m, zeros outside of the layer, and √v̂ and d's denominator."""
     _, _, grad_at, base_at, variance_at, momentum_at, start, has_grad, _ = layer
-    after = _read(layer[0], start, lanes, inside, KINDS[0], KINDS[7], REAL)
-    g = _read(grad_at, start, lanes, masked(inside, has_grad), KINDS[2], KINDS[8], REAL)
-    m = _read(momentum_at, start, lanes, inside, KINDS[5], KINDS[7], REAL)
+    after = read(layer[0], start, lanes, inside, KINDS[0], KINDS[7], REAL)
+    g = read(grad_at, start, lanes, masked(inside, has_grad), KINDS[2], KINDS[8], REAL)
+    m = read(momentum_at, start, lanes, inside, KINDS[5], KINDS[7], REAL)
     if KINDS[6]:  # x is m
         x = m
     else:
-        x = _read(base_at, start, lanes, inside, KINDS[3], KINDS[7], REAL)
-    v = numbers[5].to(REAL) * _read(variance_at, start, lanes, inside, KINDS[4], KINDS[7], REAL)
-    root = _root(v, REAL)
+        x = read(base_at, start, lanes, inside, KINDS[3], KINDS[7], REAL)
+    v = numbers[5].to(REAL) * read(variance_at, start, lanes, inside, KINDS[4], KINDS[7], REAL)
+    root = root_of(v, REAL)
     den = tl.where(numbers[8] != 0, root + numbers[6].to(REAL), 1.0)
     return after, g, x, v, m, root, den
 
@@ -120,7 +79,7 @@ def _given(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexp
 def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
     """Return the weights before the step; `step` is d without its terms of w."""
     if KINDS[1] != 0:
-        w = _read(layer[1], layer[6], lanes, inside, KINDS[1], KINDS[7], REAL)
+        w = read(layer[1], layer[6], lanes, inside, KINDS[1], KINDS[7], REAL)
     else:  # `undo`: rounded after each of its two steps
         w = (after + numbers[0].to(REAL) * step).to(KINDS[0])
         # A rounded factor would be seen in Δw, which is small beside w: this one is float64.
@@ -140,22 +99,22 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
     )  # fmt: skip
     dividing = numbers[8] != 0
     after, g, x, v, m, root, den = _given(layer, numbers, lanes, inside, KINDS, REAL)
-    of_grad, of_base = _share(a.to(REAL), g), _share(b.to(REAL), x)
-    step = _ratio(of_grad + of_base, den, REAL)
+    of_grad, of_base = share_of(a.to(REAL), g), share_of(b.to(REAL), x)
+    step = quotient(of_grad + of_base, den, REAL)
     w = _weights(layer, numbers, after, step, lanes, inside, KINDS, REAL)
     update = after - w
-    of_weight, of_update = _share(c.to(REAL), w), _share(e.to(REAL), update)
-    d = _ratio(of_grad + of_base + of_weight, den, REAL) + of_update
-    u = d + _share(decay.to(REAL), w)
+    of_weight, of_update = share_of(c.to(REAL), w), share_of(e.to(REAL), update)
+    d = quotient(of_grad + of_base + of_weight, den, REAL) + of_update
+    u = d + share_of(decay.to(REAL), w)
     if REAL == tl.float32:  # c and λ may cancel, and are then to do so exactly
-        u = tl.where(dividing, u, step + of_update + _share((c + decay).to(REAL), w))
+        u = tl.where(dividing, u, step + of_update + share_of((c + decay).to(REAL), w))
     least = tl.where(v < epsilon.to(REAL) * epsilon.to(REAL), epsilon.to(REAL), root)
     if KINDS[4] == 0:
         surprise = tl.zeros(lanes.shape, REAL)
     else:
-        surprise = tl.where(inside, _ratio(g, least, REAL), 0.0)
+        surprise = tl.where(inside, quotient(g, least, REAL), 0.0)
     amount = tl.abs(of_grad) + tl.abs(of_base) + tl.where(dividing, tl.abs(of_weight), 0.0)
-    amount = tl.where(inside, _ratio(amount, den, REAL) + tl.abs(of_update), 0.0)
+    amount = tl.where(inside, quotient(amount, den, REAL) + tl.abs(of_update), 0.0)
     # Whether u has a term that is not 0, whatever float32 makes of their sum.
     pulls = tl.where(dividing, tl.abs(c) + tl.abs(decay), c + decay)
     wanted = _is_there(a, g) | _is_there(b, x) | _is_there(pulls, w)
@@ -207,27 +166,21 @@ def _fast_block(
 
 
 @triton.jit
-def _is_sound(total, seen, bit: tl.constexpr):
-    """Tell whether float32 could square what was summed."""
-    return ((total > _LEAST) & (total < _MOST)) | (tl.max(seen & (1 << bit), axis=0) == 0)
-
-
-@triton.jit
 def _are_sound(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
     """Tell whether float32 could do a chunk whose sums are `s`."""
     known = layer[8]
     c, decay, dividing = numbers[3], numbers[7], numbers[8] != 0
-    sound = _is_sound(s[0], seen, 0) & _is_sound(s[2], seen, 2) & _is_sound(s[3], seen, 3)
+    sound = is_sound(s[0], seen, 0) & is_sound(s[2], seen, 2) & is_sound(s[3], seen, 3)
     of_d = amounts + tl.where(dividing, 0.0, c * c) * s[0]
     pull = tl.where(dividing, decay, c + decay)
     of_u = amounts + pull * pull * s[0]
-    direction = _is_sound(s[1], seen, 1) & _is_sound(s[4], seen, 4) & (of_d < _MOST)
+    direction = is_sound(s[1], seen, 1) & is_sound(s[4], seen, 4) & (of_d < MOST)
     direction = direction & (s[4] >= _CANCELLED * of_d) & (s[1] >= _CANCELLED * of_u)
     direction = direction & (tl.max(seen & 128, axis=0) == 0)
     if KINDS[5] != 0:
-        direction = direction & _is_sound(s[8], seen, 5)
+        direction = direction & is_sound(s[8], seen, 5)
     if KINDS[4] != 0:
-        direction = direction & _is_sound(s[9], seen, 6) & _is_sound(s[10], seen, 3)
+        direction = direction & is_sound(s[9], seen, 6) & is_sound(s[10], seen, 3)
     return sound & (direction | (known == 0))
 
 
@@ -265,15 +218,10 @@ def _fast(
 
 
 @triton.jit
-def _total(values):
-    return tl.sum(values.to(tl.float64), axis=0)
-
-
-@triton.jit
 def _totals(s):
     return (
-        _total(s[0]), _total(s[1]), _total(s[2]), _total(s[3]), _total(s[4]), _total(s[5]),
-        _total(s[6]), _total(s[7]), _total(s[8]), _total(s[9]), _total(s[10]),
+        total(s[0]), total(s[1]), total(s[2]), total(s[3]), total(s[4]), total(s[5]),
+        total(s[6]), total(s[7]), total(s[8]), total(s[9]), total(s[10]),
     )  # fmt: skip
 
 
@@ -297,8 +245,8 @@ def _slow(
         broken += (finite == 0).to(tl.int32)
         zeros += (inside & (g == 0)).to(tl.int32)
         swallowed += ((update == 0) & (u != 0)).to(tl.int32)
-        most_update = _larger(most_update, tl.abs(update))
-        most_grad = _larger(most_grad, tl.abs(g))
+        most_update = larger(most_update, tl.abs(update))
+        most_grad = larger(most_grad, tl.abs(g))
         if COUNT:
             tally = tally_block(counts, tally, values, after, inside, layer[7])
     if COUNT:
@@ -309,8 +257,8 @@ def _slow(
     tl.store(row + 11, tl.sum(broken, axis=0).to(tl.float64))
     tl.store(row + 12, tl.sum(zeros, axis=0).to(tl.float64))
     tl.store(row + 13, tl.sum(swallowed, axis=0).to(tl.float64))
-    tl.store(row + 14, _maximum(most_update))
-    tl.store(row + 15, _maximum(most_grad))
+    tl.store(row + 14, maximum(most_update))
+    tl.store(row + 15, maximum(most_grad))
 
 
 @triton.jit
@@ -363,19 +311,11 @@ def add_chunks(layers, changing, scratch, sums, count, stride, ROWS: tl.constexp
     size, first, chunks = tl.load(fields + 5), tl.load(fields + 6), tl.load(fields + 7)
     has, grad = tl.load(fields + 8), tl.load(changing + index)
     column = tl.arange(0, SUMS)
-    total = tl.zeros([SUMS], tl.float64)
-    most = tl.zeros([SUMS], tl.float64)
-    for start in range(0, chunks, ROWS):
-        row = start + tl.arange(0, ROWS)
-        at = scratch + (first + row)[:, None] * SUMS + column[None, :]
-        values = tl.load(at, mask=(row < chunks)[:, None], other=0.0)
-        total += tl.sum(values, axis=0)
-        most = _larger(most, _maximum(values))
-    total = tl.where(column < _FIRST_MAXIMUM, total, most)
+    values = added(scratch, first, chunks, SUMS, ROWS)
     has_grad = (grad != 0) | ((size == 0) & (has & HAS_GRAD != 0))
     known = has_grad & (tl.load(changing + count + index) >= 0)
     lacks = tl.where(has_grad, 0, _OF_GRAD) | tl.where(known, 0, _OF_DIRECTION)
     lacks = lacks | tl.where(known & (has & HAS_MOMENTUM != 0), 0, _OF_MOMENTUM)
     lacks = lacks | tl.where(known & (has & HAS_VARIANCE != 0), 0, _OF_VARIANCE)
-    total = tl.where((lacks >> column) & 1 != 0, float("nan"), total)
-    tl.store(sums + index * stride + column, total)
+    values = tl.where((lacks >> column) & 1 != 0, float("nan"), values)
+    tl.store(sums + index * stride + column, values)
