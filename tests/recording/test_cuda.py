@@ -1,6 +1,6 @@
 """The sums as Triton kernels: what the interpreter makes of them, a GPU, and the compiler.
 
-What is checked stands in `cuda_checks.py`; each way to run it needs a process of its own.
+What is checked stands in `CHECKS`; each way to run it needs a process of its own.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 import pytest
 import torch
 
-CHECKS = Path(__file__).with_name("cuda_checks.py")
+CHECKS = [Path(__file__).with_name(name) for name in ("cuda_checks.py", "cuda_plan_checks.py")]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton here"
 )
 
 
-def check(**environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
+def check(checks: Path, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
     # The interpreter computes with numpy, which warns of infinities.
     command += ["-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
         command,
-        cwd=CHECKS.parents[2],
+        cwd=checks.parents[2],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -37,14 +37,16 @@ def check(**environment: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-def test_interpreted_they_agree_with_the_reference():
-    check(TRITON_INTERPRET="1", TRUSTLENS_CHECKED_DEVICE="cpu")
+@pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
+def test_interpreted_they_agree_with_the_reference(checks):
+    check(checks, TRITON_INTERPRET="1", TRUSTLENS_CHECKED_DEVICE="cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_on_a_gpu_they_agree_with_the_reference_and_never_wait():
-    check(TRITON_INTERPRET="0", TRUSTLENS_CHECKED_DEVICE="cuda")
+@pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
+def test_on_a_gpu_they_agree_with_the_reference_and_never_wait(checks):
+    check(checks, TRITON_INTERPRET="0", TRUSTLENS_CHECKED_DEVICE="cuda")
 
 
 COMPILE = """
@@ -55,7 +57,8 @@ COMPILE = """
     from trustlens.recording.statistics import launch, triton_kernels as kernels
 
     POINTERS = {"layers": "*i64", "changing": "*i64", "forms": "*fp64", "chunks": "*i64",
-                "scratch": "*fp64", "counts": "*i64", "sums": "*fp64"}
+                "scratch": "*fp64", "counts": "*i64", "sums": "*fp64", "places": "*i64",
+                "numbers": "*fp32"}
 
     def built(kernel, constants, options):
         types = {name: POINTERS.get(name, "i32") for name in kernel.arg_names}
@@ -76,6 +79,7 @@ COMPILE = """
         assert "ftz" not in ptx and "fma.rn.f32" not in ptx
         assert dtypes[0] != single or ptx.count("ld.global.v4.b32") >= 4
     assert built(kernels.add_chunks, {"ROWS": 64}, launch.OPTIONS).asm["cubin"]
+    assert built(kernels.gather, {"BLOCK": launch.BLOCK}, {}).asm["cubin"]
 """
 
 

@@ -47,10 +47,16 @@ YIELDING: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 class Training:
     """A few layers with gradients by chance; ``disturb`` is called before each step."""
 
-    def __init__(self, make: Callable[[Any], torch.optim.Optimizer], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        make: Callable[[Any], torch.optim.Optimizer],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
         self.chance = torch.Generator().manual_seed(0)
         self.parameters = [
-            nn.Parameter(torch.randn(shape, generator=self.chance).to(dtype)) for shape in SHAPES
+            nn.Parameter(torch.randn(shape, generator=self.chance).to(device, dtype))
+            for shape in SHAPES
         ]
         groups = [{"params": self.parameters[:3]}, {"params": self.parameters[3:], "lr": 0.002}]
         self.optimizer = make(groups)
@@ -58,7 +64,7 @@ class Training:
     def train(self, disturb: Callable[[Training, int], None]) -> None:
         for step in range(1, STEPS + 1):
             for p in self.parameters:
-                p.grad = torch.randn(p.shape, generator=self.chance).to(p.dtype)
+                p.grad = torch.randn(p.shape, generator=self.chance).to(p)
             disturb(self, step)
             self.optimizer.step()
 

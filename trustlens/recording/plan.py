@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trustlens.optim import Lamb, Lars
+from trustlens.optim.device import brought
 from trustlens.recording.directions import Direction, reading_waits
 from trustlens.recording.layers import Layer
 from trustlens.recording.rows import (
@@ -37,7 +38,8 @@ from trustlens.recording.statistics.cuda import Multi
 from trustlens.recording.transfer import Parcel, send
 
 _RATE: Final = HOST_COLUMNS.index("learning_rate")
-_RATIO: Final = DEVICE_COLUMNS.index("trust_ratio")
+
+Look = Callable[[int, Mapping[str, Any]], LayerStep]
 
 _gradient: Final = operator.attrgetter("grad")
 _address: Final = Tensor.data_ptr
@@ -58,13 +60,21 @@ class _Kind:
     """What layers have in common whose directions have the same form.
 
     ``entries`` are those of the optimizer's state that stand for x, v and m of the form as they
-    lie; None where there is no such tensor.
+    lie; None where there is no such tensor. ``waits`` says that to read some number is to wait,
+    ``count_waits`` that it is to read the step count.
     """
 
     group: int
     entries: tuple[str | None, str | None, str | None]
     keeps_ratio: bool
     known: tuple[bool, ...]
+    waits: bool
+    count_waits: bool
+
+    def shared(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a layer's state may tell a number of all: its count, its large tensors."""
+        names = (*filter(None, self.entries), "step")
+        return {name: state[name] for name in names if name in state}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +95,30 @@ class Yielded:
         self._optimizer = optimizer
         self._addresses: list[int] = []
         self._given: list[int] = []
-        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._device = torch.device("cpu")
+        self._order: Tensor | None = None
 
     def prepare(self, steps: Sequence[LayerStep]) -> Yielded:
-        """Give the sums of these layers from now on."""
+        """Give the sums of these layers, of one device, from now on."""
         self._addresses = [step.after.data_ptr() for step in steps]
+        self._device = steps[0].after.device
         return self
 
     def measure(self, *_: Any) -> Tensor:
-        """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
+        """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on their device.
 
         Raises
         ------
         KeyError
             The optimizer made none of one of them.
         """
-        measured = self._optimizer.measured
+        measured = [each for each in self._optimizer.measured if each[1].device == self._device]
         parameters = [parameter for layers, _ in measured for parameter in layers]
         given = list(map(id, parameters))
-        if given != self._given:
+        if given != self._given or self._order is None:
             rows = {parameter.data_ptr(): row for row, parameter in enumerate(parameters)}
-            order = [rows[address] for address in self._addresses]
-            self._order, self._given = torch.tensor(order, device="cpu"), given
+            order = np.array([rows[address] for address in self._addresses], np.int64)
+            self._order, self._given = brought(order, self._device), given
         return torch.cat([sums for _, sums in measured])[self._order]
 
 
@@ -117,34 +129,41 @@ class Plan:
     def of(
         cls,
         optimizer: Optimizer,
-        look: Callable[[int], LayerStep],
+        look: Look,
         seen: Sequence[Seen],
         sums: Compiled | Multi | Yielded,
     ) -> Plan | None:
         """Return a plan for those of these layers that can have one; None if none can.
 
-        ``look`` returns a layer's step, given its place; ``sums`` makes the sums.
+        ``look`` returns the step of the layer at a place, by the state given or its own; ``sums``
+        makes the sums.
         """
+        yields = isinstance(sums, Yielded)
         kinds: dict[_Kind, list[Seen]] = {}
         for one in seen:
             state = optimizer.state.get(one.layer.parameter, {})
-            kind = _kind_of(one.layer, one.step, state)
-            if kind is not None and _is_readable(state.get("step")):
+            kind = _kind_of(one.layer, one.step, state, yields=yields)
+            if kind is None or not _is_readable(state.get("step"), kind):
+                continue
+            if kind in kinds or not kind.waits or _is_shared(kind, one, look, state, sums):
                 kinds.setdefault(kind, []).append(one)
         ordered = [one for alike in kinds.values() for one in alike]
         prepared = sums.prepare([one.step for one in ordered]) if ordered else None
-        return None if prepared is None else cls(optimizer, look, kinds, prepared)
+        return None if prepared is None else cls(optimizer, look, kinds, prepared, yields=yields)
 
     def __init__(
         self,
         optimizer: Optimizer,
-        look: Callable[[int], LayerStep],
+        look: Look,
         kinds: Mapping[_Kind, Sequence[Seen]],
         prepared: Any,
+        *,
+        yields: bool,
     ) -> None:
         ordered = [one for alike in kinds.values() for one in alike]
         self.places = [one.place for one in ordered]
-        self._optimizer, self._look, self._prepared = optimizer, look, prepared
+        self._optimizer, self._look = optimizer, look
+        self._prepared, self._yields = prepared, yields
         self._layers = np.array([one.index for one in ordered], np.int32)
         self._parameters = [one.layer.parameter for one in ordered]
         self._of = [one.layer for one in ordered]
@@ -187,7 +206,7 @@ class Plan:
             known=self._known if there.all() else self._known & there[:, None],
             host=host,
             sums=send(sums),
-            beside=self._ratios(),
+            beside=self._beside(forms, form_of),
             rules=tuple([*rules, None][i] for i in form_of) if has_rules else (),
         )
 
@@ -231,36 +250,77 @@ class Plan:
         form_of = np.full(len(places), -1, np.int64)
         whole = bool(places.all())
         for alike in self._alike:
-            for members in _by_count(alike, None if whole else places[alike.rows] != 0):
-                form_of[members] = len(forms)
-                forms.append(self._form(alike, int(members[0])))
+            there = None if whole else places[alike.rows] != 0
+            rows = alike.rows if there is None else alike.rows[there]
+            if len(rows) and alike.kind.count_waits and alike.counts is not None:
+                counts = alike.counts if there is None else alike.counts[there]
+                members = [(rows, self._prepared.gather(counts))]
+            else:
+                members = [(rows, None) for rows in _by_count(alike, there)]
+            for of_form, counts in members:
+                form_of[of_form] = len(forms)
+                forms.append(self._form(alike, int(of_form[0]), counts))
         return forms, form_of
 
-    def _form(self, alike: _Alike, row: int) -> Direction:
+    def _form(self, alike: _Alike, row: int, counts: Tensor | None) -> Direction:
         """Return the direction of one layer, which is that of all like it, or raise ValueError."""
-        step, layer = self._look(self.places[row]), self._of[row]
-        kind = _kind_of(layer, step, alike.states[row - alike.rows[0]])
-        if step.direction is None or kind != alike.kind:
+        layer, state = self._of[row], alike.states[row - alike.rows[0]]
+        seen = alike.kind.shared(state) if alike.kind.waits else state
+        if counts is not None:
+            seen = {**seen, "step": counts}
+        step = self._look(self.places[row], seen)
+        if step.direction is None or (
+            _kind_of(layer, step, state, yields=self._yields) != alike.kind
+        ):
             raise ValueError(layer.info.name)
         return step.direction
 
-    def _ratios(self) -> Parcel | None:
-        """Return the trust ratios that the optimizer keeps, as ``Measured.beside`` has them."""
-        if not any(alike.kind.keeps_ratio for alike in self._alike):
-            return None
-        shape, device = (len(self.places), len(DEVICE_COLUMNS)), self._parameters[0].device
-        beside = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+    def _beside(self, forms: Sequence[Direction], form_of: NDArray[np.int64]) -> Parcel | None:
+        """Return what lies on the device beside the sums, as ``Measured.beside`` has it."""
+        known: list[tuple[NDArray[np.int64], str, Tensor]] = []
         for alike in self._alike:
             if alike.kind.keeps_ratio:
                 ratios = [state["trust_ratio"].reshape(()) for state in alike.states]
-                beside[alike.rows[0] : alike.rows[-1] + 1, _RATIO] = torch.stack(ratios)
+                known.append((alike.rows, "trust_ratio", torch.stack(ratios)))
+            rate = alike.group.get("lr")
+            if isinstance(rate, Tensor) and reading_waits(rate):
+                known.append((alike.rows, "learning_rate", rate))
+        for i, form in enumerate(forms):
+            for name, factor in (("debias1", form.debias1), ("debias2", form.debias2)):
+                if isinstance(factor, Tensor) and reading_waits(factor):
+                    known.append((np.flatnonzero(form_of == i), name, factor))
+        if not known:
+            return None
+        shape, device = (len(self.places), len(DEVICE_COLUMNS)), self._parameters[0].device
+        beside = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+        for rows, name, values in known:
+            column = beside[:, DEVICE_COLUMNS.index(name)]
+            column.index_copy_(0, brought(rows, device), values.double().expand(len(rows)))
         return send(beside)
 
 
-def _kind_of(layer: Layer, step: LayerStep, state: Mapping[str, Any]) -> _Kind | None:
-    """Return what kind a layer is of; None if its next step may need another look."""
+def _is_shared(
+    kind: _Kind, one: Seen, look: Look, state: Mapping[str, Any], sums: Compiled | Multi | Yielded
+) -> bool:
+    """Tell whether numbers that cannot be looked at follow from what layers of a kind share."""
+    if not isinstance(sums, Multi):
+        return False
+    try:
+        step = look(one.place, kind.shared(state))
+    except KeyError:
+        return False
+    return _kind_of(one.layer, step, state) == kind
+
+
+def _kind_of(
+    layer: Layer, step: LayerStep, state: Mapping[str, Any], *, yields: bool = False
+) -> _Kind | None:
+    """Return what kind a layer is of; None if its next step may need another look.
+
+    Of an optimizer that ``yields`` its sums the numbers are not read.
+    """
     form = step.direction
-    if form is None or step.grad is not layer.parameter.grad or not is_at_hand(form):
+    if form is None or step.grad is not layer.parameter.grad:
         return None
     if not layer.parameter.numel():
         return None  # it lies nowhere, and so does its gradient
@@ -276,15 +336,21 @@ def _kind_of(layer: Layer, step: LayerStep, state: Mapping[str, Any]) -> _Kind |
     ):
         return None
     return _Kind(
-        layer.info.group, (entries[0], entries[1], entries[2]), applied is not None, known_of(step)
+        group=layer.info.group,
+        entries=(entries[0], entries[1], entries[2]),
+        keeps_ratio=applied is not None,
+        known=known_of(step),
+        waits=not (yields or is_at_hand(form)),
+        count_waits=reading_waits(state.get("step")),
     )
 
 
-def _is_readable(count: Any) -> bool:
+def _is_readable(count: Any, kind: _Kind) -> bool:
     """Tell whether a step count, if there is one, can be read with those of other layers."""
     if count is None:
         return True
-    return isinstance(count, Tensor) and not reading_waits(count) and count.dtype == torch.float32
+    there = isinstance(count, Tensor) and count.dtype == torch.float32
+    return there and (kind.waits or not kind.count_waits)
 
 
 def _alike(

@@ -76,6 +76,7 @@ class Prepared:
         self._layers, self._chunks = brought(fields, device), brought(chunks, device)
         self._changing = torch.empty(0, dtype=torch.int64, device=device)
         self._sent = b""
+        self._gathered = b"", self._changing
         self._grads_aligned = False
 
     def measure(
@@ -94,7 +95,8 @@ class Prepared:
             The address of each layer's gradient, contiguous and of the dtype that it was prepared
             with (else of the weights'); 0 where there is none.
         forms : sequence of Direction
-            The numbers of the directions; their tensors are not looked at.
+            The numbers of the directions; their tensors are not looked at. Some may lie on the
+            device, without dimensions, or of shape (n,) for the n layers of a form in their order.
         form_of : sequence of int
             The place of each layer's direction among them; -1 where none is known.
         out : Tensor, optional
@@ -142,12 +144,9 @@ class Prepared:
         form_of: Sequence[int] | NDArray[np.int64],
     ) -> Tensor:
         """Bring what changed to the device, in one copy; return the forms' numbers there."""
-        rows = [numbers_of(form) for form in forms] or [_NO_NUMBERS]
-        values = [value for row in rows for value in row]
-        places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
-        at_hand = [0.0 if isinstance(value, Tensor) else value for value in values]
+        values, places, tensors, row_of = _table(forms, np.asarray(form_of, np.int64))
         packed = b"".join(
-            (_packed_ints(grads), _packed_ints(form_of), array("d", at_hand), _packed_ints(places))
+            (_packed_ints(grads), row_of.tobytes(), array("d", values), _packed_ints(places))
         )
         if packed != self._sent:
             changing = np.frombuffer(packed, np.int64)
@@ -155,10 +154,49 @@ class Prepared:
             self._grads_aligned = not (changing[: self._count] % ALIGNMENT).any()
         start, end = 2 * self._count, 2 * self._count + len(values)
         there = self._changing[start:end].view(torch.float64)
-        if places:  # numbers that lie on the device are put in there
-            tensors = [values[i].detach().reshape(()) for i in places]
-            there.index_copy_(0, self._changing[end:], torch.stack(tensors).double())
+        if tensors:  # numbers that lie on the device are put in there
+            there.index_copy_(0, self._changing[end:], torch.cat(tensors).double())
         return there
+
+    def gather(self, places: NDArray[np.int64]) -> Tensor:
+        """Return the float32 numbers that lie at these addresses of the device, of their shape."""
+        packed = places.tobytes()
+        if packed != self._gathered[0]:
+            self._gathered = packed, brought(places, self._device)
+        numbers = torch.empty(len(places), dtype=torch.float32, device=self._device)
+        with on(self._device):
+            self._kernels.gather[(-(-len(places) // BLOCK),)](
+                self._gathered[1], numbers, len(places), BLOCK=BLOCK
+            )
+        return numbers
+
+
+def _table(
+    forms: Sequence[Direction], form_of: NDArray[np.int64]
+) -> tuple[list[float], list[int], list[Tensor], NDArray[np.int64]]:
+    """Return the numbers of all forms, row by row, and the row of each layer.
+
+    Those that lie on the device are 0; beside the numbers, where these are and their tensors.
+    """
+    values: list[float] = []
+    places: list[int] = []
+    tensors: list[Tensor] = []
+    first_of: list[int] = []
+    of_many: list[tuple[int, int]] = []
+    for i, form in enumerate(forms):
+        row = numbers_of(form)
+        first, n = len(values), max((v.numel() for v in row if isinstance(v, Tensor)), default=1)
+        first_of.append(first // len(row))
+        of_many += [(i, n)] if n > 1 else []
+        values += n * [0.0 if isinstance(value, Tensor) else value for value in row]
+        for column, value in enumerate(row):
+            if isinstance(value, Tensor):
+                places += range(first + column, len(values), len(row))
+                tensors.append(value.detach().reshape(-1).expand(n))
+    row_of = np.array([*first_of, -1], np.int64)[form_of]
+    for i, n in of_many:
+        row_of[form_of == i] = first_of[i] + np.arange(n)
+    return values or list(_NO_NUMBERS), places, tensors, row_of
 
 
 def _laid_out(

@@ -319,3 +319,12 @@ def add_chunks(layers, changing, scratch, sums, count, stride, ROWS: tl.constexp
     lacks = lacks | tl.where(known & (has & HAS_VARIANCE != 0), 0, _OF_VARIANCE)
     values = tl.where((lacks >> column) & 1 != 0, float("nan"), values)
     tl.store(sums + index * stride + column, values)
+
+
+@triton.jit(do_not_specialize=["count"])
+def gather(places, numbers, count, BLOCK: tl.constexpr):
+    """Read the float32 numbers that lie at these addresses."""
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = lane < count
+    at = tl.load(places + lane, mask=inside, other=0).to(tl.pointer_type(tl.float32))
+    tl.store(numbers + lane, tl.load(at, mask=inside, other=0.0), mask=inside)
