@@ -24,8 +24,8 @@ State = dict[str, Any]
 Rows = loop.Rows | cuda.Rows
 
 _MISSING: Final = {
-    "cpu": "no C compiler here to build its loop: install one",
-    "cuda": "no Triton here that builds its kernels: install triton",
+    "cpu": "no C compiler here to build its loop: install one, or",
+    "cuda": "no Triton here that builds its kernels: install triton, or",
 }
 
 
@@ -254,8 +254,8 @@ def _is_captured() -> bool:
 def _require_loop(optimizer: str, device: torch.device) -> type[Rows]:
     made = _loop_of(device)
     if made is None:
-        missing = _MISSING.get(device.type, f"none for {device.type}: use a CPU or a GPU")
-        raise UsageError(f"{optimizer} got fused=True, and there is {missing}, or leave fused out")
+        missing = _MISSING.get(device.type, f"no fused step for {device.type}:")
+        raise UsageError(f"{optimizer} got fused=True, and there is {missing} leave fused out")
     return made
 
 
