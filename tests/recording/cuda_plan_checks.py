@@ -24,6 +24,7 @@ from recording.test_plan import (
     the_rate_changes,
 )
 
+import trustlens
 from trustlens.recording import watch
 from trustlens.recording.plan import Plan
 from trustlens.recording.statistics.cuda import Multi
@@ -60,8 +61,8 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of how many layers each call of `Plan.measure` made rows."""
     measure, told = Plan.measure, []
 
-    def telling(self: Plan) -> Any:
-        measured = measure(self)
+    def telling(self: Plan, **options: Any) -> Any:
+        measured = measure(self, **options)
         told.append(0 if measured is None else len(measured.layers))
         return measured
 
@@ -87,6 +88,20 @@ def test_the_rows_are_those_of_looking_at_each_layer(name, disturb, planned, tmp
     pd.testing.assert_frame_equal(rows, looked_at, rtol=1e-5)
     assert rows["debias1"].notna().any()
     assert rows["learning_rate"].notna().all()
+
+
+def test_elements_are_counted_by_a_plan(planned, tmp_path):
+    training = Training(OPTIMIZERS["AdamW, fused"], torch.float32, DEVICE)
+    recorded(training, tmp_path / "planned", nothing, 1)
+    assert sum(n >= 4 for n in planned) >= 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "of", lambda *_, **__: None)
+        again = Training(OPTIMIZERS["AdamW, fused"], torch.float32, DEVICE)
+        recorded(again, tmp_path / "looked at", nothing, 1)
+    one, other = (
+        trustlens.open_run(tmp_path / name).histograms() for name in ("planned", "looked at")
+    )
+    pd.testing.assert_frame_equal(one, other)
 
 
 @pytest.mark.parametrize("name", NEVER_PLANNED)

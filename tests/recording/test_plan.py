@@ -160,8 +160,8 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What each call of `Plan.measure` came to."""
     measure, told = Plan.measure, []
 
-    def telling(self: Plan) -> Any:
-        measured = measure(self)
+    def telling(self: Plan, **options: Any) -> Any:
+        measured = measure(self, **options)
         told.append(measured is not None)
         return measured
 
@@ -169,8 +169,10 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return told
 
 
-def recorded(training: Training, directory: Path, disturb: Any) -> pd.DataFrame:
-    with trustlens.record(training.optimizer, directory):
+def recorded(
+    training: Training, directory: Path, disturb: Any, histograms_every: int = 0
+) -> pd.DataFrame:
+    with trustlens.record(training.optimizer, directory, histograms_every=histograms_every):
         training.train(disturb)
     return trustlens.open_run(directory).layers()
 
@@ -189,6 +191,28 @@ def test_the_rows_are_those_of_looking_at_each_layer(
         looked_at = recorded(Training(OPTIMIZERS[name], dtype), tmp_path / "looked at", disturb)
     pd.testing.assert_frame_equal(rows, looked_at, check_exact=True)
     assert len(rows) >= STEPS * len(SHAPES)
+
+
+@needs_compiler
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("disturb", DISTURBANCES)
+def test_elements_are_counted_as_when_looking_at_each_layer(
+    disturb: Any, every: int, planned: list[bool], tmp_path: Path
+) -> None:
+    make = OPTIMIZERS["AdamW, fused"]
+    training = Training(make, torch.float32)
+    rows = recorded(training, tmp_path / "planned", disturb, every)
+    assert planned.count(True) >= 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "of", lambda *_, **__: None)
+        again = Training(make, torch.float32)
+        looked_at = recorded(again, tmp_path / "looked at", disturb, every)
+    pd.testing.assert_frame_equal(rows, looked_at, check_exact=True)
+    one, other = (
+        trustlens.open_run(tmp_path / name).histograms() for name in ("planned", "looked at")
+    )
+    pd.testing.assert_frame_equal(one, other)
+    assert set(one["step"]) == set(range(1, STEPS + 1, every))
 
 
 def without_sums(family: Family) -> Family:

@@ -48,7 +48,8 @@ class Kept:
         self._grads: list[Tensor | None] = []
         self._notes: list[Tensor | None] = []
         self._new: set[int] = set()
-        self._routine: _Routine | None = None
+        self._everything = False
+        self._routines: dict[bool, _Routine] = {}  # by whether everything is copied
 
     def follow(self, layers: Sequence[Layer]) -> None:
         """Keep these from now on."""
@@ -57,38 +58,41 @@ class Kept:
         self._grads = [None] * len(layers)
         self._notes = [None] * len(layers)
         self._new = set(range(len(layers)))
-        self._routine = None
+        self._routines = {}
 
     @property
     def settled(self) -> object:
         """What stays the same object while each step keeps the same as the last one; or None."""
-        return self._routine
+        return self._routines.get(self._everything)
 
     def take(self, closure: Callable[[], Any] | None, *, everything: bool = False) -> None:
         """Copy what is needed, or everything, before a step that will be given this closure."""
         undone = [self._undoes(group) for group in self._optimizer.param_groups]
-        routine = self._routine
-        if routine is not None and not everything and routine.holds(undone):
+        self._everything = everything
+        if not everything:
+            self._routines.pop(True, None)  # as large as the model: gone until it is needed again
+        routine = self._routines.get(everything)
+        if routine is not None and routine.holds(undone):
+            self._weights = routine.weights
             _copy(routine.sources, routine.copies)
         else:
             with untraced():
-                self._take_anew(closure, undone, everything=everything)
+                self._take_anew(closure, undone)
 
-    def _take_anew(
-        self, closure: Callable[[], Any] | None, of_groups: list[bool], *, everything: bool
-    ) -> None:
+    def _take_anew(self, closure: Callable[[], Any] | None, of_groups: list[bool]) -> None:
         state = self._optimizer.state
         groups = self._optimizer.param_groups
         of_group = {id(group): it for group, it in zip(groups, of_groups, strict=True)}
         self._new = {i for i in self._new if _is_new(state.get(self._layers[i].parameter))}
         sources: list[Tensor] = []
         still: list[Tensor] = []
+        self._weights = list(self._weights)
         for i, layer in enumerate(self._layers):
             parameter = layer.parameter
             undone = of_group[id(layer.group)] and self._can_undo(i, layer)
-            if (undone or self._family.keeps_weights) and not everything:
+            if (undone or self._family.keeps_weights) and not self._everything:
                 self._weights[i] = None
-            elif everything or closure is not None or self._moves(parameter):
+            elif self._everything or closure is not None or self._moves(parameter):
                 sources.append(parameter)
                 if self._weights[i] is None:
                     self._weights[i] = torch.empty_like(parameter)
@@ -99,8 +103,10 @@ class Kept:
         _copy(sources, copies)
         note = self._family.note
         spoils = any(self._family.spoils_grad(group) for group in groups)
-        routine_work = not (everything or self._new or note or spoils)
-        self._routine = _Routine(of_groups, still, sources, copies) if routine_work else None
+        self._routines.pop(self._everything, None)
+        if not (self._new or note or spoils):
+            routine = _Routine(of_groups, still, self._weights, sources, copies)
+            self._routines[self._everything] = routine
         if closure is None:
             self.take_grads()
         if note is not None:
@@ -134,7 +140,7 @@ class Kept:
 
     def done(self) -> None:
         """Be told that the step was measured."""
-        if self._routine is not None:
+        if self.settled is not None:
             return
         self._grads = [None] * len(self._layers)  # unlike the weights' they are made anew
         # Some optimizers keep no state by which a second step could be told from the first.
@@ -173,12 +179,15 @@ class _Routine:
         Of which groups the weights follow from the state.
     still : list of Tensor
         The parameters that did not move: should one do so, it is another matter.
+    weights : list of Tensor or None
+        The copies by layer.
     sources, copies : list of Tensor
         What is copied, and to where.
     """
 
     undone: list[bool]
     still: list[Tensor]
+    weights: list[Tensor | None]
     sources: list[Tensor]
     copies: list[Tensor]
 

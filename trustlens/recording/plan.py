@@ -35,7 +35,9 @@ from trustlens.recording.rows import (
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.cpu import Compiled, gather, is_at_hand
 from trustlens.recording.statistics.cuda import Multi
+from trustlens.recording.statistics.elements import BUCKETS
 from trustlens.recording.transfer import Parcel, send
+from trustlens.schema import ELEMENTS
 
 _RATE: Final = HOST_COLUMNS.index("learning_rate")
 
@@ -104,7 +106,7 @@ class Yielded:
         self._device = steps[0].after.device
         return self
 
-    def measure(self, *_: Any) -> Tensor:
+    def measure(self, *_: Any, **__: Any) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on their device.
 
         Raises
@@ -182,7 +184,7 @@ class Plan:
                 self._tensors += [state[name] for state in alike.states]
         self._addresses = list(map(_address, self._tensors))
 
-    def measure(self) -> Measured | None:
+    def measure(self, *, histograms: bool = False) -> Measured | None:
         """Measure the step that was done; None if the layers must be looked at one by one."""
         try:
             grads = list(map(_gradient, self._parameters))
@@ -190,7 +192,8 @@ class Plan:
             if places is None or not self._holds():
                 return None
             forms, form_of = self._forms(places)
-            sums = self._prepared.measure(places, forms, form_of)
+            counts = self._no_counts() if histograms else None
+            sums = self._prepared.measure(places, forms, form_of, counts=counts)
         except (KeyError, RuntimeError, ValueError):  # an emptied state, a sparse gradient
             return None
         # A layer without gradient has the last row.
@@ -208,7 +211,12 @@ class Plan:
             sums=send(sums),
             beside=self._beside(forms, form_of),
             rules=tuple([*rules, None][i] for i in form_of) if has_rules else (),
+            counts=None if counts is None else send(counts),
         )
+
+    def _no_counts(self) -> Tensor:
+        shape, device = (len(self.places), len(ELEMENTS), BUCKETS), self._parameters[0].device
+        return torch.zeros(shape, dtype=torch.int64, device=device)
 
     def _places_of(self, grads: list[Any]) -> NDArray[np.int64] | None:
         """Return where the gradients lie, 0 for none; None if one lies otherwise than before."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ _PART: Final = 1 << 20
 """Elements that are measured together, unless a layer alone has more."""
 
 
+class _Planned(NamedTuple):
+    """Plans that hold while the same is kept, and the places that they leave out."""
+
+    settled: object
+    plans: list[Plan]
+    rest: list[int]
+
+
 class Watch:
     """Sees each step of one optimizer: :meth:`before` it and :meth:`after` it."""
 
@@ -47,9 +55,7 @@ class Watch:
         self._layers: list[tuple[int, Layer]] = []
         self._measures = False
         self._grad_factor: float | Tensor = 1.0
-        self._plans: list[Plan] = []
-        self._planned_for: object | None = None
-        self._rest: list[int] = []  # the places that the plans leave out
+        self._planned: dict[bool, _Planned] = {}  # by whether elements are counted
 
     def attach(
         self,
@@ -79,7 +85,7 @@ class Watch:
     def release(self) -> None:
         """Give back the memory that measuring needs."""
         self._measures = False
-        self._plans, self._planned_for = [], None
+        self._planned = {}
         self._kept.follow([])
         self._implementations = {}
 
@@ -88,7 +94,7 @@ class Watch:
         self._groups = [(group, list(group["params"])) for group in self.optimizer.param_groups]
         self._layers = list(layers)
         self._kept.follow([layer for _, layer in layers])
-        self._plans, self._planned_for = [], None
+        self._planned = {}
 
     @property
     def has_changed(self) -> bool:
@@ -153,23 +159,28 @@ class Watch:
         if self.family.yields:
             self.optimizer.measures = False
         with untraced():
-            measured = None if histograms else self._again()
+            measured = self._again(histograms=histograms)
             if measured is None:
                 measured = self._anew(histograms=histograms)
             self._kept.done()
         return measured
 
-    def _again(self) -> list[Measured] | None:
-        """Measure as in the last step; None if the layers must be looked at one by one."""
-        if not self._plans or self._planned_for is not self._kept.settled:
+    def _again(self, *, histograms: bool) -> list[Measured] | None:
+        """Measure as in the last such step; None if the layers must be looked at one by one."""
+        planned = self._planned.get(histograms)
+        if planned is None or not planned.plans or planned.settled is not self._kept.settled:
             return None
-        planned = [plan.measure() for plan in self._plans]
-        measured = [each for each in planned if each is not None]
-        if len(measured) < len(planned):
-            return None
+        measured: list[Measured] = []
+        for plan in planned.plans:
+            of_plan = plan.measure(histograms=histograms)
+            if of_plan is None:
+                return None
+            measured.append(of_plan)
         rest = [
-            self._measure(self._look_at(part, yielded=yielded), yielded=yielded)
-            for part, yielded in self._parts(self._rest)
+            self._measure(
+                self._look_at(part, yielded=yielded), yielded=yielded, histograms=histograms
+            )
+            for part, yielded in self._parts(planned.rest)
         ]
         return [*measured, *rest]
 
@@ -185,7 +196,7 @@ class Watch:
             return self._measure(seen, yielded=yielded, histograms=histograms)
 
         measured = [measure(*part) for part in self._parts(range(len(self._layers)))]
-        self._make_plans(plannable)
+        self._planned[histograms] = self._planned_of(plannable)
         return measured
 
     def _yielded(self) -> set[int]:
@@ -195,16 +206,16 @@ class Watch:
         there = {id(p) for parameters, _ in self.optimizer.measured for p in parameters}
         return {i for i, (_, layer) in enumerate(self._layers) if id(layer.parameter) in there}
 
-    def _make_plans(self, seen: Sequence[Seen]) -> None:
+    def _planned_of(self, seen: Sequence[Seen]) -> _Planned:
         yielded = self._yielded()
-        self._planned_for = self._kept.settled
         alike: dict[tuple[torch.device, bool], list[Seen]] = {}
         for one in seen:
             alike.setdefault((one.step.after.device, one.place in yielded), []).append(one)
         plans = [self._plan_of(those, *which) for which, those in alike.items()]
-        self._plans = [plan for plan in plans if plan is not None]
-        planned = {place for plan in self._plans for place in plan.places}
-        self._rest = [i for i in range(len(self._layers)) if i not in planned]
+        made = [plan for plan in plans if plan is not None]
+        planned = {place for plan in made for place in plan.places}
+        rest = [i for i in range(len(self._layers)) if i not in planned]
+        return _Planned(self._kept.settled, made, rest)
 
     def _plan_of(self, seen: Sequence[Seen], device: torch.device, yielded: bool) -> Plan | None:
         look = partial(self._layer_step, yielded=yielded)

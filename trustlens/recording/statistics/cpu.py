@@ -96,10 +96,14 @@ class Compiled:
                 continue
             layer = np.zeros(1, _LAYER)
             _pack(layer[0], tensors, step.after.numel())
-            threads = _threads(step.after.numel())
-            if not self._library.trustlens_count(layer.ctypes.data, 1, threads, counted.data_ptr()):
-                raise MemoryError("for the element histograms")
+            self.count_at(layer.ctypes.data, 1, step.after.numel(), counted)
         return counts
+
+    def count_at(self, layers: int, count: int, elements: int, counts: Tensor) -> None:
+        """Add the element histograms of so many layers, which lie packed at this address."""
+        threads = _threads(elements)
+        if not self._library.trustlens_count(layers, count, threads, counts.data_ptr()):
+            raise MemoryError("for the element histograms")
 
     def prepare(self, steps: Sequence[LayerStep]) -> Prepared | None:
         """Return these layers ready to be measured again; None if the loop cannot read them."""
@@ -141,7 +145,11 @@ class Prepared:
         self._lie = layers.ctypes.data, len(layers), int(layers["size"].sum())
 
     def measure(
-        self, grads: NDArray[np.int64], forms: Sequence[Direction], form_of: NDArray[np.int64]
+        self,
+        grads: NDArray[np.int64],
+        forms: Sequence[Direction],
+        form_of: NDArray[np.int64],
+        counts: Tensor | None = None,
     ) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
 
@@ -154,9 +162,13 @@ class Prepared:
             Of which the numbers are read.
         form_of : int64 (layers,)
             The place of each layer's among them.
+        counts : Tensor, optional
+            What the element histograms are added to: int64 of shape (layers, 3, BUCKETS).
         """
         self._grads[:] = grads
         self._form_of[:] = form_of
+        if counts is not None:
+            self._compiled.count_at(*self._lie, counts)
         return self._compiled.run_at(*self._lie, forms)
 
 
