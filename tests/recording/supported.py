@@ -261,11 +261,11 @@ and nulls. The `surprise` of a layer without elements is null.
 
 LAYERWISE = f"""## LAMB and LARS
 
-Their weights are copied, but those of `trustlens.optim.Lamb`: what that one multiplied its steps by
-is in its state (they are copied where η·λ times the largest r is above ½). `trust_ratio` is the
-ratio that they applied: {EXACT:g} off at most what the weights moved by in proportion to the
-direction, which is how the tests find it. What they have no average for is null. `run.json` names
-the variant. A copy of pytorch-lamb's file under another name is told by its state; other LAMBs
+Their weights are copied, but those of this package: what `trustlens.optim.Lamb` multiplied its
+steps by is in its state (they are copied where η·λ times the largest r is above ½), and a fused
+`Lars` hands over the sums that it made as it stepped. `trust_ratio` is the ratio that they applied:
+{EXACT:g} off at most what the weights moved by in proportion to the direction, which is how the
+tests find it. What they have no average for is null. `run.json` names the variant. A copy of pytorch-lamb's file under another name is told by its state; other LAMBs
 under other names are measured like any optimizer that nobody has heard of.
 """
 

@@ -232,3 +232,13 @@ def test_a_step_that_gradient_scaling_skipped(overflow, tmp_path):
     assert factors == pytest.approx([1 / (1 - 0.9**t) for t in (1, 2, 3)])
     for t in done:  # the gradient that was used, not the scaled one
         assert rows[t, "group0.param0"]["grad_max"] == 2
+
+
+def test_a_half_precision_gradient_that_lamb_clips_is_divided_as_lamb_divides(tmp_path):
+    p = torch.nn.Parameter(torch.randn(300).bfloat16())
+    optimizer = trustlens.optim.Lamb([p], lr=0.01, max_grad_norm=0.3)
+    gradient = torch.randn(300).bfloat16()
+    row = record_steps(tmp_path / "run", optimizer, [[gradient]])[1, "group0.param0"]
+    used = (gradient.float() / optimizer.state[p]["grad_divisor"]).bfloat16()
+    assert row["grad_norm"] == pytest.approx(norm(wide(used)), rel=1e-6)
+    assert row["momentum_norm"] == pytest.approx(norm(wide(optimizer.state[p]["exp_avg"])), rel=1e-6)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trustlens.optim.layerwise import widen
 from trustlens.recording.directions import Stepped, family_of, reading_waits
 from trustlens.recording.hooks import Call, Guard, StepHooks
 from trustlens.recording.kept import Kept, untraced
@@ -349,7 +350,8 @@ class Watch:
         if group.get("maximize"):
             grad = -grad
         if group.get("max_grad_norm") and "grad_divisor" in state:
-            grad = grad / state["grad_divisor"]  # Lamb's own clip leaves p.grad as it was
+            # Lamb's own clip leaves p.grad as it was, and divides halves in float32.
+            grad = (widen([grad])[0] / state["grad_divisor"]).to(grad.dtype)
         factor = self._grad_factor
         if isinstance(factor, Tensor) or factor != 1:
             grad = grad * (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
