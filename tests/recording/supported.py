@@ -265,8 +265,9 @@ Their weights are copied, but those of this package: what `trustlens.optim.Lamb`
 steps by is in its state (they are copied where η·λ times the largest r is above ½), and a fused
 `Lars` hands over the sums that it made as it stepped. `trust_ratio` is the ratio that they applied:
 {EXACT:g} off at most what the weights moved by in proportion to the direction, which is how the
-tests find it. What they have no average for is null. `run.json` names the variant. A copy of pytorch-lamb's file under another name is told by its state; other LAMBs
-under other names are measured like any optimizer that nobody has heard of.
+tests find it. What they have no average for is null. `run.json` names the variant. A copy of
+pytorch-lamb's file under another name is told by its state; other LAMBs under other names are
+measured like any optimizer that nobody has heard of.
 """
 
 
