@@ -239,6 +239,7 @@ def test_a_half_precision_gradient_that_lamb_clips_is_divided_as_lamb_divides(tm
     optimizer = trustlens.optim.Lamb([p], lr=0.01, max_grad_norm=0.3)
     gradient = torch.randn(300).bfloat16()
     row = record_steps(tmp_path / "run", optimizer, [[gradient]])[1, "group0.param0"]
-    used = (gradient.float() / optimizer.state[p]["grad_divisor"]).bfloat16()
+    state = optimizer.state[p]
+    used = (gradient.float() / state["grad_divisor"]).bfloat16()
     assert row["grad_norm"] == pytest.approx(norm(wide(used)), rel=1e-6)
-    assert row["momentum_norm"] == pytest.approx(norm(wide(optimizer.state[p]["exp_avg"])), rel=1e-6)
+    assert row["momentum_norm"] == pytest.approx(norm(wide(state["exp_avg"])), rel=1e-6)
