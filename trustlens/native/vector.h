@@ -21,6 +21,8 @@
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef double wide __attribute__((vector_size(8 * LANES)));
+typedef float half_vec __attribute__((vector_size(2 * LANES))); /* half of a vector, */
+typedef double half __attribute__((vector_size(4 * LANES))); /* and that in float64 */
 
 static inline __attribute__((always_inline)) vec load(const float *p) {
     vec v;
@@ -49,7 +51,8 @@ static inline __attribute__((always_inline)) vec lower(vec a, vec b) {
 #endif
 }
 
-/* The larger of integers: of magnitudes' bits, in the order of the magnitudes, NaN above all. */
+/* The larger of integers: of magnitudes' bits, in the order of the magnitudes, NaN above all. (Of
+   other numbers', those below 0 come first, NaN with a sign among them.) */
 static inline __attribute__((always_inline)) ivec higher(ivec a, ivec b) {
 #if defined(__AVX512F__)
     return (ivec)_mm512_max_epi32((__m512i)a, (__m512i)b);
@@ -62,8 +65,28 @@ static inline __attribute__((always_inline)) ivec higher(ivec a, ivec b) {
 
 static inline __attribute__((always_inline)) ivec magnitude(vec v) { return bits(v) & 0x7fffffff; }
 
-/* 1/x, and 1/√x for an x of at least 1e-37: one Newton step behind the processor's estimate. (Half of x
-   by its exponent: the units that multiply are busy enough.) */
+static inline __attribute__((always_inline)) ivec is_finite(vec v) {
+    return magnitude(v) < 0x7f800000;
+}
+
+/* x where the element is there, else 0. */
+static inline __attribute__((always_inline)) vec only(ivec there, vec x) {
+    return (vec)(there & bits(x));
+}
+
+/* a·b + c, rounded once where the processor can: said, not left to the compiler, so that it is the
+   same wherever it stands. */
+static inline __attribute__((always_inline)) vec plus_product(vec c, vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX__) && defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* 1/x: one Newton step behind the processor's estimate. */
 static inline __attribute__((always_inline)) vec reciprocal(vec x) {
 #if defined(__AVX512F__)
     vec y = (vec)_mm512_rcp14_ps((__m512)x);
@@ -76,16 +99,30 @@ static inline __attribute__((always_inline)) vec reciprocal(vec x) {
 #endif
 }
 
+/* 1/√x, for an x of at least 1e-37, likewise. (Half of x by its exponent: the units that multiply
+   are busy enough.) */
 static inline __attribute__((always_inline)) vec inverse_root(vec x) {
 #if defined(__AVX512F__)
-    vec y = (vec)_mm512_rsqrt14_ps((__m512)x), half = (vec)(bits(x) - (1 << 23));
-    return y * (1.5f - half * y * y);
+    vec y = (vec)_mm512_rsqrt14_ps((__m512)x), halved = (vec)(bits(x) - (1 << 23));
+    return y * (1.5f - halved * y * y);
 #elif defined(__AVX__) && defined(__FMA__)
-    vec y = (vec)_mm256_rsqrt_ps((__m256)x), half = (vec)(bits(x) - (1 << 23));
-    return y * (1.5f - half * y * y);
+    vec y = (vec)_mm256_rsqrt_ps((__m256)x), halved = (vec)(bits(x) - (1 << 23));
+    return y * (1.5f - halved * y * y);
 #else
     vec y;
     for (int i = 0; i < LANES; i++) y[i] = 1 / sqrtf(x[i]);
+    return y;
+#endif
+}
+
+static inline __attribute__((always_inline)) vec roots(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+    return (vec)_mm256_sqrt_ps((__m256)x);
+#else
+    vec y;
+    for (int i = 0; i < LANES; i++) y[i] = sqrtf(x[i]);
     return y;
 #endif
 }
@@ -94,15 +131,29 @@ static inline __attribute__((always_inline)) void add_wide(wide *sum, vec v) {
     *sum += __builtin_convertvector(v, wide);
 }
 
+static inline __attribute__((always_inline)) half widened(vec v, int which) {
+    half_vec part;
+    memcpy(&part, (const char *)&v + which * sizeof part, sizeof part);
+    return __builtin_convertvector(part, half);
+}
+
+static inline __attribute__((always_inline)) void add_exactly(half *sum, vec a, vec b) {
+    *sum += widened(a, 0) * widened(b, 0);
+    *sum += widened(a, 1) * widened(b, 1);
+}
+
 static inline double across(const wide *sum) {
     double total = 0;
     for (int i = 0; i < LANES; i++) total += (*sum)[i];
     return total;
 }
 
+/* Whether a mask, as comparisons give, is set anywhere. */
 static inline int any(ivec mask) {
 #if defined(__AVX512F__)
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX__)
+    return _mm256_movemask_ps((__m256)mask) != 0;
 #else
     int32_t found = 0;
     for (int i = 0; i < LANES; i++) found |= mask[i];

@@ -17,15 +17,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vector.h"
+#include "sums.h"
 
 enum { LAMB_FIRST, LAMB_SECOND, LARS_FIRST, LARS_SECOND, GRADIENTS };
 enum { NO_DEBIAS, IN_DIRECTION, IN_RATE, FIRST_IN_RATE };
-enum { WEIGHT2, DIRECTION2, UPDATE2, GRAD2, UNDECAYED2, UNDECAYED_W, UPDATE_W, GRAD_M, MOMENTUM2,
-       VARIANCE1, SURPRISE, NONFINITE, ZERO_GRAD, SWALLOWED, UPDATE_MAX, GRAD_MAX, SUMS };
 enum { ABOVE = SUMS, BELOW, COLUMNS }; /* the squares of the ratio's norms */
-#define BLOCK (64 * LANES) /* elements: a lane adds 64 numbers in float32 */
-#define CHUNK 65536
 #define ENLARGED 0x1p50f
 #define WEIGHT_ENLARGED 0x1p30f /* what moves is below 2**25 times its update */
 
@@ -58,8 +54,6 @@ typedef struct {
     int again; /* only sums, in float64 throughout: nothing is moved */
 } Way;
 
-typedef double half __attribute__((vector_size(4 * LANES))); /* a vector's half, in float64 */
-typedef float half_vec __attribute__((vector_size(2 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 
 /* What the elements make, in lanes. */
@@ -71,61 +65,9 @@ typedef struct {
     ivec most_update, most_enlarged; /* as measure_update has them */
 } Lanes;
 
-/* a·b + c, rounded once where the processor can: said, not left to the compiler, so that it is the
-   same wherever it stands. */
-static inline __attribute__((always_inline)) vec plus_product(vec c, vec a, vec b) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX__) && defined(__FMA__)
-    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-    return a * b + c;
-#endif
-}
-
-static inline __attribute__((always_inline)) half widened(vec v, int which) {
-    half_vec part;
-    memcpy(&part, (const char *)&v + which * sizeof part, sizeof part);
-    return __builtin_convertvector(part, half);
-}
-
-static inline __attribute__((always_inline)) void add_exactly(half *sum, vec a, vec b) {
-    *sum += widened(a, 0) * widened(b, 0);
-    *sum += widened(a, 1) * widened(b, 1);
-}
-
 static inline __attribute__((always_inline)) void add(Lanes *s, Way way, int sum, vec a, vec b) {
     if (way.again) add_exactly(&s->exact[sum], a, b);
     else s->sum[sum] = plus_product(s->sum[sum], a, b);
-}
-
-static inline __attribute__((always_inline)) vec roots(vec x) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_sqrt_ps((__m512)x);
-#elif defined(__AVX__)
-    return (vec)_mm256_sqrt_ps((__m256)x);
-#else
-    vec y;
-    for (int i = 0; i < LANES; i++) y[i] = sqrtf(x[i]);
-    return y;
-#endif
-}
-
-static inline __attribute__((always_inline)) int some(ivec mask) {
-#if defined(__AVX__) && !defined(__AVX512F__)
-    return _mm256_movemask_ps((__m256)mask) != 0;
-#else
-    return any(mask);
-#endif
-}
-
-static inline __attribute__((always_inline)) ivec is_finite(vec v) {
-    return magnitude(v) < 0x7f800000;
-}
-
-/* x where the element is there, else 0. */
-static inline __attribute__((always_inline)) vec only(ivec there, vec x) {
-    return (vec)(there & bits(x));
 }
 
 static inline __attribute__((always_inline)) void measure_grad(
@@ -150,7 +92,7 @@ static inline __attribute__((always_inline)) int measure_update(
     vec before, vec after, ivec there, Lanes *s) {
     vec update = only(there, after - before), enlarged = update * ENLARGED;
     ivec size = magnitude(enlarged);
-    if (some((size == 0) | (size > bits(all(1e17f))))) {
+    if (any((size == 0) | (size > bits(all(1e17f))))) {
         s->most_update = higher(s->most_update, magnitude(update));
         add_exactly(&s->exact[UPDATE2], update, update);
         add_exactly(&s->exact[UPDATE_W], update, before);
@@ -166,7 +108,7 @@ static inline __attribute__((always_inline)) int measure_update(
 static inline __attribute__((always_inline)) vec lamb_direction(
     vec m, vec v, ivec there, const Numbers *c, vec *inverse) {
     const uint32_t least = 0x02000000, most = 0x7f7fffff; /* 9.4e-38, and the largest */
-    if (some((uvec)bits(v) - least > most - least)) {
+    if (any((uvec)bits(v) - least > most - least)) {
         vec root = roots(v);
         *inverse = 1 / root;
         return only(there, m / (root * c->of_root + c->added));
@@ -275,8 +217,6 @@ static inline __attribute__((always_inline)) void step_rest(
     step_lanes(&rest, 0, c, there, way, s);
     for (int k = 0; k < 3; k++) if (lie[k]) memcpy(lie[k] + start, copies[k], 4 * (size_t)n);
 }
-
-static double larger(double a, double b) { return a >= b || a != a ? a : b; }
 
 static inline __attribute__((always_inline)) void step_range(
     const Layer *layer, int64_t start, int64_t end, const Numbers *numbers, Way way, Lanes *s,
@@ -398,11 +338,6 @@ static void cut(const Layer *layers, int64_t n, const Options *o, const double *
             chunks[i].numbers = c;
         }
     }
-}
-
-static void add_sums(double *sums, const double *chunk) {
-    for (int s = 0; s < UPDATE_MAX; s++) sums[s] += chunk[s];
-    for (int s = UPDATE_MAX; s < SUMS; s++) sums[s] = larger(sums[s], chunk[s]);
 }
 
 /* Does one pass over n layers by so many threads; returns 0 if there is no memory for it.

@@ -8,15 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vector.h"
+#include "sums.h"
 
 enum { AFTER, BEFORE, GRAD, BASE, VARIANCE, MOMENTUM, TENSORS };
 enum { NONE, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
-enum { WEIGHT2, DIRECTION2, UPDATE2, GRAD2, UNDECAYED2, UNDECAYED_W, UPDATE_W, GRAD_M, MOMENTUM2,
-       VARIANCE1, SURPRISE, NONFINITE, ZERO_GRAD, SWALLOWED, UPDATE_MAX, GRAD_MAX, SUMS };
-#define BLOCK (64 * LANES) /* elements: a lane adds 64 numbers in float32 */
-#define CHUNK 65536
-
 /* The numbers of a direction: see `trustlens.recording.directions.form`. */
 typedef struct {
     double rate, grad_share, base_share, weight_share, update_share, variance_share, epsilon, decay,
@@ -61,8 +56,6 @@ static double at(const Layer *l, int which, int64_t i) {
     default: return 0;
     }
 }
-
-static double larger(double a, double b) { return a >= b || a != a ? a : b; }
 
 static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end, double *out) {
     const int single = l->dtype[AFTER] == FLOAT32, known = is_known(l), copied = has(l, BEFORE),
@@ -338,11 +331,6 @@ typedef struct {
     double sums[SUMS];
 } Chunk;
 
-static void add_chunk(double *sums, const double *chunk) {
-    for (int s = 0; s < UPDATE_MAX; s++) sums[s] += chunk[s];
-    for (int s = UPDATE_MAX; s < SUMS; s++) sums[s] = larger(sums[s], chunk[s]);
-}
-
 static void measure_chunk(Chunk *c, const Form *forms) {
     const Layer *l = c->layer;
     int64_t left = l->size - c->start;
@@ -376,7 +364,7 @@ int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int thr
     for (int64_t i = 0; i < count; i++) measure_chunk(&chunks[i], forms);
     /* Always in the same order: the sums do not depend on the threads. */
     for (int64_t i = 0; i < count; i++)
-        add_chunk(out + (chunks[i].layer - layers) * SUMS, chunks[i].sums);
+        add_sums(out + (chunks[i].layer - layers) * SUMS, chunks[i].sums);
     for (int64_t k = 0; k < n; k++) leave_out(&layers[k], out + k * SUMS);
     free(chunks);
     return 1;
