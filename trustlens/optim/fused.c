@@ -72,18 +72,10 @@ static inline __attribute__((always_inline)) void add(Lanes *s, Way way, int sum
 
 static inline __attribute__((always_inline)) void measure_grad(
     vec w, vec g, ivec there, Way way, Lanes *s) {
-    add(s, way, WEIGHT2, w, w);
     add(s, way, GRAD2, g, g);
     if (way.again) s->nonfinite += ~(is_finite(w) & is_finite(g)) & there; /* always: is_lost */
     s->zero += (g == 0) & there;
     s->most_grad = higher(s->most_grad, magnitude(g));
-}
-
-static inline __attribute__((always_inline)) void measure_direction(
-    vec w, vec d, vec u, Way way, Lanes *s) {
-    add(s, way, DIRECTION2, u, u);
-    add(s, way, UNDECAYED2, d, d);
-    add(s, way, UNDECAYED_W, d, w);
 }
 
 /* Sums what was applied. (It cannot be made again: the weights are overwritten.) Enlarged, so that
@@ -104,7 +96,7 @@ static inline __attribute__((always_inline)) int measure_update(
     return 0;
 }
 
-/* m̂/(√v̂ + ε), and 1/√v: from the processor's estimates unless a v is 0, tiny or not finite. */
+/* m̂/(√v̂ + ε), and 1/√v: from the processor's estimate unless a v is 0, tiny or not finite. */
 static inline __attribute__((always_inline)) vec lamb_direction(
     vec m, vec v, ivec there, const Numbers *c, vec *inverse) {
     const uint32_t least = 0x02000000, most = 0x7f7fffff; /* 9.4e-38, and the largest */
@@ -114,7 +106,16 @@ static inline __attribute__((always_inline)) vec lamb_direction(
         return only(there, m / (root * c->of_root + c->added));
     }
     *inverse = inverse_root(v);
-    return m * reciprocal(plus_product(all(c->added), v * *inverse, all(c->of_root)));
+    return m / plus_product(all(c->added), v * *inverse, all(c->of_root));
+}
+
+/* Whether the norms of LAMB's ratio are those of the weights, and of d + λw (else of d): these sums
+   are then made once. */
+static inline int ratio_has_weights(const Numbers *c) {
+    return c->ratio_before_decay || c->kept == 1;
+}
+static inline int ratio_has_direction(const Numbers *c) {
+    return c->decays_inside || c->decay == 0;
 }
 
 static inline __attribute__((always_inline)) void lamb_first(
@@ -138,7 +139,13 @@ static inline __attribute__((always_inline)) void lamb_first(
     s->of_direction |= bits(m);
     if (!way.measures) return;
     measure_grad(w, g, there, way, s);
-    measure_direction(w, d, c->decay != 0 ? plus_product(d, all(c->decay), w) : d, way, s);
+    if (!ratio_has_weights(c)) add(s, way, WEIGHT2, w, w);
+    if (ratio_has_direction(c)) add(s, way, UNDECAYED2, d, d);
+    else {
+        vec u = plus_product(d, all(c->decay), w);
+        add(s, way, DIRECTION2, u, u);
+    }
+    add(s, way, UNDECAYED_W, d, w);
     add(s, way, GRAD_M, g, m);
     add(s, way, MOMENTUM2, m, m);
     add(s, way, VARIANCE1, v, all(c->variance_share));
@@ -171,7 +178,11 @@ static inline __attribute__((always_inline)) void lars_first(
     s->of_direction |= bits(g);
     if (!way.measures) return;
     measure_grad(w, g, there, way, s);
-    measure_direction(w, g, c->decay != 0 ? u : g, way, s);
+    vec decayed = c->decay != 0 ? u : g;
+    add(s, way, WEIGHT2, w, w);
+    add(s, way, DIRECTION2, decayed, decayed);
+    add(s, way, UNDECAYED2, g, g);
+    add(s, way, UNDECAYED_W, g, w);
 }
 
 static inline __attribute__((always_inline)) void lars_second(
@@ -241,6 +252,10 @@ static inline __attribute__((always_inline)) void step_range(
         for (int j = 0; j < LANES / 2; j++) out[k] += s->exact[k][j];
     }
     if (!way.measures) return;
+    if (way.pass == LAMB_FIRST) {
+        if (ratio_has_weights(c)) out[WEIGHT2] = out[ABOVE];
+        out[ratio_has_direction(c) ? DIRECTION2 : UNDECAYED2] = out[BELOW];
+    }
     out[NONFINITE] = count(s->nonfinite);
     out[ZERO_GRAD] = count(s->zero);
     out[SWALLOWED] = count(s->swallowed);

@@ -124,8 +124,9 @@ typedef struct {
     ivec zero, swallowed, most_update, most_grad;
 } Lanes;
 
-/* Which terms there are: constants wherever `vector_step` is called. */
-typedef struct { int undone, near, has_v, divides, plain; } Kind;
+/* Which terms there are, and whether Σ (d + λw)² is left to `derive`: constants wherever
+   `vector_step` is called. */
+typedef struct { int undone, near, has_v, divides, plain, derived; } Kind;
 
 static const float zeros[BLOCK];
 
@@ -135,7 +136,7 @@ typedef struct {
         undecayed, least;
 } Numbers;
 
-/* `plain` forms have b in the denominator: m · 1/((√v̂ + ε)/b). */
+/* `plain` forms have b in the denominator: m/((√v̂ + ε)/b). */
 static Numbers numbers_of(const Form *f, int plain) {
     const double root = sqrt(f->variance_share), share = plain ? f->base_share : 1;
     return (Numbers){
@@ -157,9 +158,11 @@ static inline __attribute__((always_inline)) void vector_step(
         s->sum[VARIANCE1] += v;
         v = (vec)higher(bits(v), bits(all(1e-37f))); /* 1/√0 is infinite */
         inverse = inverse_root(v);
-        if (kind.divides) den = reciprocal(v * inverse * f->root_share + f->epsilon);
+        if (kind.divides) den = v * inverse * f->root_share + f->epsilon;
     }
-    vec d = kind.divides ? terms * den : terms, w;
+    vec d = terms, w;
+    if (kind.plain) d = terms / den; /* the unit that divides has nothing else to do */
+    else if (kind.divides) { den = reciprocal(den); d = terms * den; }
     if (kind.undone) {
         w = after + f->rate * d;
         /* Divided by 1 − ηλ: near 1, w + w·(1/kept − 1) is rounded once, as a division is. */
@@ -167,12 +170,12 @@ static inline __attribute__((always_inline)) void vector_step(
     } else w = load(data[BEFORE] + i);
     vec update = after - w;
     if (!kind.plain) d += f->weight_share * w * den + f->update_share * update;
-    vec u = d + f->decay * w;
+    vec u = kind.derived ? d : d + f->decay * w;
     s->sum[WEIGHT2] += w * w;
     s->sum[UPDATE2] += update * update;
     s->sum[UPDATE_W] += update * w;
     s->sum[GRAD2] += g * g;
-    s->sum[DIRECTION2] += u * u;
+    if (!kind.derived) s->sum[DIRECTION2] += u * u;
     s->sum[UNDECAYED2] += d * d;
     s->sum[UNDECAYED_W] += d * w;
     s->sum[GRAD_M] += g * m;
@@ -191,6 +194,13 @@ static inline __attribute__((always_inline)) void vector_step(
 static inline __attribute__((always_inline)) void vector_block(
     const Block *b, const Numbers *f, Kind kind, Lanes *s) {
     for (int i = 0; i < b->size; i += LANES) vector_step(b->data, i, f, kind, s);
+}
+
+/* Has Σ (d + λw)² from the other sums; returns 0 if d and λw cancel too much for that. */
+static int derive(const Numbers *f, Lanes *s) {
+    const vec apart = s->sum[UNDECAYED2] + f->decay * f->decay * s->sum[WEIGHT2];
+    s->sum[DIRECTION2] = apart + 2 * f->decay * s->sum[UNDECAYED_W];
+    return !any(s->sum[DIRECTION2] < 0.1f * apart);
 }
 
 /* What many blocks make together. */
@@ -238,6 +248,18 @@ static int is_lost(const Block *b, const Form *f, int has_v, const Lanes *s) {
     return any(lost);
 }
 
+/* Sums a block by the loop for its kind. */
+static void sum_block(const Block *b, const Numbers *f, Kind k, Lanes *s) {
+    if (k.plain && k.undone && k.near) {
+        vector_block(b, f, (Kind){1, 1, 1, 1, 1, 1}, s);
+        if (derive(f, s)) return;
+        *s = (Lanes){0};
+    }
+    if (k.plain) vector_block(b, f, (Kind){k.undone, k.near, 1, 1, 1, 0}, s);
+    else if (k.has_v) vector_block(b, f, (Kind){k.undone, k.near, 1, k.divides, 0, 0}, s);
+    else vector_block(b, f, (Kind){k.undone, k.near, 0, 0, 0, 0}, s);
+}
+
 /* Adds a block to the total and returns 1; returns 0, leaving it, if float32 cannot do it. */
 static int fast_block(const Layer *l, const Form *f, const Block *b, Total *total) {
     Lanes s = {0};
@@ -248,10 +270,7 @@ static int fast_block(const Layer *l, const Form *f, const Block *b, Total *tota
     const int divides = has_v && f->divides, near = fabs(1 / f->kept - 1) < 1e-3;
     const Numbers numbers = numbers_of(f, plain);
     if (has_v && f->epsilon < 1e-12) return 0; /* what is divided by may be 0 */
-    if (plain && undone && near) vector_block(b, &numbers, (Kind){1, 1, 1, 1, 1}, &s);
-    else if (plain) vector_block(b, &numbers, (Kind){undone, near, 1, 1, 1}, &s);
-    else if (has_v) vector_block(b, &numbers, (Kind){undone, near, 1, divides, 0}, &s);
-    else vector_block(b, &numbers, (Kind){undone, near, 0, 0, 0}, &s);
+    sum_block(b, &numbers, (Kind){undone, near, has_v, divides, plain, 0}, &s);
     if (is_lost(b, f, has_v, &s)) return 0;
     for (int i = 0; i < NONFINITE; i++) add_wide(&total->sum[i], s.sum[i]);
     total->zero += s.zero;
