@@ -144,6 +144,21 @@ def test_equal_numbers_whose_roundings_all_go_the_same_way(value):
 
 
 @needs_compiler
+@pytest.mark.parametrize("left", [1.0, 0.5, 0.3, 0.1, 0.01])
+def test_a_decay_that_pulls_against_the_direction(left):
+    """Σ (d + λw)² then is small beside what it could be made of, Σ d², ⟨d, w⟩ and Σ w²."""
+    w = torch.randn(50_000)
+    v = torch.rand(50_000) + 0.5
+    decay, share = 0.125, 1.25
+    m = -(1 - left) * decay * w * v.sqrt() / share
+    form = Direction(rate=1e-3, base=m, base_share=share, variance=v, epsilon=1e-8, momentum=m,
+                     decay=decay)  # fmt: skip
+    step = LayerStep(None, w, torch.randn(50_000), form)
+    got, truth = measure_compiled([step])[0].numpy(), reference.measure([step])[0].numpy()
+    close(got, truth, sizes_of(truth))
+
+
+@needs_compiler
 def test_numbers_of_many_layers_lie_in_their_places():
     sizes = [0, 3, 70_000, 0, 131_072, 1]
     steps = [LayerStep(torch.zeros(n), torch.full((n,), 2.0), None, None) for n in sizes]
