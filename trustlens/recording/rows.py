@@ -15,7 +15,7 @@ from trustlens.recording.directions import Direction, RatioRule, reading_waits
 from trustlens.recording.statistics import SUMS, LayerStep
 from trustlens.recording.transfer import Parcel, opened_scalar
 from trustlens.schema import COUNTS, ELEMENTS, RECORDED, article_trust_ratio
-from trustlens.store.columns import column, dictionary
+from trustlens.store.columns import column, columns_of, dictionary
 from trustlens.store.layout import SCHEMAS
 
 HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
@@ -50,6 +50,8 @@ _NEEDS: Final[Mapping[str, str]] = {
     "zero_grad": "gradient",
     "swallowed": "intended",
 }
+
+_FLOATS: Final = tuple(name for name in RECORDED if name not in COUNTS)
 
 _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")
 """What is made of the weights before the step."""
@@ -213,13 +215,14 @@ def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> p
         _apply_rules([rule for of_part in rules for rule in of_part], values)
     null = _null(values, known)
     of_steps = np.repeat([step for step, _ in measured], [len(part.layers) for part in parts])
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
-        columns = [
-            column(of_steps.astype(np.int64), pa.int64()),
-            dictionary(np.concatenate([part.layers for part in parts]), names),
-            *(_stored(name, values[name], null.get(name)) for name in RECORDED),
-        ]
-    return pa.Table.from_arrays(columns, schema=SCHEMAS["layers"])
+    made = {
+        "step": column(of_steps.astype(np.int64), pa.int64()),
+        "layer": dictionary(np.concatenate([part.layers for part in parts]), names),
+        **_stored(_FLOATS, values, null, np.float32, pa.float32()),
+        **_stored(COUNTS, values, null, np.int64, pa.int64()),
+    }
+    schema = SCHEMAS["layers"]
+    return pa.Table.from_arrays([made[name] for name in schema.names], schema=schema)
 
 
 def _columns(names: Sequence[str], parts: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -252,11 +255,21 @@ def _null(
     return null
 
 
-def _stored(name: str, values: NDArray[np.float64], null: NDArray[np.bool_] | None) -> pa.Array:
-    if name in COUNTS:
-        whole = values if null is None else np.where(null, 0, values)
-        return column(whole.astype(np.int64), pa.int64(), null)
-    return column(values.astype(np.float32), pa.float32(), null)
+def _stored(
+    names: Sequence[str],
+    values: Mapping[str, NDArray[np.float64]],
+    null: Mapping[str, NDArray[np.bool_]],
+    dtype: type[np.float32 | np.int64],
+    kind: pa.DataType,
+) -> dict[str, pa.Array]:
+    shape = len(names), len(values["size"])
+    stored, lacks = np.empty(shape, dtype), np.zeros(shape, bool)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+        for i, name in enumerate(names):
+            if name in null:
+                lacks[i] = null[name]
+            stored[i] = np.where(lacks[i], 0, values[name]) if name in COUNTS else values[name]
+    return dict(zip(names, columns_of(stored, kind, lacks), strict=True))
 
 
 def _quantities(

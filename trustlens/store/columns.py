@@ -36,6 +36,35 @@ def column(
     return pa.Array.from_buffers(kind, len(values), [present, pa.py_buffer(data)], nulls)
 
 
+def columns_of(values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_]) -> list[pa.Array]:
+    """Return each row of a matrix as a column, as :func:`column` does, in fewer operations.
+
+    Parameters
+    ----------
+    values : (columns, rows)
+        Contiguous, of the width of ``kind``.
+    kind : pyarrow.DataType
+        A fixed width.
+    null : bool (columns, rows)
+        Where the columns are null instead.
+    """
+    bits = np.packbits(~null, axis=1, bitorder="little")
+    data, present = pa.py_buffer(values), pa.py_buffer(bits)
+    width, rows = bits.shape[1], values.shape[1]
+    return [
+        pa.Array.from_buffers(
+            kind,
+            rows,
+            [
+                present.slice(i * width, width) if nulls else None,
+                data.slice(i * rows * values.itemsize, rows * values.itemsize),
+            ],
+            nulls,
+        )
+        for i, nulls in enumerate(null.sum(axis=1).tolist())
+    ]
+
+
 def texts(values: Sequence[str]) -> pa.Array:
     """Return texts as a column of strings."""
     encoded = [value.encode() for value in values]
