@@ -248,16 +248,16 @@ static int is_lost(const Block *b, const Form *f, int has_v, const Lanes *s) {
     return any(lost);
 }
 
-/* Sums a block by the loop for its kind. */
-static void sum_block(const Block *b, const Numbers *f, Kind k, Lanes *s) {
+/* Sums a block by the loop for its kind; returns 0 if float32 cannot derive what is left to it. */
+static int sum_block(const Block *b, const Numbers *f, Kind k, Lanes *s) {
     if (k.plain && k.undone && k.near) {
         vector_block(b, f, (Kind){1, 1, 1, 1, 1, 1}, s);
-        if (derive(f, s)) return;
-        *s = (Lanes){0};
+        return derive(f, s);
     }
     if (k.plain) vector_block(b, f, (Kind){k.undone, k.near, 1, 1, 1, 0}, s);
     else if (k.has_v) vector_block(b, f, (Kind){k.undone, k.near, 1, k.divides, 0, 0}, s);
     else vector_block(b, f, (Kind){k.undone, k.near, 0, 0, 0, 0}, s);
+    return 1;
 }
 
 /* Adds a block to the total and returns 1; returns 0, leaving it, if float32 cannot do it. */
@@ -270,7 +270,7 @@ static int fast_block(const Layer *l, const Form *f, const Block *b, Total *tota
     const int divides = has_v && f->divides, near = fabs(1 / f->kept - 1) < 1e-3;
     const Numbers numbers = numbers_of(f, plain);
     if (has_v && f->epsilon < 1e-12) return 0; /* what is divided by may be 0 */
-    sum_block(b, &numbers, (Kind){undone, near, has_v, divides, plain, 0}, &s);
+    if (!sum_block(b, &numbers, (Kind){undone, near, has_v, divides, plain, 0}, &s)) return 0;
     if (is_lost(b, f, has_v, &s)) return 0;
     for (int i = 0; i < NONFINITE; i++) add_wide(&total->sum[i], s.sum[i]);
     total->zero += s.zero;
