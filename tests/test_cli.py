@@ -23,7 +23,16 @@ Make = Callable[..., Path]
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["demo"], ["dashboard"], ["list"], ["show"], ["diagnose"], ["export", "tensorboard"]],
+    [
+        [],
+        ["demo"],
+        ["dashboard"],
+        ["list"],
+        ["show"],
+        ["diagnose"],
+        ["repair"],
+        ["export", "tensorboard"],
+    ],
 )
 def test_each_command_has_help_with_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]

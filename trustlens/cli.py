@@ -119,6 +119,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     diagnose.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
 
+    repair = _command(
+        commands,
+        "repair",
+        _repair,
+        "seal what a process left that died while it recorded; status 1 if rows are lost",
+        "trustlens repair runs/lamb",
+    )
+    repair.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+
     export = _command(commands, "export", None, "hand a run to another tool", "trustlens export -h")
     formats = export.add_subparsers(title="formats", required=True, metavar="FORMAT")
     board = _command(
@@ -249,6 +258,22 @@ def _show(options: argparse.Namespace) -> int:
     table = run.layers(options.quantity, steps=[int(steps[-1])]).drop(columns="step")
     _say(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     return OK
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from trustlens.store.repair import repair  # noqa: PLC0415
+
+    found = repair(options.run_path)
+    if not found:
+        _say(f"'{options.run_path}' needs no repair")
+    for left in found:
+        _say(f"{left.table}: {left.rows} rows sealed")
+        if left.torn:
+            _say(
+                f"{left.table}: the process died while it wrote what came next; "
+                f"the {left.torn} bytes of it that reached the disk are no whole rows"
+            )
+    return FOUND if any(left.torn for left in found) else OK
 
 
 def _diagnose(options: argparse.Namespace) -> int:

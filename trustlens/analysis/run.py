@@ -20,6 +20,7 @@ from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
 from trustlens.store.layout import RUN_FILE, OptimizerInfo, RunInfo, read_info
 from trustlens.store.reader import fingerprint, last_written, read_table
+from trustlens.store.repair import REPAIRED
 
 Status = Literal["recording", "closed", "interrupted"]
 
@@ -164,6 +165,8 @@ class Run:
             self._look_again()
         if self.info.closed is not None:
             return "closed"
+        if REPAIRED in self.info.recorder:
+            return "interrupted"
         silent = time.time() - last_written(self.path)
         return "interrupted" if silent > SILENCE else "recording"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from trustlens.recording.arguments import (
     describe,
     describe_run,
 )
+from trustlens.recording.clock import StepClock
 from trustlens.recording.failsafe import Failsafe
 from trustlens.recording.hooks import Call
 from trustlens.recording.layers import find_layers
@@ -173,6 +173,7 @@ class Recorder:
         stays = [key for key, given in (("name", name), ("config", config)) if given is None]
         resumed = partial(self._course.resume, new=info, stays=stays)
         self._store = RunWriter(directory, info, resume=resumed if resume else None)
+        self._clock = StepClock(self._course.last_time)
         self._output = Output(
             self._store, self._names, listeners, self._safely.warn, several=len(optimizers) > 1
         )
@@ -327,7 +328,7 @@ class Recorder:
         if measured is None:
             self._drop()
         else:
-            step = StepRecord(watch.step, time.time_ns() // 1000, first, measured, skipped)
+            step = StepRecord(watch.step, self._clock.now(), first, measured, skipped)
             self._put(step, sum(part.nbytes for part in measured))
         self._look_at_thread()
 

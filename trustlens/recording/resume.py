@@ -15,6 +15,7 @@ from trustlens.recording.directions import reading_waits
 from trustlens.recording.watch import Watch
 from trustlens.store.layout import LayerInfo, RunInfo
 from trustlens.store.reader import read_table
+from trustlens.store.repair import REPAIRED
 
 STEPS_BEFORE: Final = "optimizer_steps_before"
 """Where ``run.json`` says how many steps each optimizer had done before the run's first."""
@@ -70,6 +71,7 @@ class Course:
         warn: Callable[[str], None],
     ) -> None:
         self._step = 0
+        self.last_time = 0  # of the run that is resumed, in microseconds since 1970
         self._directory = directory
         self._watches = watches
         self._put, self._note, self._warn = put, note, warn
@@ -110,9 +112,10 @@ class Course:
         The fields named in ``stays`` are those of ``old``.
         """
         layers = _union(self._directory, old.layers, new.layers)
-        steps = read_table(self._directory, "steps", ["step", "skipped"])
+        steps = read_table(self._directory, "steps")
         self._skipped = sorted(steps.filter(steps["skipped"])["step"].to_pylist())
         self._step = max(steps["step"].to_pylist(), default=0)
+        self.last_time = max(steps["time"].cast("int64").to_pylist(), default=0)
         self._last = [self._step] * len(self._watches)
         if len(self._watches) > 1 and old.recorder.get("every") == 1:
             self._last = _last_of_each(self._directory, old, len(self._watches))
@@ -122,7 +125,9 @@ class Course:
         self._resumed = True
         for watch, step in zip(self._watches, self._last, strict=True):
             watch.step = step
-        kept = {key: value for key, value in old.recorder.items() if key != "stopped"}
+        kept = {
+            key: value for key, value in old.recorder.items() if key not in ("stopped", REPAIRED)
+        }
         recorder = {**kept, **new.recorder, **self.noted}
         same = {key: getattr(old, key) for key in ("created", *stays)}
         return replace(new, **same, layers=layers, recorder=recorder)

@@ -79,6 +79,12 @@ def file_numbers(directory: Path, table: str) -> tuple[set[int], set[int]]:
     return _numbers(directory / table, _SEALED), journalled
 
 
+def next_number(directory: Path, table: str) -> int:
+    """Return the number of a table's next file, sealed or not."""
+    sealed, journalled = file_numbers(directory, table)
+    return max(sealed | journalled, default=-1) + 1
+
+
 def _numbers(folder: Path, pattern: re.Pattern[str], table: str | None = None) -> set[int]:
     try:
         names = [entry.name for entry in folder.iterdir()]
@@ -110,16 +116,26 @@ def read_sealed(
 
 def read_journal(path: Path, table: str) -> pa.Table:
     """Return the rows of one journal file, up to its last whole batch."""
+    return read_whole(path, table)[0]
+
+
+def read_whole(path: Path, table: str) -> tuple[pa.Table, int]:
+    """Return the rows of one journal file, and how many bytes of it are no whole batch."""
     schema = SCHEMAS[table]
     batches: list[pa.Table] = []
+    torn = 0
     with pa.OSFile(str(path), "rb") as file:
+        size, whole = file.size(), 0
         try:
             reader = pa.ipc.open_stream(file)
             while True:
+                whole = file.tell()
                 batches.append(pa.Table.from_batches([reader.read_next_batch()]).cast(schema))
-        except (StopIteration, pa.ArrowException, OSError):
-            pass  # the end, or a tail that is being written (or was, when the process died)
-    return pa.concat_tables([no_rows(schema), *batches])
+        except StopIteration:
+            pass
+        except (pa.ArrowException, OSError):  # being written, or so left as the process died
+            torn = size - whole
+    return pa.concat_tables([no_rows(schema), *batches]), torn
 
 
 def fingerprint(directory: Path) -> str:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,11 @@ from trustlens.store.layout import (
     read_info,
     sealed_path,
     write_info,
-    written_whole,
 )
 from trustlens.store.lock import RunLock
-from trustlens.store.reader import file_numbers, read_journal, read_sealed
+from trustlens.store.reader import file_numbers, next_number, read_sealed
+from trustlens.store.repair import seal_left
+from trustlens.store.sealed import write_sealed
 
 SEGMENT_ROWS: Final = 131_072
 """Rows of one sealed file: large enough to compress well, small enough to hold in memory."""
@@ -155,7 +156,8 @@ class _TableWriter:
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
         (directory / name).mkdir(exist_ok=True)
-        self._number = self._seal_what_was_left()
+        seal_left(directory, name)
+        self._number = next_number(directory, name)
 
     def append(self, rows: pa.Table) -> None:
         if rows.num_rows == 0:
@@ -203,18 +205,6 @@ class _TableWriter:
     def _path(self, number: int) -> Path:
         return sealed_path(self._directory, self._name, number)
 
-    def _seal_what_was_left(self) -> int:
-        """Seal the journals of a process that has died; return the number of the next file."""
-        sealed, left = file_numbers(self._directory, self._name)
-        for number in sorted(left):
-            journal = journal_path(self._directory, self._name, number)
-            rows = read_journal(journal, self._name)
-            if number not in sealed and rows.num_rows:
-                write_sealed(self._path(number), self._name, rows)
-            with suppress(OSError):  # a reader may hold it open: its rows are sealed
-                journal.unlink()
-        return max(sealed | left, default=-1) + 1
-
     def _open(self) -> None:
         path = journal_path(self._directory, self._name, self._number)
         path.parent.mkdir(exist_ok=True)
@@ -233,41 +223,6 @@ class _TableWriter:
         self._file = self._stream = None
         self._batches, self._rows, self._bytes = [], 0, 0
         self._number += 1
-
-
-def write_sealed(path: Path, name: str, table: pa.Table) -> None:
-    """Write one Parquet file of that table, sorted, whole or not at all."""
-    table = table.unify_dictionaries().combine_chunks()
-    keys = [column for column in ("layer", "name", "quantity") if column in table.column_names]
-    table = table.take(_order(table, [*keys, "step"]))
-    with written_whole(path) as temporary:
-        pq.write_table(table, temporary, **_encoding(name))
-
-
-def _order(table: pa.Table, keys: list[str]) -> pa.Array:
-    columns = {
-        key: table[key].cast(pa.string()) if pa.types.is_dictionary(table[key].type) else table[key]
-        for key in keys
-    }
-    import pyarrow.compute as pc  # noqa: PLC0415 — by no means at the start of a training
-
-    options = pc.SortOptions(sort_keys=[(key, "ascending") for key in keys])
-    return pc.call_function("sort_indices", [pa.table(columns)], options)
-
-
-def _encoding(name: str) -> dict[str, Any]:
-    """Parquet options of a table: floats split by byte, steps by their differences."""
-    options: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
-    if name == "histograms":
-        return options
-    encodings: dict[str, str] = {}
-    for field in SCHEMAS[name]:
-        if pa.types.is_floating(field.type):
-            encodings[field.name] = "BYTE_STREAM_SPLIT"
-        elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
-            encodings[field.name] = "DELTA_BINARY_PACKED"
-    dictionaries = [f.name for f in SCHEMAS[name] if pa.types.is_dictionary(f.type)]
-    return {**options, "use_dictionary": dictionaries, "column_encoding": encodings}
 
 
 def _last_step(path: Path) -> float:

@@ -1,0 +1,84 @@
+"""Sealing what a process left that died while it recorded."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from trustlens.schema import TABLES
+from trustlens.store.layout import JOURNAL, journal_path, read_info, sealed_path, write_info
+from trustlens.store.lock import RunLock
+from trustlens.store.reader import file_numbers, read_whole
+from trustlens.store.sealed import write_sealed
+
+REPAIRED: Final = "repaired"
+"""What ``RunInfo.recorder`` calls the time at which a run was repaired that nobody went on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What was found of one table: rows that are sealed now, bytes of a batch that never ended."""
+
+    table: str
+    rows: int
+    torn: int
+
+    @property
+    def is_something(self) -> bool:
+        """Whether anything was found."""
+        return self.rows > 0 or self.torn > 0
+
+
+def repair(directory: Path) -> list[Left]:
+    """Seal what a dead process left in a run, and take its journal away.
+
+    A run can be read and resumed without. A second time it finds nothing.
+
+    Parameters
+    ----------
+    directory : Path
+        The run.
+
+    Returns
+    -------
+    list of Left
+        One a table of which something was left.
+
+    Raises
+    ------
+    RunError
+        It is no run.
+    UsageError
+        It is being recorded.
+    """
+    info = read_info(directory)
+    lock = RunLock(directory)
+    try:
+        found = [left for table in TABLES if (left := seal_left(directory, table)).is_something]
+        with suppress(OSError):  # not there, or what is no journal lies in it
+            (directory / JOURNAL).rmdir()
+        if found:
+            now = datetime.now(UTC).isoformat()
+            write_info(directory, replace(info, recorder={**info.recorder, REPAIRED: now}))
+        return found
+    finally:
+        lock.release()
+
+
+def seal_left(directory: Path, table: str) -> Left:
+    """Seal the journals of one table; who calls has the run's lock."""
+    sealed, left = file_numbers(directory, table)
+    found = torn = 0
+    for number in sorted(left):
+        journal = journal_path(directory, table, number)
+        if number not in sealed:
+            rows, lost = read_whole(journal, table)
+            if rows.num_rows:
+                write_sealed(sealed_path(directory, table, number), table, rows)
+            found, torn = found + rows.num_rows, torn + lost
+        with suppress(OSError):  # a reader may hold it open: its rows are sealed
+            journal.unlink()
+    return Left(table, found, torn)
