@@ -161,6 +161,22 @@ def test_a_decay_that_pulls_against_the_direction(left):
 
 
 @needs_compiler
+@pytest.mark.parametrize("grad_share", [0.0, 1.0])
+@pytest.mark.parametrize("odd", [-1.0, -1e-42, -np.inf, -0.0, np.nan, -np.nan])
+def test_a_second_moment_that_has_no_root(odd, grad_share):
+    chance = torch.Generator().manual_seed(0)
+    w, g, m, v = torch.randn((4, 3000), generator=chance)
+    v = v.square()
+    v[5] = odd
+    form = Direction(base=m, momentum=m, variance=v, base_share=1.25, grad_share=grad_share,
+                     epsilon=1e-8, decay=0.125)  # fmt: skip
+    step = LayerStep(w, w - 0.01 * m, g, form)
+    (got,), (truth,) = measure_compiled([step]).numpy(), reference.measure([step]).numpy()
+    assert np.isnan(truth[SUMS.index("direction_squares")]) == (odd != 0)
+    close(got, truth, sizes_of(truth))
+
+
+@needs_compiler
 def test_numbers_of_many_layers_lie_in_their_places():
     sizes = [0, 3, 70_000, 0, 131_072, 1]
     steps = [LayerStep(torch.zeros(n), torch.full((n,), 2.0), None, None) for n in sizes]

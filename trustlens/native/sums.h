@@ -10,6 +10,13 @@ enum { WEIGHT2, DIRECTION2, UPDATE2, GRAD2, UNDECAYED2, UNDECAYED_W, UPDATE_W, G
 #define BLOCK (64 * LANES) /* elements: a lane adds 64 numbers in float32 */
 #define CHUNK 65536 /* elements, which one thread sums */
 
+static inline int64_t chunks_in(int64_t size) { return (size + CHUNK - 1) / CHUNK; }
+
+/* Where the chunk ends that starts there. */
+static inline int64_t end_of_chunk(int64_t start, int64_t size) {
+    return size - start < CHUNK ? size : start + CHUNK;
+}
+
 /* The larger one; NaN if one is. */
 static inline double larger(double a, double b) { return a >= b || a != a ? a : b; }
 

@@ -6,7 +6,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX__)
+#if defined(__SSE4_1__)
 #include <immintrin.h>
 #endif
 
@@ -20,6 +20,7 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef double wide __attribute__((vector_size(8 * LANES)));
 typedef float half_vec __attribute__((vector_size(2 * LANES))); /* half of a vector, */
 typedef double half __attribute__((vector_size(4 * LANES))); /* and that in float64 */
@@ -30,7 +31,9 @@ static inline __attribute__((always_inline)) vec load(const float *p) {
     return v;
 }
 
-static inline __attribute__((always_inline)) void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+static inline __attribute__((always_inline)) void store(float *p, vec v) {
+    memcpy(p, &v, sizeof v);
+}
 
 static inline __attribute__((always_inline)) vec all(float x) { return x - (vec){0}; }
 
@@ -51,15 +54,17 @@ static inline __attribute__((always_inline)) vec lower(vec a, vec b) {
 #endif
 }
 
-/* The larger of integers: of magnitudes' bits, in the order of the magnitudes, NaN above all. (Of
-   other numbers', those below 0 come first, NaN with a sign among them.) */
+/* The larger bits, as those of unsigned integers: of magnitudes in their order, NaN above all. What
+   has a sign, be it of NaN, is above what has none. */
 static inline __attribute__((always_inline)) ivec higher(ivec a, ivec b) {
 #if defined(__AVX512F__)
-    return (ivec)_mm512_max_epi32((__m512i)a, (__m512i)b);
+    return (ivec)_mm512_max_epu32((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
-    return (ivec)_mm256_max_epi32((__m256i)a, (__m256i)b);
+    return (ivec)_mm256_max_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE4_1__) && !defined(__AVX__)
+    return (ivec)_mm_max_epu32((__m128i)a, (__m128i)b);
 #else
-    return (ivec)choose(a > b, (vec)a, (vec)b);
+    return (ivec)choose((uvec)a > (uvec)b, (vec)a, (vec)b);
 #endif
 }
 
@@ -131,12 +136,14 @@ static inline __attribute__((always_inline)) void add_wide(wide *sum, vec v) {
     *sum += __builtin_convertvector(v, wide);
 }
 
+/* Half 0 or 1 of a vector, in float64. */
 static inline __attribute__((always_inline)) half widened(vec v, int which) {
     half_vec part;
     memcpy(&part, (const char *)&v + which * sizeof part, sizeof part);
     return __builtin_convertvector(part, half);
 }
 
+/* Adds a·b, which float64 holds exactly. */
 static inline __attribute__((always_inline)) void add_exactly(half *sum, vec a, vec b) {
     *sum += widened(a, 0) * widened(b, 0);
     *sum += widened(a, 1) * widened(b, 1);

@@ -54,8 +54,6 @@ typedef struct {
     int again; /* only sums, in float64 throughout: nothing is moved */
 } Way;
 
-typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
-
 /* What the elements make, in lanes. */
 typedef struct {
     vec sum[COLUMNS]; /* of a block */
@@ -297,8 +295,7 @@ typedef struct {
 
 static void do_chunk(int pass, const Layer *layers, Chunk *chunk, int measures) {
     const Layer *l = layers + chunk->layer;
-    const int64_t start = chunk->start, left = l->size - start;
-    const int64_t end = start + (left < CHUNK ? left : CHUNK);
+    const int64_t start = chunk->start, end = end_of_chunk(start, l->size);
     const Numbers *c = &chunk->numbers;
     double *out = chunk->sums;
     Lanes s = {0};
@@ -331,9 +328,10 @@ static Numbers numbers_of(const Options *o, double t) {
         .beta2 = (float)o->beta2, .share2 = (float)(1 - o->beta2), .epsilon = (float)o->epsilon,
         .decay = (float)o->decay, .kept = (float)o->kept, .divisor = (float)o->divisor,
         .of_root = (float)(root_share * mean), .added = (float)(o->epsilon * mean),
-        .inverse_share = (float)(1 / root_share), .variance_share = (float)(root_share * root_share),
-        .rate_factor = (float)rate_factor, .ratio = 1, .decays_inside = o->decays_inside,
-        .ratio_before_decay = o->ratio_before_decay, .ratio_of_sum = o->ratio_of_sum};
+        .inverse_share = (float)(1 / root_share),
+        .variance_share = (float)(root_share * root_share), .rate_factor = (float)rate_factor,
+        .ratio = 1, .decays_inside = o->decays_inside, .ratio_before_decay = o->ratio_before_decay,
+        .ratio_of_sum = o->ratio_of_sum};
 }
 
 /* Cuts n layers into chunks, each with its numbers. */
@@ -363,7 +361,7 @@ static void cut(const Layer *layers, int64_t n, const Options *o, const double *
 int trustlens_pass(int pass, const Layer *layers, int64_t n, const Options *options, int threads,
                    double *squares, const double *ratios, double *sums) {
     int64_t count = 0, i;
-    for (int64_t k = 0; k < n; k++) count += (layers[k].size + CHUNK - 1) / CHUNK;
+    for (int64_t k = 0; k < n; k++) count += chunks_in(layers[k].size);
     Chunk *chunks = malloc(((size_t)count + 1) * sizeof *chunks);
     if (!chunks) return 0;
     if (pass == LAMB_FIRST) for (int64_t k = 0; k < n; k++) *layers[k].step += 1;

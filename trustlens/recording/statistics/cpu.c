@@ -132,8 +132,8 @@ static const float zeros[BLOCK];
 
 /* The numbers of a form in float32. */
 typedef struct {
-    float rate, grad_share, base_share, weight_share, update_share, root_share, epsilon, decay, kept,
-        undecayed, least;
+    float rate, grad_share, base_share, weight_share, update_share, root_share, epsilon, decay;
+    float kept, undecayed, least;
 } Numbers;
 
 /* `plain` forms have b in the denominator: m/((√v̂ + ε)/b). */
@@ -156,7 +156,7 @@ static inline __attribute__((always_inline)) void vector_step(
     if (kind.has_v) {
         vec v = load(data[VARIANCE] + i);
         s->sum[VARIANCE1] += v;
-        v = (vec)higher(bits(v), bits(all(1e-37f))); /* 1/√0 is infinite */
+        v = (vec)higher(bits(v), bits(all(1e-37f))); /* 1/√0 is infinite; of v < 0, NaN */
         inverse = inverse_root(v);
         if (kind.divides) den = v * inverse * f->root_share + f->epsilon;
     }
@@ -352,17 +352,16 @@ typedef struct {
 
 static void measure_chunk(Chunk *c, const Form *forms) {
     const Layer *l = c->layer;
-    int64_t left = l->size - c->start;
     memset(c->sums, 0, sizeof c->sums);
-    measure_range(l, l->form < 0 ? 0 : forms + l->form, c->start,
-                  c->start + (left < CHUNK ? left : CHUNK), c->sums);
+    measure_range(l, l->form < 0 ? 0 : forms + l->form, c->start, end_of_chunk(c->start, l->size),
+                  c->sums);
 }
 
 /* The chunks of n layers, layer by layer, to be freed; 0 if there is no memory for them. */
 static Chunk *chunks_of(const Layer *layers, int64_t n, int64_t *count) {
     int64_t i = 0;
     *count = 0;
-    for (int64_t k = 0; k < n; k++) *count += (layers[k].size + CHUNK - 1) / CHUNK;
+    for (int64_t k = 0; k < n; k++) *count += chunks_in(layers[k].size);
     Chunk *chunks = malloc(((size_t)*count + 1) * sizeof *chunks);
     if (!chunks) return 0;
     for (int64_t k = 0; k < n; k++)
@@ -401,7 +400,7 @@ static uint32_t bucket(float f) {
    weights did not move. */
 static void count_chunk(const Chunk *c, uint32_t counts[3][BUCKETS]) {
     const Layer *l = c->layer;
-    const int64_t left = l->size - c->start, end = c->start + (left < CHUNK ? left : CHUNK);
+    const int64_t end = end_of_chunk(c->start, l->size);
     const int copied = has(l, BEFORE), has_g = has(l, GRAD);
     for (int64_t i = c->start; i < end; i++) {
         float after = (float)at(l, AFTER, i), before = copied ? (float)at(l, BEFORE, i) : after;
