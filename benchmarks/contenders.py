@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from measure import Contender, Running
@@ -96,13 +96,26 @@ def noted(run: Path) -> dict[str, Any]:
     return {"sums": recorder["statistics"], "dropped": recorder.get("dropped", 0)}
 
 
-class UsualLoop(Watcher):
-    """Reads eight norms of each tensor one by one, as most packages do, into lines of JSON."""
+class JsonLines(Watcher):
+    """Writes what it reads of the tensors into lines of JSON, written through one by one."""
 
     def __init__(self, training: Training, folder: Path) -> None:
         super().__init__(training, folder)
         self.named = training.named()
-        self.file = opened(folder)
+        self.file = (folder / "log.jsonl").open("w", encoding="utf-8", buffering=1)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Write a step's line."""
+        self.file.write(json.dumps(values) + "\n")
+
+    def close(self) -> dict[str, Any]:
+        """Close the file."""
+        self.file.close()
+        return {}
+
+
+class UsualLoop(JsonLines):
+    """Reads eight norms of each tensor one by one, as most packages do."""
 
     @torch.no_grad()
     def after_step(self, loss: Tensor | None) -> None:
@@ -114,14 +127,4 @@ class UsualLoop(Watcher):
             d = m / (v.sqrt() + 1e-8)
             norms = [each.norm().item() for each in (w, g, m, v, d, d + 0.01 * w)]
             values[name] = [*norms, (d * w).sum().item(), (g * m).sum().item()]
-        self.file.write(json.dumps(values) + "\n")
-
-    def close(self) -> dict[str, Any]:
-        """Close the file."""
-        self.file.close()
-        return {}
-
-
-def opened(folder: Path) -> TextIO:
-    """Return a file for lines of JSON, written through line by line."""
-    return (folder / "log.jsonl").open("w", encoding="utf-8", buffering=1)
+        self.write(values)

@@ -5,7 +5,6 @@ A package is imported where it is used: one that is missing or fails has an entr
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import Watcher, contender, opened
+from contenders import JsonLines, Watcher, contender
 from measure import Contender
 from models import Training
 from torch import Tensor
@@ -32,16 +31,11 @@ PACKAGES = (
 """Distributions whose versions are noted."""
 
 
-class ComposerPattern(Watcher):
+class ComposerPattern(JsonLines):
     """The calls of Composer's OptimizerMonitor under AdamW: five norms of each tensor.
 
     The package needs a trainer of its own; what costs is this pattern.
     """
-
-    def __init__(self, training: Training, folder: Path) -> None:
-        super().__init__(training, folder)
-        self.named = training.named()
-        self.file = opened(folder)
 
     @torch.no_grad()
     def after_step(self, loss: Tensor | None) -> None:
@@ -62,13 +56,7 @@ class ComposerPattern(Watcher):
             metrics[f"l2_norm/param/{name}"] = torch.linalg.vector_norm(w)
             metrics[f"l2_norm/update/{name}"] = torch.linalg.vector_norm(update)
         metrics["l2_norm/grad/global"] = squares**0.5
-        read = {name: value.item() for name, value in metrics.items()}
-        self.file.write(json.dumps(read) + "\n")
-
-    def close(self) -> dict[str, Any]:
-        """Close the file."""
-        self.file.close()
-        return {}
+        self.write({name: value.item() for name, value in metrics.items()})
 
 
 class Ormas(Watcher):
