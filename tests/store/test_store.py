@@ -116,16 +116,16 @@ def test_a_seal_between_two_looks_of_a_reader_hides_nothing(
 ) -> None:
     writer = RunWriter(tmp_path, run_info(layers=["a"]), segment_rows=4)
     _write_steps(writer, 1, 3, ["a"])
-    look, looks = store_reader._numbers, []
+    look, looks = store_reader.entries, []
 
-    def looked(*arguments: Any) -> set[int]:
-        numbers = look(*arguments)
-        looks.append(arguments)
+    def looked(folder: Path) -> Any:
+        found = look(folder)
+        looks.append(folder)
         if len(looks) == 1:
             _write_steps(writer, 4, 4, ["a"])  # seals, and takes the journal away
-        return numbers
+        return found
 
-    monkeypatch.setattr(store_reader, "_numbers", looked)
+    monkeypatch.setattr(store_reader, "entries", looked)
     assert read_table(tmp_path, "layers", ["step"])["step"].to_pylist() == [1, 2, 3, 4]
 
 

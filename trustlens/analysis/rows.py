@@ -7,18 +7,17 @@ from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from trustlens.errors import UsageError
+from trustlens.store.selection import Rows
 
 StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
 """Step numbers, a slice being half-open as always in Python; None for all."""
 
 
-def steps_expression(steps: StepSelection) -> pc.Expression | None:
-    """Return what is true of the rows of these steps; None if it is true of all.
+def rows_of(steps: StepSelection) -> Rows:
+    """Return what the store is asked for to have these steps.
 
     Raises
     ------
@@ -26,23 +25,12 @@ def steps_expression(steps: StepSelection) -> pc.Expression | None:
         A slice that skips steps.
     """
     if steps is None:
-        return None
-    step = pc.field("step")
+        return Rows()
     if not isinstance(steps, slice):
-        # Not numpy's own memory: Arrow's threads may drop it as the interpreter ends, and abort.
-        return step.isin(pa.array(np.asarray(steps, np.int64).tolist(), pa.int64()))
+        return Rows(steps=np.unique(np.asarray(steps, np.int64)))
     if steps.step not in (None, 1):
         raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
-    lower = None if steps.start is None else step >= steps.start
-    upper = None if steps.stop is None else step < steps.stop
-    return both(lower, upper)
-
-
-def both(first: pc.Expression | None, second: pc.Expression | None) -> pc.Expression | None:
-    """Return what is true where both are; None is true of all rows."""
-    if first is None or second is None:
-        return first if second is None else second
-    return first & second
+    return Rows(steps.start, None if steps.stop is None else steps.stop - 1)
 
 
 def steps_by_layers(rows: pd.DataFrame, values: NDArray[np.float64]) -> pd.DataFrame:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -12,15 +13,15 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from trustlens.analysis.rows import StepSelection, both, steps_by_layers, steps_expression
+from trustlens.analysis.rows import StepSelection, rows_of, steps_by_layers
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
 from trustlens.store.layout import RUN_FILE, OptimizerInfo, RunInfo, read_info
-from trustlens.store.reader import fingerprint, last_written, read_table
+from trustlens.store.reader import RunFiles, fingerprint, last_written
 from trustlens.store.repair import REPAIRED
+from trustlens.store.selection import Rows
 
 Status = Literal["recording", "closed", "interrupted"]
 
@@ -125,11 +126,14 @@ class Run:
         The directory of the run.
     info : RunInfo
         What ``run.json`` said when it was last looked at.
+    files : RunFiles
+        Its files.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.info: RunInfo = read_info(path)
+        self.files = RunFiles(path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {len(self.layer_names)} layers, {self.status})"
@@ -178,13 +182,12 @@ class Run:
     @property
     def last_step(self) -> int:
         """The number of the last optimizer step; 0 if there was none."""
-        steps = read_table(self.path, "steps", ["step"])["step"].to_numpy()
-        return int(steps.max(initial=0))
+        span = self.files.span("steps")
+        return 0 if span is None else span[1]
 
     def recorded_steps(self) -> NDArray[np.int64]:
         """Return the steps that have rows in ``layers``, ascending, int64 of shape (steps,)."""
-        steps = read_table(self.path, "layers", ["step"])["step"]
-        return np.unique(steps.to_numpy())
+        return np.unique(self.files.read("layers", ["step"])["step"].to_numpy())
 
     def layers(
         self,
@@ -222,8 +225,8 @@ class Run:
             for need in (q.needs if q.derived else (q.name,))
             if need in QUANTITIES
         )
-        where = both(steps_expression(steps), self._layers_expression(layers))
-        table = read_table(self.path, "layers", ["step", "layer", *needed], where)
+        rows = replace(rows_of(steps), texts=self._texts(layers))
+        table = self.files.read("layers", ["step", "layer", *needed], rows)
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
         category = self._category(table["layer"])
         frame["layer"] = category
@@ -304,14 +307,14 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """Return what was logged: ``step``, ``name``, ``value`` (float64), sorted by step."""
-        table = read_table(self.path, "metrics")
+        table = self.files.read("metrics")
         frame = cast("pd.DataFrame", table.to_pandas())
         frame["name"] = frame["name"].astype(object)
         return frame.sort_values("step", kind="stable", ignore_index=True)
 
     def steps(self) -> pd.DataFrame:
         """Return one row a step: ``step``, ``time`` (UTC), ``skipped``; sorted by step."""
-        frame = cast("pd.DataFrame", read_table(self.path, "steps").to_pandas())
+        frame = cast("pd.DataFrame", self.files.read("steps").to_pandas())
         return frame.sort_values("step", ignore_index=True)
 
     def histograms(self, layer: str | None = None, element: str | None = None) -> pd.DataFrame:
@@ -332,10 +335,10 @@ class Run:
         UsageError
             There is no such layer in this run.
         """
-        where = self._layers_expression(None if layer is None else [layer])
+        texts = self._texts(None if layer is None else [layer])
         if element is not None:
-            where = both(where, pc.field("quantity") == element)
-        table = read_table(self.path, "histograms", where=where)
+            texts["quantity"] = [element]
+        table = self.files.read("histograms", rows=Rows(texts=texts))
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
         frame["layer"] = self._category(table["layer"])
         frame["quantity"] = table["quantity"].cast(pa.string()).to_pandas().astype(object)
@@ -377,9 +380,9 @@ class Run:
         sizes = np.array([size[name] for name in layers.categories], np.float64)
         return sizes[layers.codes] if len(sizes) else np.empty(0)
 
-    def _layers_expression(self, layers: Sequence[str] | None) -> pc.Expression | None:
+    def _texts(self, layers: Sequence[str] | None) -> dict[str, Collection[str]]:
         if layers is None:
-            return None
+            return {}
         known = self.layer_names
         unknown = set(layers).difference(known)
         if unknown:
@@ -388,7 +391,7 @@ class Run:
                 f"'{min(unknown)}' is not a layer of run '{self.name}'; "
                 f"its layers are: {', '.join(known[:_NAMED])}{more}"
             )
-        return pc.field("layer").isin(pa.array(list(layers), pa.string()))
+        return {"layer": frozenset(layers)}
 
 
 def _derive(

@@ -29,7 +29,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -37,7 +36,7 @@ from trustlens.analysis.run import Run
 from trustlens.bins import by_value, element_counts, element_edges
 from trustlens.errors import MissingDependencyError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
-from trustlens.store.reader import read_table
+from trustlens.store.selection import Rows
 
 try:
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -89,9 +88,9 @@ def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool =
     listener = TensorBoardListener(logdir, time_of=lambda step: times.get(step, begin))
     try:
         with tqdm(total=len(times), unit="step", disable=not progress) as bar:
-            for where, count in _blocks(run):
+            for rows, count in _blocks(run):
                 for name in ("layers", "metrics", "histograms"):
-                    getattr(listener, f"on_{name}")(read_table(run.path, name, where=where))
+                    getattr(listener, f"on_{name}")(run.files.read(name, rows=rows))
                 bar.update(count)
     except BaseException:
         listener.discard()
@@ -99,19 +98,15 @@ def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool =
     listener.close()
 
 
-def _blocks(run: Run) -> Iterable[tuple[pc.Expression | None, int]]:
-    """Yield conditions that cut the run into ranges of steps, and how many steps each has."""
+def _blocks(run: Run) -> Iterable[tuple[Rows, int]]:
+    """Yield rows that cut the run into ranges of steps, and how many steps each has."""
     steps = run.steps()["step"].to_numpy()
     size = max(1, BLOCK_ROWS // max(1, len(run.layer_names)))
-    firsts = steps[::size].tolist()
-    if len(firsts) < 2:
-        yield None, len(steps)
-        return
-    step = pc.field("step")
-    yield step < firsts[1], size
-    for first, end in pairwise(firsts[1:]):
-        yield (step >= first) & (step < end), size
-    yield step >= firsts[-1], len(steps) - size * (len(firsts) - 1)
+    # Open at both ends: what is logged before the first step or after the last is there too.
+    ends = [None, *steps[::size][1:].tolist(), None]
+    for block, (first, end) in enumerate(pairwise(ends)):
+        rows = Rows(first, None if end is None else end - 1)
+        yield rows, len(steps[block * size : (block + 1) * size])
 
 
 class TensorBoardListener:

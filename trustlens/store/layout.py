@@ -21,12 +21,13 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import pyarrow as pa
 
 from trustlens.errors import RunError
 from trustlens.schema import QUANTITIES, RECORDED, SCHEMA_VERSION, TABLES
+from trustlens.store.places import Place, exists, read_bytes
 
 RUN_FILE: Final = "run.json"
 JOURNAL: Final = "journal"
@@ -72,12 +73,15 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
 assert tuple(SCHEMAS) == TABLES  # noqa: S101 — the vocabulary names the tables, this file types them
 
 
-def sealed_path(directory: Path, table: str, number: int) -> Path:
+PlaceT = TypeVar("PlaceT", bound=Place)
+
+
+def sealed_path(directory: PlaceT, table: str, number: int) -> PlaceT:
     """Return where the sealed file of that number lies."""
     return directory / table / f"{number:06d}.parquet"
 
 
-def journal_path(directory: Path, table: str, number: int) -> Path:
+def journal_path(directory: PlaceT, table: str, number: int) -> PlaceT:
     """Return where the rows lie that are not sealed yet."""
     return directory / JOURNAL / f"{table}-{number:06d}.arrow"
 
@@ -155,7 +159,7 @@ def written_whole(path: Path) -> Generator[Path]:
         raise
 
 
-def read_info(directory: Path) -> RunInfo:
+def read_info(directory: Place) -> RunInfo:
     """Read ``run.json``.
 
     Raises
@@ -166,7 +170,7 @@ def read_info(directory: Path) -> RunInfo:
     """
     path = directory / RUN_FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_bytes(path).decode())
     except FileNotFoundError:
         raise RunError(_why_no_run(directory)) from None
     except NotADirectoryError:
@@ -175,7 +179,7 @@ def read_info(directory: Path) -> RunInfo:
         raise RunError(
             f"'{path}' cannot be read ({error.strerror}); check its permissions"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RunError(f"'{path}' is not a run.json of trustlens: it is not JSON") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
         raise RunError(
@@ -197,8 +201,8 @@ def read_info(directory: Path) -> RunInfo:
         ) from None
 
 
-def _why_no_run(directory: Path) -> str:
-    if not directory.exists():
+def _why_no_run(directory: Place) -> str:
+    if not exists(directory):
         return f"there is no directory '{directory}'; check the path"
     return (
         f"'{directory}' holds no run (no {RUN_FILE} in it); "

@@ -196,7 +196,7 @@ class _TableWriter:
             self._seal()
         for number in numbers:
             path = self._path(number)
-            rows = read_sealed(path, self._name, SCHEMAS[self._name].names)
+            rows = read_sealed(path, self._name)
             stays = _stays(rows, step, layers)
             if not stays.all():
                 _keep(path, keep)
