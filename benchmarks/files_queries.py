@@ -1,0 +1,325 @@
+"""The same questions to the same Parquet files: by our reader, pyarrow, DuckDB and Polars.
+
+Without torch, since the memory of a process that asks is measured too. Each package is imported by
+its own class, so that no process has another's.
+"""
+
+# What the methods return is told once, in `Engine`:
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+QUANTITY = "trust_ratio"
+SUMMARY = ("min", "mean", "max")
+RIDGES = 100  # buckets of a plot of ridges, about; or steps
+PIXELS = 400  # buckets of a heatmap, about
+LATEST = 256  # steps
+
+ROUNDS = 30
+PATIENCE = 8.0
+"""Seconds after which a query is asked no further, once it has been asked three times."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the queries are about: a run's last step, a bucket's steps, one of the layers."""
+
+    last: int
+    layer: str
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps spread evenly over the run."""
+        return np.linspace(1, self.last, min(RIDGES, self.last)).astype(int).tolist()
+
+    def width(self, buckets: int) -> int:
+        """Return a bucket's steps: the power of 4 that gives about as many buckets as wanted."""
+        return 4 ** max(0, round(np.log(self.last / buckets) / np.log(4)))
+
+    @property
+    def latest(self) -> int:
+        """The first of the last steps."""
+        return max(1, self.last - LATEST + 1)
+
+
+class Engine:
+    """Answers the queries, each in the way that is best for it.
+
+    An answer has ``layer``, ``step`` (of a bucket: its place) and ``value`` or `SUMMARY`; it is in
+    whatever form the package gives, and :meth:`told` brings it into one.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def open(self) -> Any:
+        """Begin anew; the run's columns are known then."""
+        raise NotImplementedError
+
+    def at_steps(self, asked: Asked) -> Any:
+        """Return the values of all layers at some steps."""
+        raise NotImplementedError
+
+    def buckets(self, width: int) -> Any:
+        """Return the summary of each layer in each bucket of so many steps."""
+        raise NotImplementedError
+
+    def ridges(self, asked: Asked) -> Any:
+        """Return what a plot of ridges shows."""
+        return self.buckets(asked.width(RIDGES))
+
+    def heatmap(self, asked: Asked) -> Any:
+        """Return what a heatmap shows."""
+        return self.buckets(asked.width(PIXELS))
+
+    def one_layer(self, asked: Asked) -> Any:
+        """Return the values of one layer at all steps."""
+        raise NotImplementedError
+
+    def latest(self, asked: Asked) -> Any:
+        """Return the values of all layers at the last steps."""
+        raise NotImplementedError
+
+    def told(self, answer: Any) -> dict[str, Any]:
+        """Return an answer's columns as arrays, sorted by layer, then step."""
+        order = np.lexsort((np.asarray(answer["step"]), np.asarray(answer["layer"], str)))
+        return {
+            name: np.asarray(answer[name])[order]
+            for name in ("layer", "step", "value", *SUMMARY)
+            if name in self.columns(answer)
+        }
+
+    def columns(self, answer: Any) -> list[str]:
+        """Return the names of an answer's columns."""
+        return list(answer.columns)
+
+
+class Trustlens(Engine):
+    """Ours, by what users type."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        import trustlens  # noqa: PLC0415
+
+        self.open_run = trustlens.open_run
+
+    def open(self) -> Any:
+        self.opened = self.open_run(self.run)
+
+    def at_steps(self, asked: Asked) -> Any:
+        return self.opened.matrix(QUANTITY, steps=asked.steps)
+
+    def buckets(self, width: int) -> Any:
+        rows = self.opened.matrix(QUANTITY)
+        buckets = rows.groupby((rows.index - 1) // width)
+        return {how: getattr(buckets, how)() for how in SUMMARY}
+
+    def one_layer(self, asked: Asked) -> Any:
+        return self.opened.layers([QUANTITY], layers=[asked.layer])
+
+    def latest(self, asked: Asked) -> Any:
+        return self.opened.matrix(QUANTITY, steps=slice(asked.latest, asked.last + 1))
+
+    def told(self, answer: Any) -> dict[str, Any]:
+        """Return matrices and rows alike as rows."""
+        if not isinstance(answer, dict):
+            if QUANTITY in answer:
+                return super().told(answer.rename(columns={QUANTITY: "value"}))
+            answer = {"value": answer}
+        some = next(iter(answer.values()))
+        layers, steps = np.meshgrid(some.columns, some.index)
+        rows = {name: matrix.to_numpy().ravel() for name, matrix in answer.items()}
+        return super().told({"layer": layers.ravel(), "step": steps.ravel(), **rows})
+
+    def columns(self, answer: Any) -> list[str]:
+        return list(answer)
+
+
+class Arrow(Engine):
+    """pyarrow.dataset; what is summed up streams through it."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.compute as pc  # noqa: PLC0415
+        import pyarrow.dataset as ds  # noqa: PLC0415
+        from pyarrow import acero  # noqa: PLC0415
+
+        self.pa, self.pc, self.ds, self.acero = pa, pc, ds, acero
+
+    def open(self) -> Any:
+        self.data = self.ds.dataset(self.run / "layers", format="parquet")
+
+    def at_steps(self, asked: Asked) -> Any:
+        return self._where(self.pc.field("step").isin(asked.steps))
+
+    def one_layer(self, asked: Asked) -> Any:
+        return self._where(self.pc.field("layer") == asked.layer)
+
+    def latest(self, asked: Asked) -> Any:
+        return self._where(self.pc.field("step") >= asked.latest)
+
+    def buckets(self, width: int) -> Any:
+        field, options = self.pc.field, self.acero
+        bucket = self.pc.divide(field("step") - 1, width)
+        columns = [field("layer").cast(self.pa.string()), bucket, field(QUANTITY)]
+        sums = [("value", f"hash_{how}", None, how) for how in SUMMARY]
+        nodes = (
+            ("scan", options.ScanNodeOptions(self.data, columns=["step", "layer", QUANTITY])),
+            ("project", options.ProjectNodeOptions(columns, ["layer", "step", "value"])),
+            ("aggregate", options.AggregateNodeOptions(sums, keys=["layer", "step"])),
+        )
+        plan = [options.Declaration(name, each) for name, each in nodes]
+        return options.Declaration.from_sequence(plan).to_table()
+
+    def columns(self, answer: Any) -> list[str]:
+        return answer.column_names
+
+    def _where(self, condition: Any) -> Any:
+        names = {"layer": "layer", "step": "step", "value": QUANTITY}
+        columns = {name: self.pc.field(column) for name, column in names.items()}
+        return self.data.to_table(columns=columns, filter=condition)
+
+
+class DuckDB(Engine):
+    """DuckDB, with a view of the files; it keeps their footers."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        import duckdb  # noqa: PLC0415
+
+        self.duckdb = duckdb
+
+    def open(self) -> Any:
+        self.connection = self.duckdb.connect()
+        files = f"read_parquet('{self.run / 'layers' / '*.parquet'}')"
+        self.connection.execute(f"CREATE VIEW layers AS SELECT * FROM {files}")  # noqa: S608
+        self.connection.execute("SET parquet_metadata_cache = true")  # behind its first file
+
+    def at_steps(self, asked: Asked) -> Any:
+        return self._where(f"step IN ({', '.join(map(str, asked.steps))})")
+
+    def one_layer(self, asked: Asked) -> Any:
+        return self._where(f"layer = '{asked.layer}'")
+
+    def latest(self, asked: Asked) -> Any:
+        return self._where(f"step >= {asked.latest}")
+
+    def buckets(self, width: int) -> Any:
+        sums = ", ".join(f"{how}({QUANTITY}) AS {how}" for how in SUMMARY)
+        bucket = f"(step - 1) // {width} AS step"
+        return self._answer(f"SELECT layer, {bucket}, {sums} FROM layers GROUP BY ALL")  # noqa: S608
+
+    def columns(self, answer: Any) -> list[str]:
+        return answer.column_names
+
+    def _where(self, condition: str) -> Any:
+        columns = f"layer, step, {QUANTITY} AS value"
+        return self._answer(f"SELECT {columns} FROM layers WHERE {condition}")  # noqa: S608
+
+    def _answer(self, query: str) -> Any:
+        return self.connection.sql(query).to_arrow_table()
+
+
+class Polars(Engine):
+    """Polars' lazy scan."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        import polars as pl  # noqa: PLC0415
+
+        self.pl = pl
+
+    def open(self) -> Any:
+        self.rows = self.pl.scan_parquet(self.run / "layers" / "*.parquet")
+        self.rows.collect_schema()
+
+    def at_steps(self, asked: Asked) -> Any:
+        return self._where(self.pl.col("step").is_in(asked.steps))
+
+    def one_layer(self, asked: Asked) -> Any:
+        return self._where(self.pl.col("layer") == asked.layer)
+
+    def latest(self, asked: Asked) -> Any:
+        return self._where(self.pl.col("step") >= asked.latest)
+
+    def buckets(self, width: int) -> Any:
+        value = self.pl.col(QUANTITY)
+        bucket = ((self.pl.col("step") - 1) // width).alias("step")
+        sums = [getattr(value, how)().alias(how) for how in SUMMARY]
+        return self.rows.group_by("layer", bucket).agg(sums).collect(engine="streaming")
+
+    def _where(self, condition: Any) -> Any:
+        rows = self.rows.filter(condition)
+        return rows.select("layer", "step", self.pl.col(QUANTITY).alias("value")).collect()
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "trustlens": Trustlens,
+    "pyarrow": Arrow,
+    "DuckDB": DuckDB,
+    "Polars": Polars,
+}
+
+
+QUERIES = ("open", "ridges", "heatmap", "one_layer", "latest", "at_steps")
+"""The names of the queries, which are those of the methods."""
+
+
+def measure(engine: str, query: str, run: str, last: int, layer: str) -> dict[str, Any]:
+    """Ask a query again and again, in this process; the first time is told apart.
+
+    Returns
+    -------
+    dict
+        ``first`` and the other ``seconds``; the ``peak`` of memory in bytes, and what was in use
+        before (``idle``); and of the answer the number of rows and the sum of each column.
+    """
+    one = ENGINES[engine](Path(run))
+    asked = Asked(last, layer)
+    idle, seconds = memory("VmRSS"), []
+    one.open()
+    ask = one.open if query == "open" else partial(getattr(one, query), asked)
+    bar = tqdm(desc=f"{engine}, {query}", unit="query", total=ROUNDS, leave=False, delay=2)
+    answer = None
+    while len(seconds) <= ROUNDS and (len(seconds) <= 3 or sum(seconds) < PATIENCE):
+        answer = None  # the one before goes, so that there is one at a time
+        gc.collect()
+        began = time.perf_counter()
+        answer = ask()
+        seconds.append(time.perf_counter() - began)
+        bar.update()
+    bar.close()
+    peak = memory("VmHWM")
+    sums = {} if answer is None else summed(one.told(answer))
+    first, *others = seconds
+    return {"first": first, "seconds": others, "idle": idle, "peak": peak, "answer": sums}
+
+
+def summed(told: dict[str, Any]) -> dict[str, float]:
+    """Return how many rows an answer has, and the sums of its columns of numbers."""
+    sums = {name: float(np.sum(each, dtype=np.float64)) for name, each in told.items()
+            if name != "layer"}  # fmt: skip
+    return {"rows": len(told["step"]), **sums}
+
+
+def memory(what: str) -> int:
+    """Return this process's memory in bytes, now (VmRSS) or at most so far (VmHWM); 0 if unknown.
+
+    Not the maximum that ``getrusage`` tells, in which is that of who started the process.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(what)), 0)
