@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint browser bench clean
+.PHONY: help setup demo test lint browser bench bench-files clean
 
 help:
 	@echo "make demo     train Adam and LAMB on real digits while the dashboard shows them"
 	@echo "make test     check style, types and behaviour (sets itself up)"
 	@echo "make bench    measure what recording costs beside other packages; write the README's tables"
+	@echo "make bench-files   measure a run's files beside other formats and readers: an hour or two, 30 GB"
 	@echo "make setup    make the environment in $(VENV)"
 	@echo "make clean    remove what was built"
 
@@ -58,6 +59,11 @@ $(BENCH)/.ready: pyproject.toml
 bench: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/run.py
 	$(BENCH)/bin/python benchmarks/table.py
+
+# The runs that are measured are recorded first, and kept in build/files.
+bench-files: $(READY)
+	$(BIN)/python benchmarks/files.py --tenfold
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,6 +1,8 @@
 """Write the README's tables of costs from ``benchmarks/results/*.json``.
 
 python benchmarks/table.py
+
+Those of the files are in ``files_table.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import files_table
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -218,7 +222,8 @@ def replaced(text: str, results: Results) -> str:
 
 def main() -> None:
     """Write the README."""
-    README.write_text(replaced(README.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    text = replaced(README.read_text(encoding="utf-8"), read())
+    README.write_text(files_table.replaced(text, files_table.read()), encoding="utf-8")
 
 
 def _added(entry: Result | None) -> float:
