@@ -167,18 +167,20 @@ def queries(asked: argparse.Namespace) -> Found:
 def answers(run: Path) -> Found:
     """Return the times of all queries to a run; an answer that differs from ours is no answer."""
     info = read_info(run)
-    about = {"last": info.config["steps"], "layer": info.layers[len(info.layers) // 2].name}
+    last, layer = info.config["steps"], info.layers[len(info.layers) // 2].name
+    widths = fresh("files_queries", "widths", run=str(run), last=last)
+    about = {"last": last, "layer": layer, "widths": widths}
     found: Found = {}
     for query in tqdm(QUERIES, desc=f"queries, {run.name}", unit="query", leave=False):
         ours: Found = {}
         found[query] = {}
         for engine in ENGINES:
-            named = {"engine": engine, "query": query, "run": str(run), **about}
+            named = {"engine": engine, "query": query, "run": str(run), "about": about}
             entry = tried(lambda named=named: fresh("files_queries", "measure", **named))
             answer = entry.pop("answer", None)
             ours = ours or answer or {}
             found[query][engine] = timed(entry) if same(answer, ours) else refused(entry, answer)
-    return {"steps": about["last"], "queries": found}
+    return {**about, "queries": found}
 
 
 def same(answer: Found | None, ours: Found) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,10 @@ from tqdm import tqdm
 
 QUANTITY = "trust_ratio"
 SUMMARY = ("min", "mean", "max")
-RIDGES = 100  # buckets of a plot of ridges, about; or steps
-PIXELS = 400  # buckets of a heatmap, about
+BUCKETS = {"ridges": 100, "heatmap": 400}
+"""What is to be summed up in buckets of steps, in about so many."""
+
+STEPS = 100
 LATEST = 256  # steps
 
 ROUNDS = 30
@@ -32,19 +35,20 @@ PATIENCE = 8.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What the queries are about: a run's last step, a bucket's steps, one of the layers."""
+    """What the queries are about: a run's last step, one of its layers, a bucket's steps.
+
+    ``widths`` has them for each of `BUCKETS`: ours are those of the overview, and the others are
+    asked for the same.
+    """
 
     last: int
     layer: str
+    widths: Mapping[str, int]
 
     @property
     def steps(self) -> list[int]:
         """Steps spread evenly over the run."""
-        return np.linspace(1, self.last, min(RIDGES, self.last)).astype(int).tolist()
-
-    def width(self, buckets: int) -> int:
-        """Return a bucket's steps: the power of 4 that gives about as many buckets as wanted."""
-        return 4 ** max(0, round(np.log(self.last / buckets) / np.log(4)))
+        return np.linspace(1, self.last, min(STEPS, self.last)).astype(int).tolist()
 
     @property
     def latest(self) -> int:
@@ -70,17 +74,17 @@ class Engine:
         """Return the values of all layers at some steps."""
         raise NotImplementedError
 
-    def buckets(self, width: int) -> Any:
-        """Return the summary of each layer in each bucket of so many steps."""
+    def buckets(self, query: str, asked: Asked) -> Any:
+        """Return the summary of each layer in each bucket."""
         raise NotImplementedError
 
     def ridges(self, asked: Asked) -> Any:
         """Return what a plot of ridges shows."""
-        return self.buckets(asked.width(RIDGES))
+        return self.buckets("ridges", asked)
 
     def heatmap(self, asked: Asked) -> Any:
         """Return what a heatmap shows."""
-        return self.buckets(asked.width(PIXELS))
+        return self.buckets("heatmap", asked)
 
     def one_layer(self, asked: Asked) -> Any:
         """Return the values of one layer at all steps."""
@@ -119,9 +123,13 @@ class Trustlens(Engine):
     def at_steps(self, asked: Asked) -> Any:
         return self.opened.matrix(QUANTITY, steps=asked.steps)
 
-    def buckets(self, width: int) -> Any:
+    def width(self, query: str, last: int) -> int:
+        """Return the steps of our buckets: the power of 4 that gives about as many as wanted."""
+        return 4 ** max(0, round(np.log(last / BUCKETS[query]) / np.log(4)))
+
+    def buckets(self, query: str, asked: Asked) -> Any:
         rows = self.opened.matrix(QUANTITY)
-        buckets = rows.groupby((rows.index - 1) // width)
+        buckets = rows.groupby((rows.index - 1) // asked.widths[query])
         return {how: getattr(buckets, how)() for how in SUMMARY}
 
     def one_layer(self, asked: Asked) -> Any:
@@ -169,9 +177,9 @@ class Arrow(Engine):
     def latest(self, asked: Asked) -> Any:
         return self._where(self.pc.field("step") >= asked.latest)
 
-    def buckets(self, width: int) -> Any:
+    def buckets(self, query: str, asked: Asked) -> Any:
         field, options = self.pc.field, self.acero
-        bucket = self.pc.divide(field("step") - 1, width)
+        bucket = self.pc.divide(field("step") - 1, asked.widths[query])
         columns = [field("layer").cast(self.pa.string()), bucket, field(QUANTITY)]
         sums = [("value", f"hash_{how}", None, how) for how in SUMMARY]
         nodes = (
@@ -215,9 +223,9 @@ class DuckDB(Engine):
     def latest(self, asked: Asked) -> Any:
         return self._where(f"step >= {asked.latest}")
 
-    def buckets(self, width: int) -> Any:
+    def buckets(self, query: str, asked: Asked) -> Any:
         sums = ", ".join(f"{how}({QUANTITY}) AS {how}" for how in SUMMARY)
-        bucket = f"(step - 1) // {width} AS step"
+        bucket = f"(step - 1) // {asked.widths[query]} AS step"
         return self._answer(f"SELECT layer, {bucket}, {sums} FROM layers GROUP BY ALL")  # noqa: S608
 
     def columns(self, answer: Any) -> list[str]:
@@ -253,9 +261,9 @@ class Polars(Engine):
     def latest(self, asked: Asked) -> Any:
         return self._where(self.pl.col("step") >= asked.latest)
 
-    def buckets(self, width: int) -> Any:
+    def buckets(self, query: str, asked: Asked) -> Any:
         value = self.pl.col(QUANTITY)
-        bucket = ((self.pl.col("step") - 1) // width).alias("step")
+        bucket = ((self.pl.col("step") - 1) // asked.widths[query]).alias("step")
         sums = [getattr(value, how)().alias(how) for how in SUMMARY]
         return self.rows.group_by("layer", bucket).agg(sums).collect(engine="streaming")
 
@@ -276,7 +284,14 @@ QUERIES = ("open", "ridges", "heatmap", "one_layer", "latest", "at_steps")
 """The names of the queries, which are those of the methods."""
 
 
-def measure(engine: str, query: str, run: str, last: int, layer: str) -> dict[str, Any]:
+def widths(run: str, last: int) -> dict[str, int]:
+    """Return the steps of our buckets, by query."""
+    ours = Trustlens(Path(run))
+    ours.open()
+    return {query: ours.width(query, last) for query in BUCKETS}
+
+
+def measure(engine: str, query: str, run: str, about: dict[str, Any]) -> dict[str, Any]:
     """Ask a query again and again, in this process; the first time is told apart.
 
     Returns
@@ -286,7 +301,7 @@ def measure(engine: str, query: str, run: str, last: int, layer: str) -> dict[st
         before (``idle``); and of the answer the number of rows and the sum of each column.
     """
     one = ENGINES[engine](Path(run))
-    asked = Asked(last, layer)
+    asked = Asked(**about)
     idle, seconds = memory("VmRSS"), []
     one.open()
     ask = one.open if query == "open" else partial(getattr(one, query), asked)

@@ -194,9 +194,9 @@ def test_bytes_are_those_of_the_files(suite: Any, runs: Path, run: Path, tmp_pat
 def wanted(told: pd.DataFrame, query: str, asked: Any) -> dict[str, Any]:
     """An answer as pandas gives it."""
     rows = told[["layer", "step", "trust_ratio"]].rename(columns={"trust_ratio": "value"})
-    width = {"ridges": 4, "heatmap": 1}.get(query)
-    if width:
-        buckets = rows["value"].groupby([rows["layer"], (rows["step"] - 1) // width])
+    if query in asked.widths:
+        bucket = (rows["step"] - 1) // asked.widths[query]
+        buckets = rows["value"].groupby([rows["layer"], bucket])
         return buckets.agg(["min", "mean", "max"]).reset_index().to_dict("series")
     steps = [round(math.floor(each)) for each in np.linspace(1, STEPS, 100)]
     keep = {
@@ -213,7 +213,7 @@ def test_each_reader_gives_the_same_answers(
 ) -> None:
     one = suite.queries.ENGINES[engine](run)
     one.open()
-    asked = suite.queries.Asked(STEPS, "layers.17")
+    asked = suite.queries.Asked(STEPS, "layers.17", suite.queries.widths(str(run), STEPS))
     for query in suite.queries.QUERIES[1:]:
         answer = one.told(getattr(one, query)(asked))
         right = wanted(told, query, asked)
@@ -230,7 +230,7 @@ def test_there_is_a_test_for_each_reader(suite: Any) -> None:
 
 
 def test_another_answer_is_no_answer(suite: Any, monkeypatch: Any, run: Path) -> None:
-    def answer(module: str, function: str, engine: str, **_: Any) -> dict[str, Any]:
+    def answer(module: str, function: str, engine: str = "", **_: Any) -> dict[str, Any]:
         if engine == "DuckDB":
             raise RuntimeError("it broke")
         sums = {"rows": 2, "value": 3.1 if engine == "Polars" else 3.0}
@@ -245,10 +245,13 @@ def test_another_answer_is_no_answer(suite: Any, monkeypatch: Any, run: Path) ->
     assert entries["Polars"] == {"why": "another answer: {'rows': 2, 'value': 3.1}"}
 
 
-def test_a_bucket_is_a_power_of_four(suite: Any) -> None:
-    asked = suite.queries.Asked(100_000, "")
-    assert (asked.width(100), asked.width(400)) == (1024, 256)
+def test_what_is_asked_for_is_spread_over_the_run(suite: Any, run: Path) -> None:
+    asked = suite.queries.Asked(100_000, "", {})
     assert (asked.latest, len(asked.steps), asked.steps[-1]) == (99_745, 100, 100_000)
+    widths = suite.queries.widths(str(run), 100_000)
+    assert set(widths) == set(suite.queries.BUCKETS)
+    assert all(1 <= width <= 2000 for width in widths.values())
+    assert widths["heatmap"] < widths["ridges"]
 
 
 def test_what_a_fresh_process_says_comes_back(suite: Any) -> None:
