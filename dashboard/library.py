@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trustlens.analysis.run import Run, find_runs, open_run
+from trustlens.analysis.run import Run, find_runs
 from trustlens.errors import TrustlensError
 from trustlens.store.layout import RUN_FILE
 
@@ -71,7 +71,7 @@ class Library:
             return known[1]
         run_id = _identify(path.relative_to(self.root))
         try:
-            run = open_run(path)
+            run = Run(path)
             entry = Entry(run_id, path, run.name, run)
         except TrustlensError as error:
             if not changed:

@@ -103,7 +103,7 @@ def test_an_error_of_the_system_is_one_line_and_status_2(
         raise PermissionError(13, "Permission denied", "tb/events")
 
     path = synthetic_run("run")
-    monkeypatch.setattr(trustlens, "open_run", refuse)
+    monkeypatch.setattr(trustlens, "Run", refuse)
     assert main(["show", str(path)]) == 2
     err = capsys.readouterr().err
     assert "'tb/events': Permission denied" in err

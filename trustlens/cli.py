@@ -223,7 +223,7 @@ def _list(options: argparse.Namespace) -> int:
         below = path != options.runs
         place = str(path.relative_to(options.runs)) if below else path.resolve().name
         try:
-            run = trustlens.open_run(path)
+            run = trustlens.Run(path)
             layers, told = len(run.layer_names), verdict(run.diagnose(), run)
             rows.append((place, run.family, layers, run.last_step, run.status, told))
         except TrustlensError as error:
@@ -237,12 +237,14 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    run = trustlens.open_run(options.run_path)
+    run = trustlens.Run(options.run_path)
     for name in options.quantity:
         trustlens.quantity(name)
     metrics = run.metrics()
     last = run.last_step
     _say(f"{run.name}: {run.family}, {len(run.layer_names)} layers, {last} steps, {run.status}")
+    for sentence in run.missing():
+        _say(f"note: {sentence}")
     for index, optimizer in enumerate(run.info.optimizers):
         variant = f", variant {optimizer.variant}" if optimizer.variant else ""
         for group in optimizer.groups:
@@ -250,12 +252,12 @@ def _show(options: argparse.Namespace) -> int:
             _say(f"optimizer {index}: {optimizer.name}({told}){variant}")
     for name, rows in metrics.groupby("name"):
         _say(f"{name}: {rows['value'].iloc[-1]:.6g} at step {rows['step'].iloc[-1]}")
-    steps = run.recorded_steps()
-    if not len(steps):
+    span = run.files.span("layers")
+    if span is None:
         _say("no layers are recorded yet")
         return OK
-    _say(f"layers at step {steps[-1]}:")
-    table = run.layers(options.quantity, steps=[int(steps[-1])]).drop(columns="step")
+    _say(f"layers at step {span[1]}:")
+    table = run.layers(options.quantity, steps=[span[1]]).drop(columns="step")
     _say(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     return OK
 

@@ -27,7 +27,7 @@ from trustlens.recording.plan import Plan
 from trustlens.recording.rows import Measured
 from trustlens.recording.statistics.cpu import Compiled
 from trustlens.recording.transfer import WriterThread
-from trustlens.store import writer
+from trustlens.store import table, writer
 from trustlens.store.writer import RunWriter
 
 BEFORE = 3
@@ -136,7 +136,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "append": (RunWriter, "append"),
     "flush": (RunWriter, "flush"),
     # at the end
-    "seal": (writer, "write_sealed"),
+    "seal": (table, "write_sealed"),
     "close": (RunWriter, "close"),
     # what ends nothing but itself
     "take a metric": (recorder, "host_scalar"),

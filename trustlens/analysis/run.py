@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Collection, Sequence
@@ -19,14 +20,19 @@ from trustlens.analysis.rows import StepSelection, rows_of, steps_by_layers
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
 from trustlens.store.layout import RUN_FILE, OptimizerInfo, RunInfo, read_info
+from trustlens.store.lock import is_held
+from trustlens.store.missing import missing
 from trustlens.store.reader import RunFiles, fingerprint, last_written
 from trustlens.store.repair import REPAIRED
 from trustlens.store.selection import Rows
 
+_log: Final = logging.getLogger("trustlens")
+
 Status = Literal["recording", "closed", "interrupted"]
 
 SILENCE: Final = 120.0
-"""Seconds without a write after which a run that was never closed counts as interrupted."""
+"""Seconds without a write after which a run that was never closed counts as interrupted, where it
+cannot be told whether the process that records it is there."""
 
 _NAMED: Final = 20  # layers named in a message
 
@@ -67,6 +73,9 @@ def quantity(name: str) -> Quantity:
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a recorded run for reading; it may still be being written.
 
+    What it lacks, if anything, is said by a warning of the logger ``trustlens``, and by
+    :meth:`Run.missing`.
+
     Parameters
     ----------
     path : str or path
@@ -82,7 +91,10 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     >>> run = trustlens.open_run("runs/lamb")
     >>> run.matrix("trust_ratio").tail()
     """
-    return Run(Path(path))
+    run = Run(Path(path))
+    for sentence in run.missing():
+        _log.warning("trustlens: '%s': %s", run.path, sentence)
+    return run
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[Path]:
@@ -171,8 +183,19 @@ class Run:
             return "closed"
         if REPAIRED in self.info.recorder:
             return "interrupted"
-        silent = time.time() - last_written(self.path)
-        return "interrupted" if silent > SILENCE else "recording"
+        held = is_held(self.path)
+        if held is None:
+            held = time.time() - last_written(self.path) <= SILENCE
+        return "recording" if held else "interrupted"
+
+    def missing(self) -> list[str]:
+        """Return what the run lacks and why, a sentence each; empty if it lacks nothing.
+
+        Such as steps for which there was no room on the disk, or those that a process did last
+        which was killed. A run that is being recorded lacks nothing yet of its end.
+        """
+        dead = self.status == "interrupted"
+        return missing(self.path, self.info, last_step=self.last_step, dead=dead)
 
     @property
     def version(self) -> str:

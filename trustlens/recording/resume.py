@@ -14,6 +14,7 @@ from trustlens.errors import UsageError
 from trustlens.recording.directions import reading_waits
 from trustlens.recording.watch import Watch
 from trustlens.store.layout import LayerInfo, RunInfo
+from trustlens.store.missing import PASSED_OVER, joined_gaps
 from trustlens.store.reader import read_table
 from trustlens.store.repair import REPAIRED
 
@@ -82,6 +83,7 @@ class Course:
         self._counts = [own_count(watch.optimizer) or 0 for watch in watches]
         self._before = self._counts  # steps that each optimizer had done before the run's first
         self._waiting: list[Callable[[], None]] = []
+        self._passed_over: list[list[int]] = []  # first and last of steps that were not recorded
 
     @property
     def own(self) -> list[int]:
@@ -122,6 +124,7 @@ class Course:
         before = [int(count) for count in old.recorder.get(STEPS_BEFORE, ())]
         missing = max(0, len(self._watches) - len(before))
         self._before = [*before, *[0] * missing][: len(self._watches)]
+        self._passed_over = list(old.recorder.get(PASSED_OVER, ()))
         self._resumed = True
         for watch, step in zip(self._watches, self._last, strict=True):
             watch.step = step
@@ -228,6 +231,8 @@ class Course:
                 f"trustlens: '{self._directory}' goes on after step {rewind.step}, but has rows up "
                 f"to step {self._step} only: those between are missing"
             )
+            self._passed_over.append([self._step + 1, rewind.step])
+            self._note(**{PASSED_OVER: joined_gaps(self._passed_over)})
         self._step = rewind.step
         self._put(rewind)
         self.end()

@@ -1,13 +1,13 @@
-"""Arrow's columns of numpy's arrays, as they lie.
+"""Arrow's columns of numpy's arrays and back, as they lie.
 
-Not by ``pyarrow.array``, which looks at each value, and imports pandas where that is installed: a
-fifth of a second, in which the training waits for the interpreter.
+Not by ``pyarrow.array``, which looks at each value, nor by ``to_numpy``: both import pandas where
+that is installed, a fifth of a second, in which the training waits for the interpreter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -82,3 +82,42 @@ def dictionary(indices: NDArray[np.int32], values: Sequence[str]) -> pa.Dictiona
 def no_rows(schema: pa.Schema) -> pa.Table:
     """Return an empty table."""
     return pa.Table.from_batches([], schema)
+
+
+_NUMPY: Final = {
+    pa.int16(): np.int16,
+    pa.int32(): np.int32,
+    pa.int64(): np.int64,
+    pa.float32(): np.float32,
+    pa.float64(): np.float64,
+}
+
+
+def numbers(values: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column's numbers, of their own type, shape (rows,); any number where it is null."""
+    array = _whole(values)
+    data = array.buffers()[1]
+    if data is None:
+        return np.zeros(len(array), _NUMPY[array.type])
+    lying = np.frombuffer(data, _NUMPY[array.type])
+    return lying[array.offset : array.offset + len(array)]
+
+
+def present(values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Return where a column is not null, bool of shape (rows,)."""
+    array = _whole(values)
+    bits = array.buffers()[0] if array.null_count else None
+    if bits is None:
+        return np.ones(len(array), np.bool_)
+    whole = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    return whole[array.offset : array.offset + len(array)].view(np.bool_)
+
+
+def codes(texts: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
+    """Return a column of a dictionary as places, int32 of shape (rows,), in the list of texts."""
+    array = _whole(texts.unify_dictionaries())
+    return numbers(array.indices), array.dictionary.to_pylist()
+
+
+def _whole(values: Any) -> Any:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

@@ -5,6 +5,7 @@
     run.json                      what the run is (RunInfo)
     <table>/NNNNNN.parquet        sealed: whole, changed by a rewind only (RunWriter.rewind)
     journal/<table>-NNNNNN.arrow  the rows that will become <table>/NNNNNN.parquet
+    overview/<k>/<first>-<last>.parquet   the same in buckets of 4^k steps (see overview)
     .lock                         held by the process that writes the run, while it does
     .replaced/NNNNNN/<table>/     sealed files as they were before a rewind took rows out of them
 
@@ -31,6 +32,7 @@ from trustlens.store.places import Place, exists, read_bytes
 
 RUN_FILE: Final = "run.json"
 JOURNAL: Final = "journal"
+OVERVIEW: Final = "overview"
 LOCK_FILE: Final = ".lock"
 REPLACED: Final = ".replaced"
 
@@ -144,10 +146,15 @@ def write_info(directory: Path, info: RunInfo) -> None:
         temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
+def unfinished_name(name: str) -> str:
+    """Return how a file is called while it is written; readers of tables pass over such names."""
+    return f".{name}.tmp"
+
+
 @contextmanager
 def written_whole(path: Path) -> Generator[Path]:
     """Give a place to write a file, so that it appears at its own place whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(unfinished_name(path.name))
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import sys
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from trustlens.errors import UsageError
@@ -22,6 +24,13 @@ _REFUSED: Final = (errno.EACCES, errno.EAGAIN)
 
 _HELD: Final[dict[tuple[str, int], object]] = {}
 """The directories locked by this process, with its id: a fork's copy of the table says nothing."""
+
+
+_OPENING: Final = Lock()
+"""Held while it is asked whether this process has a lock, and while one is only looked at."""
+
+_FLOCK: Final = "hhqqi"  # struct flock of Linux
+_TEXT: Final = 1024  # bytes, of the lock's file
 
 
 class RunLock:
@@ -42,7 +51,9 @@ class RunLock:
     def __init__(self, directory: Path) -> None:
         key, mine = (os.path.realpath(directory), os.getpid()), object()
         # Asked first: to close a second descriptor of the file would drop the lock.
-        if _HELD.setdefault(key, mine) is not mine:
+        with _OPENING:
+            taken = _HELD.setdefault(key, mine) is not mine
+        if taken:
             raise _taken(directory, "this process")
         try:
             descriptor = _locked(directory / LOCK_FILE)
@@ -54,6 +65,38 @@ class RunLock:
     def release(self) -> None:
         """Give it back; a second time does nothing."""
         self._end()
+
+
+def is_held(directory: Path) -> bool | None:
+    """Tell whether a process on this machine holds a run's lock; None if that cannot be told.
+
+    It is not to be told where there is no lock's file, where that was written on another machine,
+    and on systems other than Linux.
+    """
+    if sys.platform != "linux":
+        return None
+    path = directory / LOCK_FILE
+    with _OPENING:
+        # A descriptor of this process, closed, would drop a lock of this process.
+        if (os.path.realpath(directory), os.getpid()) in _HELD:
+            return True
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            here = os.read(descriptor, _TEXT).decode(errors="replace").endswith(_on_this_machine())
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            told = fcntl.fcntl(descriptor, fcntl.F_GETLK, asked)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+    return struct.unpack(_FLOCK, told)[0] != fcntl.F_UNLCK if here else None
+
+
+def _on_this_machine() -> str:
+    return f" on {socket.gethostname()}"
 
 
 def _locked(path: Path) -> int | None:
@@ -73,7 +116,7 @@ def _locked(path: Path) -> int | None:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
+                os.write(descriptor, f"{os.getpid()}{_on_this_machine()}".encode())
                 return descriptor
         os.close(descriptor)  # its holder took the file away between the opening and the locking
 

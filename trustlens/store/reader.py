@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -14,14 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trustlens.errors import RunError
-from trustlens.store.columns import no_rows
-from trustlens.store.layout import JOURNAL, RUN_FILE, SCHEMAS, journal_path, sealed_path
+from trustlens.store.columns import no_rows, numbers
+from trustlens.store.layout import JOURNAL, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.places import Entry, Place, changed, entries, open_input
 from trustlens.store.selection import ALL, Rows
 
 _ATTEMPTS: Final = 20
 _SEALED: Final = re.compile(r"(\d{6,18})\.parquet")
 _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
+
+_TEXTS: Final = ("layer", "name", "quantity")  # columns of names
 
 _FOOTERS: Final = 128  # kept in memory, of about 100 KB each
 
@@ -36,20 +38,25 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A row group: its first and last step and name, as far as its statistics say."""
+    """A row group: its first and last step, and first and last texts, as its statistics say."""
 
     place: int
     steps: tuple[int, int] | None
-    names: tuple[str, str] | None
+    texts: Mapping[str, tuple[str, str]]
 
-    def may_have(self, rows: Rows, texts: Collection[str] | None) -> bool:
-        """Tell whether it may have such rows, of which the names are among these texts."""
+    def may_have(self, rows: Rows) -> bool:
+        """Tell whether it may have such rows."""
         if self.steps is not None and not rows.may_be_between(*self.steps):
             return False
-        if texts is None or self.names is None:
-            return True
-        low, high = self.names
-        return any(low <= text <= high for text in texts)
+        for name, among in rows.texts.items():
+            told = self.texts.get(name)
+            if told is not None and not any(told[0] <= text <= told[1] for text in among):
+                return False
+        return True
+
+    def all_have(self, name: str) -> bool:
+        """Tell whether all of its rows have the same text."""
+        return name in self.texts and self.texts[name][0] == self.texts[name][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class RunFiles:
     def __init__(self, directory: Place) -> None:
         self.directory = directory
         self._listed: dict[str, tuple[int, list[Entry]]] = {}
+        self._numbered: dict[str, tuple[list[Entry], dict[int, Entry]]] = {}
         self._footers: OrderedDict[tuple[str, Entry], _Footer] = OrderedDict()
         self._spans: dict[tuple[str, Entry], tuple[int, int]] = {}
 
@@ -115,9 +123,8 @@ class RunFiles:
     def numbers(self, table: str) -> tuple[dict[int, Entry], set[int]]:
         """Return a table's sealed files by their numbers, and the numbers of its journal's only."""
         # The journal is listed first: what is sealed meanwhile is then seen as sealed.
-        journal = _matched(entries(self.directory / JOURNAL), _JOURNAL)
-        journalled = {int(number) for (name, number), _ in journal if name == table}
-        sealed = {int(n): entry for (n,), entry in _matched(self.listed(table), _SEALED)}
+        journalled = journal_numbers(self.directory, table)
+        sealed = self._sealed(table)
         return sealed, journalled.difference(sealed)
 
     def listed(self, folder: str) -> list[Entry]:
@@ -133,37 +140,81 @@ class RunFiles:
             self._listed.pop(folder, None)
         return found
 
+    def _sealed(self, table: str) -> dict[int, Entry]:
+        found = self.listed(table)
+        known = self._numbered.get(table)
+        if known is None or known[0] is not found:
+            sealed = {int(number): entry for (number,), entry in _matched(found, _SEALED)}
+            known = self._numbered[table] = (found, sealed)
+        return known[1]
+
     def span(self, table: str) -> tuple[int, int] | None:
         """Return the first and the last step of a table; None if it has no rows."""
         return self.consistently(lambda: self._span(table))
 
-    def span_of(self, table: str, number: int, entry: Entry) -> tuple[int, int] | None:
-        """Return the first and the last step of a sealed file; None if it has no rows."""
-        known = self._spans.get((table, entry))
+    def footer(self, folder: str, entry: Entry) -> _Footer:
+        """Return what a Parquet file in a folder of the run says of itself."""
+        known = self._footers.get((folder, entry))
         if known is None:
-            groups = self.footer(table, number, entry).groups
-            told = [group.steps for group in groups if group.steps is not None]
-            if len(told) < len(groups):
-                told = [_span_in(self._sealed(table, number, entry, ["step"], ALL))]
-            known = self._spans[table, entry] = _joined(told)
-        return known if known[0] <= known[1] else None
-
-    def footer(self, table: str, number: int, entry: Entry) -> _Footer:
-        """Return what a sealed file says of itself."""
-        known = self._footers.get((table, entry))
-        if known is None:
-            path = sealed_path(self.directory, table, number)
-            known = _readable(path, lambda: _footer(path, entry, table))
-            self._footers[table, entry] = known
+            path = self.directory / folder / entry.name
+            known = _readable(path, lambda: _footer(path, entry))
+            self._footers[folder, entry] = known
             if len(self._footers) > _FOOTERS:
                 self._footers.popitem(last=False)
         else:
-            self._footers.move_to_end((table, entry))
+            self._footers.move_to_end((folder, entry))
         return known
+
+    def read_file(
+        self, folder: str, entry: Entry, schema: pa.Schema, columns: Sequence[str], rows: Rows
+    ) -> pa.Table | None:
+        """Return rows of one Parquet file in a folder of the run; None if it has no such rows.
+
+        Raises
+        ------
+        RunError
+            It is damaged.
+        FileNotFoundError
+            It was replaced since it was listed.
+        """
+        if rows.needs:
+            span = self._span_of(folder, entry)
+            if span is None or not rows.may_be_between(*span):
+                return None
+        footer = self.footer(folder, entry)
+        groups = [group for group in footer.groups if group.may_have(rows)]
+        if not groups:
+            return None
+        for name in rows.texts:
+            if all(group.all_have(name) for group in groups):
+                rows = rows.whatever(name)  # the text that is asked for
+        path = self.directory / folder / entry.name
+        places = [group.place for group in groups]
+        needed = list(dict.fromkeys((*columns, *rows.needs)))
+        typed = pa.schema([schema.field(name) for name in needed])
+
+        def read() -> pa.Table:
+            with open_input(path, entry) as file:
+                opened = pq.ParquetFile(file, metadata=footer.metadata)
+                return opened.read_row_groups(places, needed, use_threads=False).cast(typed)
+
+        return rows.of(_readable(path, read)).select(list(columns))
+
+    def _span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
+        """Return the first and the last step of a Parquet file; None if it has no rows."""
+        known = self._spans.get((folder, entry))
+        if known is None:
+            groups = self.footer(folder, entry).groups
+            told = [group.steps for group in groups if group.steps is not None]
+            if len(told) < len(groups):
+                step = pa.schema([pa.field("step", pa.int64())])
+                told = [_span_in(self.read_file(folder, entry, step, ["step"], ALL))]
+            known = self._spans[folder, entry] = _joined(told)
+        return known if known[0] <= known[1] else None
 
     def _span(self, table: str) -> tuple[int, int] | None:
         sealed, journalled = self.numbers(table)
-        spans = [self.span_of(table, number, entry) for number, entry in sealed.items()]
+        spans = [self._span_of(table, entry) for entry in sealed.values()]
         journals = [journal_path(self.directory, table, number) for number in journalled]
         spans += [_span_in(read_journal(path, table)) for path in journals]
         first, last = _joined([span for span in spans if span is not None])
@@ -172,35 +223,12 @@ class RunFiles:
     def _parts(self, table: str, columns: list[str], rows: Rows) -> Iterator[pa.Table]:
         sealed, journalled = self.numbers(table)
         for number in sorted(sealed):
-            part = self._sealed(table, number, sealed[number], columns, rows)
+            part = self.read_file(table, sealed[number], SCHEMAS[table], columns, rows)
             if part is not None:
                 yield part
         for number in sorted(journalled):
             part = read_journal(journal_path(self.directory, table, number), table)
             yield rows.of(part).select(columns)
-
-    def _sealed(
-        self, table: str, number: int, entry: Entry, columns: list[str], rows: Rows
-    ) -> pa.Table | None:
-        if rows.needs:
-            span = self.span_of(table, number, entry)
-            if span is None or not rows.may_be_between(*span):
-                return None
-        footer = self.footer(table, number, entry)
-        texts = rows.texts.get(_name_of(table))
-        groups = [group.place for group in footer.groups if group.may_have(rows, texts)]
-        if not groups:
-            return None
-        path = sealed_path(self.directory, table, number)
-        needed = list(dict.fromkeys((*columns, *rows.needs)))
-        schema = pa.schema([SCHEMAS[table].field(name) for name in needed])
-
-        def read() -> pa.Table:
-            with open_input(path, entry) as file:
-                opened = pq.ParquetFile(file, metadata=footer.metadata)
-                return opened.read_row_groups(groups, needed, use_threads=False).cast(schema)
-
-        return rows.of(_readable(path, read)).select(columns)
 
 
 def read_table(
@@ -210,16 +238,21 @@ def read_table(
     return RunFiles(directory).read(table, columns, rows)
 
 
-def file_numbers(directory: Place, table: str) -> tuple[set[int], set[int]]:
-    """Return the numbers of a table's sealed files, and of its journal's only."""
-    sealed, journalled = RunFiles(directory).numbers(table)
-    return set(sealed), journalled
+def journal_numbers(directory: Place, table: str) -> set[int]:
+    """Return the numbers of a table's journal files, those too that are sealed already."""
+    found = _matched(entries(directory / JOURNAL), _JOURNAL)
+    return {int(number) for (name, number), _ in found if name == table}
+
+
+def sealed_numbers(directory: Place, table: str) -> set[int]:
+    """Return the numbers of a table's sealed files."""
+    return {int(number) for (number,), _ in _matched(entries(directory / table), _SEALED)}
 
 
 def next_number(directory: Place, table: str) -> int:
     """Return the number of a table's next file, sealed or not."""
-    sealed, journalled = file_numbers(directory, table)
-    return max(sealed | journalled, default=-1) + 1
+    numbers = sealed_numbers(directory, table) | journal_numbers(directory, table)
+    return max(numbers, default=-1) + 1
 
 
 def read_sealed(path: Place, table: str) -> pa.Table:
@@ -283,22 +316,18 @@ def _matched(
             yield match.groups(), entry
 
 
-def _name_of(table: str) -> str:
-    """Return the column by which a table is sorted first."""
-    return next(name for name in ("layer", "name", "step") if name in SCHEMAS[table].names)
-
-
-def _footer(path: Place, entry: Entry, table: str) -> _Footer:
+def _footer(path: Place, entry: Entry) -> _Footer:
     with open_input(path, entry) as file:
         metadata = pq.read_metadata(file)
-    names = metadata.schema.names
-    step, name = names.index("step"), names.index(_name_of(table))
+    places = {name: i for i, name in enumerate(metadata.schema.names)}
+    texts = [name for name in _TEXTS if name in places]
     found: list[_Group] = []
     for place in range(metadata.num_row_groups):
         group = metadata.row_group(place)
         if group.num_rows:
-            texts = _range(group, name) if name != step else None
-            found.append(_Group(place, _range(group, step), texts))
+            ranges = {name: _range(group, places[name]) for name in texts}
+            told = {name: between for name, between in ranges.items() if between is not None}
+            found.append(_Group(place, _range(group, places["step"]), told))
     return _Footer(metadata, tuple(found))
 
 
@@ -311,7 +340,7 @@ def _range(group: pq.RowGroupMetaData, place: int) -> Any:
 
 def _span_in(rows: pa.Table | None) -> tuple[int, int]:
     """Return the first and the last step of some rows; 1 and 0 if there are none."""
-    step = np.zeros(0, np.int64) if rows is None else rows["step"].to_numpy()
+    step = np.zeros(0, np.int64) if rows is None else numbers(rows["step"])
     return (int(step.min()), int(step.max())) if len(step) else _NONE
 
 

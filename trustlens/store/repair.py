@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Final
 
 from trustlens.schema import TABLES
-from trustlens.store.layout import JOURNAL, journal_path, read_info, sealed_path, write_info
+from trustlens.store.layout import (
+    JOURNAL,
+    journal_path,
+    read_info,
+    sealed_path,
+    unfinished_name,
+    write_info,
+)
 from trustlens.store.lock import RunLock
-from trustlens.store.reader import file_numbers, read_whole
+from trustlens.store.overview import complete, finest_level
+from trustlens.store.reader import journal_numbers, read_whole, sealed_numbers
 from trustlens.store.sealed import write_sealed
 
 REPAIRED: Final = "repaired"
@@ -57,7 +65,9 @@ def repair(directory: Path) -> list[Left]:
     info = read_info(directory)
     lock = RunLock(directory)
     try:
+        clear_unfinished(directory)
         found = [left for table in TABLES if (left := seal_left(directory, table)).is_something]
+        complete(directory, finest_level(info))
         with suppress(OSError):  # not there, or what is no journal lies in it
             (directory / JOURNAL).rmdir()
         if found:
@@ -68,11 +78,28 @@ def repair(directory: Path) -> list[Left]:
         lock.release()
 
 
-def seal_left(directory: Path, table: str) -> Left:
-    """Seal the journals of one table; who calls has the run's lock."""
-    sealed, left = file_numbers(directory, table)
+def seal_left(directory: Path, table: str, *, before: int | None = None) -> Left:
+    """Seal the journals of one table; who calls has the run's lock.
+
+    Parameters
+    ----------
+    directory : Path
+        The run.
+    table : str
+        One of ``trustlens.schema.TABLES``.
+    before : int, optional
+        Only those of lower numbers.
+
+    Raises
+    ------
+    OSError
+        There is no room for it, or it cannot be written; the journals stay.
+    """
+    sealed = sealed_numbers(directory, table)
     found = torn = 0
-    for number in sorted(left):
+    for number in sorted(journal_numbers(directory, table)):
+        if before is not None and number >= before:
+            break
         journal = journal_path(directory, table, number)
         if number not in sealed:
             rows, lost = read_whole(journal, table)
@@ -82,3 +109,10 @@ def seal_left(directory: Path, table: str) -> Left:
         with suppress(OSError):  # a reader may hold it open: its rows are sealed
             journal.unlink()
     return Left(table, found, torn)
+
+
+def clear_unfinished(directory: Path) -> None:
+    """Take away files that never were finished, as the process died while it wrote them."""
+    for unfinished in directory.rglob(unfinished_name("*")):
+        with suppress(OSError):
+            unfinished.unlink()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trustlens.store.layout import SCHEMAS, written_whole
+
+GROUP_ROWS: Final = 16_384
+"""Rows of a row group: who reads one layer need not read them all. (Half as many: 1 % larger.)"""
 
 
 def write_sealed(path: Path, name: str, table: pa.Table) -> None:
@@ -17,7 +20,7 @@ def write_sealed(path: Path, name: str, table: pa.Table) -> None:
     keys = [column for column in ("layer", "name", "quantity") if column in table.column_names]
     table = table.take(_order(table, [*keys, "step"]))
     with written_whole(path) as temporary:
-        pq.write_table(table, temporary, **_encoding(name))
+        pq.write_table(table, temporary, row_group_size=GROUP_ROWS, **_encoding(name))
 
 
 def _order(table: pa.Table, keys: list[str]) -> pa.Array:

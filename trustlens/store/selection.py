@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trustlens.store.columns import column
+from trustlens.store.columns import codes, column, numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,15 @@ class Rows:
             self.last is None or self.last >= first
         )
 
+    def whatever(self, name: str) -> Rows:
+        """Return the same rows with any text in that column."""
+        return replace(self, texts={key: among for key, among in self.texts.items() if key != name})
+
     def of(self, table: pa.Table) -> pa.Table:
         """Return those rows of a table."""
         keep = np.ones(table.num_rows, np.bool_)
         if "step" in self.needs:
-            step = table["step"].to_numpy()
+            step = numbers(table["step"])
             if self.first is not None:
                 keep &= step >= self.first
             if self.last is not None:
@@ -67,8 +71,6 @@ ALL: Final = Rows()
 
 
 def _are_among(names: pa.ChunkedArray, texts: Collection[str]) -> NDArray[np.bool_]:
-    kept = [np.zeros(0, np.bool_)]
-    for chunk in names.chunks:
-        wanted = [text in texts for text in chunk.dictionary.to_pylist()]
-        kept.append(np.array(wanted, np.bool_)[chunk.indices.to_numpy()])
-    return np.concatenate(kept)
+    places, present = codes(names)
+    wanted = np.array([text in texts for text in present], np.bool_)
+    return np.ones(len(names), np.bool_) if wanted.all() else wanted[places]

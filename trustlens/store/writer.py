@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from trustlens.errors import UsageError
+from trustlens.errors import RunError, UsageError
 from trustlens.schema import TABLES
-from trustlens.store.columns import column, no_rows
+from trustlens.store.columns import numbers
 from trustlens.store.layout import (
     JOURNAL,
     REPLACED,
     RUN_FILE,
-    SCHEMAS,
     RunInfo,
-    journal_path,
     read_info,
-    sealed_path,
     write_info,
 )
 from trustlens.store.lock import RunLock
-from trustlens.store.reader import file_numbers, next_number, read_sealed
-from trustlens.store.repair import seal_left
-from trustlens.store.sealed import write_sealed
+from trustlens.store.missing import GAPS, joined_gaps
+from trustlens.store.overview import complete, finest_level
+from trustlens.store.precision import rounded
+from trustlens.store.repair import clear_unfinished
+from trustlens.store.table import TableWriter, is_no_room
+
+_log: Final = logging.getLogger("trustlens")
 
 SEGMENT_ROWS: Final = 131_072
 """Rows of one sealed file: large enough to compress well, small enough to hold in memory."""
 
-SEGMENT_BYTES: Final = 1 << 26
-"""The same in bytes: a row of `histograms` may hold thousands of numbers."""
-
 
 class RunWriter:
-    """Writes one run, alone, until it is closed. Not safe for use by several threads at once.
+    """Writes one run, alone, until it is closed.
+
+    Not safe for use by several threads at once, but for :meth:`change_info`. Where there is no room
+    on the disk, rows are dropped until there is, with one warning, and ``run.json`` says which.
 
     Parameters
     ----------
@@ -54,6 +53,10 @@ class RunWriter:
         what it will say.
     segment_rows : int
         Rows of one sealed file.
+    fsync : bool
+        Whether a flush waits until the rows are on the disk.
+    precision : int, optional
+        Bits of their mantissas that floats of ``layers`` keep; all 23 if not given.
 
     Raises
     ------
@@ -70,16 +73,26 @@ class RunWriter:
         info: RunInfo,
         *,
         resume: Callable[[RunInfo], RunInfo] | None = None,
-        segment_rows: int = SEGMENT_ROWS,
+        segment_rows: int | None = None,
+        fsync: bool = False,
+        precision: int | None = None,
     ) -> None:
         self.directory = directory
         self.info = info
+        self._info_lock = Lock()
+        self._info_is_due = False
+        self._fsync = fsync
+        self._precision = precision
+        self._gaps: dict[str, tuple[int, int]] = {}
+        self._warned = False
         self._lock = _claim(directory)
         try:
             if _holds_run(directory, resumable=resume is not None) and resume is not None:
+                clear_unfinished(directory)
                 self.info = resume(read_info(directory))
             write_info(directory, self.info)
-            self._tables = {name: _TableWriter(directory, name, segment_rows) for name in TABLES}
+            rows = SEGMENT_ROWS if segment_rows is None else segment_rows
+            self._tables = {name: TableWriter(directory, name, rows) for name in TABLES}
         except OSError as error:
             self._lock.release()
             raise _unwritable(directory, error) from None
@@ -88,18 +101,45 @@ class RunWriter:
             raise
 
     def append(self, table: str, rows: pa.Table) -> None:
-        """Append rows in the schema of that table; they reach the disk at the next flush."""
-        self._tables[table].append(rows)
+        """Append rows in the schema of that table; they reach the disk at the next flush.
 
-    def update_info(self, info: RunInfo) -> None:
-        """Replace what ``run.json`` says."""
-        self.info = info
-        write_info(self.directory, info)
+        Raises
+        ------
+        OSError
+            It cannot be written, for another reason than that there is no room.
+        """
+        if table == "layers" and self._precision is not None:
+            rows = rounded(rows, self._precision)
+        try:
+            sealed = self._tables[table].append(rows)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            self._lose(table, rows, error)
+            return
+        if table in self._gaps and rows.num_rows:
+            self._note_gap(self._gaps.pop(table))
+        if sealed and table == "layers":
+            self._complete_overview()
+
+    def change_info(self, change: Callable[[RunInfo], RunInfo]) -> None:
+        """Have ``run.json`` say what ``change`` makes of what it says; safe from any thread.
+
+        Where there is no room for it, it is written at a later flush.
+        """
+        with self._info_lock:
+            info = change(self.info)
+            if info != self.info:
+                self.info = info
+                self._write_info()
 
     def flush(self) -> None:
         """Hand everything appended so far to the operating system: a reader sees it now."""
         for table in self._tables.values():
-            table.flush()
+            table.flush(sync=self._fsync)
+        if self._info_is_due:
+            with self._info_lock:
+                self._write_info()
 
     def rewind(self, step: int, layers: Mapping[str, int]) -> Path | None:
         """Take away the rows of the steps behind ``step``, since they will be written anew.
@@ -130,130 +170,85 @@ class RunWriter:
         return keep if keep.exists() else None
 
     def close(self, info: RunInfo) -> None:
-        """Seal what is left, write ``info`` as the final ``run.json``, let others write."""
+        """Seal what is left, write ``info`` as the final ``run.json``, let others write.
+
+        Raises
+        ------
+        OSError
+            Not all could be sealed or written; what was appended can be read all the same.
+        """
         try:
             with ExitStack() as each:  # what fails in one table leaves none of the others open
+                each.callback(self._end, info)
                 for table in self._tables.values():
-                    each.callback(table.close)
-            self.update_info(info)
-            journal = self.directory / JOURNAL
-            if journal.exists() and not any(journal.iterdir()):
-                journal.rmdir()
+                    each.callback(self._end_table, table)
         finally:
             self._lock.release()
 
-
-_BY_LAYER: Final = ("layers", "histograms")
-
-
-class _TableWriter:
-    def __init__(self, directory: Path, name: str, segment_rows: int) -> None:
-        self._directory = directory
-        self._name = name
-        self._segment_rows = segment_rows
-        self._batches: list[pa.Table] = []
-        self._rows = self._bytes = 0
-        self._file: pa.OSFile | None = None
-        self._stream: pa.RecordBatchStreamWriter | None = None
-        (directory / name).mkdir(exist_ok=True)
-        seal_left(directory, name)
-        self._number = next_number(directory, name)
-
-    def append(self, rows: pa.Table) -> None:
-        if rows.num_rows == 0:
-            return
-        if self._stream is None:
-            self._open()
-        assert self._stream is not None  # noqa: S101
-        self._stream.write_table(rows)
-        self._batches.append(rows)
-        self._rows += rows.num_rows
-        self._bytes += rows.nbytes
-        if self._rows >= self._segment_rows or self._bytes >= SEGMENT_BYTES:
-            self._seal()
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        # A table without rows gets an empty file: `pandas.read_parquet(run / table)` must work.
+    def _end_table(self, table: TableWriter) -> None:
         try:
-            if self._rows or not file_numbers(self._directory, self._name)[0]:
-                self._seal()
-        finally:
-            if self._file is not None:
-                self._file.close()
+            table.close()
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            self._warn(error)
 
-    def rewind(self, step: int, layers: Mapping[str, int], keep: Path) -> None:
-        lowest = min((step, *layers.values())) if self._name in _BY_LAYER else step
-        numbers = [n for n in sorted(file_numbers(self._directory, self._name)[0])
-                   if _last_step(self._path(n)) > lowest]  # fmt: skip
-        if any(not _stays(rows, step, layers).all() for rows in self._batches) or (
-            numbers and self._rows
-        ):
-            numbers.append(self._number)
-            self._seal()
-        for number in numbers:
-            path = self._path(number)
-            rows = read_sealed(path, self._name)
-            stays = _stays(rows, step, layers)
-            if not stays.all():
-                _keep(path, keep)
-                write_sealed(path, self._name, rows.filter(column(stays, pa.bool_())))
+    def _end(self, info: RunInfo) -> None:
+        self._complete_overview()
+        gaps = joined_gaps(
+            [*info.recorder.get(GAPS, []), *self.info.recorder.get(GAPS, []), *self._gaps.values()]
+        )
+        if gaps:
+            info = replace(info, recorder={**info.recorder, GAPS: gaps})
+        with self._info_lock:
+            self.info = info
+            self._write_info()
+        with suppress(OSError):  # not there, or there was no room to seal what lies in it
+            (self.directory / JOURNAL).rmdir()
 
-    def _path(self, number: int) -> Path:
-        return sealed_path(self._directory, self._name, number)
+    def _lose(self, table: str, rows: pa.Table, error: OSError) -> None:
+        step = numbers(rows["step"])
+        first, last = int(step.min()), int(step.max())
+        before = self._gaps.get(table, (first, last))
+        self._gaps[table] = (min(first, before[0]), max(last, before[1]))
+        self._warn(error)
 
-    def _open(self) -> None:
-        path = journal_path(self._directory, self._name, self._number)
-        path.parent.mkdir(exist_ok=True)
-        self._file = pa.OSFile(str(path), "wb")
-        self._stream = pa.ipc.new_stream(self._file, SCHEMAS[self._name])
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "trustlens: there is no room to write to '%s' (%s); until there is, nothing is "
+                "recorded, and the training goes on",
+                self.directory,
+                error.strerror or error,
+            )
 
-    def _seal(self) -> None:
-        schema = SCHEMAS[self._name]
-        table = pa.concat_tables(self._batches) if self._batches else no_rows(schema)
-        write_sealed(self._path(self._number), self._name, table)
-        if self._file is not None:
-            # Its rows are sealed: a full disk, or a reader that holds it open, does no harm now.
-            with suppress(OSError):
-                self._file.close()
-                journal_path(self._directory, self._name, self._number).unlink()
-        self._file = self._stream = None
-        self._batches, self._rows, self._bytes = [], 0, 0
-        self._number += 1
+    def _note_gap(self, gap: tuple[int, int]) -> None:
+        def noted(info: RunInfo) -> RunInfo:
+            gaps = joined_gaps([*info.recorder.get(GAPS, []), gap])
+            return replace(info, recorder={**info.recorder, GAPS: gaps})
 
+        self.change_info(noted)
 
-def _last_step(path: Path) -> float:
-    """Return the last step of a sealed file from its footer; infinite if that does not say."""
-    last = 0.0
-    try:
-        metadata = pq.read_metadata(path)
-    except pa.ArrowException:  # who reads the file will say what is wrong with it
-        return float("inf")
-    for group in range(metadata.num_row_groups):
-        steps = metadata.row_group(group).column(0).statistics
-        last = max(last, steps.max if steps is not None and steps.has_min_max else float("inf"))
-    return last
+    def _write_info(self) -> None:
+        self._info_is_due = False
+        try:
+            write_info(self.directory, self.info)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            self._info_is_due = True
+            self._warn(error)
 
-
-def _stays(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bool_]:
-    last: NDArray[np.int64] | int = step
-    if layers and "layer" in rows.column_names:
-        column = rows.unify_dictionaries()["layer"].combine_chunks()
-        names = column.dictionary.to_pylist()
-        last = np.array([layers.get(name, step) for name in names], np.int64)[column.indices]
-    return rows["step"].to_numpy() <= last
-
-
-def _keep(path: Path, folder: Path) -> None:
-    """Keep a file that will be replaced; a second name for it where the file system has them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, folder / path.name)
-    except OSError:
-        shutil.copy2(path, folder / path.name)
+    def _complete_overview(self) -> None:
+        # Some at a time: a run that has none yet must not hold up what is being recorded.
+        try:
+            complete(self.directory, finest_level(self.info), most=8)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+        except RunError as error:  # who reads the file that is damaged will say so
+            _log.info("trustlens: the overview of '%s' is not complete (%s)", self.directory, error)
 
 
 def _claim(directory: Path) -> RunLock:

@@ -1,0 +1,209 @@
+"""Reading a run's layers in buckets of steps: a bounded amount, however long the run is.
+
+What there is comes from the coarsest level of the overview that is fine enough; the newest part of
+it, which has no such buckets yet, from finer ones, and what is not sealed from the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trustlens.store.buckets import Buckets, singles
+from trustlens.store.columns import codes, numbers
+from trustlens.store.layout import OVERVIEW, SCHEMAS, journal_path
+from trustlens.store.overview import SCHEMA, Piece, kept_in, matched
+from trustlens.store.places import Entry
+from trustlens.store.reader import RunFiles, read_journal
+from trustlens.store.selection import Rows
+
+_FINER: Final = 2
+"""Buckets are read up to so many times as fine as asked for: powers of 4 come nearest so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coarse:
+    """One quantity in b buckets of ``width`` steps, of n layers.
+
+    Attributes
+    ----------
+    steps : int64 (b,)
+        The first step of each bucket.
+    width : int
+        Steps of a bucket.
+    rows, finite : int64 (b, n)
+        How many rows have the quantity, and how many of these a finite value.
+    mean : float64 (b, n)
+        Of the finite values; NaN where there is none.
+    low, high : float64 (b, n), optional
+        The least and the greatest of them, if they were asked for.
+    """
+
+    steps: NDArray[np.int64]
+    width: int
+    rows: NDArray[np.int64]
+    finite: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64] | None
+    high: NDArray[np.float64] | None
+
+
+def read_coarse(
+    files: RunFiles,
+    quantity: str,
+    layers: Sequence[str],
+    span: tuple[int, int],
+    points: int,
+    *,
+    extremes: bool = True,
+) -> Coarse:
+    """Read one quantity from one step to another in at most ``points`` buckets.
+
+    Parameters
+    ----------
+    files : RunFiles
+        The run's.
+    quantity : str
+        A recorded quantity.
+    layers : sequence of str
+        The layers wanted, in the order of the columns.
+    span : (int, int)
+        The first and the last step wanted. The buckets that they lie in are whole.
+    points : int
+        Buckets wanted; there are no fewer than half as many where the overview is that fine.
+    extremes : bool
+        Whether ``low`` and ``high`` are wanted.
+
+    Raises
+    ------
+    RunError
+        A file is damaged; the message names it.
+    """
+    return files.consistently(
+        lambda: _read(files, quantity, layers, span, points, extremes=extremes)
+    )
+
+
+def _read(
+    files: RunFiles,
+    quantity: str,
+    layers: Sequence[str],
+    span: tuple[int, int],
+    points: int,
+    *,
+    extremes: bool,
+) -> Coarse:
+    # The overview is listed before what it is made of: what is sealed meanwhile is not lacking.
+    pieces = _pieces(files)
+    width, level = _width({piece.level for piece in pieces}, span, points)
+    grid = _Grid(span, width, layers, extremes=extremes)
+    sealed, journalled = files.numbers("layers")
+    named = {"layer": frozenset(layers)}
+    rows = Rows(grid.first, grid.last, texts=named)
+    buckets = Rows(grid.first, grid.last, texts={"quantity": (quantity,), **named})
+    columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
+    for found in _cover(pieces, sealed, level):
+        if isinstance(found, Piece):
+            folder = f"{OVERVIEW}/{found.level}"
+            part = files.read_file(folder, pieces[found], SCHEMA, columns, buckets)
+            if part is not None:
+                grid.add(part, kept_in(part))
+        else:
+            schema = SCHEMAS["layers"]
+            wanted = ["layer", "step", quantity]
+            part = files.read_file("layers", sealed[found], schema, wanted, rows)
+            if part is not None:
+                grid.add(part, singles(part[quantity]))
+    for number in sorted(journalled):
+        part = rows.of(read_journal(journal_path(files.directory, "layers", number), "layers"))
+        grid.add(part, singles(part[quantity]))
+    return grid.result()
+
+
+def _pieces(files: RunFiles) -> dict[Piece, Entry]:
+    levels = [entry.name for entry in files.listed(OVERVIEW) if entry.name.isdecimal()]
+    return {
+        piece: entry
+        for level in levels
+        for piece, entry in matched(int(level), files.listed(f"{OVERVIEW}/{level}"))
+    }
+
+
+def _width(levels: Collection[int], span: tuple[int, int], points: int) -> tuple[int, int]:
+    """Return how many steps a bucket is to have, and the level of the overview to make it of."""
+    steps = span[1] - span[0] + 1
+    few = [k for k in levels if steps <= _FINER * points << 2 * k]
+    level = min(few, default=max(levels, default=0))
+    return max(1, -(-steps // (points << 2 * level))) << 2 * level, level
+
+
+def _cover(pieces: Collection[Piece], sealed: Collection[int], level: int) -> Iterator[Piece | int]:
+    """Yield files that have every row once: of the level or finer ones, else sealed files."""
+    best: dict[int, Piece] = {}
+    for piece in sorted(piece for piece in pieces if piece.level <= level):
+        best[piece.first] = piece  # the coarsest, and of these the largest
+    number, end = 0, max(sealed, default=-1) + 1
+    while number < end:
+        piece = best.get(number)
+        if piece is not None:
+            yield piece
+            number = piece.last + 1
+        else:
+            if number in sealed:
+                yield number
+            number += 1
+
+
+class _Grid:
+    """Buckets × layers, to which what is read is added."""
+
+    def __init__(
+        self, span: tuple[int, int], width: int, layers: Sequence[str], *, extremes: bool
+    ) -> None:
+        begin, end = (span[0] - 1) // width, (span[1] - 1) // width + 1
+        self.first, self.last = begin * width + 1, end * width
+        self._width = width
+        self._shape = (end - begin, len(layers))
+        self._places = {name: place for place, name in enumerate(layers)}
+        size = (end - begin) * len(layers)
+        self._rows, self._finite, self._total = np.zeros((3, size))
+        self._low = np.full(size, np.inf) if extremes else None
+        self._high = np.full(size, -np.inf) if extremes else None
+
+    def add(self, part: pa.Table, kept: Buckets) -> None:
+        """Add what is kept of rows of these steps and layers."""
+        layer, names = codes(part["layer"])
+        places = [self._places.get(name, 0) for name in names]
+        column = np.array(places, np.int64)[layer]
+        at = (numbers(part["step"]) - self.first) // self._width * self._shape[1] + column
+        size = len(self._rows)
+        self._rows += np.bincount(at, kept.rows, size)
+        self._finite += np.bincount(at, kept.finite, size)
+        self._total += np.bincount(at, kept.total, size)
+        if self._low is not None and self._high is not None:
+            np.minimum.at(self._low, at, kept.low)
+            np.maximum.at(self._high, at, kept.high)
+
+    def result(self) -> Coarse:
+        """Return what was added, as one."""
+        none = self._finite == 0
+        with np.errstate(invalid="ignore"):
+            mean = self._total / self._finite
+
+        def extreme(values: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+            return None if values is None else np.where(none, np.nan, values).reshape(self._shape)
+
+        return Coarse(
+            np.arange(self._shape[0], dtype=np.int64) * self._width + self.first,
+            self._width,
+            self._rows.astype(np.int64).reshape(self._shape),
+            self._finite.astype(np.int64).reshape(self._shape),
+            mean.reshape(self._shape),
+            extreme(self._low),
+            extreme(self._high),
+        )
