@@ -223,6 +223,7 @@ def writing(asked: argparse.Namespace) -> Found:
         **spread("mb_s", [count * LAYERS * ROW_BYTES / 1e6 / each for each in whole]),
         "beside": beside,
         "memory_steps": memory["steps"],
+        "longest_ms": round(memory["longest"] * 1e3, 1),
         **{
             f"{name}_mib": round(memory[name] / 2**20, 1)
             for name in ("before", "early", "late", "early_peak", "late_peak")

@@ -203,7 +203,7 @@ def _polars(rows: Any, folder: Path) -> None:
 
 
 FORMATS: dict[str, Format] = {
-    "trustlens": Format("RunWriter, flushed every 64 steps", 10_000, _trustlens),
+    "trustlens": Format("RunWriter with its overview, flushed every 64 steps", 10_000, _trustlens),
     "TensorBoard": Format("SummaryWriter.add_scalar", 100, _tensorboard, _scalars),
     "CSV": Format("pyarrow's, every 64 steps", 1_000, _csv, _texts),
     "JSONL": Format("json.dumps of each row", 200, _json_lines, lambda rows: rows.to_pylist()),

@@ -85,6 +85,7 @@ ROWS = (
         "of its time it waits for the lock, or a core", "", of_loop("writer", "waits_percent"), "%"
     ),
     Row("as much as it does alone", "", of_loop("alone", "waits_percent"), "%"),
+    Row("the longest append in 100,000 steps", "", of_writing("longest_ms"), "ms"),
     Row("memory of a process that wrote 1,000 steps", "", of_writing("early_peak_mib"), "MiB"),
     Row("that wrote 100,000", "the same", of_writing("late_peak_mib"), "MiB"),
 )

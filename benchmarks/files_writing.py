@@ -6,7 +6,7 @@ import contextlib
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,8 @@ def steps(run: str, count: int) -> dict[str, Any]:
     return {"steps": count, "plain": plain, "sealing": sealing, "of_a_batch": FLUSH}
 
 
-def endless(run: Path, count: int) -> Iterator[pa.Table]:
-    """Yield batches of a run's first steps, over and over, numbered on."""
-    known = list(batches(slice_of(run, 1, 16 * FLUSH)))
+def endless(known: Sequence[pa.Table], count: int) -> Iterator[pa.Table]:
+    """Yield batches over and over, numbered on, until there are so many steps."""
     layers = known[0].num_rows // FLUSH
     done = 0
     while done < count:
@@ -79,17 +78,22 @@ def settled() -> int:
 
 
 def held(run: str, early: int = EARLY, late: int = LATE) -> dict[str, Any]:
-    """Write so many steps; return the process's memory after the early ones and after the last."""
+    """Write so many steps; return the process's memory after the early ones and after the last.
+
+    And the seconds that the longest append took, in which the writer's thread takes nothing else.
+    """
     source = Path(run)
     info = read_info(source)
-    found: dict[str, int] = {}
+    known, found = list(batches(slice_of(source, 1, 16 * FLUSH))), dict[str, int]()
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
         writer = RunWriter(Path(folder) / "run", info)
         bar = tqdm(total=late, desc="memory", unit="step", leave=False, delay=2)
-        done, before = 0, settled()
-        for batch in endless(source, late):
+        done, longest, before = 0, 0.0, settled()
+        for batch in endless(known, late):
+            began = time.perf_counter()
             writer.append("layers", batch)
             writer.flush()
+            longest = max(longest, time.perf_counter() - began)
             done += batch.num_rows // len(info.layers)
             bar.update(batch.num_rows // len(info.layers))
             if done >= early and "early" not in found:
@@ -98,4 +102,10 @@ def held(run: str, early: int = EARLY, late: int = LATE) -> dict[str, Any]:
         found |= {"late": memory("VmRSS"), "late_peak": memory("VmHWM")}
         writer.close(info)
         written = size(Path(folder))
-    return {"before": before, **found, "steps": [early, late], "bytes": written}
+    return {
+        "before": before,
+        **found,
+        "steps": [early, late],
+        "longest": longest,
+        "bytes": written,
+    }

@@ -264,7 +264,8 @@ def test_what_a_fresh_process_says_comes_back(suite: Any) -> None:
 
 
 def test_steps_are_written_over_and_over_and_numbered_on(suite: Any, run: Path) -> None:
-    batches = list(suite.writing.endless(run, 1030))
+    known = list(suite.formats.batches(suite.formats.slice_of(run, 1, STEPS)))
+    batches = list(suite.writing.endless(known, 1030))
     steps = np.concatenate([batch["step"].to_numpy() for batch in batches])
     assert steps.tolist() == np.repeat(np.arange(1, 1031), LAYERS).tolist()
     norms = np.concatenate([batch["grad_norm"].to_numpy() for batch in batches])
@@ -279,6 +280,7 @@ def test_what_writing_costs_is_told(suite: Any, run: Path) -> None:
     held = suite.files.fresh("files_writing", "held", run=str(run), early=64, late=400)
     assert 0 < held["early"] <= held["early_peak"] <= held["late_peak"]
     assert held["steps"] == [64, 400]
+    assert held["longest"] > 0
 
 
 def test_the_writer_beside_the_loop_writes_what_was_recorded(
@@ -321,7 +323,7 @@ def test_the_script_leaves_its_file_and_prints_its_tables(
     )
     assert result["versions"]["pyarrow"] == pa.__version__
     printed = capsys.readouterr().out
-    assert "| **trustlens**: RunWriter, flushed every 64 steps |" in printed
+    assert "| **trustlens**: RunWriter with its overview, flushed every 64 steps |" in printed
     assert "| all layers in about 400 buckets of steps | ≤ 10 ms | not measured |" in printed
 
 
