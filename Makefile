@@ -10,7 +10,7 @@ help:
 	@echo "make demo     train Adam and LAMB on real digits while the dashboard shows them"
 	@echo "make test     check style, types and behaviour (sets itself up)"
 	@echo "make bench    measure what recording costs beside other packages; write the README's tables"
-	@echo "make bench-files   measure a run's files beside other formats and readers: an hour or two, 30 GB"
+	@echo "make bench-files   measure a run's files beside other formats and readers: an hour or two, 20 GB"
 	@echo "make setup    make the environment in $(VENV)"
 	@echo "make clean    remove what was built"
 

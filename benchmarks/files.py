@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,20 +248,30 @@ def tried(measured: Callable[[], Found]) -> Found:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what was asked for, write it, and print it as tables."""
+    """Measure what was asked for, write it and print it as tables; return 1 if a part failed."""
     asked = parsed(arguments)
     asked.runs.mkdir(parents=True, exist_ok=True)
-    found = {part: PARTS[part](asked) for part in asked.only}
     what = f"the files of a run of {LAYERS} layers × {asked.steps:,} steps × {len(RECORDED)} values"
-    result = {"case": "files", "what": what, "layers": LAYERS, "steps": asked.steps}
-    result |= {**described(asked.rounds, PACKAGES), **found}
-    asked.to.mkdir(parents=True, exist_ok=True)
-    path = asked.to / "files.json"
+    result: Found = {"case": "files", "what": what, "layers": LAYERS, "steps": asked.steps}
+    result |= described(asked.rounds, PACKAGES)
+    failed = False
+    for part in asked.only:
+        result[part] = tried(partial(PARTS[part], asked))
+        keep(result, asked.to)  # what was measured stays, should the next part be broken off
+        if "why" in result[part]:
+            print(f"{part}: {result[part]['why']}", file=sys.stderr)
+            failed = True
+    print(files_table.block(result))
+    return 1 if failed else 0
+
+
+def keep(result: Found, folder: Path) -> None:
+    """Write the result's file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "files.json"
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     path.with_suffix(".tmp").write_text(text + "\n", encoding="utf-8")
     path.with_suffix(".tmp").replace(path)
-    print(files_table.block(result))
-    return 0
 
 
 if __name__ == "__main__":

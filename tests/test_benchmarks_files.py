@@ -327,6 +327,24 @@ def test_the_script_leaves_its_file_and_prints_its_tables(
     assert "| all layers in about 400 buckets of steps | ≤ 10 ms | not measured |" in printed
 
 
+def test_a_part_that_fails_is_told_and_the_others_stay(
+    suite: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    def fails(asked: Any) -> dict[str, Any]:
+        raise RuntimeError("it broke")
+
+    monkeypatch.setitem(suite.files.PARTS, "sizes", fails)
+    monkeypatch.setitem(suite.files.PARTS, "writing", lambda asked: {"step_us": 12.5})
+    asked = ["--runs", str(tmp_path), "--to", str(tmp_path), "--only", "sizes", "writing"]
+    assert suite.files.main(asked) == 1
+    told = capsys.readouterr()
+    assert told.err == "sizes: it broke\n"
+    assert "| a step of 300 layers, 64 together | ≤ 30 µs | 12.5 µs |" in told.out
+    result = json.loads((tmp_path / "files.json").read_text(encoding="utf-8"))
+    assert result["sizes"] == {"why": "it broke"}
+    assert result["writing"] == {"step_us": 12.5}
+
+
 def test_the_readme_says_what_was_measured(suite: Any) -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     again = suite.table.replaced(readme, suite.table.read())
