@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trustlens.analysis.run import Run, find_runs
+from trustlens.analysis.finding import find_runs
+from trustlens.analysis.run import Run
 from trustlens.errors import TrustlensError
 from trustlens.store.layout import RUN_FILE
 

@@ -57,6 +57,8 @@ ORDER = (
     "trustlens.recording.clock",
     "trustlens.recording.output",
     "trustlens.recording.recorder",
+    "trustlens.analysis.finding",
+    "trustlens.analysis.names",
     "trustlens.analysis.rows",
     "trustlens.analysis.run",
     "trustlens.analysis.variants",

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trustlens import export, figures, optim
-    from trustlens.analysis.run import Run, find_runs, open_run, quantity
+    from trustlens.analysis.finding import find_runs
+    from trustlens.analysis.names import quantity
+    from trustlens.analysis.run import Run, open_run
     from trustlens.errors import TrustlensError
     from trustlens.recording.recorder import Recorder, record
 
@@ -38,9 +40,9 @@ _HOMES = {
     "record": "trustlens.recording.recorder",
     "Run": "trustlens.analysis.run",
     "open_run": "trustlens.analysis.run",
-    "find_runs": "trustlens.analysis.run",
+    "find_runs": "trustlens.analysis.finding",
     "TrustlensError": "trustlens.errors",
-    "quantity": "trustlens.analysis.run",
+    "quantity": "trustlens.analysis.names",
 }
 
 

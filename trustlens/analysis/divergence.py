@@ -17,6 +17,9 @@
    the score last rose above a half. Blame goes to that onset: alarms that overlap in time are
    one event, events are ranked by the worst score in them, layers within one by their onset.
 
+A long run, whose rows are too many to be read, is judged likewise by the largest values of up to
+2,048 stretches of steps in place of steps; an onset is then the first step of a stretch.
+
 What it cannot see: a layer that was wrong from its first steps on, since it has no other past,
 and what leaves the norms as they are, as a gradient of the wrong sign does.
 """
@@ -44,6 +47,7 @@ FALL: Final = np.log(1000.0)
 FALL_STEPS: Final = 10
 GROWTH: Final = np.log(6.0)
 SAMPLES: Final = 128  # of the past that a baseline is taken from
+STRETCHES: Final = 2048  # of steps, in which a long run is judged
 CALM: Final = 10  # quiet recorded steps after which an alarm is over
 Z90: Final = 1.2816  # the 90 % point of the normal distribution
 
@@ -138,6 +142,8 @@ def _frame(findings: list[tuple[int, str, str, float, str]]) -> pd.DataFrame:
 
 
 def _read(run: Run) -> _Rows:
+    if run.is_long:
+        return _read_largest(run)
     table = run.layers(NEEDED)
     steps, row = np.unique(table["step"].to_numpy(), return_inverse=True)
     column = table["layer"].cat.codes.to_numpy()
@@ -146,6 +152,17 @@ def _read(run: Run) -> _Rows:
         values[name] = np.full((len(steps), len(run.layer_names)), np.nan)
         values[name][row, column] = table[name].to_numpy(np.float64)
     return _Rows(steps, run.layer_names, values)
+
+
+def _read_largest(run: Run) -> _Rows:
+    """Read the largest values of stretches of steps, each by the name of its first step."""
+    read = {name: run.overview(name, STRETCHES) for name in NEEDED}
+    some = np.logical_or.reduce([each.rows.any(axis=1) for each in read.values()])
+    values: dict[str, Array] = {}
+    for name, each in read.items():
+        largest = each.mean if each.high is None else each.high
+        values[name] = np.where(each.finite < each.rows, np.inf, largest)[some]
+    return _Rows(next(iter(read.values())).steps[some], run.layer_names, values)
 
 
 def _upward(rows: _Rows) -> list[_Signal]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from trustlens.errors import UsageError
+from trustlens.schema import Columns
+from trustlens.store.coarse import Coarse
 from trustlens.store.selection import Rows
 
 StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
@@ -43,4 +45,34 @@ def steps_by_layers(rows: pd.DataFrame, values: NDArray[np.float64]) -> pd.DataF
         table,
         index=pd.Index(numbers, name="step"),
         columns=pd.Index(list(layers.categories), name="layer", dtype=object),
+    )
+
+
+def derived(
+    compute: Callable[[Columns], NDArray[np.float64]],
+    needs: Mapping[str, Coarse],
+    sizes: NDArray[np.float64],
+) -> Coarse:
+    """Return a derived quantity in buckets from what it is computed of.
+
+    ``sizes`` has the layers' elements, float64 of shape (layers,).
+
+    Its extremes are known where it is computed of one quantity only, in whose sense it grows.
+    """
+    first, *more = needs.values()
+
+    def computed(of: Callable[[Coarse], Any]) -> NDArray[np.float64]:
+        columns = {name: of(each) for name, each in needs.items()}
+        with np.errstate(all="ignore"):  # 0/0 of a layer of zeros is NaN: not known
+            return compute({**columns, "size": sizes})
+
+    one = not more and first.low is not None
+    return Coarse(
+        first.steps,
+        first.width,
+        np.minimum.reduce([each.rows for each in needs.values()]),
+        np.minimum.reduce([each.finite for each in needs.values()]),
+        computed(lambda each: each.mean),
+        computed(lambda each: each.low) if one else None,
+        computed(lambda each: each.high) if one else None,
     )

@@ -16,10 +16,12 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trustlens.analysis.rows import StepSelection, rows_of, steps_by_layers
+from trustlens.analysis.names import family_of, quantity
+from trustlens.analysis.rows import StepSelection, derived, rows_of, steps_by_layers
 from trustlens.errors import RunError, UsageError
-from trustlens.schema import QUANTITIES, RECORDED, Quantity
-from trustlens.store.layout import RUN_FILE, OptimizerInfo, RunInfo, read_info
+from trustlens.schema import QUANTITIES, RECORDED
+from trustlens.store.coarse import Coarse, read_coarse
+from trustlens.store.layout import RUN_FILE, RunInfo, read_info
 from trustlens.store.lock import is_held
 from trustlens.store.missing import missing
 from trustlens.store.reader import RunFiles, fingerprint, last_written
@@ -34,40 +36,10 @@ SILENCE: Final = 120.0
 """Seconds without a write after which a run that was never closed counts as interrupted, where it
 cannot be told whether the process that records it is there."""
 
+LONG: Final = 8
+"""Sealed files, of 131,072 rows or so each, beyond which a run is long."""
+
 _NAMED: Final = 20  # layers named in a message
-
-FAMILIES: Final = {
-    "Adam": "Adam",
-    "AdamW": "AdamW",
-    "SGD": "SGD",
-    "Lamb": "LAMB",
-    "LAMB": "LAMB",
-    "Lars": "LARS",
-    "LARS": "LARS",
-}
-"""How an optimizer's class is called in the field, where the run does not say it."""
-
-
-def family_of(optimizer: OptimizerInfo) -> str:
-    """Return what the field calls an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class."""
-    name = optimizer.name.rpartition(".")[2]
-    return optimizer.family or FAMILIES.get(name, name)
-
-
-def quantity(name: str) -> Quantity:
-    """Return the quantity of that name.
-
-    Raises
-    ------
-    UsageError
-        There is none of that name; the message lists those there are.
-    """
-    try:
-        return QUANTITIES[name]
-    except KeyError:
-        raise UsageError(
-            f"'{name}' is not a quantity; choose one of: {', '.join(QUANTITIES)}"
-        ) from None
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -95,35 +67,6 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     for sentence in run.missing():
         _log.warning("trustlens: '%s': %s", run.path, sentence)
     return run
-
-
-def find_runs(root: str | os.PathLike[str]) -> list[Path]:
-    """Return the directories that hold a run, ``root`` itself or below it, sorted by path.
-
-    Raises
-    ------
-    UsageError
-        There is no such directory, or it cannot be read.
-    """
-    top = Path(root)
-    try:
-        os.scandir(top).close()  # since os.walk passes over what it cannot read
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            what = "does not exist"
-        elif isinstance(error, NotADirectoryError):
-            what = "is not a directory"
-        else:
-            what = f"cannot be read ({error.strerror})"
-        raise UsageError(f"'{top}' {what}; give a directory that holds runs") from None
-    found: list[Path] = []
-    for folder, subfolders, files in os.walk(top):
-        if RUN_FILE in files:
-            found.append(Path(folder))
-            subfolders.clear()  # a run holds no runs
-        else:
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-    return sorted(found)
 
 
 class Run:
@@ -208,9 +151,9 @@ class Run:
         span = self.files.span("steps")
         return 0 if span is None else span[1]
 
-    def recorded_steps(self) -> NDArray[np.int64]:
+    def recorded_steps(self, steps: StepSelection = None) -> NDArray[np.int64]:
         """Return the steps that have rows in ``layers``, ascending, int64 of shape (steps,)."""
-        return np.unique(self.files.read("layers", ["step"])["step"].to_numpy())
+        return np.unique(self.files.read("layers", ["step"], rows_of(steps))["step"].to_numpy())
 
     def layers(
         self,
@@ -284,6 +227,64 @@ class Run:
         """
         rows = self.layers([name], steps=steps)
         return steps_by_layers(rows, rows[name].to_numpy(np.float64))
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its views are read from its overview, since it has too many rows for others."""
+        return len(self.files.numbers("layers")[0]) > LONG
+
+    def overview(
+        self,
+        name: str,
+        points: int = 400,
+        *,
+        layers: Sequence[str] | None = None,
+        steps: tuple[int, int] | None = None,
+        extremes: bool = True,
+    ) -> Coarse:
+        """Return one quantity in buckets of steps; quick, however long the run is.
+
+        Parameters
+        ----------
+        name : str
+            A recorded or derived quantity. A derived one is computed from the means of a bucket.
+        points : int
+            Buckets at most; there are no fewer than half as many, unless each has no more than 64
+            recorded steps.
+        layers : sequence of str, optional
+            Names of layers; all if not given.
+        steps : (int, int), optional
+            The first and the last step; all if not given.
+        extremes : bool
+            Whether the least and the greatest value of each bucket are wanted. They are None of
+            quantities that are derived from two others.
+
+        Returns
+        -------
+        Coarse
+            Arrays of shape (buckets, layers), the layers in the order asked for.
+
+        Raises
+        ------
+        UsageError
+            A name is not a quantity, or not a layer of this run; or fewer than one point.
+        """
+        asked = quantity(name)
+        if points < 1:
+            raise UsageError(f"{points} points cannot be shown; show at least 1")
+        self._texts(layers)
+        names = list(self.layer_names if layers is None else layers)
+        span = steps or self.files.span("layers") or (1, 1)
+
+        def read(need: str) -> Coarse:
+            return read_coarse(self.files, need, names, span, points, extremes=extremes)
+
+        if asked.compute is None:
+            return read(name)
+        size = {layer.name: float(layer.size) for layer in self.info.layers}
+        sizes = np.array([size[layer] for layer in names])
+        needs = [need for need in asked.needs if need in QUANTITIES]
+        return derived(asked.compute, {need: read(need) for need in needs}, sizes)
 
     def trust_ratio(
         self, variant: str = "article", *, steps: StepSelection = None, **options: Any

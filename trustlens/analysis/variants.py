@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trustlens.analysis.names import family_of
 from trustlens.analysis.rows import StepSelection, steps_by_layers
-from trustlens.analysis.run import Run, family_of
+from trustlens.analysis.run import Run
 from trustlens.errors import UsageError
 from trustlens.ratios import LAMB_DEFAULTS, LAMB_VARIANTS, check_option, lamb_ratio
 from trustlens.store.layout import OptimizerInfo

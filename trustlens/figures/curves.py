@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trustlens.analysis.names import quantity as quantity_named
 from trustlens.analysis.run import Run
-from trustlens.analysis.run import quantity as quantity_named
 from trustlens.bins import Scale, axis_edges, on_axis, ticks
 from trustlens.errors import UsageError
 from trustlens.figures.panels import Panel, caption, panels, step_ticks
@@ -26,6 +26,7 @@ from trustlens.figures.theme import (
 )
 from trustlens.figures.values import View, run_list, view_range
 from trustlens.schema import Quantity
+from trustlens.store.coarse import Coarse
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -122,7 +123,7 @@ def curves_data(
     """
     chosen = run_list(runs)
     colors = assign_colors(chosen)
-    found = _metrics(chosen, names) if layer is None else _quantities(chosen, layer, names)
+    found = _metrics(chosen, names) if layer is None else _quantities(chosen, layer, names, points)
     drawn: list[CurvePanel] = []
     for name, series in found.items():
         quantity = None if layer is None else quantity_named(name)
@@ -165,18 +166,33 @@ def _metrics(runs: list[Run], names: Sequence[str] | None) -> dict[str, list[_Se
 
 
 def _quantities(
-    runs: list[Run], layer: str, names: Sequence[str] | None
+    runs: list[Run], layer: str, names: Sequence[str] | None, points: int
 ) -> dict[str, list[_Series]]:
     wanted = list(LAYER_QUANTITIES if names is None else names)
     if not any(layer in run.layer_names for run in runs):
         runs[0].layers(wanted, layers=[layer], steps=[])  # raises: it knows the names to offer
     found: dict[str, list[_Series]] = {name: [] for name in wanted}
     for run in runs:
-        frame = run.layers(wanted, layers=[layer] if layer in run.layer_names else [])
+        layers = [layer] if layer in run.layer_names else []
+        if run.is_long and layers:
+            for name in wanted:
+                found[name].append(_extremes(run.overview(name, points // 2, layers=layers)))
+            continue
+        frame = run.layers(wanted, layers=layers)
         for name in wanted:
             values = frame[name].to_numpy(np.float64)
             found[name].append(_Series(frame["step"].to_numpy(np.int64), values))
     return found
+
+
+def _extremes(read: Coarse) -> _Series:
+    """Return the least and the greatest value of each bucket, and NaN where one is not finite."""
+    rows, finite = read.rows[:, 0], read.finite[:, 0]
+    ends = [read.mean if end is None else end for end in (read.low, read.high)]
+    values = np.hstack([*ends, np.full_like(read.mean, np.nan)])
+    there = np.stack([rows > 0, rows > 0, finite < rows], axis=1)
+    steps = read.steps[:, None] + np.array([0, read.width // 2, read.width - 1])
+    return _Series(steps[there], values[there])
 
 
 def _scale(values: Sequence[NDArray[np.float64]], quantity: Quantity | None, scale: str) -> Scale:

@@ -24,7 +24,7 @@ from trustlens.figures.theme import (
     plain,
     theme_of,
 )
-from trustlens.figures.values import nearest_steps, read_values
+from trustlens.figures.values import read_sample, span_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -174,12 +174,10 @@ def _betas(run: Run, optimizer: int, group: int) -> list[float]:
 
 
 def _recorded(run: Run, used: _Used, count: int) -> Recorded | None:
-    steps = run.recorded_steps()
-    steps = steps[steps <= count]
-    if not len(steps):
+    first, last = span_of([run])
+    if not 0 < first <= count:
         return None
-    chosen = nearest_steps(steps, int(steps[0]), int(steps[-1]), _POINTS)
-    read = read_values(run, f"debias{used.place + 1}", chosen)
+    read = read_sample(run, f"debias{used.place + 1}", _POINTS, (first, min(last, count)))
     values = read.values[:, list(used.layers)]
     some = np.isfinite(values).any(axis=1)
     if not some.any():

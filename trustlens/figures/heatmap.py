@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trustlens.analysis.names import quantity as quantity_named
 from trustlens.analysis.run import Run
-from trustlens.analysis.run import quantity as quantity_named
 from trustlens.bins import Scale, axis_edges, on_axis, ticks
 from trustlens.figures.panels import quantity_axis, sentence_case, step_ticks
 from trustlens.figures.theme import (
@@ -26,8 +26,8 @@ from trustlens.figures.theme import (
 from trustlens.figures.values import (
     View,
     choose_scale,
-    nearest_steps,
-    read_values,
+    read_sample,
+    span_of,
     view_range,
     why_empty,
 )
@@ -64,6 +64,8 @@ class HeatmapData:
         where all values lie on one side.
     below, above : int
         How many values lie beyond ``low`` and ``high``.
+    width : int
+        1, or how many steps each value is the mean of; ``steps`` names the first.
     note : str
         Why there is nothing to draw; empty if there is something.
     """
@@ -79,6 +81,7 @@ class HeatmapData:
     center: float | None
     below: int
     above: int
+    width: int
     note: str
 
 
@@ -99,7 +102,7 @@ def heatmap_data(
         A recorded or derived quantity.
     columns : int
         Steps to show: those recorded nearest to an even division of the time, first and last
-        included.
+        included; of a long run the means of as many stretches of steps, or of half as many.
     scale : "auto", "log" or "linear"
         Of the colours; ``"auto"`` is the scale that the quantity reads best on.
     view : "robust", "full" or (low, high)
@@ -111,9 +114,7 @@ def heatmap_data(
         No such quantity, scale or view, or fewer than one column.
     """
     measured = quantity_named(quantity)
-    recorded = run.recorded_steps()
-    first, last = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, 0)
-    read = read_values(run, quantity, nearest_steps(recorded, first, last, columns))
+    read = read_sample(run, quantity, columns, span_of([run]))
     axis = choose_scale(scale, measured, [read.values])
     low, high = view_range([read.values], axis, view) or (0.1, 10.0)
     low, high = (float(edge) for edge in axis_edges(low, high, 1, axis))
@@ -132,6 +133,7 @@ def heatmap_data(
         center=center,
         below=int((read.values < low).sum()),
         above=int((read.values > high).sum()),
+        width=read.width,
         note=why_empty(run, read, measured),
     )
 
@@ -194,6 +196,8 @@ def heatmap(
 
 def _extent(data: HeatmapData) -> str:
     steps = "one step" if len(data.steps) == 1 else f"{len(data.steps)} steps"
+    if data.width > 1:
+        steps = f"{len(data.steps)} means of {data.width:,} steps"
     layers = "1 layer" if len(data.layers) == 1 else f"{len(data.layers)} layers"
     parts = [f"{layers} × {steps}"]
     parts += [

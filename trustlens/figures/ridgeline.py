@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trustlens.analysis.names import quantity as quantity_named
 from trustlens.analysis.run import Run
-from trustlens.analysis.run import quantity as quantity_named
 from trustlens.bins import Scale, axis_edges, number, on_axis
 from trustlens.errors import UsageError
 from trustlens.figures.ridgeline_3d import draw_3d
@@ -21,9 +21,9 @@ from trustlens.figures.values import (
     LayerValues,
     View,
     choose_scale,
-    nearest_steps,
-    read_values,
+    read_sample,
     run_list,
+    span_of,
     view_range,
     why_empty,
 )
@@ -60,6 +60,8 @@ class RunRidges:
         On a log axis 0 and negative values are below.
     layers : int
         How many layers the run has.
+    width : int
+        1, or how many steps each ridge has the means of; ``steps`` names the first.
     note : str
         Why there is nothing to draw; empty if there is something.
     """
@@ -73,6 +75,7 @@ class RunRidges:
     above: NDArray[np.int64]
     nonfinite: NDArray[np.int64]
     layers: int
+    width: int
     note: str
 
 
@@ -232,7 +235,8 @@ def ridgeline_data(
         A recorded or derived quantity.
     ridges : int
         Steps to show: those recorded nearest to an even division of the time of all the runs,
-        each run's first and last included.
+        each run's first and last included; of a long run the means of as many stretches of steps,
+        or of half as many.
     buckets : int
         Buckets of the axis.
     scale : "auto", "log" or "linear"
@@ -253,13 +257,8 @@ def ridgeline_data(
     measured = quantity_named(quantity)
     if buckets < 1:
         raise UsageError(f"{buckets} buckets cannot be drawn; take at least 1")
-    recorded = [run.recorded_steps() for run in chosen]
-    first = min((int(steps[0]) for steps in recorded if len(steps)), default=0)
-    last = max((int(steps[-1]) for steps in recorded if len(steps)), default=0)
-    read = [
-        read_values(run, quantity, nearest_steps(steps, first, last, ridges))
-        for run, steps in zip(chosen, recorded, strict=True)
-    ]
+    span = span_of(chosen)
+    read = [read_sample(run, quantity, ridges, span) for run in chosen]
     axis = choose_scale(scale, measured, [part.values for part in read])
     edges = _edges([part.values for part in read], axis, view, buckets)
     parts = zip(chosen, assign_colors(chosen), read, strict=True)
@@ -308,6 +307,7 @@ def _ridges(
         above=(share > 1).sum(axis=1),
         nonfinite=read.nonfinite.sum(axis=1),
         layers=len(run.layer_names),
+        width=read.width,
         note=why_empty(run, read, quantity),
     )
 

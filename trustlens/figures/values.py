@@ -29,11 +29,14 @@ class LayerValues:
         NaN where there is no finite value.
     nonfinite : bool array of shape (steps, layers)
         Where a value was recorded that is infinite or NaN; not where there is none.
+    width : int
+        1, or of how many steps, the first of which is named, each value is the mean.
     """
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
     nonfinite: NDArray[np.bool_]
+    width: int = 1
 
 
 def run_list(runs: Run | Sequence[Run]) -> list[Run]:
@@ -42,6 +45,35 @@ def run_list(runs: Run | Sequence[Run]) -> list[Run]:
     if not chosen:
         raise UsageError("no run was given; give a run or a list of runs")
     return chosen
+
+
+def span_of(runs: Sequence[Run]) -> tuple[int, int]:
+    """Return the first and the last recorded step of all the runs; 0 and 0 if there is none."""
+    spans = [span for run in runs if (span := run.files.span("layers")) is not None]
+    if not spans:
+        return 0, 0
+    return min(first for first, _ in spans), max(last for _, last in spans)
+
+
+def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> LayerValues:
+    """Read one quantity at ``count`` steps at most, evenly from a first step to a last one.
+
+    Those recorded nearest to an even division, the run's first and last among them; of a long run
+    the means of as many stretches, or of half as many at the least.
+
+    Raises
+    ------
+    UsageError
+        Fewer than one step.
+    """
+    if count < 1:
+        raise UsageError(f"{count} steps cannot be shown; show at least 1")
+    if not run.is_long:
+        return read_values(run, quantity, nearest_steps(run.recorded_steps(), *span, count))
+    read = run.overview(quantity, count, steps=span, extremes=False)
+    some = read.rows.any(axis=1)
+    nonfinite = (read.finite < read.rows)[some]
+    return LayerValues(read.steps[some], read.mean[some], nonfinite, read.width)
 
 
 def read_values(run: Run, quantity: str, steps: NDArray[np.int64]) -> LayerValues:
