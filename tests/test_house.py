@@ -34,6 +34,7 @@ ORDER = (
     "trustlens.store.sealed",
     "trustlens.store.buckets",
     "trustlens.store.overview",
+    "trustlens.store.overview_writer",
     "trustlens.store.repair",
     "trustlens.store.missing",
     "trustlens.store.rewind",

@@ -100,8 +100,8 @@ def _read(
 ) -> Coarse:
     # The overview is listed before what it is made of: what is sealed meanwhile is not lacking.
     pieces = _pieces(files)
-    width, level = _width({piece.level for piece in pieces}, span, points)
-    grid = _Grid(span, width, layers, extremes=extremes)
+    level, begin, width = _divided({piece.level for piece in pieces}, span, points)
+    grid = _Grid(begin, span[1], width, layers, extremes=extremes)
     sealed, journalled = files.numbers("layers")
     named = {"layer": frozenset(layers)}
     rows = Rows(grid.first, grid.last, texts=named)
@@ -110,7 +110,7 @@ def _read(
     for found in _cover(pieces, sealed, level):
         if isinstance(found, Piece):
             folder = f"{OVERVIEW}/{found.level}"
-            part = files.read_file(folder, pieces[found], SCHEMA, columns, buckets)
+            part = files.read_file(folder, pieces[found], SCHEMA, columns, buckets, remember=True)
             if part is not None:
                 grid.add(part, kept_in(part))
         else:
@@ -134,12 +134,16 @@ def _pieces(files: RunFiles) -> dict[Piece, Entry]:
     }
 
 
-def _width(levels: Collection[int], span: tuple[int, int], points: int) -> tuple[int, int]:
-    """Return how many steps a bucket is to have, and the level of the overview to make it of."""
-    steps = span[1] - span[0] + 1
-    few = [k for k in levels if steps <= _FINER * points << 2 * k]
+def _divided(levels: Collection[int], span: tuple[int, int], points: int) -> tuple[int, int, int]:
+    """Return the level of the overview to read, and from where on how wide buckets are to be."""
+
+    def units(level: int) -> int:
+        return ((span[1] - 1) >> 2 * level) - ((span[0] - 1) >> 2 * level) + 1
+
+    few = [level for level in levels if units(level) <= _FINER * points]
     level = min(few, default=max(levels, default=0))
-    return max(1, -(-steps // (points << 2 * level))) << 2 * level, level
+    begin = ((span[0] - 1) >> 2 * level << 2 * level) + 1
+    return level, begin, -(-units(level) // points) << 2 * level
 
 
 def _cover(pieces: Collection[Piece], sealed: Collection[int], level: int) -> Iterator[Piece | int]:
@@ -163,14 +167,14 @@ class _Grid:
     """Buckets × layers, to which what is read is added."""
 
     def __init__(
-        self, span: tuple[int, int], width: int, layers: Sequence[str], *, extremes: bool
+        self, first: int, last: int, width: int, layers: Sequence[str], *, extremes: bool
     ) -> None:
-        begin, end = (span[0] - 1) // width, (span[1] - 1) // width + 1
-        self.first, self.last = begin * width + 1, end * width
+        buckets = (last - first) // width + 1
+        self.first, self.last = first, first + buckets * width - 1
         self._width = width
-        self._shape = (end - begin, len(layers))
+        self._shape = (buckets, len(layers))
         self._places = {name: place for place, name in enumerate(layers)}
-        size = (end - begin) * len(layers)
+        size = buckets * len(layers)
         self._rows, self._finite, self._total = np.zeros((3, size))
         self._low = np.full(size, np.inf) if extremes else None
         self._high = np.full(size, -np.inf) if extremes else None

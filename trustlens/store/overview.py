@@ -6,19 +6,18 @@
 
 One row for each quantity, layer and bucket that has a value; the bucket of a step is
 (step − 1) // 4^k. On the finest level each sealed file has one such file, on each coarser level
-four times as many sealed files share one, so that all are of much the same size; four neighbours
-of a level are joined into one now and then, so that they stay few. A bucket that two sealed files
-share has a row in each of their files: whoever reads adds them up.
+four times as many sealed files share one, so that all are of much the same size; sixteen of a
+level are joined into one in time, so that they stay few. A bucket that two sealed files share has
+a row in each of their files: whoever reads adds them up.
 
-All of it follows from the sealed files. What is missing is made when one is sealed next, by
-``repair`` or by the close; where it is missing, a reader takes the sealed files themselves.
+All of it follows from the sealed files. Where it is missing, a reader takes these themselves.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,17 +30,14 @@ from numpy.typing import NDArray
 from trustlens.schema import RECORDED
 from trustlens.store.buckets import Buckets, buckets_of, starts_of
 from trustlens.store.columns import codes, column, dictionary, no_rows, numbers
-from trustlens.store.layout import OVERVIEW, RunInfo, sealed_path, written_whole
+from trustlens.store.layout import OVERVIEW, RunInfo, written_whole
 from trustlens.store.places import Entry, Place, entries
-from trustlens.store.reader import journal_numbers, read_sealed, sealed_numbers
 
 FINEST: Final = 3
 """Exponent of the finest buckets where every step is recorded: 64 recorded steps."""
 
 _GROUP_ROWS: Final = 32_768
 """Rows of a row group at most: who reads one layer in fine buckets need not read them all."""
-
-_JOINS: Final = 3  # times that four neighbours of a level become one: at most 64 of the smallest
 
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
 SCHEMA: Final = pa.schema(
@@ -86,9 +82,10 @@ class Piece:
 
 
 def finest_level(info: RunInfo) -> int:
-    """Return the exponent of a run's finest buckets, which hold at least 16 recorded steps."""
-    every = max(1, int(info.recorder.get("every", 1)))
-    return FINEST + (every - 1).bit_length() // 2
+    """Return the exponent of a run's finest buckets, which hold 64 to 256 recorded steps."""
+    every = info.recorder.get("every", 1)
+    recorded = max(1, every) if isinstance(every, int) else 1
+    return FINEST + ((recorded - 1).bit_length() + 1) // 2
 
 
 def pieces(directory: Place) -> list[Piece]:
@@ -109,45 +106,6 @@ def matched(level: int, found: Sequence[Entry]) -> Iterator[tuple[Piece, Entry]]
             yield Piece(level, *map(int, match.groups())), entry
 
 
-def complete(directory: Path, finest: int, *, most: int | None = None) -> None:
-    """Make what is missing of a run's overview; who calls has the run's lock.
-
-    Parameters
-    ----------
-    directory : Path
-        The run.
-    finest : int
-        The exponent of the finest buckets, unless the run has an overview already.
-    most : int, optional
-        How many sealed files to read for it at most; all that are not in it if not given.
-
-    Raises
-    ------
-    OSError
-        There is no room for it, or it cannot be written.
-    RunError
-        A file cannot be read.
-    """
-    there = pieces(directory)
-    finest = min((piece.level for piece in there), default=finest)
-    sealed = sealed_numbers(directory, "layers")
-    unsealed = journal_numbers(directory, "layers") - sealed
-    whole = min(unsealed, default=max(sealed, default=-1) + 1)  # all before it are sealed
-    missing = sorted(n for n in sealed if n < whole and not _covers(there, finest, n))
-    for number in missing[:most]:
-        rows = read_sealed(sealed_path(directory, "layers", number), "layers")
-        there.append(_write(directory, Piece(finest, number, number), of_rows(rows, finest)))
-    coarser = [finest + n for n in range(1, 32) if 4**n <= whole]
-    for level in coarser:
-        size = 4 ** (level - finest)
-        for first in range(_covered_to(there, level), whole - size + 1, size):
-            piece = Piece(level, first, first + size - 1)
-            if not _covers(there, level, first):
-                there += _made_of(directory, there, piece, level - 1)
-    for level in (finest, *coarser):
-        _join(directory, there, level, 4 ** (level - finest))
-
-
 def forget(directory: Path, number: int) -> None:
     """Take away what was made of the sealed file of that number, and of those behind it."""
     for piece in pieces(directory):
@@ -156,51 +114,8 @@ def forget(directory: Path, number: int) -> None:
                 piece.path(directory).unlink()
 
 
-def _covers(there: Sequence[Piece], level: int, number: int) -> bool:
-    return any(p.level == level and p.first <= number <= p.last for p in there)
-
-
-def _covered_to(there: Sequence[Piece], level: int) -> int:
-    """Return the number of the first sealed file that is not in a level."""
-    end = 0
-    for piece in sorted(piece for piece in there if piece.level == level):
-        if piece.first > end:
-            break
-        end = max(end, piece.last + 1)
-    return end
-
-
-def _join(directory: Path, there: list[Piece], level: int, smallest: int) -> None:
-    """Have four neighbours of a level be one file, and four of those."""
-    for size in [smallest * 4**times for times in range(1, _JOINS + 1)]:
-        small = {p.first // size for p in there if p.level == level and p.count < size}
-        for first in [place * size for place in sorted(small)]:
-            piece = Piece(level, first, first + size - 1)
-            parts = _within(there, piece, level)
-            made = _made_of(directory, there, piece, level)
-            there += made
-            for part in parts if made else ():
-                there.remove(part)
-                with suppress(FileNotFoundError):
-                    part.path(directory).unlink()
-
-
-def _within(there: Sequence[Piece], piece: Piece, level: int) -> list[Piece]:
-    return sorted(
-        p for p in there if p.level == level and piece.first <= p.first and p.last <= piece.last
-    )
-
-
-def _made_of(directory: Path, there: Sequence[Piece], piece: Piece, level: int) -> list[Piece]:
-    """Make a file of those of a level; return it, or nothing where those do not cover it."""
-    parts = _within(there, piece, level)
-    if not parts or sum(part.count for part in parts) < piece.count:
-        return []
-    rows = [pq.ParquetFile(part.path(directory)).read().cast(SCHEMA) for part in parts]
-    return [_write(directory, piece, merged(pa.concat_tables(rows), piece.level))]
-
-
-def _write(directory: Path, piece: Piece, rows: pa.Table) -> Piece:
+def write_piece(directory: Path, piece: Piece, by_quantity: Iterable[pa.Table]) -> None:
+    """Write a file of the overview, of the rows of one quantity after another."""
     path = piece.path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     floats = dict.fromkeys(("min", "mean", "max"), "BYTE_STREAM_SPLIT")
@@ -210,51 +125,66 @@ def _write(directory: Path, piece: Piece, rows: pa.Table) -> Piece:
         "compression_level": 3,
         "use_dictionary": ["quantity", "layer"],
         "column_encoding": {**floats, **integers},
+        "write_statistics": ["quantity", "layer", "step"],
     }
-    starts = starts_of(codes(rows["quantity"])[0])
-    ends = [*starts[1:].tolist(), rows.num_rows]
     with (
         written_whole(path) as temporary,
         pq.ParquetWriter(temporary, SCHEMA, **options) as writer,
     ):
-        for start, end in zip(starts.tolist(), ends, strict=False):  # none has two quantities
-            writer.write_table(rows.slice(start, end - start), row_group_size=_GROUP_ROWS)
-    return piece
+        for rows in by_quantity:  # no row group has two
+            if rows.num_rows:
+                writer.write_table(rows, row_group_size=_GROUP_ROWS)
 
 
-def of_rows(rows: pa.Table, level: int) -> pa.Table:
-    """Return the buckets of 4^level steps of rows that are sorted by layer and step."""
+def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
+    """Yield the rows of each quantity in files of the overview, file after file."""
+    with ExitStack() as opened:
+        files = [opened.enter_context(pq.ParquetFile(piece.path(directory))) for piece in given]
+        groups = [_groups(file.metadata) for file in files]
+        for name in RECORDED:
+            found = [
+                file.read_row_groups(places[name], use_threads=False).cast(SCHEMA)
+                for file, places in zip(files, groups, strict=True)
+                if name in places
+            ]
+            yield pa.concat_tables([no_rows(SCHEMA), *found])
+
+
+def _groups(metadata: pq.FileMetaData) -> dict[str, list[int]]:
+    """Return the places of each quantity's row groups."""
+    found: dict[str, list[int]] = {}
+    for place in range(metadata.num_row_groups):
+        quantity = metadata.row_group(place).column(0).statistics
+        found.setdefault(quantity.min if quantity is not None else "", []).append(place)
+    return found
+
+
+def of_rows(rows: pa.Table, level: int) -> Iterator[pa.Table]:
+    """Yield the buckets of 4^level steps of each quantity, of rows sorted by layer and step."""
     layer, names = codes(rows["layer"])
     bucket = bucket_of(rows["step"], level)
     starts = starts_of(layer, bucket)
     layer, bucket = layer[starts], bucket[starts]
-    parts = [no_rows(SCHEMA)]
-    for place, name in enumerate(RECORDED):
+    for name in RECORDED:
         made = buckets_of(rows[name], starts)
         there = made.rows > 0
-        quantity = np.full(np.count_nonzero(there), place, np.int32)
-        parts.append(
-            _table(
-                dictionary(quantity, RECORDED),
-                dictionary(layer[there], names),
-                bucket[there],
-                level,
-                made.at(there),
-            )
-        )
-    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+        names_there = dictionary(layer[there], names)
+        yield _table(name, names_there, bucket[there], level, made.at(there))
 
 
 def merged(rows: pa.Table, level: int) -> pa.Table:
-    """Return buckets joined into those of 4^level steps, sorted by quantity, layer and step."""
-    (quantity, quantities), (layer, names) = codes(rows["quantity"]), codes(rows["layer"])
-    alphabetic = np.argsort(np.argsort(np.array(names, np.str_)))[layer]
+    """Return one quantity's buckets joined into those of 4^level steps, by layer and step."""
+    if not rows.num_rows:
+        return rows
+    layer, names = codes(rows["layer"])
+    alphabetic = np.argsort(np.argsort(np.array(names, np.str_)))
     bucket = bucket_of(rows["step"], level)
-    order = np.lexsort((bucket, alphabetic, quantity))
-    quantity, layer, bucket = quantity[order], layer[order], bucket[order]
-    starts = starts_of(quantity, layer, bucket)
+    # Stable, since that is quick where some pieces lie in order one behind the other, as here.
+    order = np.argsort(alphabetic[layer] * (bucket.max() + 1) + bucket, kind="stable")
+    layer, bucket = layer[order], bucket[order]
+    starts = starts_of(layer, bucket)
     return _table(
-        dictionary(quantity[starts], quantities),
+        rows["quantity"][0].as_py(),
         dictionary(layer[starts], names),
         bucket[starts],
         level,
@@ -287,13 +217,13 @@ def kept_in(rows: pa.Table) -> Buckets:
 
 
 def _table(
-    quantity: pa.Array, layer: pa.Array, bucket: NDArray[np.int64], level: int, kept: Buckets
+    quantity: str, layer: pa.Array, bucket: NDArray[np.int64], level: int, kept: Buckets
 ) -> pa.Table:
     none = kept.finite == 0
     values = (kept.low, kept.mean, kept.high)
     return pa.Table.from_arrays(
         [
-            quantity,
+            dictionary(np.zeros(len(layer), np.int32), [quantity]),
             layer,
             column((bucket << (2 * level)) + 1, pa.int64()),
             column(kept.rows.astype(np.int32), pa.int32()),

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
 _TEXTS: Final = ("layer", "name", "quantity")  # columns of names
 
 _FOOTERS: Final = 128  # kept in memory, of about 100 KB each
+
+_MEMORY: Final = 1 << 26
+"""Bytes of what is remembered of a run's overview."""
 
 _SETTLED: Final = 1_000_000_000
 """Nanoseconds after which a folder that has not changed since is not listed again: file systems
@@ -67,6 +70,10 @@ class _Footer:
     groups: tuple[_Group, ...]
 
 
+_Part: TypeAlias = tuple[str, Entry, tuple[str, ...], tuple[int, ...]]
+"""A folder, a file in it, and which columns and row groups of it."""
+
+
 class RunFiles:
     """The files of a run, for reading; what it learns of those that do not change it remembers.
 
@@ -81,6 +88,8 @@ class RunFiles:
         self._listed: dict[str, tuple[int, list[Entry]]] = {}
         self._numbered: dict[str, tuple[list[Entry], dict[int, Entry]]] = {}
         self._footers: OrderedDict[tuple[str, Entry], _Footer] = OrderedDict()
+        self._tables: OrderedDict[_Part, pa.Table] = OrderedDict()
+        self._remembered = 0  # bytes of them
         self._spans: dict[tuple[str, Entry], tuple[int, int]] = {}
 
     def read(self, table: str, columns: Sequence[str] | None = None, rows: Rows = ALL) -> pa.Table:
@@ -166,9 +175,18 @@ class RunFiles:
         return known
 
     def read_file(
-        self, folder: str, entry: Entry, schema: pa.Schema, columns: Sequence[str], rows: Rows
+        self,
+        folder: str,
+        entry: Entry,
+        schema: pa.Schema,
+        columns: Sequence[str],
+        rows: Rows,
+        *,
+        remember: bool = False,
     ) -> pa.Table | None:
         """Return rows of one Parquet file in a folder of the run; None if it has no such rows.
+
+        What is to be remembered need not be read and unpacked again, until there is too much of it.
 
         Raises
         ------
@@ -188,17 +206,34 @@ class RunFiles:
         for name in rows.texts:
             if all(group.all_have(name) for group in groups):
                 rows = rows.whatever(name)  # the text that is asked for
-        path = self.directory / folder / entry.name
-        places = [group.place for group in groups]
-        needed = list(dict.fromkeys((*columns, *rows.needs)))
-        typed = pa.schema([schema.field(name) for name in needed])
+        needed = tuple(dict.fromkeys((*columns, *rows.needs)))
+        key = (folder, entry, needed, tuple(group.place for group in groups))
+        table = self._tables.get(key)
+        if table is None:
+            table = self._unpacked(key, schema)
+            if remember:
+                self._remember(key, table)
+        else:
+            self._tables.move_to_end(key)
+        return rows.of(table).select(list(columns))
+
+    def _unpacked(self, key: _Part, schema: pa.Schema) -> pa.Table:
+        folder, entry, columns, groups = key
+        path, metadata = self.directory / folder / entry.name, self.footer(folder, entry).metadata
+        typed = pa.schema([schema.field(name) for name in columns])
 
         def read() -> pa.Table:
             with open_input(path, entry) as file:
-                opened = pq.ParquetFile(file, metadata=footer.metadata)
-                return opened.read_row_groups(places, needed, use_threads=False).cast(typed)
+                opened = pq.ParquetFile(file, metadata=metadata)
+                return opened.read_row_groups(groups, columns, use_threads=False).cast(typed)
 
-        return rows.of(_readable(path, read)).select(list(columns))
+        return _readable(path, read)
+
+    def _remember(self, key: _Part, table: pa.Table) -> None:
+        self._tables[key] = table
+        self._remembered += table.nbytes
+        while self._remembered > _MEMORY:
+            self._remembered -= self._tables.popitem(last=False)[1].nbytes
 
     def _span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
         """Return the first and the last step of a Parquet file; None if it has no rows."""

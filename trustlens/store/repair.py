@@ -18,7 +18,8 @@ from trustlens.store.layout import (
     write_info,
 )
 from trustlens.store.lock import RunLock
-from trustlens.store.overview import complete, finest_level
+from trustlens.store.overview import finest_level, forget
+from trustlens.store.overview_writer import OverviewWriter
 from trustlens.store.reader import journal_numbers, read_whole, sealed_numbers
 from trustlens.store.sealed import write_sealed
 
@@ -67,7 +68,10 @@ def repair(directory: Path) -> list[Left]:
     try:
         clear_unfinished(directory)
         found = [left for table in TABLES if (left := seal_left(directory, table)).is_something]
-        complete(directory, finest_level(info))
+        overview = OverviewWriter(directory, finest_level(info))
+        if not overview.complete():  # some of what it is made of was taken away
+            forget(directory, 0)
+            overview.complete()
         with suppress(OSError):  # not there, or what is no journal lies in it
             (directory / JOURNAL).rmdir()
         if found:

@@ -58,8 +58,8 @@ class TableWriter:
         seal_left(directory, name)
         self._number = next_number(directory, name)
 
-    def append(self, rows: pa.Table) -> bool:
-        """Append rows to the journal; return whether they, and those before, are sealed now.
+    def append(self, rows: pa.Table) -> dict[int, pa.Table]:
+        """Append rows to the journal; return what was sealed by that, if anything, by number.
 
         Raises
         ------
@@ -67,13 +67,13 @@ class TableWriter:
             They are not in it; what was appended before is as it was.
         """
         if rows.num_rows == 0:
-            return False
+            return {}
         self._journal(rows)
         self._batches.append(rows)
         self._rows += rows.num_rows
         self._bytes += rows.nbytes
         if self._rows < self._segment_rows and self._bytes < SEGMENT_BYTES:
-            return False
+            return {}
         return self._sealed()
 
     def flush(self, *, sync: bool) -> None:
@@ -163,25 +163,24 @@ class TableWriter:
         self._file = self._stream = None
         self._batches, self._rows, self._bytes = [], 0, 0
 
-    def _sealed(self) -> bool:
+    def _sealed(self) -> dict[int, pa.Table]:
         """Seal the rows if there is room; if not they stay in their journal until there is."""
         try:
             if self._left:
                 seal_left(self._directory, self._name, before=self._number)
                 self._left = False
-            self._seal()
+            return self._seal()
         except OSError as error:
             if self._file is not None:
                 self._file.close()
             self._leave()
             if not is_no_room(error):
                 raise
-            return False
-        return True
+            return {}
 
-    def _seal(self) -> None:
+    def _seal(self) -> dict[int, pa.Table]:
         rows = pa.concat_tables(self._batches) if self._batches else no_rows(SCHEMAS[self._name])
-        write_sealed(self._path(self._number), self._name, rows)
+        sealed = {self._number: write_sealed(self._path(self._number), self._name, rows)}
         if self._file is not None:
             # Its rows are sealed: a full disk, or a reader that holds it open, does no harm now.
             with suppress(OSError):
@@ -189,3 +188,4 @@ class TableWriter:
                 self._journal_path.unlink()
         self._number += 1
         self._begin_anew()
+        return sealed

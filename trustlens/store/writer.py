@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Final
 
 import pyarrow as pa
@@ -25,7 +26,8 @@ from trustlens.store.layout import (
 )
 from trustlens.store.lock import RunLock
 from trustlens.store.missing import GAPS, joined_gaps
-from trustlens.store.overview import complete, finest_level
+from trustlens.store.overview import finest_level
+from trustlens.store.overview_writer import OverviewWriter
 from trustlens.store.precision import rounded
 from trustlens.store.repair import clear_unfinished
 from trustlens.store.table import TableWriter, is_no_room
@@ -91,6 +93,7 @@ class RunWriter:
                 clear_unfinished(directory)
                 self.info = resume(read_info(directory))
             write_info(directory, self.info)
+            self._overview = OverviewWriter(directory, finest_level(self.info))
             rows = SEGMENT_ROWS if segment_rows is None else segment_rows
             self._tables = {name: TableWriter(directory, name, rows) for name in TABLES}
         except OSError as error:
@@ -120,7 +123,7 @@ class RunWriter:
         if table in self._gaps and rows.num_rows:
             self._note_gap(self._gaps.pop(table))
         if sealed and table == "layers":
-            self._complete_overview()
+            self._complete_overview(sealed)
 
     def change_info(self, change: Callable[[RunInfo], RunInfo]) -> None:
         """Have ``run.json`` say what ``change`` makes of what it says; safe from any thread.
@@ -240,10 +243,10 @@ class RunWriter:
             self._info_is_due = True
             self._warn(error)
 
-    def _complete_overview(self) -> None:
+    def _complete_overview(self, sealed: Mapping[int, pa.Table] = MappingProxyType({})) -> None:
         # Some at a time: a run that has none yet must not hold up what is being recorded.
         try:
-            complete(self.directory, finest_level(self.info), most=8)
+            self._overview.complete(most=8, sealed_now=sealed)
         except OSError as error:
             if not is_no_room(error):
                 raise

@@ -1,0 +1,206 @@
+"""The overview: every bucket is what the rows say, after whatever happened to the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import layers_table, make_run, run_info, steps_table, synthetic_values
+
+import trustlens
+from trustlens.schema import QUANTITIES
+from trustlens.store.coarse import Coarse, read_coarse
+from trustlens.store.layout import RunInfo
+from trustlens.store.overview import finest_level, pieces
+from trustlens.store.overview_writer import OverviewWriter
+from trustlens.store.reader import RunFiles, read_table, sealed_numbers
+from trustlens.store.repair import repair
+from trustlens.store.writer import RunWriter
+
+LAYERS = ["b", "a", "c"]
+
+
+def record(
+    directory: Path, steps: np.ndarray, *, segment: int = 90, close: bool = True, every: int = 1
+) -> RunWriter:
+    """Write a run of three layers in many sealed files, with values that are awkward in places."""
+    info = run_info(layers=LAYERS)
+    info = RunInfo(info.name, info.created, layers=info.layers, recorder={"every": every})
+    writer = RunWriter(directory, info, segment_rows=segment)
+    values = synthetic_values(len(steps), len(LAYERS), seed=3)
+    values["weight_norm"][7::50, 1] = np.nan
+    values["weight_norm"][9::70] = np.inf
+    values["grad_norm"][20:400, 2] = np.nan
+    values["zero_grad"][:] = np.arange(len(steps))[:, None]
+    del values["surprise"]
+    for begin in range(0, len(steps), 10):
+        part = slice(begin, begin + 10)
+        rows = {name: each[part] for name, each in values.items()}
+        writer.append("layers", layers_table(steps[part], LAYERS, rows))
+        writer.append("steps", steps_table(steps[part]))
+    writer.flush()
+    if close:
+        writer.close(writer.info)
+    return writer
+
+
+def hold_to_rows(directory: Path, quantity: str, points: int, span: tuple[int, int]) -> Coarse:
+    """Compare what is read in buckets with what the rows themselves give, in float64."""
+    found = read_coarse(RunFiles(directory), quantity, LAYERS, span, points)
+    assert len(found.steps) <= points
+    assert found.steps[0] <= span[0]
+    assert found.steps[-1] <= span[1] < found.steps[-1] + found.width
+    values, there = matrix(directory, quantity, int(found.steps[-1] + found.width))
+    for i, begin in enumerate(found.steps):
+        inside = slice(begin, begin + found.width)
+        finite = there[inside] & np.isfinite(values[inside])
+        assert found.rows[i].tolist() == there[inside].sum(axis=0).tolist()
+        assert found.finite[i].tolist() == finite.sum(axis=0).tolist()
+        some = finite.any(axis=0)
+        each = [values[inside][finite[:, j], j] for j in np.flatnonzero(some)]
+        assert found.low is not None
+        assert found.high is not None
+        for got, of in ((found.low, np.min), (found.mean, np.mean), (found.high, np.max)):
+            assert np.isnan(got[i]).tolist() == (~some).tolist()
+            np.testing.assert_allclose(got[i, some], [of(part) for part in each], rtol=3e-7)
+    return found
+
+
+def matrix(directory: Path, quantity: str, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows as float64 of shape (end, layers), and where one has a value."""
+    table = read_table(directory, "layers", ["step", "layer", quantity])
+    step = np.array(table["step"])
+    column = np.array([LAYERS.index(name) for name in table["layer"].to_pylist()], int)
+    values, there = np.zeros((end, len(LAYERS))), np.zeros((end, len(LAYERS)), bool)
+    inside = step < end
+    values[step[inside], column[inside]] = np.array(table[quantity], np.float64)[inside]
+    there[step[inside], column[inside]] = np.array(table[quantity].is_valid())[inside]
+    return values, there
+
+
+def hold_to_each_level(directory: Path, last: int) -> None:
+    for points in (1, 2, 5, 40):
+        hold_to_rows(directory, "weight_norm", points, (1, last))
+    hold_to_rows(directory, "weight_norm", 7, (last // 3, last // 2))
+
+
+@pytest.mark.parametrize("close", [True, False])
+@pytest.mark.parametrize("quantity", ["weight_norm", "grad_norm", "surprise", "zero_grad"])
+def test_buckets_are_what_the_rows_say(tmp_path: Path, quantity: str, close: bool) -> None:
+    writer = record(tmp_path, np.arange(1, 2101), close=close)
+    assert {piece.level for piece in pieces(tmp_path)} == {3, 4, 5, 6}
+    widths = {hold_to_rows(tmp_path, quantity, n, (1, 2100)).width for n in (1, 2, 9, 33, 300)}
+    assert widths == {64, 256, 2048, 4096}
+    hold_to_rows(tmp_path, quantity, 6, (600, 1000))
+    hold_to_rows(tmp_path, quantity, 6, (2000, 5000))
+    del writer
+
+
+def test_each_level_has_every_sealed_file_once_in_few_files(tmp_path: Path) -> None:
+    record(tmp_path, np.arange(1, 3001))
+    count = len(sealed_numbers(tmp_path, "layers"))
+    assert count == 100
+    levels: dict[int, list[int]] = {}
+    for piece in pieces(tmp_path):
+        levels.setdefault(piece.level, []).extend(range(piece.first, piece.last + 1))
+    assert {k: sorted(numbers) for k, numbers in levels.items()} == {
+        3: list(range(100)),
+        4: list(range(100)),
+        5: list(range(96)),
+        6: list(range(64)),
+    }
+    assert len(pieces(tmp_path)) == 10 + 10 + 6 + 1  # 6 × 16 + 4, 64 + 9 × 4, 6 × 16, 64
+
+
+def test_an_extreme_of_one_step_is_in_every_level(tmp_path: Path) -> None:
+    steps = 2000
+    values = synthetic_values(steps, 2)["grad_norm"]
+    values[1234, 1] = 7e8
+    path = make_run(tmp_path / "run", layers=["a", "b"], steps=steps, values={"grad_norm": values})
+    run = trustlens.open_run(path)
+    for points in (1, 3, 10, 30, 500):
+        read = run.overview("grad_norm", points)
+        bucket = (1235 - read.steps[0]) // read.width
+        assert read.high is not None
+        assert read.high[bucket, 1] == np.float32(7e8)
+        assert (read.high[:, 0] < 1e4).all()
+
+
+def test_what_is_missing_is_made_and_what_is_not_made_is_read_from_the_rows(
+    tmp_path: Path,
+) -> None:
+    record(tmp_path, np.arange(1, 2101))
+    whole = {piece: piece.path(tmp_path).read_bytes() for piece in pieces(tmp_path)}
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        for piece in list(whole):
+            if rng.random() < 0.4:
+                piece.path(tmp_path).unlink(missing_ok=True)
+        hold_to_each_level(tmp_path, 2100)
+        OverviewWriter(tmp_path, 3).complete()
+        hold_to_each_level(tmp_path, 2100)
+    for piece in pieces(tmp_path)[1:]:
+        piece.path(tmp_path).unlink()
+    hold_to_each_level(tmp_path, 2100)
+    repair(tmp_path)
+    assert {piece: piece.path(tmp_path).read_bytes() for piece in pieces(tmp_path)} == whole
+
+
+def test_a_rewind_takes_its_rows_out_of_every_level(tmp_path: Path) -> None:
+    record(tmp_path, np.arange(1, 2101))
+    writer = RunWriter(tmp_path, run_info(), resume=lambda info: info, segment_rows=90)
+    writer.rewind(1500, {"a": 1490})
+    hold_to_each_level(tmp_path, 2100)
+    steps = np.arange(1501, 1801)
+    values = {"weight_norm": np.full((len(steps), 3), 5.0)}
+    for begin in range(0, len(steps), 10):
+        rows = {"weight_norm": values["weight_norm"][begin : begin + 10]}
+        writer.append("layers", layers_table(steps[begin : begin + 10], LAYERS, rows))
+    writer.flush()
+    hold_to_each_level(tmp_path, 1800)
+    writer.close(writer.info)
+    hold_to_each_level(tmp_path, 1800)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 100), st.integers(1, 400), st.integers(20, 200), st.integers(1, 50))
+def test_any_length_and_interval_is_held(
+    tmp_path_factory: pytest.TempPathFactory, every: int, count: int, segment: int, points: int
+) -> None:
+    directory = tmp_path_factory.mktemp("run") / "run"
+    steps = np.arange(count) * every + 1
+    record(directory, steps, segment=segment, every=every)
+    assert len(pieces(directory)) > 0
+    hold_to_rows(directory, "weight_norm", points, (1, int(steps[-1])))
+
+
+@pytest.mark.parametrize(
+    ("every", "level"), [(1, 3), (2, 4), (4, 4), (5, 5), (16, 5), (17, 6), (64, 6), (1000, 8)]
+)
+def test_the_finest_buckets_hold_64_to_256_recorded_steps(every: int, level: int) -> None:
+    info = RunInfo("run", "", recorder={"every": every})
+    assert finest_level(info) == level
+    assert 64 <= 4**level / every <= 256
+
+
+def test_derived_quantities_in_buckets(tmp_path: Path) -> None:
+    run = trustlens.open_run(make_run(tmp_path / "run", layers=3, steps=300))
+    norm, weight = run.overview("update_norm", 4), run.overview("weight_norm", 4)
+    rms, ratio = run.overview("update_rms", 4), run.overview("update_ratio", 4)
+    assert norm.low is not None
+    np.testing.assert_allclose(rms.low, norm.low / 10)  # 100 elements a layer
+    np.testing.assert_allclose(rms.mean, norm.mean / 10)
+    np.testing.assert_allclose(ratio.mean, norm.mean / weight.mean)
+    assert ratio.low is None
+    assert ratio.high is None
+    assert QUANTITIES["update_ratio"].derived
+
+
+def test_files_of_another_kind_in_the_overview_are_passed_over(tmp_path: Path) -> None:
+    record(tmp_path, np.arange(1, 501))
+    (tmp_path / "overview" / "notes.txt").write_text("mine")
+    (tmp_path / "overview" / "3" / "notes.parquet").write_text("mine")
+    hold_to_each_level(tmp_path, 500)
