@@ -90,12 +90,12 @@ def hold_to_each_level(directory: Path, last: int) -> None:
 @pytest.mark.parametrize("close", [True, False])
 @pytest.mark.parametrize("quantity", ["weight_norm", "grad_norm", "surprise", "zero_grad"])
 def test_buckets_are_what_the_rows_say(tmp_path: Path, quantity: str, close: bool) -> None:
-    writer = record(tmp_path, np.arange(1, 2101), close=close)
-    assert {piece.level for piece in pieces(tmp_path)} == {3, 4, 5, 6}
-    widths = {hold_to_rows(tmp_path, quantity, n, (1, 2100)).width for n in (1, 2, 9, 33, 300)}
-    assert widths == {64, 256, 2048, 4096}
-    hold_to_rows(tmp_path, quantity, 6, (600, 1000))
-    hold_to_rows(tmp_path, quantity, 6, (2000, 5000))
+    writer = record(tmp_path, np.arange(1, 701), close=close)
+    assert {piece.level for piece in pieces(tmp_path)} == {3, 4, 5}
+    widths = {hold_to_rows(tmp_path, quantity, n, (1, 700)).width for n in (1, 2, 9, 33, 300)}
+    assert widths == {64, 128, 512, 1024}
+    hold_to_rows(tmp_path, quantity, 6, (200, 350))
+    hold_to_rows(tmp_path, quantity, 6, (650, 1700))
     del writer
 
 
@@ -132,40 +132,40 @@ def test_an_extreme_of_one_step_is_in_every_level(tmp_path: Path) -> None:
 def test_what_is_missing_is_made_and_what_is_not_made_is_read_from_the_rows(
     tmp_path: Path,
 ) -> None:
-    record(tmp_path, np.arange(1, 2101))
+    record(tmp_path, np.arange(1, 701))
     whole = {piece: piece.path(tmp_path).read_bytes() for piece in pieces(tmp_path)}
     rng = np.random.default_rng(1)
-    for _ in range(6):
+    for _ in range(3):
         for piece in list(whole):
             if rng.random() < 0.4:
                 piece.path(tmp_path).unlink(missing_ok=True)
-        hold_to_each_level(tmp_path, 2100)
+        hold_to_each_level(tmp_path, 700)
         OverviewWriter(tmp_path, 3).complete()
-        hold_to_each_level(tmp_path, 2100)
+        hold_to_each_level(tmp_path, 700)
     for piece in pieces(tmp_path)[1:]:
         piece.path(tmp_path).unlink()
-    hold_to_each_level(tmp_path, 2100)
+    hold_to_each_level(tmp_path, 700)
     repair(tmp_path)
     assert {piece: piece.path(tmp_path).read_bytes() for piece in pieces(tmp_path)} == whole
 
 
 def test_a_rewind_takes_its_rows_out_of_every_level(tmp_path: Path) -> None:
-    record(tmp_path, np.arange(1, 2101))
+    record(tmp_path, np.arange(1, 701))
     writer = RunWriter(tmp_path, run_info(), resume=lambda info: info, segment_rows=90)
-    writer.rewind(1500, {"a": 1490})
-    hold_to_each_level(tmp_path, 2100)
-    steps = np.arange(1501, 1801)
+    writer.rewind(500, {"a": 490})
+    hold_to_each_level(tmp_path, 700)
+    steps = np.arange(501, 801)
     values = {"weight_norm": np.full((len(steps), 3), 5.0)}
     for begin in range(0, len(steps), 10):
         rows = {"weight_norm": values["weight_norm"][begin : begin + 10]}
         writer.append("layers", layers_table(steps[begin : begin + 10], LAYERS, rows))
     writer.flush()
-    hold_to_each_level(tmp_path, 1800)
+    hold_to_each_level(tmp_path, 800)
     writer.close(writer.info)
-    hold_to_each_level(tmp_path, 1800)
+    hold_to_each_level(tmp_path, 800)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 100), st.integers(1, 400), st.integers(20, 200), st.integers(1, 50))
 def test_any_length_and_interval_is_held(
     tmp_path_factory: pytest.TempPathFactory, every: int, count: int, segment: int, points: int
