@@ -36,6 +36,8 @@ OVERVIEW: Final = "overview"
 LOCK_FILE: Final = ".lock"
 REPLACED: Final = ".replaced"
 
+_SIZE: Final = 1 << 53  # elements that no layer has
+
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
 _ARROW: Final = {"float": pa.float32(), "int64": pa.int64()}
 
@@ -177,7 +179,7 @@ def read_info(directory: Place) -> RunInfo:
     """
     path = directory / RUN_FILE
     try:
-        raw = json.loads(read_bytes(path).decode())
+        raw = json.loads(read_bytes(path).decode(), parse_int=_number)
     except FileNotFoundError:
         raise RunError(_why_no_run(directory)) from None
     except NotADirectoryError:
@@ -201,11 +203,16 @@ def read_info(directory: Place) -> RunInfo:
         )
     try:
         return _info_from(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(
             f"'{path}' is not a run.json that trustlens understands ({error!r}); "
             "restore it or record anew"
         ) from None
+
+
+def _number(text: str) -> int | float:
+    """Return an integer; a float if it is so large that no size or option of ours can be it."""
+    return int(text) if len(text) < 19 else float(text)
 
 
 def _why_no_run(directory: Place) -> str:
@@ -218,7 +225,7 @@ def _why_no_run(directory: Place) -> str:
 
 
 def _info_from(raw: dict[str, Any]) -> RunInfo:
-    return RunInfo(
+    info = RunInfo(
         name=str(raw["name"]),
         created=str(raw["created"]),
         closed=None if raw.get("closed") is None else str(raw["closed"]),
@@ -246,3 +253,9 @@ def _info_from(raw: dict[str, Any]) -> RunInfo:
         recorder=dict(raw.get("recorder", {})),
         schema_version=int(raw["schema_version"]),
     )
+    names = {layer.name for layer in info.layers}
+    if len(names) < len(info.layers):
+        raise ValueError("two layers have the same name")
+    if any(min(layer.shape, default=0) < 0 or layer.size >= _SIZE for layer in info.layers):
+        raise ValueError("a layer has a shape that no tensor has")
+    return info

@@ -27,9 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from trustlens.errors import RunError
 from trustlens.schema import RECORDED
 from trustlens.store.buckets import Buckets, buckets_of, starts_of
 from trustlens.store.columns import codes, column, dictionary, no_rows, numbers
+from trustlens.store.index import Group, groups_of, read_groups, written
 from trustlens.store.layout import OVERVIEW, RunInfo, written_whole
 from trustlens.store.places import Entry, Place, entries
 
@@ -131,31 +133,45 @@ def write_piece(directory: Path, piece: Piece, by_quantity: Iterable[pa.Table]) 
         written_whole(path) as temporary,
         pq.ParquetWriter(temporary, SCHEMA, **options) as writer,
     ):
+        groups: list[Group] = []
         for rows in by_quantity:  # no row group has two
             if rows.num_rows:
                 writer.write_table(rows, row_group_size=_GROUP_ROWS)
+                groups += groups_of(rows, "quantity", _GROUP_ROWS)
+        writer.add_key_value_metadata(written(groups))
 
 
 def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
-    """Yield the rows of each quantity in files of the overview, file after file."""
+    """Yield the rows of each quantity in files of the overview, file after file.
+
+    Raises
+    ------
+    RunError
+        One of them is damaged.
+    """
     with ExitStack() as opened:
-        files = [opened.enter_context(pq.ParquetFile(piece.path(directory))) for piece in given]
-        groups = [_groups(file.metadata) for file in files]
+        files: list[tuple[pq.ParquetFile, dict[str, list[int]]]] = []
+        for path in [piece.path(directory) for piece in given]:
+            try:
+                file = opened.enter_context(pq.ParquetFile(path))
+            except (pa.ArrowException, OSError) as error:
+                raise RunError(f"'{path}' is damaged ({error}); remove it") from None
+            files.append((file, _places(file.metadata)))
         for name in RECORDED:
             found = [
                 file.read_row_groups(places[name], use_threads=False).cast(SCHEMA)
-                for file, places in zip(files, groups, strict=True)
+                for file, places in files
                 if name in places
             ]
             yield pa.concat_tables([no_rows(SCHEMA), *found])
 
 
-def _groups(metadata: pq.FileMetaData) -> dict[str, list[int]]:
+def _places(metadata: pq.FileMetaData) -> dict[str, list[int]]:
     """Return the places of each quantity's row groups."""
     found: dict[str, list[int]] = {}
-    for place in range(metadata.num_row_groups):
-        quantity = metadata.row_group(place).column(0).statistics
-        found.setdefault(quantity.min if quantity is not None else "", []).append(place)
+    for place, group in enumerate(read_groups(metadata) or ()):
+        if group.texts is not None:
+            found.setdefault(group.texts[0], []).append(place)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from trustlens.errors import RunError
 from trustlens.store.columns import no_rows, numbers
+from trustlens.store.guard import BYTES, check_footer, check_rows, check_stream
+from trustlens.store.index import Group, read_groups
 from trustlens.store.layout import JOURNAL, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.places import Entry, Place, changed, entries, open_input
 from trustlens.store.selection import ALL, Rows
@@ -22,8 +24,6 @@ from trustlens.store.selection import ALL, Rows
 _ATTEMPTS: Final = 20
 _SEALED: Final = re.compile(r"(\d{6,18})\.parquet")
 _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
-
-_TEXTS: Final = ("layer", "name", "quantity")  # columns of names
 
 _FOOTERS: Final = 128  # kept in memory, of about 100 KB each
 
@@ -40,34 +40,11 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """A row group: its first and last step, and first and last texts, as its statistics say."""
-
-    place: int
-    steps: tuple[int, int] | None
-    texts: Mapping[str, tuple[str, str]]
-
-    def may_have(self, rows: Rows) -> bool:
-        """Tell whether it may have such rows."""
-        if self.steps is not None and not rows.may_be_between(*self.steps):
-            return False
-        for name, among in rows.texts.items():
-            told = self.texts.get(name)
-            if told is not None and not any(told[0] <= text <= told[1] for text in among):
-                return False
-        return True
-
-    def all_have(self, name: str) -> bool:
-        """Tell whether all of its rows have the same text."""
-        return name in self.texts and self.texts[name][0] == self.texts[name][1]
-
-
-@dataclass(frozen=True, slots=True)
 class _Footer:
-    """What a sealed file says of itself, and its row groups that are not empty."""
+    """What a Parquet file says of itself; of its row groups perhaps nothing."""
 
     metadata: pq.FileMetaData
-    groups: tuple[_Group, ...]
+    groups: list[Group] | None
 
 
 _Part: TypeAlias = tuple[str, Entry, tuple[str, ...], tuple[int, ...]]
@@ -157,6 +134,11 @@ class RunFiles:
             known = self._numbered[table] = (found, sealed)
         return known[1]
 
+    def last_steps(self, table: str) -> dict[int, int]:
+        """Return the last step of each sealed file of a table that has rows, by number."""
+        spans = {n: self._span_of(table, entry) for n, entry in self._sealed(table).items()}
+        return {number: span[1] for number, span in spans.items() if span is not None}
+
     def span(self, table: str) -> tuple[int, int] | None:
         """Return the first and the last step of a table; None if it has no rows."""
         return self.consistently(lambda: self._span(table))
@@ -200,14 +182,16 @@ class RunFiles:
             if span is None or not rows.may_be_between(*span):
                 return None
         footer = self.footer(folder, entry)
-        groups = [group for group in footer.groups if group.may_have(rows)]
-        if not groups:
+        places = range(footer.metadata.num_row_groups)
+        if footer.groups is not None:
+            places = [i for i, group in enumerate(footer.groups) if group.may_have(rows)]
+            for name in rows.texts:
+                if all(footer.groups[place].all_have(name) for place in places):
+                    rows = rows.whatever(name)  # the text that is asked for
+        if not places:
             return None
-        for name in rows.texts:
-            if all(group.all_have(name) for group in groups):
-                rows = rows.whatever(name)  # the text that is asked for
         needed = tuple(dict.fromkeys((*columns, *rows.needs)))
-        key = (folder, entry, needed, tuple(group.place for group in groups))
+        key = (folder, entry, needed, tuple(places))
         table = self._tables.get(key)
         if table is None:
             table = self._unpacked(key, schema)
@@ -225,7 +209,8 @@ class RunFiles:
         def read() -> pa.Table:
             with open_input(path, entry) as file:
                 opened = pq.ParquetFile(file, metadata=metadata)
-                return opened.read_row_groups(groups, columns, use_threads=False).cast(typed)
+                rows = opened.read_row_groups(groups, columns, use_threads=False)
+                return check_rows(rows, typed)
 
         return _readable(path, read)
 
@@ -240,8 +225,9 @@ class RunFiles:
         known = self._spans.get((folder, entry))
         if known is None:
             groups = self.footer(folder, entry).groups
-            told = [group.steps for group in groups if group.steps is not None]
-            if len(told) < len(groups):
+            if groups is not None:
+                told = [(group.first, group.last) for group in groups]
+            else:
                 step = pa.schema([pa.field("step", pa.int64())])
                 told = [_span_in(self.read_file(folder, entry, step, ["step"], ALL))]
             known = self._spans[folder, entry] = _joined(told)
@@ -295,7 +281,9 @@ def read_sealed(path: Place, table: str) -> pa.Table:
 
     def read() -> pa.Table:
         with open_input(path) as file:
-            return pq.ParquetFile(file).read(SCHEMAS[table].names).cast(SCHEMAS[table])
+            opened = pq.ParquetFile(file)
+            check_footer(opened.metadata)
+            return check_rows(opened.read(SCHEMAS[table].names), SCHEMAS[table])
 
     return _readable(path, read)
 
@@ -308,20 +296,25 @@ def read_journal(path: Place, table: str) -> pa.Table:
 def read_whole(path: Place, table: str) -> tuple[pa.Table, int]:
     """Return the rows of one journal file, and how many bytes of it are no whole batch."""
     schema = SCHEMAS[table]
-    batches: list[pa.Table] = []
-    torn = 0
+    batches = [no_rows(schema)]
     with open_input(path) as file:
         size, whole = file.size(), 0
-        try:
-            reader = pa.ipc.open_stream(file)
-            while True:
-                whole = file.tell()
-                batches.append(pa.Table.from_batches([reader.read_next_batch()]).cast(schema))
-        except StopIteration:
-            pass
-        except (pa.ArrowException, OSError):  # being written, or so left as the process died
-            torn = size - whole
-    return pa.concat_tables([no_rows(schema), *batches]), torn
+        if size > BYTES:
+            return batches[0], size
+        data = file.read_buffer()
+    try:
+        check_stream(data)
+        stream = pa.BufferReader(data)
+        reader = pa.ipc.open_stream(stream)
+        while True:
+            whole = stream.tell()
+            batch = pa.Table.from_batches([reader.read_next_batch()])
+            batches.append(check_rows(batch, schema))
+    except StopIteration:
+        torn = 0
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        torn = size - whole  # being written, or so left as the process died, or none of ours
+    return pa.concat_tables(batches), torn
 
 
 def fingerprint(directory: Place) -> str:
@@ -354,23 +347,8 @@ def _matched(
 def _footer(path: Place, entry: Entry) -> _Footer:
     with open_input(path, entry) as file:
         metadata = pq.read_metadata(file)
-    places = {name: i for i, name in enumerate(metadata.schema.names)}
-    texts = [name for name in _TEXTS if name in places]
-    found: list[_Group] = []
-    for place in range(metadata.num_row_groups):
-        group = metadata.row_group(place)
-        if group.num_rows:
-            ranges = {name: _range(group, places[name]) for name in texts}
-            told = {name: between for name, between in ranges.items() if between is not None}
-            found.append(_Group(place, _range(group, places["step"]), told))
-    return _Footer(metadata, tuple(found))
-
-
-def _range(group: pq.RowGroupMetaData, place: int) -> Any:
-    statistics = group.column(place).statistics
-    if statistics is None or not statistics.has_min_max:
-        return None
-    return statistics.min, statistics.max
+    check_footer(metadata)
+    return _Footer(metadata, read_groups(metadata))
 
 
 def _span_in(rows: pa.Table | None) -> tuple[int, int]:

@@ -9,25 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trustlens.store.columns import codes, column, numbers
 from trustlens.store.reader import read_sealed
 from trustlens.store.sealed import write_sealed
-
-
-def last_step(path: Path) -> float:
-    """Return the last step of a sealed file from its footer; infinite if that does not say."""
-    last = 0.0
-    try:
-        metadata = pq.read_metadata(path)
-    except pa.ArrowException:  # who reads the file will say what is wrong with it
-        return float("inf")
-    for group in range(metadata.num_row_groups):
-        steps = metadata.row_group(group).column(0).statistics
-        last = max(last, steps.max if steps is not None and steps.has_min_max else float("inf"))
-    return last
 
 
 def stays(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bool_]:

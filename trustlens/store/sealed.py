@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trustlens.store.columns import codes, column, numbers
+from trustlens.store.index import groups_of, written
 from trustlens.store.layout import SCHEMAS, written_whole
 
 GROUP_ROWS: Final = 16_384
@@ -22,6 +23,8 @@ def write_sealed(path: Path, name: str, table: pa.Table) -> pa.Table:
     keys = [key for key in ("layer", "name", "quantity") if key in table.column_names]
     table = table.unify_dictionaries().combine_chunks()
     table = table.take(column(_order(table, keys), pa.int64()))
+    groups = groups_of(table, keys[0] if keys else None, GROUP_ROWS)
+    table = table.replace_schema_metadata(written(groups))
     with written_whole(path) as temporary:
         pq.write_table(table, temporary, row_group_size=GROUP_ROWS, **_encoding(name))
     return table
@@ -42,7 +45,7 @@ def _encoding(name: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": 3,
-        "write_statistics": ["step", *dictionaries],  # what readers ask for
+        "write_statistics": ["step", *dictionaries],  # what other readers ask for
     }
     if name == "histograms":
         return options

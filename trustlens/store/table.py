@@ -14,9 +14,9 @@ import pyarrow as pa
 from trustlens.store.columns import no_rows
 from trustlens.store.layout import SCHEMAS, journal_path, sealed_path
 from trustlens.store.overview import forget
-from trustlens.store.reader import next_number, sealed_numbers
+from trustlens.store.reader import RunFiles, next_number, sealed_numbers
 from trustlens.store.repair import seal_left
-from trustlens.store.rewind import keep_rows, last_step, stays
+from trustlens.store.rewind import keep_rows, stays
 from trustlens.store.sealed import write_sealed
 
 SEGMENT_BYTES: Final = 1 << 26
@@ -106,8 +106,8 @@ class TableWriter:
         if self._left:
             seal_left(self._directory, self._name, before=self._number)
             self._left = False
-        numbers = [n for n in sorted(sealed_numbers(self._directory, self._name))
-                   if last_step(self._path(n)) > lowest]  # fmt: skip
+        last = RunFiles(self._directory).last_steps(self._name)
+        numbers = sorted(number for number, step in last.items() if step > lowest)
         if any(not stays(rows, step, layers).all() for rows in self._batches) or (
             numbers and self._rows
         ):
