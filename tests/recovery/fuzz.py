@@ -65,18 +65,18 @@ def make(directory: Path) -> None:
 def readers(run: trustlens.Run) -> list[Callable[[], Any]]:
     return [
         lambda: run.status,
-        lambda: run.missing(),
+        run.missing,
         lambda: run.last_step,
         lambda: run.label,
         lambda: repr(run),
         lambda: run.version,
-        lambda: run.recorded_steps(),
-        lambda: run.layers(),
+        run.recorded_steps,
+        run.layers,
         lambda: run.layers(["update_rms"], layers=["a.bias"], steps=[3, 70]),
         lambda: run.matrix("trust_ratio", steps=slice(20, 40)),
         lambda: run.overview("update_ratio", 3),
-        lambda: run.metrics(),
-        lambda: run.steps(),
+        run.metrics,
+        run.steps,
         lambda: run.histograms("a.weight", "weight"),
     ]
 
@@ -161,7 +161,7 @@ def fuzz(directory: Path, first: int, count: int) -> int:
     whole = {path: path.read_bytes() for path in files}
     wrong = 0
     for seed in range(first, first + count):
-        rng = random.Random(seed)
+        rng = random.Random(seed)  # noqa: S311
         path = rng.choice(files)
         if path.name == "run.json" and rng.random() < 0.8:
             data = changed_json(whole[path], rng)
@@ -171,7 +171,7 @@ def fuzz(directory: Path, first: int, count: int) -> int:
         found = attempt(directory)
         if found is not None:
             wrong += 1
-            print(f"seed {seed}: {path.relative_to(directory)}\n{found}", flush=True)
+            sys.stdout.write(f"seed {seed}: {path.relative_to(directory)}\n{found}\n")
         path.write_bytes(whole[path])
     return wrong
 
