@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trustlens import export, figures, optim
     from trustlens.analysis.finding import find_runs
+    from trustlens.analysis.fleet import open_runs
     from trustlens.analysis.names import quantity
     from trustlens.analysis.run import Run, open_run
     from trustlens.errors import TrustlensError
@@ -30,6 +31,7 @@ __all__ = [
     "figures",
     "find_runs",
     "open_run",
+    "open_runs",
     "optim",
     "quantity",
     "record",
@@ -41,6 +43,7 @@ _HOMES = {
     "Run": "trustlens.analysis.run",
     "open_run": "trustlens.analysis.run",
     "find_runs": "trustlens.analysis.finding",
+    "open_runs": "trustlens.analysis.fleet",
     "TrustlensError": "trustlens.errors",
     "quantity": "trustlens.analysis.names",
 }

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "print what a run is and its layers at the last step",
         "trustlens show runs/lamb --quantity trust_ratio update_ratio",
     )
-    show.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+    show.add_argument("run_path", metavar="RUN", help="the directory or address of a run")
     show.add_argument(
         "--quantity",
         nargs="+",
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "rank the layers that left their own past; status 1 if there are any",
         "trustlens diagnose runs/lamb",
     )
-    diagnose.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+    diagnose.add_argument("run_path", metavar="RUN", help="the directory or address of a run")
 
     repair = _command(
         commands,
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         "seal what a process left that died while it recorded; status 1 if rows are lost",
         "trustlens repair runs/lamb",
     )
-    repair.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+    repair.add_argument("run_path", metavar="RUN", help="the directory or address of a run")
 
     export = _command(commands, "export", None, "hand a run to another tool", "trustlens export -h")
     formats = export.add_subparsers(title="formats", required=True, metavar="FORMAT")
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "write TensorBoard event files",
         "trustlens export tensorboard runs/lamb tb/lamb",
     )
-    board.add_argument("run_path", metavar="RUN", type=Path, help="the directory of a run")
+    board.add_argument("run_path", metavar="RUN", help="the directory or address of a run")
     board.add_argument("logdir", metavar="LOGDIR", type=Path, help="where TensorBoard will look")
     return parser
 
@@ -237,7 +237,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    run = trustlens.Run(options.run_path)
+    from trustlens.store.places import place  # noqa: PLC0415 — `trustlens --help` need not wait
+
+    run = trustlens.Run(place(options.run_path))
     for name in options.quantity:
         trustlens.quantity(name)
     metrics = run.metrics()
@@ -263,9 +265,12 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _repair(options: argparse.Namespace) -> int:
+    from trustlens.store.mirror import repair_spool  # noqa: PLC0415
+    from trustlens.store.places import place  # noqa: PLC0415
     from trustlens.store.repair import repair  # noqa: PLC0415
 
-    found = repair(options.run_path)
+    directory = place(options.run_path)
+    found = repair(directory) if isinstance(directory, Path) else repair_spool(directory)
     if not found:
         _say(f"'{options.run_path}' needs no repair")
     for left in found:

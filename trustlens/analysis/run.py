@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -24,6 +23,7 @@ from trustlens.store.coarse import Coarse, read_coarse
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
 from trustlens.store.lock import is_held
 from trustlens.store.missing import missing
+from trustlens.store.places import Place, place
 from trustlens.store.reader import RunFiles, fingerprint, last_written
 from trustlens.store.repair import REPAIRED
 from trustlens.store.selection import Rows
@@ -42,7 +42,7 @@ LONG: Final = 8
 _NAMED: Final = 20  # layers named in a message
 
 
-def open_run(path: str | os.PathLike[str]) -> Run:
+def open_run(path: str | os.PathLike[str] | Place) -> Run:
     """Open a recorded run for reading; it may still be being written.
 
     What it lacks, if anything, is said by a warning of the logger ``trustlens``, and by
@@ -51,19 +51,21 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Parameters
     ----------
     path : str or path
-        The directory that ``trustlens.record`` wrote.
+        The directory that ``trustlens.record`` wrote, or its address: ``s3://bucket/runs/lamb``.
 
     Raises
     ------
     RunError
         There is no such directory, no run in it, or it is not one that this version can read.
+    UsageError
+        It is an address of a kind that is not known.
 
     Examples
     --------
     >>> run = trustlens.open_run("runs/lamb")
     >>> run.matrix("trust_ratio").tail()
     """
-    run = Run(Path(path))
+    run = Run(place(path))
     for sentence in run.missing():
         _log.warning("trustlens: '%s': %s", run.path, sentence)
     return run
@@ -77,7 +79,7 @@ class Run:
 
     Attributes
     ----------
-    path : Path
+    path : Place
         The directory of the run.
     info : RunInfo
         What ``run.json`` said when it was last looked at.
@@ -85,7 +87,7 @@ class Run:
         Its files.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self.info: RunInfo = read_info(path)
         self.files = RunFiles(path)

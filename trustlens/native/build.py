@@ -13,10 +13,11 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
+
+from trustlens.cache import cache_folder
 
 _HEADERS: Final = Path(__file__).parent
 _FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-Wno-psabi")
@@ -47,23 +48,10 @@ def _library(source: Path) -> Path:
     told = (compiler, _processor(), repr((_FLAGS, _ATTEMPTS)))
     key = b"\n".join([*texts, *(each.encode() for each in told)])
     name = f"{source.stem}-{hashlib.sha256(key).hexdigest()[:20]}.so"
-    path = _cache() / name
+    path = cache_folder() / name
     if not path.exists():
         _build(compiler, source, path)
     return path
-
-
-def _cache() -> Path:
-    """Return a folder of the user's own; where there is none, one for this process."""
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "trustlens"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="trustlens-"))
 
 
 def _build(compiler: str, source: Path, path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from trustlens.recording.hooks import Result
+from trustlens.store.places import Place
 
 _log: Final = logging.getLogger("trustlens")
 
@@ -18,13 +18,13 @@ class Failsafe:
 
     Parameters
     ----------
-    directory : Path
+    directory : Place
         The run, for the warning.
     release : callable
         Gives back what measuring needs, once the recording has failed.
     """
 
-    def __init__(self, directory: Path, release: Callable[[], None]) -> None:
+    def __init__(self, directory: Place, release: Callable[[], None]) -> None:
         self.failure: str | None = None
         self.over = False
         self._directory = directory

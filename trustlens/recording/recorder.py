@@ -37,7 +37,10 @@ from trustlens.recording.rows import Measured, MetricRecord, Record, StepRecord
 from trustlens.recording.transfer import NoRoomError, Parcel, WriterThread, host_scalar
 from trustlens.recording.watch import Watch
 from trustlens.store.layout import LayerInfo, OptimizerInfo
+from trustlens.store.mirror import Mirror, local_place, session_of
+from trustlens.store.places import Place, place
 from trustlens.store.precision import MANTISSA
+from trustlens.store.remote import RemotePlace
 from trustlens.store.writer import RunWriter
 
 
@@ -67,7 +70,8 @@ def record(
         The optimizer, or the optimizers of one model. They stay the user's own.
     directory : str or path
         Where the run is written; made if it is not there. It must not hold a run, unless
-        ``resume``.
+        ``resume``. It may be an address such as ``s3://bucket/runs/lamb``: then the run is written
+        to this machine's disk and uploaded meanwhile.
     model : torch.nn.Module, optional
         Gives the layers their names.
     name : str, optional
@@ -133,7 +137,7 @@ def record(
         raise UsageError(f"record got precision={precision}; give 1 to {MANTISSA} bits, or None")
     return Recorder(
         optimizers,
-        Path(directory),
+        place(directory),
         model=model,
         name=name,
         config=config,
@@ -152,7 +156,7 @@ class Recorder:
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        directory: Path,
+        directory: Place,
         *,
         model: nn.Module | None,
         name: str | None,
@@ -172,11 +176,12 @@ class Recorder:
         self._watches = [Watch(optimizer) for optimizer in optimizers]
         # Only ever grows: what waits for the writer thread names its layers by their place here.
         self._names: list[str] = []
+        local = local_place(directory, resume=resume)
         self._course = Course(
-            directory, self._watches, put=self._put, note=self._note, warn=self._safely.warn
+            local, self._watches, put=self._put, note=self._note, warn=self._safely.warn
         )
         info = describe_run(
-            name or directory.absolute().name,
+            name or (directory.absolute() if isinstance(directory, Path) else directory).name,
             self._described(),
             self._follow(),
             config or {},
@@ -184,17 +189,19 @@ class Recorder:
             histograms_every=histograms_every,
             precision=MANTISSA if precision is None else precision,
             statistics=", ".join(sorted({n for each in self._watches for n in each.statistics})),
+            **session_of(directory),
             **self._course.noted,
         )
         stays = [key for key, given in (("name", name), ("config", config)) if given is None]
         resumed = partial(self._course.resume, new=info, stays=stays)
         self._store = RunWriter(
-            directory,
+            local,
             info,
             resume=resumed if resume else None,
             fsync=fsync,
             precision=precision,
         )
+        self._mirror = Mirror(local, directory) if isinstance(directory, RemotePlace) else None
         self._clock = StepClock(self._course.last_time)
         self._output = Output(
             self._store, self._names, listeners, self._safely.warn, several=len(optimizers) > 1
@@ -259,13 +266,21 @@ class Recorder:
         self._safely(lambda: self._course.go_to(own))
 
     def flush(self) -> None:
-        """Wait until everything recorded so far is in files that a reader sees."""
+        """Wait until everything recorded so far is in files that a reader sees.
+
+        Of a run on an object store, as long as ten seconds at the most: it may not answer.
+        """
         if not self._safely.over and not self._safely.is_fork:
             self._thread.flush()
             self._look_at_thread()
+            if self._mirror is not None:
+                self._mirror.flush()
 
     def close(self) -> None:
-        """Take the hooks off, write what is left, seal the run. Closing twice does nothing."""
+        """Take the hooks off, write what is left, seal the run. Closing twice does nothing.
+
+        A run on an object store is uploaded; what it takes in no more, for a minute, stays here.
+        """
         if self._safely.over:
             return
         self._safely(self._course.end)
@@ -286,6 +301,7 @@ class Recorder:
         last: tuple[Callable[[], None], ...] = (
             self._output.close,
             lambda: self._store.close(self._store.info.closed_at(now, **lost)),
+            *(() if self._mirror is None else (self._mirror.close,)),
         )
         for work in last:
             try:

@@ -29,6 +29,7 @@ import pyarrow as pa
 from trustlens.errors import RunError
 from trustlens.schema import QUANTITIES, RECORDED, SCHEMA_VERSION, TABLES
 from trustlens.store.places import Place, exists, read_bytes
+from trustlens.store.remote import RemotePlace
 
 RUN_FILE: Final = "run.json"
 JOURNAL: Final = "journal"
@@ -77,7 +78,7 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
 assert tuple(SCHEMAS) == TABLES  # noqa: S101 — the vocabulary names the tables, this file types them
 
 
-PlaceT = TypeVar("PlaceT", bound=Place)
+PlaceT = TypeVar("PlaceT", Path, RemotePlace, Place)
 
 
 def sealed_path(directory: PlaceT, table: str, number: int) -> PlaceT:

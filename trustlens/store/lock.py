@@ -15,6 +15,7 @@ from typing import Final
 
 from trustlens.errors import UsageError
 from trustlens.store.layout import LOCK_FILE
+from trustlens.store.places import Place
 
 if sys.platform != "win32":
     import fcntl
@@ -67,13 +68,13 @@ class RunLock:
         self._end()
 
 
-def is_held(directory: Path) -> bool | None:
+def is_held(directory: Place) -> bool | None:
     """Tell whether a process on this machine holds a run's lock; None if that cannot be told.
 
     It is not to be told where there is no lock's file, where that was written on another machine,
-    and on systems other than Linux.
+    on an object store, and on systems other than Linux.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not isinstance(directory, Path):
         return None
     path = directory / LOCK_FILE
     with _OPENING:

@@ -1,13 +1,16 @@
 """Where a run lies: what is read of a directory, and nothing that lies outside it.
 
-Within a run there are plain files and plain folders only. A symbolic link could lead out of it, a
-pipe could be waited for without end: neither is ever opened.
+It is on this machine or on an object store. Within a run there are plain files and plain folders
+only. A symbolic link could lead out of it, a pipe could be waited for without end: neither is ever
+opened.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -15,12 +18,29 @@ from typing import Final, TypeAlias
 import pyarrow as pa
 
 from trustlens.errors import RunError
+from trustlens.store.remote import RemotePlace, remote_place
 
-Place: TypeAlias = Path
+Place: TypeAlias = Path | RemotePlace
 """A directory or a file, of a run or above it."""
 
 TEXT_LIMIT: Final = 1 << 26
 """Bytes of a ``run.json`` at most; one of 10,000 layers has 2 MB."""
+
+
+def place(address: str | os.PathLike[str] | Place) -> Place:
+    """Return what a path or an address means.
+
+    Raises
+    ------
+    UsageError, MissingDependencyError
+        It is an address that cannot be opened; the message says why.
+    """
+    if isinstance(address, RemotePlace):
+        return address
+    text = os.fspath(address)
+    if "://" not in text:
+        return Path(text)
+    return Path(text.removeprefix("file://")) if text.startswith("file://") else remote_place(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +59,10 @@ def entries(folder: Place) -> list[Entry]:
     Raises
     ------
     RunError
-        It is a symbolic link.
+        It is a symbolic link, or the object store does not answer.
     """
+    if isinstance(folder, RemotePlace):
+        return _remote_entries(folder)
     _refuse_link(folder)
     found: list[Entry] = []
     try:
@@ -59,11 +81,16 @@ def entries(folder: Place) -> list[Entry]:
 
 def exists(place: Place) -> bool:
     """Tell whether there is anything of that name."""
+    if isinstance(place, RemotePlace):
+        with _answering(place):
+            return place.filesystem.get_file_info(place.path).type.name != "NotFound"
     return place.exists()
 
 
 def changed(folder: Place) -> int | None:
     """Return when a folder's names last changed, in nanoseconds since 1970; None if unknown."""
+    if isinstance(folder, RemotePlace):
+        return None
     try:
         return folder.stat().st_mtime_ns
     except OSError:
@@ -87,6 +114,9 @@ def open_input(file: Place, entry: Entry | None = None) -> pa.NativeFile:
     FileNotFoundError
         It is not there, or was replaced since it was listed.
     """
+    if isinstance(file, RemotePlace):
+        with _answering(file):
+            return file.filesystem.open_input_file(file.path)
     _check_plain(file)
     # As Arrow's own: its threads may drop one of Python's as the interpreter ends, and abort.
     opened = pa.OSFile(str(file), "rb")
@@ -108,10 +138,42 @@ def read_bytes(file: Place) -> bytes:
     OSError
         It is not there, or cannot be read.
     """
-    size = _check_plain(file)
+    if isinstance(file, RemotePlace):
+        with _answering(file), open_input(file) as opened:
+            _check_small(file, opened.size())
+            return opened.read()
+    _check_small(file, _check_plain(file))
+    return file.read_bytes()
+
+
+def _remote_entries(folder: RemotePlace) -> list[Entry]:
+    from pyarrow.fs import FileSelector  # noqa: PLC0415 — most runs lie on this machine
+
+    with _answering(folder):
+        found = folder.filesystem.get_file_info(FileSelector(folder.path, allow_not_found=True))
+    return [
+        Entry(info.base_name, info.size or 0, info.mtime_ns or 0, info.type.name == "File")
+        for info in found
+    ]
+
+
+@contextmanager
+def _answering(place: RemotePlace) -> Generator[None]:
+    try:
+        yield
+    except (FileNotFoundError, RunError):
+        raise
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"'{place}' cannot be read ({reason}); check the address, your credentials and the "
+            "network"
+        ) from None
+
+
+def _check_small(file: Place, size: int) -> None:
     if size > TEXT_LIMIT:
         raise RunError(f"'{file}' has {size:,} bytes, too many to be trustlens's; restore it")
-    return file.read_bytes()
 
 
 def _check_plain(file: Path) -> int:

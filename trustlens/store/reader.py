@@ -19,6 +19,7 @@ from trustlens.store.guard import BYTES, check_footer, check_rows, check_stream
 from trustlens.store.index import Group, read_groups
 from trustlens.store.layout import JOURNAL, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.places import Entry, Place, changed, entries, open_input
+from trustlens.store.remote import RemotePlace
 from trustlens.store.selection import ALL, Rows
 
 _ATTEMPTS: Final = 20
@@ -208,7 +209,8 @@ class RunFiles:
 
         def read() -> pa.Table:
             with open_input(path, entry) as file:
-                opened = pq.ParquetFile(file, metadata=metadata)
+                remote = isinstance(path, RemotePlace)  # then few large requests
+                opened = pq.ParquetFile(file, metadata=metadata, pre_buffer=remote)
                 rows = opened.read_row_groups(groups, columns, use_threads=False)
                 return check_rows(rows, typed)
 
