@@ -86,7 +86,8 @@ def is_held(directory: Place) -> bool | None:
         except OSError:
             return None
         try:
-            here = os.read(descriptor, _TEXT).decode(errors="replace").endswith(_on_this_machine())
+            holder = os.read(descriptor, _TEXT).decode(errors="replace")
+            here = not holder or holder.endswith(_on_this_machine())  # died before it could say so
             asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             told = fcntl.fcntl(descriptor, fcntl.F_GETLK, asked)
         except OSError:
