@@ -74,7 +74,8 @@ def repair(directory: Path) -> list[Left]:
             overview.complete()
         with suppress(OSError):  # not there, or what is no journal lies in it
             (directory / JOURNAL).rmdir()
-        if found:
+        # Of a dead process there is no sign but its lock, which goes now.
+        if found or (info.closed is None and REPAIRED not in info.recorder):
             now = datetime.now(UTC).isoformat()
             write_info(directory, replace(info, recorder={**info.recorder, REPAIRED: now}))
         return found
