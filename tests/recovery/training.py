@@ -17,7 +17,7 @@ from recovery.processes import stand_still
 
 import trustlens.store.writer
 
-STEPS = 60
+STEPS = 32
 SEGMENT = 10  # rows: some tables are sealed every three steps
 OPTIONS = {"histograms_every": 4}
 
@@ -46,7 +46,7 @@ class Torn:
     share: float
 
 
-def train(
+def train(  # noqa: PLR0917
     tell: Tell,
     directory: Path,
     optimizer: str,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pyarrow.compute
-import pyarrow.parquet
 import torch
 from recovery import training  # noqa: F401
 
-import trustlens.recording.recorder
-import trustlens.store.reader
 from trustlens.recording.statistics import cpu
 
 torch.set_num_threads(1)

@@ -1,0 +1,272 @@
+"""A full disk is waited out; a directory that is gone ends the recording; the training goes on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from runs import layers_table, run_info, steps_table
+
+import trustlens
+from trustlens.cli import main
+from trustlens.store import repair as store_repair
+from trustlens.store import table as store_table
+from trustlens.store import writer as store_writer
+from trustlens.store.reader import read_table
+from trustlens.store.repair import repair
+from trustlens.store.writer import RunWriter
+
+LAYERS = ["a", "b"]
+
+
+def append(writer: RunWriter, first: int, last: int) -> None:
+    for begin in range(first, last + 1, 5):
+        steps = np.arange(begin, min(begin + 5, last + 1))
+        values = {"weight_norm": steps[:, None] + np.arange(2) / 4}
+        writer.append("layers", layers_table(steps, LAYERS, values))
+        writer.append("steps", steps_table(steps))
+    writer.flush()
+
+
+def steps_of(directory: Path, table: str = "layers") -> list[int]:
+    steps = read_table(directory, table, ["step"])["step"].to_pylist()
+    assert len(steps) == len(set(steps)) * (2 if table == "layers" else 1)
+    return sorted(set(steps))
+
+
+CHILD = """
+    import json, logging, resource, sys
+    import torch, trustlens
+    from pathlib import Path
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("trustlens").addHandler(handler)
+    logging.getLogger("trustlens").propagate = False
+
+    def limited(size):
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    def train(recorder, steps):
+        for step in range(steps):
+            parameter.grad = torch.sin(parameter.detach() + optimizer_steps[0])
+            optimizer_steps[0] += 1
+            optimizer.step()
+            if recorder is not None and step % 10 == 9:
+                recorder.flush()
+
+    directory = Path(sys.argv[1])
+    outcome = []
+    for recorded in (True, False):
+        optimizer_steps = [0]
+        parameter = torch.nn.Parameter(torch.ones(300))
+        optimizer = torch.optim.AdamW([parameter], lr=0.01)
+        recorder = trustlens.record(optimizer, directory) if recorded else None
+        train(recorder, 50)
+        limited(100)
+        train(recorder, 200)
+        limited(resource.RLIM_INFINITY)
+        train(recorder, 50)
+        if recorded:
+            recorder.close()
+        outcome.append(parameter.tolist())
+    sys.stdout.write(json.dumps({"same": outcome[0] == outcome[1], "said": said}))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of a file's size here")
+def test_a_recording_waits_until_there_is_room_and_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CHILD), str(directory)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    assert told["same"]
+    assert len(told["said"]) == 1
+    assert "there is no room to write to" in told["said"][0]
+    run = trustlens.open_run(directory)
+    (first, last), *others = run.info.recorder["gaps"]
+    assert not others
+    assert [first, last] == [51, 250]
+    there = run.recorded_steps().tolist()
+    assert there == [*range(1, first), *range(last + 1, 301)]
+    assert run.status == "closed"
+    (sentence,) = run.missing()
+    assert sentence.startswith(f"steps {first} to {last} are missing: there was no room")
+    assert main(["show", str(directory)]) == 0
+    assert sentence in capsys.readouterr().out
+    assert len(pd.read_parquet(directory / "layers")) == len(there)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB, where this process may make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("this process may not mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_waited_out(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = small_disk / "run"
+    writer = RunWriter(run, run_info(layers=LAYERS), segment_rows=100)
+    append(writer, 1, 30)
+    filler = small_disk / "filler"
+    fill(filler)
+    append(writer, 31, 400)
+    before = steps_of(run)
+    assert before[:30] == list(range(1, 31))
+    assert before[-1] < 400
+    filler.unlink()
+    append(writer, 401, 500)
+    writer.close(writer.info.closed_at("2026-11-25T00:00:00+00:00"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    opened = trustlens.Run(run)
+    there = set(steps_of(run))
+    assert there >= set(range(401, 501))
+    assert not list((run / "journal").iterdir() if (run / "journal").exists() else [])
+    gaps = opened.info.recorder["gaps"]
+    missing = set(range(1, 501)) - there
+    assert missing
+    assert missing <= {step for first, last in gaps for step in range(first, last + 1)}
+    assert len(opened.missing()) == len(gaps)
+    with_resume = RunWriter(run, run_info(), resume=lambda info: info)
+    append(with_resume, 501, 510)
+    with_resume.close(with_resume.info)
+    assert steps_of(run)[-10:] == list(range(501, 511))
+
+
+def test_a_seal_that_found_no_room_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=LAYERS), segment_rows=40)
+    whole = store_table.write_sealed
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for module in (store_table, store_repair):
+        monkeypatch.setattr(module, "write_sealed", full)
+    append(writer, 1, 50)
+    assert not list((tmp_path / "layers").iterdir())
+    assert steps_of(tmp_path) == list(range(1, 51))
+    for module in (store_table, store_repair):
+        monkeypatch.setattr(module, "write_sealed", whole)
+    append(writer, 51, 100)
+    assert steps_of(tmp_path) == list(range(1, 101))
+    writer.close(writer.info)
+    assert sorted(set(pd.read_parquet(tmp_path / "layers")["step"])) == list(range(1, 101))
+    assert "gaps" not in writer.info.recorder
+
+
+def test_where_not_even_run_json_has_room_it_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=LAYERS))
+    whole = store_writer.write_info
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(store_writer, "write_info", full)
+    writer.change_info(lambda info: info.closed_at("now", told=1))
+    assert "told" not in trustlens.Run(tmp_path).info.recorder
+    monkeypatch.setattr(store_writer, "write_info", whole)
+    writer.flush()
+    assert trustlens.Run(tmp_path).info.recorder["told"] == 1
+
+
+def test_a_directory_that_is_gone_ends_the_recording_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_writer, "SEGMENT_ROWS", 10)
+    parameter = torch.nn.Parameter(torch.ones(30))
+    optimizer = torch.optim.AdamW([parameter])
+    with trustlens.record(optimizer, tmp_path / "run") as recorder:
+        for step in range(40):
+            if step == 15:
+                shutil.rmtree(tmp_path / "run")
+            parameter.grad = torch.ones(30)
+            optimizer.step()
+            recorder.flush()
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "stopped recording" in warnings[0].getMessage()
+
+
+def test_a_file_system_that_became_read_only_ends_it_and_what_was_flushed_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_writer, "SEGMENT_ROWS", 10)
+    parameter = torch.nn.Parameter(torch.ones(30))
+    optimizer = torch.optim.AdamW([parameter])
+
+    def train(recorder: trustlens.Recorder, steps: int) -> None:
+        for _ in range(steps):
+            parameter.grad = torch.ones(30)
+            optimizer.step()
+            recorder.flush()
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    recorder = trustlens.record(optimizer, tmp_path)
+    train(recorder, 15)
+    with monkeypatch.context() as patch:
+        patch.setattr(store_table, "write_sealed", refused)
+        patch.setattr(store_writer, "write_info", refused)
+        train(recorder, 25)
+        recorder.close()
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    run = trustlens.Run(tmp_path)
+    assert run.recorded_steps()[: run.last_step].tolist() == list(range(1, run.last_step + 1))
+    last = run.last_step
+    assert last >= 19
+    with trustlens.record(optimizer, tmp_path, resume=True) as recorder:
+        train(recorder, 5)
+    assert trustlens.Run(tmp_path).last_step == 45
+    gap = trustlens.Run(tmp_path).info.recorder["passed_over"]
+    assert gap == [[last + 1, 40]]
+    assert any("resumed behind them" in each for each in trustlens.Run(tmp_path).missing())
+
+
+def test_what_is_missing_of_a_run_that_lacks_nothing_is_nothing(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=LAYERS))
+    append(writer, 1, 10)
+    assert trustlens.Run(tmp_path).missing() == []  # it is being recorded
+    writer.close(writer.info.closed_at("2026-11-25T00:00:00+00:00"))
+    assert trustlens.Run(tmp_path).missing() == []
+    assert repair(tmp_path) == []
