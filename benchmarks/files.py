@@ -22,12 +22,11 @@ sys.path.append(str(Path(__file__).parents[1]))  # where trustlens is not instal
 import files_table
 from files_formats import FORMATS, ROW_BYTES, size
 from files_queries import ENGINES, QUERIES
-from files_run import LAYERS, can, recorded
+from files_run import LAYERS, recorded
 from measure import described, quartiles
 from run import RESULTS, at_least_one
 from tqdm import tqdm
 
-import trustlens
 from trustlens.schema import RECORDED
 from trustlens.store.layout import read_info
 
@@ -132,8 +131,7 @@ def sizes(asked: argparse.Namespace) -> Found:
     """Measure the bytes of our runs, and bytes and speed of the same numbers in other formats."""
     run = run_of(asked)
     found: Found = {"lossless": parts_of(run)}
-    if can(trustlens.record, "precision"):
-        found["rounded"] = parts_of(run_of(asked, precision=MANTISSA))
+    found["rounded"] = parts_of(run_of(asked, precision=MANTISSA))
     formats: Found = {}
     for name, form in tqdm(FORMATS.items(), desc="formats", unit="format", leave=False):
         formats[name] = {"what": form.what} | tried(lambda name=name: written(name, run, asked))
@@ -169,7 +167,7 @@ def answers(run: Path) -> Found:
     """Return the times of all queries to a run; an answer that differs from ours is no answer."""
     info = read_info(run)
     last, layer = info.config["steps"], info.layers[len(info.layers) // 2].name
-    widths = fresh("files_queries", "widths", run=str(run), last=last)
+    widths = fresh("files_queries", "widths", run=str(run))
     about = {"last": last, "layer": layer, "widths": widths}
     found: Found = {}
     for query in tqdm(QUERIES, desc=f"queries, {run.name}", unit="query", leave=False):

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 QUANTITY = "trust_ratio"
 SUMMARY = ("min", "mean", "max")
-BUCKETS = {"ridges": 100, "heatmap": 400}
-"""What is to be summed up in buckets of steps, in about so many."""
+BUCKETS = {"ridges": 100, "heatmap": 400, "curve": 1000}
+"""What is to be summed up in buckets of steps, in so many at most."""
 
 STEPS = 100
 LATEST = 256  # steps
@@ -75,7 +75,7 @@ class Engine:
         raise NotImplementedError
 
     def buckets(self, query: str, asked: Asked) -> Any:
-        """Return the summary of each layer in each bucket."""
+        """Return the summary of each layer in each bucket; for a curve of one layer only."""
         raise NotImplementedError
 
     def ridges(self, asked: Asked) -> Any:
@@ -85,6 +85,10 @@ class Engine:
     def heatmap(self, asked: Asked) -> Any:
         """Return what a heatmap shows."""
         return self.buckets("heatmap", asked)
+
+    def curve(self, asked: Asked) -> Any:
+        """Return what a plot of one layer shows."""
+        return self.buckets("curve", asked)
 
     def one_layer(self, asked: Asked) -> Any:
         """Return the values of one layer at all steps."""
@@ -123,14 +127,13 @@ class Trustlens(Engine):
     def at_steps(self, asked: Asked) -> Any:
         return self.opened.matrix(QUANTITY, steps=asked.steps)
 
-    def width(self, query: str, last: int) -> int:
-        """Return the steps of our buckets: the power of 4 that gives about as many as wanted."""
-        return 4 ** max(0, round(np.log(last / BUCKETS[query]) / np.log(4)))
+    def width(self, query: str) -> int:
+        """Return the steps of our buckets."""
+        return self.opened.overview(QUANTITY, BUCKETS[query]).width
 
     def buckets(self, query: str, asked: Asked) -> Any:
-        rows = self.opened.matrix(QUANTITY)
-        buckets = rows.groupby((rows.index - 1) // asked.widths[query])
-        return {how: getattr(buckets, how)() for how in SUMMARY}
+        layers = [asked.layer] if query == "curve" else None
+        return self.opened.overview(QUANTITY, BUCKETS[query], layers=layers), layers
 
     def one_layer(self, asked: Asked) -> Any:
         return self.opened.layers([QUANTITY], layers=[asked.layer])
@@ -139,15 +142,22 @@ class Trustlens(Engine):
         return self.opened.matrix(QUANTITY, steps=slice(asked.latest, asked.last + 1))
 
     def told(self, answer: Any) -> dict[str, Any]:
-        """Return matrices and rows alike as rows."""
-        if not isinstance(answer, dict):
-            if QUANTITY in answer:
-                return super().told(answer.rename(columns={QUANTITY: "value"}))
-            answer = {"value": answer}
-        some = next(iter(answer.values()))
-        layers, steps = np.meshgrid(some.columns, some.index)
-        rows = {name: matrix.to_numpy().ravel() for name, matrix in answer.items()}
-        return super().told({"layer": layers.ravel(), "step": steps.ravel(), **rows})
+        """Return matrices, buckets and rows alike as rows."""
+        if isinstance(answer, tuple):
+            read, layers = answer
+            names = np.array(self.opened.layer_names if layers is None else layers)
+            there = read.rows > 0
+            place = ((read.steps - 1) // read.width)[:, None]
+            columns = {"layer": names, "step": place, "min": read.low, "mean": read.mean,
+                       "max": read.high}  # fmt: skip
+            return super().told(
+                {name: np.broadcast_to(each, there.shape)[there] for name, each in columns.items()}
+            )
+        if QUANTITY in answer:
+            return super().told(answer.rename(columns={QUANTITY: "value"}))
+        layers, steps = np.meshgrid(answer.columns, answer.index)
+        value = answer.to_numpy().ravel()
+        return super().told({"layer": layers.ravel(), "step": steps.ravel(), "value": value})
 
     def columns(self, answer: Any) -> list[str]:
         return list(answer)
@@ -182,8 +192,11 @@ class Arrow(Engine):
         bucket = self.pc.divide(field("step") - 1, asked.widths[query])
         columns = [field("layer").cast(self.pa.string()), bucket, field(QUANTITY)]
         sums = [("value", f"hash_{how}", None, how) for how in SUMMARY]
+        read: dict[str, Any] = {"columns": ["step", "layer", QUANTITY]}
+        wanted = field("layer") == asked.layer if query == "curve" else self.pc.scalar(True)
         nodes = (
-            ("scan", options.ScanNodeOptions(self.data, columns=["step", "layer", QUANTITY])),
+            ("scan", options.ScanNodeOptions(self.data, **read, filter=wanted)),
+            ("filter", options.FilterNodeOptions(wanted)),
             ("project", options.ProjectNodeOptions(columns, ["layer", "step", "value"])),
             ("aggregate", options.AggregateNodeOptions(sums, keys=["layer", "step"])),
         )
@@ -226,7 +239,8 @@ class DuckDB(Engine):
     def buckets(self, query: str, asked: Asked) -> Any:
         sums = ", ".join(f"{how}({QUANTITY}) AS {how}" for how in SUMMARY)
         bucket = f"(step - 1) // {asked.widths[query]} AS step"
-        return self._answer(f"SELECT layer, {bucket}, {sums} FROM layers GROUP BY ALL")  # noqa: S608
+        where = f"WHERE layer = '{asked.layer}'" if query == "curve" else ""
+        return self._answer(f"SELECT layer, {bucket}, {sums} FROM layers {where} GROUP BY ALL")  # noqa: S608
 
     def columns(self, answer: Any) -> list[str]:
         return answer.column_names
@@ -265,7 +279,10 @@ class Polars(Engine):
         value = self.pl.col(QUANTITY)
         bucket = ((self.pl.col("step") - 1) // asked.widths[query]).alias("step")
         sums = [getattr(value, how)().alias(how) for how in SUMMARY]
-        return self.rows.group_by("layer", bucket).agg(sums).collect(engine="streaming")
+        rows = self.rows
+        if query == "curve":
+            rows = rows.filter(self.pl.col("layer") == asked.layer)
+        return rows.group_by("layer", bucket).agg(sums).collect(engine="streaming")
 
     def _where(self, condition: Any) -> Any:
         rows = self.rows.filter(condition)
@@ -280,15 +297,15 @@ ENGINES: dict[str, type[Engine]] = {
 }
 
 
-QUERIES = ("open", "ridges", "heatmap", "one_layer", "latest", "at_steps")
+QUERIES = ("open", "ridges", "heatmap", "curve", "latest", "one_layer", "at_steps")
 """The names of the queries, which are those of the methods."""
 
 
-def widths(run: str, last: int) -> dict[str, int]:
+def widths(run: str) -> dict[str, int]:
     """Return the steps of our buckets, by query."""
     ours = Trustlens(Path(run))
     ours.open()
-    return {query: ours.width(query, last) for query in BUCKETS}
+    return {query: ours.width(query) for query in BUCKETS}
 
 
 def measure(engine: str, query: str, run: str, about: dict[str, Any]) -> dict[str, Any]:

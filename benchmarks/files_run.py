@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +94,6 @@ def recorded(run: Path, steps: int, **options: Any) -> Path:
     if noted(run)["dropped"]:
         raise RuntimeError(f"steps had to be left out of '{run}': remove it and record it anew")
     return run
-
-
-def can(function: Callable[..., Any], option: str) -> bool:
-    """Tell whether a function has an option."""
-    return option in inspect.signature(function).parameters
 
 
 def _is_that(run: Path, config: dict[str, Any]) -> bool:

@@ -92,10 +92,11 @@ ROWS = (
 
 ASKED = {
     "open": ("open the run", "≤ 15 ms"),
-    "ridges": ("all layers in about 100 buckets of steps", "≤ 4 ms"),
-    "heatmap": ("all layers in about 400 buckets of steps", "≤ 10 ms"),
-    "one_layer": ("one layer, all steps", "≤ 6 ms"),
+    "ridges": ("all layers in 100 buckets of steps or fewer", "≤ 4 ms"),
+    "heatmap": ("all layers in 400 buckets or fewer", "≤ 10 ms"),
+    "curve": ("one layer, all steps, in 1,000 buckets or fewer", "≤ 6 ms"),
     "latest": ("all layers, the last 256 steps", "≤ 10 ms"),
+    "one_layer": ("one layer, every step, as they are", ""),
     "at_steps": ("all layers at 100 steps, as they are", ""),
 }
 OTHERS = ("pyarrow", "DuckDB", "Polars")
@@ -169,7 +170,7 @@ def _peak(times: str, engine: str) -> Find:
 
 def _scaled(query: str, result: Result) -> float:
     """Return how long TensorBoard reads the series that a query is about, all of their scalars."""
-    series = 1 if query == "one_layer" else result["layers"]
+    series = 1 if query in ("one_layer", "curve") else result["layers"]
     return result["queries"]["TensorBoard"]["scalar_us"] * result["steps"] * series / 1e3
 
 
