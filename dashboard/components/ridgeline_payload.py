@@ -93,11 +93,13 @@ def _axis(data: RidgelineData) -> dict[str, Any]:
 def _run(run: RunRidges, run_id: str, summary: str, top: float) -> dict[str, Any]:
     factor = top / 65535
     packed = np.round(run.heights / factor).astype("<u2")
-    last = f" · {int(run.steps[-1]):,} steps".replace(",", "\u202f") if len(run.steps) else ""
+    told = f" · {int(run.steps[-1]):,} steps".replace(",", "\u202f") if len(run.steps) else ""
+    if run.width > 1:
+        told = f" · each ridge the means of {run.width:,} steps".replace(",", "\u202f")
     return {
         "id": run_id,
         "label": run.label,
-        "note": f"{run.layers} layer{'' if run.layers == 1 else 's'}{last}",
+        "note": f"{run.layers} layer{'' if run.layers == 1 else 's'}{told}",
         "summary": summary,
         "empty": run.note,
         "layers": run.layers,

@@ -52,6 +52,8 @@ def picture_in_words(data: RidgelineData, run: RunRidges) -> str:
         return f"{run.label}: {run.note}"
     name = f"{data.quantity.title} {data.quantity.symbol}"
     steps = f"{len(run.steps)} step{'' if len(run.steps) == 1 else 's'}"
+    if run.width > 1:
+        steps = f"{len(run.steps)} stretches of {run.width:,} steps, the means of each"
     middles = [_middle(data, run, row) for row in (0, len(run.steps) - 1)]
     first, last = ("none" if m is None else readable(m) for m in middles)
     text = (
