@@ -139,7 +139,12 @@ class RunWriter:
     def flush(self) -> None:
         """Hand everything appended so far to the operating system: a reader sees it now."""
         for table in self._tables.values():
-            table.flush(sync=self._fsync)
+            try:
+                table.flush(sync=self._fsync)
+            except OSError as error:
+                if not is_no_room(error):
+                    raise
+                self._warn(error)
         if self._info_is_due:
             with self._info_lock:
                 self._write_info()
