@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trustlens import export, figures, optim
-    from trustlens.analysis.finding import find_runs
+    from trustlens.analysis.finding import find_runs, open_run
     from trustlens.analysis.fleet import open_runs
     from trustlens.analysis.names import quantity
-    from trustlens.analysis.run import Run, open_run
+    from trustlens.analysis.run import Run
     from trustlens.errors import TrustlensError
     from trustlens.recording.recorder import Recorder, record
 
@@ -41,7 +41,7 @@ _HOMES = {
     "Recorder": "trustlens.recording.recorder",
     "record": "trustlens.recording.recorder",
     "Run": "trustlens.analysis.run",
-    "open_run": "trustlens.analysis.run",
+    "open_run": "trustlens.analysis.finding",
     "find_runs": "trustlens.analysis.finding",
     "open_runs": "trustlens.analysis.fleet",
     "TrustlensError": "trustlens.errors",

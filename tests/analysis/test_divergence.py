@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from trustlens.analysis.divergence import COLUMNS, diagnose, verdict
-from trustlens.analysis.run import Run, open_run
+from trustlens.analysis.finding import open_run
+from trustlens.analysis.run import Run
 
 STEPS, LAYERS, FAULT, CULPRIT = 400, 12, 251, 5  # the fault: from that step on, in that layer
 

@@ -16,7 +16,7 @@ from dashboard.components.ridgeline_payload import payload
 from dashboard.components.ridgeline_view import picture_in_words, view
 from dashboard.library import Library
 from dashboard.selection import Selection
-from trustlens.analysis.run import open_run
+from trustlens.analysis.finding import open_run
 from trustlens.figures.theme import THEMES
 from trustlens.schema import QUANTITIES
 

@@ -11,7 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from trustlens.analysis.run import Run, open_run
+from trustlens.analysis.finding import open_run
+from trustlens.analysis.run import Run
 from trustlens.figures import curves, debias, heatmap, ridgeline
 
 HOSTILE = "<img src=x onerror=alert(1)><b>bold</b>%{x}$\\alpha$<a href='http://x'>l</a>"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trustlens.analysis.run import open_run
+from trustlens.analysis.finding import open_run
 from trustlens.errors import UsageError
 from trustlens.figures import debias, debias_data
 from trustlens.figures.debias import debias_factor

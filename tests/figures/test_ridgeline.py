@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trustlens.analysis.run import Run, open_run
+from trustlens.analysis.finding import open_run
+from trustlens.analysis.run import Run
 from trustlens.errors import UsageError
 from trustlens.figures import ridgeline, ridgeline_data
 from trustlens.figures.ridgeline import BANDWIDTH

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trustlens.analysis.run import open_run
+from trustlens.analysis.finding import open_run
 from trustlens.errors import UsageError
 from trustlens.figures.values import nearest_steps, read_values
 

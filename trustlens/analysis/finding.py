@@ -1,12 +1,47 @@
-"""Finding the runs below a folder."""
+"""Opening a run, and finding those below a folder."""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
+from typing import Final
 
+from trustlens.analysis.run import Run
 from trustlens.errors import UsageError
 from trustlens.store.layout import RUN_FILE
+from trustlens.store.places import Place, place
+
+_log: Final = logging.getLogger("trustlens")
+
+
+def open_run(path: str | os.PathLike[str] | Place) -> Run:
+    """Open a recorded run for reading; it may still be being written.
+
+    What it lacks, if anything, is said by a warning of the logger ``trustlens``, and by
+    :meth:`Run.missing`.
+
+    Parameters
+    ----------
+    path : str or path
+        The directory that ``trustlens.record`` wrote, or its address: ``s3://bucket/runs/lamb``.
+
+    Raises
+    ------
+    RunError
+        There is no such directory, no run in it, or it is not one that this version can read.
+    UsageError
+        It is an address of a kind that is not known.
+
+    Examples
+    --------
+    >>> run = trustlens.open_run("runs/lamb")
+    >>> run.matrix("trust_ratio").tail()
+    """
+    run = Run(place(path))
+    for sentence in run.missing():
+        _log.warning("trustlens: '%s': %s", run.path, sentence)
+    return run
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[Path]:

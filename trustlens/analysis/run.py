@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -23,12 +21,10 @@ from trustlens.store.coarse import Coarse, read_coarse
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
 from trustlens.store.lock import is_held
 from trustlens.store.missing import missing
-from trustlens.store.places import Place, place
+from trustlens.store.places import Place
 from trustlens.store.reader import RunFiles, fingerprint, last_written
 from trustlens.store.repair import REPAIRED
 from trustlens.store.selection import Rows
-
-_log: Final = logging.getLogger("trustlens")
 
 Status = Literal["recording", "closed", "interrupted"]
 
@@ -40,35 +36,6 @@ LONG: Final = 8
 """Sealed files, of 131,072 rows or so each, beyond which a run is long."""
 
 _NAMED: Final = 20  # layers named in a message
-
-
-def open_run(path: str | os.PathLike[str] | Place) -> Run:
-    """Open a recorded run for reading; it may still be being written.
-
-    What it lacks, if anything, is said by a warning of the logger ``trustlens``, and by
-    :meth:`Run.missing`.
-
-    Parameters
-    ----------
-    path : str or path
-        The directory that ``trustlens.record`` wrote, or its address: ``s3://bucket/runs/lamb``.
-
-    Raises
-    ------
-    RunError
-        There is no such directory, no run in it, or it is not one that this version can read.
-    UsageError
-        It is an address of a kind that is not known.
-
-    Examples
-    --------
-    >>> run = trustlens.open_run("runs/lamb")
-    >>> run.matrix("trust_ratio").tail()
-    """
-    run = Run(place(path))
-    for sentence in run.missing():
-        _log.warning("trustlens: '%s': %s", run.path, sentence)
-    return run
 
 
 class Run:
