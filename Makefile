@@ -38,7 +38,7 @@ lint: $(READY)
 	$(BIN)/pyright
 
 test: lint browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 demo: $(READY)
 	$(BIN)/python sample_runs/demo.py

@@ -146,6 +146,11 @@ def test_ticks_lie_in_the_range_and_are_few(low: float, factor: float, scale: bi
     assert len({text for _, text in found}) == len(found)
 
 
+def test_ticks_of_a_narrow_range_are_told_apart() -> None:
+    found = bins.ticks(0.03125, 0.03125 * 1.0001, "log")
+    assert [text for _, text in found][:3] == ["0.03125", "0.0312505", "0.031251"]
+
+
 def test_ticks_of_a_log_axis_are_human() -> None:
     assert [text for _, text in bins.ticks(0.004, 20, "log")] == ["0.01", "0.1", "1", "10"]
     assert [text for _, text in bins.ticks(0.5, 8, "log")] == ["0.5", "1", "2", "5"]

@@ -216,10 +216,12 @@ def ticks(low: float, high: float, scale: Scale, most: int = 7) -> list[tuple[fl
     """Return readable ticks within a range, as pairs of value and text.
 
     On a log axis whole powers of ten, thinned out to ``most``; 1-2-5 or even steps where the
-    range holds too few of them.
+    range holds too few of them. Their texts have as many digits as tell them apart.
     """
     values = _log_ticks(low, high, most) if scale == "log" else _even_ticks(low, high, most)
-    return [(value, number(value)) for value in values]
+    written = ([number(value, digits) for value in values] for digits in range(6, 18))
+    told_apart = (texts for texts in written if len(set(texts)) == len(set(values)))
+    return list(zip(values, next(told_apart, map(str, values)), strict=True))
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
@@ -244,17 +246,17 @@ def _even_ticks(low: float, high: float, most: int) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 6) -> str:
     """Return a number as one would write it: 0.01, 1, 20k, 1.5M, 10⁻⁷, 3·10¹²."""
     size = abs(value)
     if size == 0 or not math.isfinite(value):
         return "0" if size == 0 else str(value)
     if 1e-4 <= size < 1e4:
-        return f"{float(f'{value:.6g}'):f}".rstrip("0").rstrip(".")
+        return f"{value:.{digits}g}"
     for unit, suffix in ((1e6, "M"), (1e3, "k")):
         if unit <= size < 1e3 * unit:
-            return f"{float(f'{value / unit:.6g}'):f}".rstrip("0").rstrip(".") + suffix
-    mantissa, _, exponent = f"{value:.5e}".partition("e")
+            return f"{value / unit:.{digits}g}" + suffix
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     mantissa = mantissa.rstrip("0").rstrip(".")
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return {"1": power, "-1": f"-{power}"}.get(mantissa, f"{mantissa}·{power}")

@@ -215,7 +215,7 @@ def _full_disk(directory: Path, report: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
-def test_a_full_disk_ends_the_recording_and_leaves_what_was_flushed(tmp_path: Path) -> None:
+def test_where_files_are_full_what_is_not_recorded_is_a_gap(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     report = context.SimpleQueue()
     process = context.Process(target=_full_disk, args=(tmp_path / "run", report))
@@ -228,8 +228,9 @@ def test_a_full_disk_ends_the_recording_and_leaves_what_was_flushed(tmp_path: Pa
     run = trustlens.open_run(tmp_path / "run")
     steps = run.recorded_steps()
     assert 25 <= len(steps) < 500
-    np.testing.assert_array_equal(steps, np.arange(1, len(steps) + 1))
-    assert "File too large" in run.info.recorder["stopped"]
+    gaps = [np.arange(first, last + 1) for first, last in run.info.recorder["gaps"]]
+    np.testing.assert_array_equal(np.sort(np.concatenate([steps, *gaps])), np.arange(1, 501))
+    assert len(run.missing()) == len(gaps)
     assert not list((tmp_path / "run").rglob(".*"))
 
 

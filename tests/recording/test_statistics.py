@@ -38,7 +38,7 @@ def _step(
         Direction(base=m, momentum=m, variance=v, base_share=1.0, epsilon=1e-3, decay=0.1),
         # Shares that binary holds exactly: terms that cancel then do so in any order.
         Direction(base=m, momentum=m, grad_share=1.0, base_share=0.875, weight_share=2.0**-7),
-        Direction(grad_share=1.0, decay=0.01),
+        Direction(grad_share=1.0, decay=2.0**-7),
     ]
     w = normal()
     after = (w.double() + 1e-3 * normal().double()).to(dtype)
@@ -64,6 +64,16 @@ def test_portable_agrees_with_the_reference(
         atol=1e-10,
         equal_nan=True,
     )
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_is_divided_by_zero_is_infinite(measure) -> None:
+    """And not NaN, where the terms are of different signs."""
+    w, g = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([-2.0, 3.0, 1.0])
+    form = Direction(grad_share=1.0, weight_share=1.0, variance=torch.tensor([0.0, 0.0, 1.0]))
+    sums = dict(zip(SUMS, measure([LayerStep(w, w - 1, g, form)])[0].tolist(), strict=True))
+    assert sums["direction_squares"] == sums["undecayed_squares"] == math.inf
+    assert sums["undecayed_dot_weight"] == -math.inf
 
 
 @pytest.mark.parametrize("measure", MEASURES)

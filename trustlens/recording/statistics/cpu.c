@@ -62,19 +62,19 @@ static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end
               has_v = known && has(l, VARIANCE), has_x = has(l, BASE), has_g = has(l, GRAD),
               has_m = has(l, MOMENTUM);
     for (int64_t i = start; i < end; i++) {
-        double after = at(l, AFTER, i), g = has_g ? at(l, GRAD, i) : 0, d = 0, v = 0, den = 1;
+        double after = at(l, AFTER, i), g = has_g ? at(l, GRAD, i) : 0, terms = 0, v = 0, den = 1;
         if (known) {
-            if (f->grad_share != 0) d += f->grad_share * g;
-            if (has_x && f->base_share != 0) d += f->base_share * at(l, BASE, i);
+            if (f->grad_share != 0) terms += f->grad_share * g;
+            if (has_x && f->base_share != 0) terms += f->base_share * at(l, BASE, i);
             if (has_v) {
                 v = f->variance_share * at(l, VARIANCE, i);
-                if (f->divides) { den = sqrt(v) + f->epsilon; d /= den; }
+                if (f->divides) den = sqrt(v) + f->epsilon;
             }
         }
         double w = after;
         if (copied) w = at(l, BEFORE, i);
         else if (known) {
-            w = after + f->rate * d;
+            w = after + f->rate * (terms / den);
             if (single) w = (float)w;
             if (f->kept != 1) { w /= f->kept; if (single) w = (float)w; }
         }
@@ -92,7 +92,8 @@ static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end
         }
         out[NONFINITE] += !finite;
         if (!known) continue;
-        if (f->weight_share != 0) d += f->weight_share * w / den;
+        if (f->weight_share != 0) terms += f->weight_share * w;
+        double d = terms / den; /* divided once: where den is 0, ∞ − ∞ would be NaN */
         if (f->update_share != 0) d += f->update_share * update;
         double u = f->decay != 0 ? d + f->decay * w : d;
         out[DIRECTION2] += u * u;

@@ -111,7 +111,8 @@ def _measure_chunk(pieces: _Pieces, scratch: Tensor, form: Direction | None) -> 
     if pieces.before is not None:
         w.copy_(pieces.before)
     elif form is not None and known:
-        undo(w.copy_(after), torch.mul(d, form.rate, out=spare), form, pieces.after.dtype)
+        step = spare.copy_(d) if not divides else torch.div(d, den, out=spare)
+        undo(w.copy_(after), step.mul_(form.rate), form, pieces.after.dtype)
     else:
         w.copy_(after)
     update = after.sub_(w)
@@ -137,7 +138,7 @@ def _measure_chunk(pieces: _Pieces, scratch: Tensor, form: Direction | None) -> 
 
 
 def _start_direction(form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ...]) -> bool:
-    """Make v̂ and what of d does not need w; tell whether there is a denominator."""
+    """Make v̂, what of d·den does not need w, and den; tell whether there is a denominator."""
     g, d, den, v, spare = buffers
     d.zero_()
     _add_share(d, g, form.grad_share, spare)
@@ -148,18 +149,17 @@ def _start_direction(form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ..
     v.copy_(pieces.variance).mul_(form.variance_share)
     if form.divides:
         torch.rsqrt(v, out=den).reciprocal_().add_(form.epsilon)
-        d.div_(den)
     return form.divides
 
 
 def _finish_direction(
     form: Direction, chunk: tuple[Tensor, Tensor, Tensor], den: Tensor | None, spare: Tensor
 ) -> None:
-    """Add what of d needs w."""
+    """Make d of it, with what needs w; divided once: where den is 0, ∞ − ∞ would be NaN."""
     w, update, d = chunk
-    if _is_there(form.weight_share):
-        torch.mul(w, form.weight_share, out=spare)
-        d.add_(spare if den is None else spare.div_(den))
+    _add_share(d, w, form.weight_share, spare)
+    if den is not None:
+        d.div_(den)
     _add_share(d, update, form.update_share, spare)
 
 
