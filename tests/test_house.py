@@ -34,6 +34,7 @@ ORDER = (
     "trustlens.store.guard",
     "trustlens.store.selection",
     "trustlens.store.index",
+    "trustlens.store.memory",
     "trustlens.store.reader",
     "trustlens.store.sealed",
     "trustlens.store.buckets",

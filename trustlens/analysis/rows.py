@@ -35,16 +35,20 @@ def rows_of(steps: StepSelection) -> Rows:
     return Rows(steps.start, None if steps.stop is None else steps.stop - 1)
 
 
-def steps_by_layers(rows: pd.DataFrame, values: NDArray[np.float64]) -> pd.DataFrame:
-    """Return one value per row of ``Run.layers`` as steps × layers, NaN where there is none."""
-    numbers, row = np.unique(rows["step"].to_numpy(), return_inverse=True)
-    layers = rows["layer"].cat
-    table = np.full((len(numbers), len(layers.categories)), np.nan)
-    table[row, layers.codes.to_numpy()] = values
+def steps_by_layers(
+    step: NDArray[np.int64], layer: NDArray[Any], values: NDArray[Any], names: Sequence[str]
+) -> pd.DataFrame:
+    """Return rows as steps × layers, NaN where there is none.
+
+    ``step`` and ``values`` have shape (rows,), as has ``layer``: places among the ``names``.
+    """
+    numbers, row = np.unique(step, return_inverse=True)
+    table = np.full((len(numbers), len(names)), np.nan)
+    table[row, layer] = values
     return pd.DataFrame(
         table,
         index=pd.Index(numbers, name="step"),
-        columns=pd.Index(list(layers.categories), name="layer", dtype=object),
+        columns=pd.Index(names, name="layer", dtype=object),
     )
 
 

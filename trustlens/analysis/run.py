@@ -18,6 +18,7 @@ from trustlens.analysis.rows import StepSelection, derived, rows_of, steps_by_la
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED
 from trustlens.store.coarse import Coarse, read_coarse
+from trustlens.store.columns import codes, numbers
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
 from trustlens.store.lock import is_held
 from trustlens.store.missing import missing
@@ -152,26 +153,13 @@ class Run:
         UsageError
             A name is not a quantity, or not a layer of this run.
         """
-        names = list(RECORDED if columns is None else columns)
-        chosen = [quantity(name) for name in names]
-        needed = dict.fromkeys(
-            need
-            for q in chosen
-            for need in (q.needs if q.derived else (q.name,))
-            if need in QUANTITIES
-        )
-        rows = replace(rows_of(steps), texts=self._texts(layers))
-        table = self.files.read("layers", ["step", "layer", *needed], rows)
-        frame = pd.DataFrame({"step": table["step"].to_numpy()})
-        category = self._category(table["layer"])
-        frame["layer"] = category
-        stored = {name: table[name].to_numpy() for name in needed}
-        for q in chosen:
-            if q.compute is None:
-                frame[q.name] = stored[q.name]
-            else:
-                frame[q.name] = _derive(q.compute, stored, self._sizes(category))
-        return frame.sort_values(["step", "layer"], ignore_index=True)
+        step, places, values = self._read(RECORDED if columns is None else columns, layers, steps)
+        order = np.lexsort((places, step))
+        layer = pd.Categorical.from_codes(places[order], self.layer_names, ordered=True)
+        frame = pd.DataFrame({"step": step[order], "layer": layer})
+        for name, value in values.items():
+            frame[name] = value[order]
+        return frame
 
     def matrix(self, name: str, steps: StepSelection = None) -> pd.DataFrame:
         """Return one quantity as steps × layers.
@@ -194,8 +182,31 @@ class Run:
         UsageError
             The name is not a quantity.
         """
-        rows = self.layers([name], steps=steps)
-        return steps_by_layers(rows, rows[name].to_numpy(np.float64))
+        step, places, values = self._read([name], None, steps)
+        return steps_by_layers(step, places, values[name], self.layer_names)
+
+    def _read(
+        self, columns: Sequence[str], layers: Sequence[str] | None, steps: StepSelection
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
+        """Return of rows in no order their steps, layers as places in the model, and values."""
+        chosen = [quantity(name) for name in columns]
+        needed = dict.fromkeys(
+            need
+            for q in chosen
+            for need in (q.needs if q.derived else (q.name,))
+            if need in QUANTITIES
+        )
+        rows = replace(rows_of(steps), texts=self._texts(layers))
+        table = self.files.read("layers", ["step", "layer", *needed], rows)
+        places = self._places(table["layer"])
+        stored = {name: table[name].to_numpy() for name in needed}
+        values = {
+            q.name: stored[q.name]
+            if q.compute is None
+            else _derive(q.compute, stored, self._sizes(places))
+            for q in chosen
+        }
+        return numbers(table["step"]), places, values
 
     @property
     def is_long(self) -> bool:
@@ -333,7 +344,8 @@ class Run:
             texts["quantity"] = [element]
         table = self.files.read("histograms", rows=Rows(texts=texts))
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
-        frame["layer"] = self._category(table["layer"])
+        places = self._places(table["layer"])
+        frame["layer"] = pd.Categorical.from_codes(places, self.layer_names, ordered=True)
         frame["quantity"] = table["quantity"].cast(pa.string()).to_pandas().astype(object)
         frame["counts"] = [dict(pairs) for pairs in table["counts"].to_pylist()]
         return frame.sort_values(["step", "layer", "quantity"], ignore_index=True)
@@ -355,23 +367,24 @@ class Run:
         self.info = read_info(self.path)
         self.__dict__.pop("layer_names", None)
 
-    def _category(self, names: pa.ChunkedArray) -> pd.Categorical:
-        plain = names.cast(pa.string())
-        present: set[str] = set(plain.unique().to_pylist())
-        if not present.issubset(self.layer_names):
+    def _places(self, layers: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Return the places in the model of a column of layers."""
+        row, names = codes(layers)
+        if not set(names).issubset(self.layer_names):
             self._look_again()  # layers were added since
-        unknown = present.difference(self.layer_names)
+        places = {name: place for place, name in enumerate(self.layer_names)}
+        found = np.array([places.get(name, -1) for name in names], np.int64)[row]
+        unknown = {names[code] for code in np.unique(row[found < 0])}
         if unknown:
             raise RunError(
                 f"'{self.path}' has rows of a layer '{min(unknown)}' that its {RUN_FILE} does not "
                 f"name; restore the {RUN_FILE} that belongs to it"
             )
-        return pd.Categorical(plain.to_numpy(), categories=self.layer_names, ordered=True)
+        return found
 
-    def _sizes(self, layers: pd.Categorical) -> NDArray[np.float64]:
-        size = {layer.name: layer.size for layer in self.info.layers}
-        sizes = np.array([size[name] for name in layers.categories], np.float64)
-        return sizes[layers.codes] if len(sizes) else np.empty(0)
+    def _sizes(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how many elements the layers at these places of the model have."""
+        return np.array([layer.size for layer in self.info.layers], np.float64)[places]
 
     def _texts(self, layers: Sequence[str] | None) -> dict[str, Collection[str]]:
         if layers is None:

@@ -73,7 +73,7 @@ def trust_ratio(
         learning_rate=of["learning_rate"],
         weight_decay=decay,
     )
-    return steps_by_layers(rows, values)
+    return steps_by_layers(rows["step"].to_numpy(), layers, values, run.layer_names)
 
 
 def _options(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:

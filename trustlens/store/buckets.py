@@ -6,7 +6,7 @@ again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,11 @@ class Buckets:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     total: NDArray[np.float64]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all of it."""
+        return sum(getattr(self, each.name).nbytes for each in fields(self))
 
     @property
     def mean(self) -> NDArray[np.float64]:

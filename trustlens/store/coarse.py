@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trustlens.store.buckets import Buckets, singles
-from trustlens.store.columns import codes, numbers
+from trustlens.store.columns import codes, no_rows, numbers
 from trustlens.store.layout import OVERVIEW, SCHEMAS, journal_path
 from trustlens.store.overview import SCHEMA, Piece, kept_in, matched
 from trustlens.store.places import Entry
@@ -103,26 +103,60 @@ def _read(
     level, begin, width = _divided({piece.level for piece in pieces}, span, points)
     grid = _Grid(begin, span[1], width, layers, extremes=extremes)
     sealed, journalled = files.numbers("layers")
-    named = {"layer": frozenset(layers)}
-    rows = Rows(grid.first, grid.last, texts=named)
-    buckets = Rows(grid.first, grid.last, texts={"quantity": (quantity,), **named})
-    columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
+    rows = Rows(grid.first, grid.last, texts={"layer": frozenset(layers)})
     for found in _cover(pieces, sealed, level):
         if isinstance(found, Piece):
-            folder = f"{OVERVIEW}/{found.level}"
-            part = files.read_file(folder, pieces[found], SCHEMA, columns, buckets, remember=True)
-            if part is not None:
-                grid.add(part, kept_in(part))
+            grid.add(_piece(files, found, pieces[found], quantity, rows, extremes=extremes))
         else:
-            schema = SCHEMAS["layers"]
-            wanted = ["layer", "step", quantity]
+            schema, wanted = SCHEMAS["layers"], ["layer", "step", quantity]
             part = files.read_file("layers", sealed[found], schema, wanted, rows)
-            if part is not None:
-                grid.add(part, singles(part[quantity]))
+            grid.add(None if part is None else _Part.of(part, singles(part[quantity])))
     for number in sorted(journalled):
         part = rows.of(read_journal(journal_path(files.directory, "layers", number), "layers"))
-        grid.add(part, singles(part[quantity]))
+        grid.add(_Part.of(part, singles(part[quantity])))
     return grid.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is kept of n rows, with the step of each, and its layer as a place among the names."""
+
+    names: tuple[str, ...]
+    layer: NDArray[np.int32]
+    step: NDArray[np.int64]
+    kept: Buckets
+
+    @classmethod
+    def of(cls, rows: pa.Table, kept: Buckets) -> _Part:
+        layer, names = codes(rows["layer"])
+        return cls(tuple(names), layer, numbers(rows["step"]), kept)
+
+    @property
+    def nbytes(self) -> int:
+        return self.layer.nbytes + self.step.nbytes + self.kept.nbytes
+
+    def at(self, where: NDArray[np.bool_]) -> _Part:
+        """Return those of these rows."""
+        return _Part(self.names, self.layer[where], self.step[where], self.kept.at(where))
+
+
+def _piece(
+    files: RunFiles, piece: Piece, entry: Entry, quantity: str, rows: Rows, *, extremes: bool
+) -> _Part | None:
+    """Return what a file of the overview has of a quantity, if it may have such rows."""
+    folder = f"{OVERVIEW}/{piece.level}"
+    span = files.span_of(folder, entry)
+    if span is None or not rows.may_be_between(*span):
+        return None
+
+    def read() -> _Part:
+        columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
+        whole = Rows(texts={"quantity": (quantity,)})  # of all layers: that is unpacked anyway
+        part = files.read_file(folder, entry, SCHEMA, columns, whole)
+        part = no_rows(SCHEMA) if part is None else part
+        return _Part.of(part, kept_in(part))
+
+    return files.remembered((folder, entry, quantity, extremes), read)
 
 
 def _pieces(files: RunFiles) -> dict[Piece, Entry]:
@@ -174,24 +208,42 @@ class _Grid:
         self._width = width
         self._shape = (buckets, len(layers))
         self._places = {name: place for place, name in enumerate(layers)}
+        self._names: tuple[str, ...] = ()
+        self._of_names = np.zeros(0, np.int64)
         size = buckets * len(layers)
         self._rows, self._finite, self._total = np.zeros((3, size))
         self._low = np.full(size, np.inf) if extremes else None
         self._high = np.full(size, -np.inf) if extremes else None
 
-    def add(self, part: pa.Table, kept: Buckets) -> None:
-        """Add what is kept of rows of these steps and layers."""
-        layer, names = codes(part["layer"])
-        places = [self._places.get(name, 0) for name in names]
-        column = np.array(places, np.int64)[layer]
-        at = (numbers(part["step"]) - self.first) // self._width * self._shape[1] + column
-        size = len(self._rows)
-        self._rows += np.bincount(at, kept.rows, size)
-        self._finite += np.bincount(at, kept.finite, size)
-        self._total += np.bincount(at, kept.total, size)
+    def add(self, part: _Part | None) -> None:
+        """Add what is kept of those rows that are of these steps and layers."""
+        if part is None:
+            return
+        columns = self._columns(part.names)
+        if (columns < 0).any():
+            part = part.at((columns >= 0)[part.layer])
+        if len(part.step) and not self.first <= part.step.min() <= part.step.max() <= self.last:
+            part = part.at((self.first <= part.step) & (part.step <= self.last))
+        if not len(part.step):
+            return
+        bucket = (part.step - self.first) // self._width
+        begin, end = int(bucket.min()), int(bucket.max()) + 1  # of what is changed
+        at = (bucket - begin) * self._shape[1] + columns[part.layer]
+        there = slice(begin * self._shape[1], end * self._shape[1])
+        size = there.stop - there.start
+        self._rows[there] += np.bincount(at, part.kept.rows, size)
+        self._finite[there] += np.bincount(at, part.kept.finite, size)
+        self._total[there] += np.bincount(at, part.kept.total, size)
         if self._low is not None and self._high is not None:
-            np.minimum.at(self._low, at, kept.low)
-            np.maximum.at(self._high, at, kept.high)
+            np.minimum.at(self._low[there], at, part.kept.low)
+            np.maximum.at(self._high[there], at, part.kept.high)
+
+    def _columns(self, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """Return the columns of layers of these names; −1 for those that are not wanted."""
+        if names != self._names:  # most parts have the same
+            self._names = names
+            self._of_names = np.array([self._places.get(name, -1) for name in names], np.int64)
+        return self._of_names
 
     def result(self) -> Coarse:
         """Return what was added, as one."""

@@ -120,4 +120,6 @@ def codes(texts: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
 
 
 def _whole(values: Any) -> Any:
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if not isinstance(values, pa.ChunkedArray):
+        return values
+    return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from trustlens.store.columns import no_rows, numbers
 from trustlens.store.guard import BYTES, check_footer, check_rows, check_stream
 from trustlens.store.index import Group, read_groups
 from trustlens.store.layout import JOURNAL, RUN_FILE, SCHEMAS, journal_path
+from trustlens.store.memory import Memory
 from trustlens.store.places import Entry, Place, changed, entries, open_input
 from trustlens.store.remote import RemotePlace
 from trustlens.store.selection import ALL, Rows
@@ -29,7 +29,7 @@ _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
 _FOOTERS: Final = 128  # kept in memory, of about 100 KB each
 
 _MEMORY: Final = 1 << 26
-"""Bytes of what is remembered of a run's overview."""
+"""Bytes of what is remembered that was made of files."""
 
 _SETTLED: Final = 1_000_000_000
 """Nanoseconds after which a folder that has not changed since is not listed again: file systems
@@ -40,16 +40,20 @@ _NONE: Final = (1, 0)
 Found = TypeVar("Found")
 
 
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Kept = TypeVar("Kept", bound=_Sized)
+
+
 @dataclass(frozen=True, slots=True)
 class _Footer:
     """What a Parquet file says of itself; of its row groups perhaps nothing."""
 
     metadata: pq.FileMetaData
     groups: list[Group] | None
-
-
-_Part: TypeAlias = tuple[str, Entry, tuple[str, ...], tuple[int, ...]]
-"""A folder, a file in it, and which columns and row groups of it."""
 
 
 class RunFiles:
@@ -65,9 +69,8 @@ class RunFiles:
         self.directory = directory
         self._listed: dict[str, tuple[int, list[Entry]]] = {}
         self._numbered: dict[str, tuple[list[Entry], dict[int, Entry]]] = {}
-        self._footers: OrderedDict[tuple[str, Entry], _Footer] = OrderedDict()
-        self._tables: OrderedDict[_Part, pa.Table] = OrderedDict()
-        self._remembered = 0  # bytes of them
+        self._footers: Memory[tuple[str, Entry], _Footer] = Memory(_FOOTERS, lambda _: 1)
+        self._kept: Memory[Hashable, _Sized] = Memory(_MEMORY, lambda kept: kept.nbytes)
         self._spans: dict[tuple[str, Entry], tuple[int, int]] = {}
 
     def read(self, table: str, columns: Sequence[str] | None = None, rows: Rows = ALL) -> pa.Table:
@@ -137,7 +140,7 @@ class RunFiles:
 
     def last_steps(self, table: str) -> dict[int, int]:
         """Return the last step of each sealed file of a table that has rows, by number."""
-        spans = {n: self._span_of(table, entry) for n, entry in self._sealed(table).items()}
+        spans = {n: self.span_of(table, entry) for n, entry in self._sealed(table).items()}
         return {number: span[1] for number, span in spans.items() if span is not None}
 
     def span(self, table: str) -> tuple[int, int] | None:
@@ -146,16 +149,8 @@ class RunFiles:
 
     def footer(self, folder: str, entry: Entry) -> _Footer:
         """Return what a Parquet file in a folder of the run says of itself."""
-        known = self._footers.get((folder, entry))
-        if known is None:
-            path = self.directory / folder / entry.name
-            known = _readable(path, lambda: _footer(path, entry))
-            self._footers[folder, entry] = known
-            if len(self._footers) > _FOOTERS:
-                self._footers.popitem(last=False)
-        else:
-            self._footers.move_to_end((folder, entry))
-        return known
+        path = self.directory / folder / entry.name
+        return self._footers.get((folder, entry), lambda: _footer(path, entry))
 
     def read_file(
         self,
@@ -164,12 +159,8 @@ class RunFiles:
         schema: pa.Schema,
         columns: Sequence[str],
         rows: Rows,
-        *,
-        remember: bool = False,
     ) -> pa.Table | None:
         """Return rows of one Parquet file in a folder of the run; None if it has no such rows.
-
-        What is to be remembered need not be read and unpacked again, until there is too much of it.
 
         Raises
         ------
@@ -179,7 +170,7 @@ class RunFiles:
             It was replaced since it was listed.
         """
         if rows.needs:
-            span = self._span_of(folder, entry)
+            span = self.span_of(folder, entry)
             if span is None or not rows.may_be_between(*span):
                 return None
         footer = self.footer(folder, entry)
@@ -191,38 +182,26 @@ class RunFiles:
                     rows = rows.whatever(name)  # the text that is asked for
         if not places:
             return None
-        needed = tuple(dict.fromkeys((*columns, *rows.needs)))
-        key = (folder, entry, needed, tuple(places))
-        table = self._tables.get(key)
-        if table is None:
-            table = self._unpacked(key, schema)
-            if remember:
-                self._remember(key, table)
-        else:
-            self._tables.move_to_end(key)
-        return rows.of(table).select(list(columns))
-
-    def _unpacked(self, key: _Part, schema: pa.Schema) -> pa.Table:
-        folder, entry, columns, groups = key
-        path, metadata = self.directory / folder / entry.name, self.footer(folder, entry).metadata
-        typed = pa.schema([schema.field(name) for name in columns])
+        path = self.directory / folder / entry.name
+        typed = pa.schema([schema.field(name) for name in dict.fromkeys((*columns, *rows.needs))])
 
         def read() -> pa.Table:
             with open_input(path, entry) as file:
                 remote = isinstance(path, RemotePlace)  # then few large requests
-                opened = pq.ParquetFile(file, metadata=metadata, pre_buffer=remote)
-                rows = opened.read_row_groups(groups, columns, use_threads=False)
-                return check_rows(rows, typed)
+                opened = pq.ParquetFile(file, metadata=footer.metadata, pre_buffer=remote)
+                found = opened.read_row_groups(places, typed.names, use_threads=False)
+                return check_rows(found, typed)
 
-        return _readable(path, read)
+        return rows.of(_readable(path, read)).select(list(columns))
 
-    def _remember(self, key: _Part, table: pa.Table) -> None:
-        self._tables[key] = table
-        self._remembered += table.nbytes
-        while self._remembered > _MEMORY:
-            self._remembered -= self._tables.popitem(last=False)[1].nbytes
+    def remembered(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """Return what was made of files under that key, or make it.
 
-    def _span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
+        What it is made of must not change as long as the key does not.
+        """
+        return cast("Kept", self._kept.get(key, make))
+
+    def span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
         """Return the first and the last step of a Parquet file; None if it has no rows."""
         known = self._spans.get((folder, entry))
         if known is None:
@@ -237,7 +216,7 @@ class RunFiles:
 
     def _span(self, table: str) -> tuple[int, int] | None:
         sealed, journalled = self.numbers(table)
-        spans = [self._span_of(table, entry) for entry in sealed.values()]
+        spans = [self.span_of(table, entry) for entry in sealed.values()]
         journals = [journal_path(self.directory, table, number) for number in journalled]
         spans += [_span_in(read_journal(path, table)) for path in journals]
         first, last = _joined([span for span in spans if span is not None])
@@ -347,10 +326,13 @@ def _matched(
 
 
 def _footer(path: Place, entry: Entry) -> _Footer:
-    with open_input(path, entry) as file:
-        metadata = pq.read_metadata(file)
-    check_footer(metadata)
-    return _Footer(metadata, read_groups(metadata))
+    def read() -> _Footer:
+        with open_input(path, entry) as file:
+            metadata = pq.read_metadata(file)
+        check_footer(metadata)
+        return _Footer(metadata, read_groups(metadata))
+
+    return _readable(path, read)
 
 
 def _span_in(rows: pa.Table | None) -> tuple[int, int]:
