@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,11 +17,13 @@ from runs import layers_table, make_run, run_info, steps_table, synthetic_values
 import trustlens
 from trustlens.schema import QUANTITIES
 from trustlens.store.coarse import Coarse, read_coarse
-from trustlens.store.layout import RunInfo
+from trustlens.store.layout import RunInfo, sealed_path
 from trustlens.store.overview import finest_level, pieces
 from trustlens.store.overview_writer import OverviewWriter
+from trustlens.store.places import Entry, open_input
 from trustlens.store.reader import RunFiles, read_table, sealed_numbers
 from trustlens.store.repair import repair
+from trustlens.store.selection import Rows
 from trustlens.store.writer import RunWriter
 
 LAYERS = ["b", "a", "c"]
@@ -204,3 +210,69 @@ def test_files_of_another_kind_in_the_overview_are_passed_over(tmp_path: Path) -
     (tmp_path / "overview" / "notes.txt").write_text("mine")
     (tmp_path / "overview" / "3" / "notes.parquet").write_text("mine")
     hold_to_each_level(tmp_path, 500)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the folders of files are added as they are opened."""
+    names: list[str] = []
+
+    def noted(file: Path, entry: Entry | None = None) -> pa.NativeFile:
+        names.append(file.parent.name)
+        return open_input(file, entry)
+
+    monkeypatch.setattr("trustlens.store.reader.open_input", noted)
+    return names
+
+
+def test_each_file_of_it_tells_of_the_sealed_files_it_is_made_of(tmp_path: Path) -> None:
+    record(tmp_path, np.arange(1, 3001))
+    for piece in pieces(tmp_path):
+        told = json.loads(pq.read_metadata(piece.path(tmp_path)).metadata[b"trustlens.files"])
+        paths = [sealed_path(tmp_path, "layers", n) for n in range(piece.first, piece.last + 1)]
+        steps = [pq.read_table(path)["step"].to_numpy() for path in paths]
+        assert told == [
+            [piece.first + i, path.stat().st_size, step.min(), step.max()]
+            for i, (path, step) in enumerate(zip(paths, steps, strict=True))
+        ]
+
+
+def test_who_asks_for_some_steps_opens_few_of_many_sealed_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path, np.arange(1, 3001))
+    names = opened(monkeypatch)
+    files = RunFiles(tmp_path)
+    assert files.span("layers") == (1, 3000)
+    assert names == ["6", "3", "3", "4"]  # of 64 sealed files, of 16 twice, and of the last 4
+    found = files.read("layers", ["step"], Rows(first=2001, last=2010))
+    assert sorted(found["step"].to_pylist()) == [n for n in range(2001, 2011) for _ in LAYERS]
+    assert names.count("layers") == 2  # one, its footer first
+
+
+@pytest.mark.parametrize("harm", ["another file", "no overview", "a damaged overview", "old"])
+def test_the_sealed_files_tell_of_themselves_where_the_overview_does_not(
+    tmp_path: Path, harm: str
+) -> None:
+    record(tmp_path, np.arange(1, 701))
+    whole = read_table(tmp_path, "layers", ["step", "layer"])
+    if harm == "another file":  # whose steps are others, by another tool
+        path = sealed_path(tmp_path, "layers", 5)
+        rows = pq.read_table(path)
+        step = pc.add(rows["step"], 5000)
+        rows = rows.set_column(0, rows.schema.field("step"), step)
+        pq.write_table(rows.replace_schema_metadata(None), path)
+        whole = read_table(tmp_path, "layers", ["step", "layer"])
+    for piece in pieces(tmp_path):
+        if harm == "no overview":
+            piece.path(tmp_path).unlink()
+        elif harm == "a damaged overview":
+            piece.path(tmp_path).write_bytes(b"PAR1 and no more")
+        elif harm == "old":
+            table = pq.read_table(piece.path(tmp_path))
+            pq.write_table(table.replace_schema_metadata(None), piece.path(tmp_path))
+    step = whole["step"].to_numpy()
+    for first, last in ((1, 1), (100, 180), (699, 7000)):
+        found = read_table(tmp_path, "layers", ["step", "layer"], Rows(first, last))
+        inside = np.sort(step[(first <= step) & (step <= last)])
+        assert np.sort(found["step"].to_numpy()).tolist() == inside.tolist()
+    assert RunFiles(tmp_path).span("layers") == (step.min(), step.max())

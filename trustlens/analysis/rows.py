@@ -42,7 +42,7 @@ def steps_by_layers(
 
     ``step`` and ``values`` have shape (rows,), as has ``layer``: places among the ``names``.
     """
-    numbers, row = np.unique(step, return_inverse=True)
+    row, numbers = pd.factorize(step, sort=True)  # np.unique would sort all of them
     table = np.full((len(numbers), len(names)), np.nan)
     table[row, layer] = values
     return pd.DataFrame(

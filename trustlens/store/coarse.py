@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trustlens.store.buckets import Buckets, singles
 from trustlens.store.columns import codes, no_rows, numbers
 from trustlens.store.layout import OVERVIEW, SCHEMAS, journal_path
-from trustlens.store.overview import SCHEMA, Piece, kept_in, matched
+from trustlens.store.overview import SCHEMA, Piece, kept_in
 from trustlens.store.places import Entry
 from trustlens.store.reader import RunFiles, read_journal
 from trustlens.store.selection import Rows
@@ -99,7 +99,7 @@ def _read(
     extremes: bool,
 ) -> Coarse:
     # The overview is listed before what it is made of: what is sealed meanwhile is not lacking.
-    pieces = _pieces(files)
+    pieces = files.pieces()
     level, begin, width = _divided({piece.level for piece in pieces}, span, points)
     grid = _Grid(begin, span[1], width, layers, extremes=extremes)
     sealed, journalled = files.numbers("layers")
@@ -157,15 +157,6 @@ def _piece(
         return _Part.of(part, kept_in(part))
 
     return files.remembered((folder, entry, quantity, extremes), read)
-
-
-def _pieces(files: RunFiles) -> dict[Piece, Entry]:
-    levels = [entry.name for entry in files.listed(OVERVIEW) if entry.name.isdecimal()]
-    return {
-        piece: entry
-        for level in levels
-        for piece, entry in matched(int(level), files.listed(f"{OVERVIEW}/{level}"))
-    }
 
 
 def _divided(levels: Collection[int], span: tuple[int, int], points: int) -> tuple[int, int, int]:

@@ -74,9 +74,10 @@ def texts(values: Sequence[str]) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(encoded), buffers, 0)
 
 
-def dictionary(indices: NDArray[np.int32], values: Sequence[str]) -> pa.DictionaryArray:
+def dictionary(indices: NDArray[np.int32], values: Sequence[str] | pa.Array) -> pa.DictionaryArray:
     """Return a column of the values at these indices, which must be within them."""
-    return pa.DictionaryArray.from_arrays(column(indices, pa.int32()), texts(values))
+    column_of_values = values if isinstance(values, pa.Array) else texts(values)
+    return pa.DictionaryArray.from_arrays(column(indices, pa.int32()), column_of_values)
 
 
 def no_rows(schema: pa.Schema) -> pa.Table:

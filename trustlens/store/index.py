@@ -1,5 +1,8 @@
 """What the row groups of a file hold, told in the file itself: who reads passes over the others.
 
+A file of the overview tells besides of the sealed files that it is made of: of a long run nobody
+has to open them all to know in which of them a step is.
+
 Parquet's own statistics say as much, but pyarrow ends the process on reading those of a file whose
 footer does not agree with itself (pyarrow 26). Ours stand in the file's key-value metadata.
 """
@@ -7,18 +10,19 @@ footer does not agree with itself (pyarrow 26). Ours stand in the file's key-val
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trustlens.store.columns import codes, numbers
+from trustlens.store.columns import numbers
 from trustlens.store.selection import Rows
 
 INDEX: Final = b"trustlens"
-"""The key under which it stands."""
+FILES: Final = b"trustlens.files"
+"""The keys under which they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,12 @@ class Group:
 def groups_of(table: pa.Table, text: str | None, size: int) -> list[Group]:
     """Return the row groups of so many rows of a table that is sorted by a column of texts."""
     step = numbers(table["step"])
-    places, names = codes(table[text]) if text is not None else (None, [])
+    names = None if text is None else table[text]
     found: list[Group] = []
     for begin in range(0, table.num_rows, size):
-        part = slice(begin, begin + size)
-        texts = None if places is None else (names[places[part][0]], names[places[part][-1]])
-        some = step[part]
+        some = step[begin : begin + size]
+        last = begin + len(some) - 1
+        texts = None if names is None else (names[begin].as_py(), names[last].as_py())
         found.append(Group(len(some), int(some.min()), int(some.max()), text, texts))
     return found
 
@@ -85,3 +89,33 @@ def _group(rows: int, first: int, last: int, text: str | None, *texts: str) -> G
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A sealed file: its number, its bytes, its first and its last step (1 and 0 without rows)."""
+
+    number: int
+    size: int
+    first: int
+    last: int
+
+
+def sealed_written(files: Iterable[Sealed]) -> dict[bytes, bytes]:
+    """Return the key-value metadata that tells of these files."""
+    return {FILES: json.dumps([astuple(each) for each in files]).encode()}
+
+
+def read_sealed_files(metadata: pq.FileMetaData) -> list[Sealed]:
+    """Return the sealed files that a file of the overview tells of; none if it does not."""
+    try:
+        told: Any = json.loads((metadata.metadata or {})[FILES])
+        return [_sealed(*each) for each in told]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return []
+
+
+def _sealed(*told: int) -> Sealed:
+    if any(type(each) is not int for each in told):
+        raise ValueError("not a sealed file")
+    return Sealed(*told)

@@ -30,10 +30,18 @@ from numpy.typing import NDArray
 from trustlens.errors import RunError
 from trustlens.schema import RECORDED
 from trustlens.store.buckets import Buckets, buckets_of, starts_of
-from trustlens.store.columns import codes, column, dictionary, no_rows, numbers
-from trustlens.store.index import Group, groups_of, read_groups, written
+from trustlens.store.columns import codes, column, dictionary, no_rows, numbers, texts
+from trustlens.store.index import (
+    Group,
+    Sealed,
+    groups_of,
+    read_groups,
+    read_sealed_files,
+    sealed_written,
+    written,
+)
 from trustlens.store.layout import OVERVIEW, RunInfo, written_whole
-from trustlens.store.places import Entry, Place, entries
+from trustlens.store.places import Place, names_in
 
 FINEST: Final = 3
 """Exponent of the finest buckets where every step is recorded: 64 recorded steps."""
@@ -92,20 +100,19 @@ def finest_level(info: RunInfo) -> int:
 
 def pieces(directory: Place) -> list[Piece]:
     """Return the files of a run's overview."""
-    levels = [entry.name for entry in entries(directory / OVERVIEW) if entry.name.isdecimal()]
+    levels = [name for name in names_in(directory / OVERVIEW) if name.isdecimal()]
     return [
         piece
         for level in levels
-        for piece, _ in matched(int(level), entries(directory / OVERVIEW / level))
+        for name in names_in(directory / OVERVIEW / level)
+        if (piece := piece_of(int(level), name)) is not None
     ]
 
 
-def matched(level: int, found: Sequence[Entry]) -> Iterator[tuple[Piece, Entry]]:
-    """Yield those of the entries of a level's folder that are files of the overview."""
-    for entry in found:
-        match = _FILE.fullmatch(entry.name)
-        if match:
-            yield Piece(level, *map(int, match.groups())), entry
+def piece_of(level: int, name: str) -> Piece | None:
+    """Return which piece a file of that name in a level's folder is, if it is one."""
+    match = _FILE.fullmatch(name)
+    return Piece(level, *map(int, match.groups())) if match else None
 
 
 def forget(directory: Path, number: int) -> None:
@@ -116,15 +123,25 @@ def forget(directory: Path, number: int) -> None:
                 piece.path(directory).unlink()
 
 
-def write_piece(directory: Path, piece: Piece, by_quantity: Iterable[pa.Table]) -> None:
-    """Write a file of the overview, of the rows of one quantity after another."""
+def write_piece(
+    directory: Path,
+    piece: Piece,
+    by_quantity: Iterable[pa.Table],
+    sealed: Sequence[Sealed],
+    *,
+    is_final: bool,
+) -> None:
+    """Write a file of the overview, of the rows of one quantity after another.
+
+    It tells of the sealed files that it is made of. Unless it ``is_final`` it will soon be joined
+    with others, and is written quickly.
+    """
     path = piece.path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     floats = dict.fromkeys(("min", "mean", "max"), "BYTE_STREAM_SPLIT")
     integers = dict.fromkeys(("step", "rows", "finite"), "DELTA_BINARY_PACKED")
     options: dict[str, Any] = {
-        "compression": "zstd",
-        "compression_level": 3,
+        **({"compression": "zstd", "compression_level": 3} if is_final else {"compression": "lz4"}),
         "use_dictionary": ["quantity", "layer"],
         "column_encoding": {**floats, **integers},
         "write_statistics": ["quantity", "layer", "step"],
@@ -138,7 +155,7 @@ def write_piece(directory: Path, piece: Piece, by_quantity: Iterable[pa.Table]) 
             if rows.num_rows:
                 writer.write_table(rows, row_group_size=_GROUP_ROWS)
                 groups += groups_of(rows, "quantity", _GROUP_ROWS)
-        writer.add_key_value_metadata(written(groups))
+        writer.add_key_value_metadata({**written(groups), **sealed_written(sealed)})
 
 
 def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
@@ -152,10 +169,7 @@ def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
     with ExitStack() as opened:
         files: list[tuple[pq.ParquetFile, dict[str, list[int]]]] = []
         for path in [piece.path(directory) for piece in given]:
-            try:
-                file = opened.enter_context(pq.ParquetFile(path))
-            except (pa.ArrowException, OSError) as error:
-                raise RunError(f"'{path}' is damaged ({error}); remove it") from None
+            file = opened.enter_context(_opened(path))
             files.append((file, _places(file.metadata)))
         for name in RECORDED:
             found = [
@@ -164,6 +178,28 @@ def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
                 if name in places
             ]
             yield pa.concat_tables([no_rows(SCHEMA), *found])
+
+
+def sealed_of(directory: Path, given: Sequence[Piece]) -> list[Sealed]:
+    """Return the sealed files that files of the overview tell of.
+
+    Raises
+    ------
+    RunError
+        One of them is damaged.
+    """
+    return [
+        each
+        for piece in given
+        for each in read_sealed_files(_opened(piece.path(directory)).metadata)
+    ]
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"'{path}' is damaged ({error}); remove it") from None
 
 
 def _places(metadata: pq.FileMetaData) -> dict[str, list[int]]:
@@ -181,11 +217,11 @@ def of_rows(rows: pa.Table, level: int) -> Iterator[pa.Table]:
     bucket = bucket_of(rows["step"], level)
     starts = starts_of(layer, bucket)
     layer, bucket = layer[starts], bucket[starts]
+    layers = texts(names)
     for name in RECORDED:
         made = buckets_of(rows[name], starts)
         there = made.rows > 0
-        names_there = dictionary(layer[there], names)
-        yield _table(name, names_there, bucket[there], level, made.at(there))
+        yield _table(name, dictionary(layer[there], layers), bucket[there], level, made.at(there))
 
 
 def merged(rows: pa.Table, level: int) -> pa.Table:

@@ -8,15 +8,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
+from trustlens.store.columns import numbers
+from trustlens.store.index import Sealed
 from trustlens.store.layout import sealed_path
-from trustlens.store.overview import Piece, merged, of_rows, pieces, read_pieces, write_piece
+from trustlens.store.overview import (
+    Piece,
+    merged,
+    of_rows,
+    pieces,
+    read_pieces,
+    sealed_of,
+    write_piece,
+)
 from trustlens.store.reader import journal_numbers, read_sealed, sealed_numbers
 
 _JOINED: Final = 16  # of a level's smallest files become one
 
-_AT_HAND: Final = 32  # files whose rows are kept in memory, of 2 MB each
+_AT_HAND: Final = 24
+"""Files whose rows are kept in memory, of 2 MB each: those of the finest level until they are
+joined, and of coarser ones those that the next is made of."""
 
 
 class OverviewWriter:
@@ -34,7 +47,7 @@ class OverviewWriter:
         self._directory = directory
         self._finest = finest
         self._there: list[Piece] = []
-        # What the next coarser level is made of; by quantity.
+        # What coarser and larger files are made of; by quantity.
         self._at_hand: dict[Piece, list[pa.Table]] = {}
 
     def complete(
@@ -64,25 +77,23 @@ class OverviewWriter:
         sealed = sealed_numbers(self._directory, "layers")
         unsealed = journal_numbers(self._directory, "layers") - sealed
         whole = min(unsealed, default=max(sealed, default=-1) + 1)  # all before it are sealed
-        missing = sorted(n for n in sealed if n < whole and not self._covers(finest, n))
+        missing = sorted(n for n in sealed - self._covered(finest) if n < whole)
         for number in missing[:most]:
-            rows = sealed_now.get(number)
-            if rows is None:
-                rows = read_sealed(sealed_path(self._directory, "layers", number), "layers")
-            self._write(Piece(finest, number, number), of_rows(rows, finest), keep=True)
+            self._make_finest(number, finest, sealed_now.get(number))
         coarser = [finest + n for n in range(1, 32) if 4**n <= whole]
         for level in coarser:
-            size = 4 ** (level - finest)
+            size, covered = 4 ** (level - finest), self._covered(level)
             for first in range(self._covered_to(level), whole - size + 1, size):
-                if not self._covers(level, first):
+                if first not in covered:
                     self._make(Piece(level, first, first + size - 1), level - 1)
         for level in (finest, *coarser):
             self._join(level, _JOINED * 4 ** (level - finest))
         ends = {level: self._covered_to(level) + 4 ** (level - finest) for level in coarser}
         return len(missing[:most]) == len(missing) and all(end > whole for end in ends.values())
 
-    def _covers(self, level: int, number: int) -> bool:
-        return any(p.level == level and p.first <= number <= p.last for p in self._there)
+    def _covered(self, level: int) -> set[int]:
+        of_level = [piece for piece in self._there if piece.level == level]
+        return {number for piece in of_level for number in range(piece.first, piece.last + 1)}
 
     def _covered_to(self, level: int) -> int:
         """Return the number of the first sealed file that is not in a level."""
@@ -101,6 +112,7 @@ class OverviewWriter:
             if parts != [piece] and self._make(piece, level):
                 for part in parts:
                     self._there.remove(part)
+                    self._at_hand.pop(part, None)
                     with suppress(FileNotFoundError):
                         part.path(self._directory).unlink()
 
@@ -123,15 +135,24 @@ class OverviewWriter:
             if whole
             else read_pieces(self._directory, parts)
         )
-        self._write(piece, (merged(rows, piece.level) for rows in found), keep=piece.level > level)
-        for part in parts if piece.level > level else ():
-            self._at_hand.pop(part, None)
+        rows = (merged(each, piece.level) for each in found)
+        self._write(piece, rows, sealed_of(self._directory, parts), is_joined=piece.level == level)
         return True
 
-    def _write(self, piece: Piece, by_quantity: Iterable[pa.Table], *, keep: bool) -> None:
-        if keep:
-            by_quantity = self._at_hand[piece] = list(by_quantity)
+    def _make_finest(self, number: int, level: int, rows: pa.Table | None) -> None:
+        path = sealed_path(self._directory, "layers", number)
+        whole = read_sealed(path, "layers") if rows is None else rows
+        step = numbers(whole["step"]) if whole.num_rows else np.array([1, 0])
+        sealed = Sealed(number, path.stat().st_size, int(step.min()), int(step.max()))
+        piece = Piece(level, number, number)
+        self._write(piece, of_rows(whole, level), [sealed], is_joined=False)
+
+    def _write(
+        self, piece: Piece, rows: Iterable[pa.Table], sealed: list[Sealed], *, is_joined: bool
+    ) -> None:
+        if not is_joined:
+            rows = self._at_hand[piece] = list(rows)
             if len(self._at_hand) > _AT_HAND:
                 del self._at_hand[next(iter(self._at_hand))]
-        write_piece(self._directory, piece, by_quantity)
+        write_piece(self._directory, piece, rows, sealed, is_final=is_joined)
         self._there.append(piece)

@@ -79,6 +79,17 @@ def entries(folder: Place) -> list[Entry]:
     return found
 
 
+def names_in(folder: Place) -> list[str]:
+    """Return the names of what lies in a folder, as :func:`entries` does, and sooner."""
+    if isinstance(folder, RemotePlace):
+        return [entry.name for entry in _remote_entries(folder)]
+    _refuse_link(folder)
+    try:
+        return os.listdir(folder)  # noqa: PTH208 — of texts, which is three times as quick
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def exists(place: Place) -> bool:
     """Tell whether there is anything of that name."""
     if isinstance(place, RemotePlace):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 from trustlens.errors import RunError
 from trustlens.store.columns import no_rows, numbers
 from trustlens.store.guard import BYTES, check_footer, check_rows, check_stream
-from trustlens.store.index import Group, read_groups
-from trustlens.store.layout import JOURNAL, RUN_FILE, SCHEMAS, journal_path
+from trustlens.store.index import Group, Sealed, read_groups, read_sealed_files
+from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.memory import Memory
-from trustlens.store.places import Entry, Place, changed, entries, open_input
+from trustlens.store.overview import Piece, piece_of
+from trustlens.store.places import Entry, Place, changed, entries, names_in, open_input
 from trustlens.store.remote import RemotePlace
 from trustlens.store.selection import ALL, Rows
 
@@ -50,10 +52,14 @@ Kept = TypeVar("Kept", bound=_Sized)
 
 @dataclass(frozen=True, slots=True)
 class _Footer:
-    """What a Parquet file says of itself; of its row groups perhaps nothing."""
+    """What a Parquet file says of itself, and one of the overview of sealed files.
+
+    Of its row groups it perhaps says nothing.
+    """
 
     metadata: pq.FileMetaData
     groups: list[Group] | None
+    sealed: list[Sealed]
 
 
 class RunFiles:
@@ -69,6 +75,8 @@ class RunFiles:
         self.directory = directory
         self._listed: dict[str, tuple[int, list[Entry]]] = {}
         self._numbered: dict[str, tuple[list[Entry], dict[int, Entry]]] = {}
+        self._pieces: tuple[list[list[Entry]], dict[Piece, Entry]] = ([], {})
+        self._told: tuple[dict[Piece, Entry], dict[int, Sealed]] = ({}, {})
         self._footers: Memory[tuple[str, Entry], _Footer] = Memory(_FOOTERS, lambda _: 1)
         self._kept: Memory[Hashable, _Sized] = Memory(_MEMORY, lambda kept: kept.nbytes)
         self._spans: dict[tuple[str, Entry], tuple[int, int]] = {}
@@ -134,14 +142,53 @@ class RunFiles:
         found = self.listed(table)
         known = self._numbered.get(table)
         if known is None or known[0] is not found:
-            sealed = {int(number): entry for (number,), entry in _matched(found, _SEALED)}
-            known = self._numbered[table] = (found, sealed)
+            named = {entry.name: entry for entry in found}
+            sealed = {int(number): named[name] for (number,), name in _matched(named, _SEALED)}
+            known = self._numbered[table] = (found, dict(sorted(sealed.items())))
         return known[1]
 
-    def last_steps(self, table: str) -> dict[int, int]:
-        """Return the last step of each sealed file of a table that has rows, by number."""
-        spans = {n: self.span_of(table, entry) for n, entry in self._sealed(table).items()}
-        return {number: span[1] for number, span in spans.items() if span is not None}
+    def pieces(self) -> dict[Piece, Entry]:
+        """Return the files of the overview."""
+        levels = [entry.name for entry in self.listed(OVERVIEW) if entry.name.isdecimal()]
+        found = [self.listed(f"{OVERVIEW}/{level}") for level in levels]
+        if self._pieces[0] != found:
+            pieces = {
+                piece: entry
+                for level, listed in zip(levels, found, strict=True)
+                for entry in listed
+                if (piece := piece_of(int(level), entry.name)) is not None
+            }
+            self._pieces = (found, pieces)
+        return self._pieces[1]
+
+    def spans(
+        self, table: str, sealed: Mapping[int, Entry] | None = None
+    ) -> dict[int, tuple[int, int]]:
+        """Return the first and the last step of those sealed files that have rows, by number."""
+        sealed = self._sealed(table) if sealed is None else sealed
+        told = self._overview_tells() if table == "layers" else {}
+        spans: dict[int, tuple[int, int]] = {}
+        for number, entry in sealed.items():
+            known = told.get(number)
+            if known is not None and known.size == entry.size:
+                span = (known.first, known.last)
+            else:
+                span = self.span_of(table, entry) or _NONE
+            if span[0] <= span[1]:
+                spans[number] = span
+        return spans
+
+    def _overview_tells(self) -> dict[int, Sealed]:
+        pieces = self.pieces()
+        if self._told[0] is not pieces:
+            told: dict[int, Sealed] = {}
+            for piece in sorted(pieces, key=lambda piece: -piece.count):  # so few are opened
+                if not (piece.first in told and piece.last in told):
+                    with suppress(RunError):  # it is damaged: then the files tell of themselves
+                        footer = self.footer(f"{OVERVIEW}/{piece.level}", pieces[piece])
+                        told |= {sealed.number: sealed for sealed in footer.sealed}
+            self._told = (pieces, told)
+        return self._told[1]
 
     def span(self, table: str) -> tuple[int, int] | None:
         """Return the first and the last step of a table; None if it has no rows."""
@@ -216,15 +263,19 @@ class RunFiles:
 
     def _span(self, table: str) -> tuple[int, int] | None:
         sealed, journalled = self.numbers(table)
-        spans = [self.span_of(table, entry) for entry in sealed.values()]
+        spans = list(self.spans(table, sealed).values())
         journals = [journal_path(self.directory, table, number) for number in journalled]
         spans += [_span_in(read_journal(path, table)) for path in journals]
-        first, last = _joined([span for span in spans if span is not None])
+        first, last = _joined(spans)
         return (first, last) if first <= last else None
 
     def _parts(self, table: str, columns: list[str], rows: Rows) -> Iterator[pa.Table]:
         sealed, journalled = self.numbers(table)
-        for number in sorted(sealed):
+        wanted = list(sealed)
+        if rows.needs:
+            spans = self.spans(table, sealed)
+            wanted = [number for number, span in spans.items() if rows.may_be_between(*span)]
+        for number in wanted:
             part = self.read_file(table, sealed[number], SCHEMAS[table], columns, rows)
             if part is not None:
                 yield part
@@ -242,13 +293,13 @@ def read_table(
 
 def journal_numbers(directory: Place, table: str) -> set[int]:
     """Return the numbers of a table's journal files, those too that are sealed already."""
-    found = _matched(entries(directory / JOURNAL), _JOURNAL)
+    found = _matched(names_in(directory / JOURNAL), _JOURNAL)
     return {int(number) for (name, number), _ in found if name == table}
 
 
 def sealed_numbers(directory: Place, table: str) -> set[int]:
     """Return the numbers of a table's sealed files."""
-    return {int(number) for (number,), _ in _matched(entries(directory / table), _SEALED)}
+    return {int(number) for (number,), _ in _matched(names_in(directory / table), _SEALED)}
 
 
 def next_number(directory: Place, table: str) -> int:
@@ -317,12 +368,12 @@ def _written(directory: Place) -> list[Entry]:
 
 
 def _matched(
-    found: Sequence[Entry], pattern: re.Pattern[str]
-) -> Iterator[tuple[tuple[Any, ...], Entry]]:
-    for entry in found:
-        match = pattern.fullmatch(entry.name)
+    names: Iterable[str], pattern: re.Pattern[str]
+) -> Iterator[tuple[tuple[Any, ...], str]]:
+    for name in names:
+        match = pattern.fullmatch(name)
         if match:
-            yield match.groups(), entry
+            yield match.groups(), name
 
 
 def _footer(path: Place, entry: Entry) -> _Footer:
@@ -330,7 +381,7 @@ def _footer(path: Place, entry: Entry) -> _Footer:
         with open_input(path, entry) as file:
             metadata = pq.read_metadata(file)
         check_footer(metadata)
-        return _Footer(metadata, read_groups(metadata))
+        return _Footer(metadata, read_groups(metadata), read_sealed_files(metadata))
 
     return _readable(path, read)
 

@@ -106,8 +106,8 @@ class TableWriter:
         if self._left:
             seal_left(self._directory, self._name, before=self._number)
             self._left = False
-        last = RunFiles(self._directory).last_steps(self._name)
-        numbers = sorted(number for number, step in last.items() if step > lowest)
+        spans = RunFiles(self._directory).spans(self._name)
+        numbers = [number for number, (_, last) in spans.items() if last > lowest]
         if any(not stays(rows, step, layers).all() for rows in self._batches) or (
             numbers and self._rows
         ):
