@@ -243,7 +243,10 @@ class _Grid:
             mean = self._total / self._finite
 
         def extreme(values: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-            return None if values is None else np.where(none, np.nan, values).reshape(self._shape)
+            if values is None:
+                return None
+            values[none] = np.nan
+            return values.reshape(self._shape)
 
         return Coarse(
             np.arange(self._shape[0], dtype=np.int64) * self._width + self.first,

@@ -28,7 +28,7 @@ _ATTEMPTS: Final = 20
 _SEALED: Final = re.compile(r"(\d{6,18})\.parquet")
 _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
 
-_FOOTERS: Final = 128  # kept in memory, of about 100 KB each
+_FOOTERS: Final = 256  # kept in memory, of about 100 KB each
 
 _MEMORY: Final = 1 << 26
 """Bytes of what is remembered that was made of files."""

@@ -60,8 +60,9 @@ class Rows:
                 keep &= step >= self.first
             if self.last is not None:
                 keep &= step <= self.last
-            if self.steps is not None:
-                keep &= np.isin(step, self.steps)
+            if self.steps is not None and len(step):
+                low, high = np.searchsorted(self.steps, (step.min(), step.max() + 1))
+                keep &= np.isin(step, self.steps[low:high])
         for name, texts in self.texts.items():
             keep &= _are_among(table[name], texts)
         return table if keep.all() else table.filter(column(keep, pa.bool_()))
