@@ -36,7 +36,8 @@ def write(directory: Path, seed: int) -> None:
     writer.rewind(last, {})
     for _ in range(chance.randrange(5, 60)):
         steps = np.arange(last + 1, last + 1 + chance.randrange(1, 6))
-        values = {"weight_norm": steps[:, None] + np.arange(len(LAYERS)) / 4}
+        norm = steps[:, None] + np.arange(len(LAYERS)) / 4
+        values = {"weight_norm": norm, "grad_norm": norm}
         writer.append("layers", layers_table(steps, LAYERS, values))
         writer.append("steps", steps_table(steps))
         writer.append("metrics", metrics_table(steps, {"loss": steps / 2}))
@@ -72,9 +73,11 @@ def check(run: trustlens.Run) -> int:
         assert rows["step"].tolist() == list(range(1, len(rows) + 1))
     metrics = run.metrics()
     assert (metrics["value"] * 2 == metrics["step"]).all()
-    read = run.overview("weight_norm", 5)
-    there = read.rows.sum(axis=0)
-    assert (there == there[0]).all()
+    weight, grad = run.overviews(["weight_norm", "grad_norm"], 500).values()
+    assert (weight.rows == weight.rows[:, :1]).all()
+    np.testing.assert_array_equal(weight.rows, grad.rows)
+    np.testing.assert_array_equal(weight.mean, grad.mean)
+    assert not len(run.diagnose())  # which reads several quantities in buckets
     assert run.status in ("recording", "interrupted", "closed")
     return count
 

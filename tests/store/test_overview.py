@@ -55,7 +55,7 @@ def record(
 
 def hold_to_rows(directory: Path, quantity: str, points: int, span: tuple[int, int]) -> Coarse:
     """Compare what is read in buckets with what the rows themselves give, in float64."""
-    found = read_coarse(RunFiles(directory), quantity, LAYERS, span, points)
+    found = read_coarse(RunFiles(directory), [quantity], LAYERS, span, points)[quantity]
     assert len(found.steps) <= points
     assert found.steps[0] <= span[0]
     assert found.steps[-1] <= span[1] < found.steps[-1] + found.width

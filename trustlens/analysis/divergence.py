@@ -156,7 +156,7 @@ def _read(run: Run) -> _Rows:
 
 def _read_largest(run: Run) -> _Rows:
     """Read the largest values of stretches of steps, each by the name of its first step."""
-    read = {name: run.overview(name, STRETCHES) for name in NEEDED}
+    read = run.overviews(NEEDED, STRETCHES)
     some = np.logical_or.reduce([each.rows.any(axis=1) for each in read.values()])
     values: dict[str, Array] = {}
     for name, each in read.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trustlens.errors import UsageError
-from trustlens.schema import Columns
+from trustlens.schema import QUANTITIES, Quantity
 from trustlens.store.coarse import Coarse
 from trustlens.store.selection import Rows
 
@@ -52,31 +52,46 @@ def steps_by_layers(
     )
 
 
-def derived(
-    compute: Callable[[Columns], NDArray[np.float64]],
-    needs: Mapping[str, Coarse],
-    sizes: NDArray[np.float64],
+def needed(chosen: Sequence[Quantity]) -> list[str]:
+    """Return the recorded quantities that these are computed of, or are."""
+    needs = [need for each in chosen for need in (each.needs if each.derived else (each.name,))]
+    return [need for need in dict.fromkeys(needs) if need in QUANTITIES]
+
+
+def values_of(
+    chosen: Quantity, stored: Mapping[str, NDArray[Any]], sizes: NDArray[np.float64]
+) -> NDArray[Any]:
+    """Return a quantity of rows from what they store; ``sizes`` has their layers' elements."""
+    if chosen.compute is None:
+        return stored[chosen.name]
+    needs = {name: stored[name].astype(np.float64) for name in needed([chosen])}
+    with np.errstate(all="ignore"):  # 0/0 of a layer of zeros is NaN: not known
+        return chosen.compute({**needs, "size": sizes})
+
+
+def buckets_of(
+    chosen: Quantity, stored: Mapping[str, Coarse], sizes: NDArray[np.float64]
 ) -> Coarse:
-    """Return a derived quantity in buckets from what it is computed of.
+    """Return a quantity in buckets from those that are stored, ``sizes`` being float64 (layers,).
 
-    ``sizes`` has the layers' elements, float64 of shape (layers,).
-
-    Its extremes are known where it is computed of one quantity only, in whose sense it grows.
+    The extremes of one that is computed are known where it is computed of one quantity only, in
+    whose sense it grows.
     """
-    first, *more = needs.values()
+    if chosen.compute is None:
+        return stored[chosen.name]
+    of = {name: stored[name] for name in needed([chosen])}
+    first, *more = of.values()
 
-    def computed(of: Callable[[Coarse], Any]) -> NDArray[np.float64]:
-        columns = {name: of(each) for name, each in needs.items()}
-        with np.errstate(all="ignore"):  # 0/0 of a layer of zeros is NaN: not known
-            return compute({**columns, "size": sizes})
+    def values(attribute: str) -> NDArray[np.float64]:
+        return values_of(chosen, {name: getattr(of[name], attribute) for name in of}, sizes)
 
     one = not more and first.low is not None
     return Coarse(
         first.steps,
         first.width,
-        np.minimum.reduce([each.rows for each in needs.values()]),
-        np.minimum.reduce([each.finite for each in needs.values()]),
-        computed(lambda each: each.mean),
-        computed(lambda each: each.low) if one else None,
-        computed(lambda each: each.high) if one else None,
+        np.minimum.reduce([each.rows for each in of.values()]),
+        np.minimum.reduce([each.finite for each in of.values()]),
+        values("mean"),
+        values("low") if one else None,
+        values("high") if one else None,
     )

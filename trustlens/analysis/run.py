@@ -14,9 +14,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trustlens.analysis.names import family_of, quantity
-from trustlens.analysis.rows import StepSelection, derived, rows_of, steps_by_layers
+from trustlens.analysis.rows import (
+    StepSelection,
+    buckets_of,
+    needed,
+    rows_of,
+    steps_by_layers,
+    values_of,
+)
 from trustlens.errors import RunError, UsageError
-from trustlens.schema import QUANTITIES, RECORDED
+from trustlens.schema import RECORDED
 from trustlens.store.coarse import Coarse, read_coarse
 from trustlens.store.columns import codes, numbers
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
@@ -190,22 +197,13 @@ class Run:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
         """Return of rows in no order their steps, layers as places in the model, and values."""
         chosen = [quantity(name) for name in columns]
-        needed = dict.fromkeys(
-            need
-            for q in chosen
-            for need in (q.needs if q.derived else (q.name,))
-            if need in QUANTITIES
-        )
+        needs = needed(chosen)
         rows = replace(rows_of(steps), texts=self._texts(layers))
-        table = self.files.read("layers", ["step", "layer", *needed], rows)
+        table = self.files.read("layers", ["step", "layer", *needs], rows)
         places = self._places(table["layer"])
-        stored = {name: table[name].to_numpy() for name in needed}
-        values = {
-            q.name: stored[q.name]
-            if q.compute is None
-            else _derive(q.compute, stored, self._sizes(places))
-            for q in chosen
-        }
+        stored = {name: table[name].to_numpy() for name in needs}
+        sizes = self._sizes(places)
+        values = {each.name: values_of(each, stored, sizes) for each in chosen}
         return numbers(table["step"]), places, values
 
     @property
@@ -249,22 +247,28 @@ class Run:
         UsageError
             A name is not a quantity, or not a layer of this run; or fewer than one point.
         """
-        asked = quantity(name)
+        return self.overviews([name], points, layers=layers, steps=steps, extremes=extremes)[name]
+
+    def overviews(
+        self,
+        names: Sequence[str],
+        points: int = 400,
+        *,
+        layers: Sequence[str] | None = None,
+        steps: tuple[int, int] | None = None,
+        extremes: bool = True,
+    ) -> dict[str, Coarse]:
+        """Return quantities by name, all in the same buckets, as :meth:`overview` returns one."""
+        chosen = [quantity(name) for name in names]
         if points < 1:
             raise UsageError(f"{points} points cannot be shown; show at least 1")
         self._texts(layers)
-        names = list(self.layer_names if layers is None else layers)
+        wanted = list(self.layer_names if layers is None else layers)
         span = steps or self.files.span("layers") or (1, 1)
-
-        def read(need: str) -> Coarse:
-            return read_coarse(self.files, need, names, span, points, extremes=extremes)
-
-        if asked.compute is None:
-            return read(name)
-        size = {layer.name: float(layer.size) for layer in self.info.layers}
-        sizes = np.array([size[layer] for layer in names])
-        needs = [need for need in asked.needs if need in QUANTITIES]
-        return derived(asked.compute, {need: read(need) for need in needs}, sizes)
+        stored = read_coarse(self.files, needed(chosen), wanted, span, points, extremes=extremes)
+        places = [self.layer_names.index(layer) for layer in wanted]
+        sizes = self._sizes(np.array(places, np.int64))
+        return {each.name: buckets_of(each, stored, sizes) for each in chosen}
 
     def trust_ratio(
         self, variant: str = "article", *, steps: StepSelection = None, **options: Any
@@ -398,11 +402,3 @@ class Run:
                 f"its layers are: {', '.join(known[:_NAMED])}{more}"
             )
         return {"layer": frozenset(layers)}
-
-
-def _derive(
-    compute: Any, stored: dict[str, NDArray[Any]], sizes: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    columns = {name: values.astype(np.float64) for name, values in stored.items()}
-    with np.errstate(all="ignore"):  # 0/0 of a layer of zeros is NaN: not known
-        return compute({**columns, "size": sizes})

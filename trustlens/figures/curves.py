@@ -175,8 +175,9 @@ def _quantities(
     for run in runs:
         layers = [layer] if layer in run.layer_names else []
         if run.is_long and layers:
+            read = run.overviews(wanted, points // 2, layers=layers)
             for name in wanted:
-                found[name].append(_extremes(run.overview(name, points // 2, layers=layers)))
+                found[name].append(_extremes(read[name]))
             continue
         frame = run.layers(wanted, layers=layers)
         for name in wanted:

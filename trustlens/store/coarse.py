@@ -55,21 +55,21 @@ class Coarse:
 
 def read_coarse(
     files: RunFiles,
-    quantity: str,
+    quantities: Sequence[str],
     layers: Sequence[str],
     span: tuple[int, int],
     points: int,
     *,
     extremes: bool = True,
-) -> Coarse:
-    """Read one quantity from one step to another in at most ``points`` buckets.
+) -> dict[str, Coarse]:
+    """Read quantities from one step to another in at most ``points`` buckets, all in the same.
 
     Parameters
     ----------
     files : RunFiles
         The run's.
-    quantity : str
-        A recorded quantity.
+    quantities : sequence of str
+        Recorded quantities.
     layers : sequence of str
         The layers wanted, in the order of the columns.
     span : (int, int)
@@ -85,36 +85,45 @@ def read_coarse(
         A file is damaged; the message names it.
     """
     return files.consistently(
-        lambda: _read(files, quantity, layers, span, points, extremes=extremes)
+        lambda: _read(files, quantities, layers, span, points, extremes=extremes)
     )
 
 
 def _read(
     files: RunFiles,
-    quantity: str,
+    quantities: Sequence[str],
     layers: Sequence[str],
     span: tuple[int, int],
     points: int,
     *,
     extremes: bool,
-) -> Coarse:
+) -> dict[str, Coarse]:
     # The overview is listed before what it is made of: what is sealed meanwhile is not lacking.
     pieces = files.pieces()
     level, begin, width = _divided({piece.level for piece in pieces}, span, points)
-    grid = _Grid(begin, span[1], width, layers, extremes=extremes)
+    buckets = (span[1] - begin) // width + 1
+    grids = {
+        quantity: _Grid(begin, buckets, width, layers, extremes=extremes) for quantity in quantities
+    }
     sealed, journalled = files.numbers("layers")
-    rows = Rows(grid.first, grid.last, texts={"layer": frozenset(layers)})
+    rows = Rows(begin, begin + buckets * width - 1, texts={"layer": frozenset(layers)})
+
+    def add_rows(part: pa.Table | None) -> None:
+        if part is not None:
+            for quantity, grid in grids.items():
+                grid.add(_Part.of(part, singles(part[quantity])))
+
     for found in _cover(pieces, sealed, level):
         if isinstance(found, Piece):
-            grid.add(_piece(files, found, pieces[found], quantity, rows, extremes=extremes))
+            for quantity, grid in grids.items():
+                grid.add(_piece(files, found, pieces[found], quantity, rows, extremes=extremes))
         else:
-            schema, wanted = SCHEMAS["layers"], ["layer", "step", quantity]
-            part = files.read_file("layers", sealed[found], schema, wanted, rows)
-            grid.add(None if part is None else _Part.of(part, singles(part[quantity])))
+            wanted = ["layer", "step", *quantities]
+            add_rows(files.read_file("layers", sealed[found], SCHEMAS["layers"], wanted, rows))
     for number in sorted(journalled):
-        part = rows.of(read_journal(journal_path(files.directory, "layers", number), "layers"))
-        grid.add(_Part.of(part, singles(part[quantity])))
-    return grid.result()
+        journal = read_journal(journal_path(files.directory, "layers", number), "layers")
+        add_rows(rows.of(journal))
+    return {quantity: grid.result() for quantity, grid in grids.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +201,8 @@ class _Grid:
     """Buckets × layers, to which what is read is added."""
 
     def __init__(
-        self, first: int, last: int, width: int, layers: Sequence[str], *, extremes: bool
+        self, first: int, buckets: int, width: int, layers: Sequence[str], *, extremes: bool
     ) -> None:
-        buckets = (last - first) // width + 1
         self.first, self.last = first, first + buckets * width - 1
         self._width = width
         self._shape = (buckets, len(layers))
