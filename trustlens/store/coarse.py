@@ -20,6 +20,7 @@ from trustlens.store.layout import OVERVIEW, SCHEMAS, journal_path
 from trustlens.store.overview import SCHEMA, Piece, kept_in
 from trustlens.store.places import Entry
 from trustlens.store.reader import RunFiles, read_journal
+from trustlens.store.remote import RemotePlace
 from trustlens.store.selection import Rows
 
 _FINER: Final = 2
@@ -113,7 +114,12 @@ def _read(
             for quantity, grid in grids.items():
                 grid.add(_Part.of(part, singles(part[quantity])))
 
-    for found in _cover(pieces, sealed, level):
+    cover = list(_cover(pieces, sealed, level))
+    if not isinstance(files.directory, RemotePlace):  # where to list them anew is slow
+        now = files.pieces()  # what is remembered would not show that a rewind took it away
+        if any(now.get(each) != pieces[each] for each in cover if isinstance(each, Piece)):
+            raise FileNotFoundError(OVERVIEW)
+    for found in cover:
         if isinstance(found, Piece):
             for quantity, grid in grids.items():
                 grid.add(_piece(files, found, pieces[found], quantity, rows, extremes=extremes))
@@ -142,7 +148,8 @@ class _Part:
 
     @property
     def nbytes(self) -> int:
-        return self.layer.nbytes + self.step.nbytes + self.kept.nbytes
+        names = sum(map(len, self.names))
+        return names + self.layer.nbytes + self.step.nbytes + self.kept.nbytes
 
     def at(self, where: NDArray[np.bool_]) -> _Part:
         """Return those of these rows."""
@@ -165,7 +172,7 @@ def _piece(
         part = no_rows(SCHEMA) if part is None else part
         return _Part.of(part, kept_in(part))
 
-    return files.remembered((folder, entry, quantity, extremes), read)
+    return files.remembered(entry, (folder, quantity, extremes), read)
 
 
 def _divided(levels: Collection[int], span: tuple[int, int], points: int) -> tuple[int, int, int]:
@@ -185,16 +192,12 @@ def _cover(pieces: Collection[Piece], sealed: Collection[int], level: int) -> It
     best: dict[int, Piece] = {}
     for piece in sorted(piece for piece in pieces if piece.level <= level):
         best[piece.first] = piece  # the coarsest, and of these the largest
-    number, end = 0, max(sealed, default=-1) + 1
-    while number < end:
-        piece = best.get(number)
-        if piece is not None:
-            yield piece
-            number = piece.last + 1
-        else:
-            if number in sealed:
-                yield number
-            number += 1
+    covered, last = -1, max(sealed, default=-1)
+    for number in sorted({*sealed, *best}):
+        if covered < number <= last:
+            piece = best.get(number)
+            yield number if piece is None else piece
+            covered = number if piece is None else piece.last
 
 
 class _Grid:

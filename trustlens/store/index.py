@@ -18,11 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trustlens.store.columns import numbers
+from trustlens.store.guard import LAST_STEP
 from trustlens.store.selection import Rows
 
 INDEX: Final = b"trustlens"
 FILES: Final = b"trustlens.files"
 """The keys under which they stand."""
+
+NO_STEPS: Final = (1, 0)
+"""The first and the last step of a file without rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,13 @@ def read_groups(metadata: pq.FileMetaData) -> list[Group] | None:
 
 def _group(rows: int, first: int, last: int, text: str | None, *texts: str) -> Group:
     kinds = (*(type(each) is int for each in (rows, first, last)), *map(_is_text, texts))
-    if not all(kinds) or len(texts) not in {0, 2} or rows <= 0:
+    if not all(kinds) or not _are_steps(first, last) or len(texts) not in {0, 2} or rows <= 0:
         raise ValueError("not a row group")
     return Group(rows, first, last, text, (texts[0], texts[1]) if texts else None)
+
+
+def _are_steps(first: int, last: int) -> bool:
+    return 0 <= first <= last <= LAST_STEP or (first, last) == NO_STEPS
 
 
 def _is_text(value: Any) -> bool:
@@ -93,7 +101,7 @@ def _is_text(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A sealed file: its number, its bytes, its first and its last step (1 and 0 without rows)."""
+    """A sealed file: its number, its bytes, its first and its last step."""
 
     number: int
     size: int
@@ -118,4 +126,7 @@ def read_sealed_files(metadata: pq.FileMetaData) -> list[Sealed]:
 def _sealed(*told: int) -> Sealed:
     if any(type(each) is not int for each in told):
         raise ValueError("not a sealed file")
-    return Sealed(*told)
+    sealed = Sealed(*told)
+    if not _are_steps(sealed.first, sealed.last):
+        raise ValueError("not a sealed file")
+    return sealed

@@ -17,7 +17,7 @@ class Memory(Generic[Key, Kept]):
     Parameters
     ----------
     most : int
-        Of the sizes of all that is kept, at most.
+        Of the sizes of all that is kept, at most; what is larger by itself is not kept.
     size : callable
         The size of one.
     """
@@ -40,7 +40,7 @@ class Memory(Generic[Key, Kept]):
                 return self._kept[key]
         made = make()
         with self._lock:
-            if key not in self._kept:
+            if key not in self._kept and self._size(made) <= self._most:
                 self._kept[key] = made
                 self._sizes += self._size(made)
             while self._sizes > self._most:

@@ -7,21 +7,22 @@ disk, in a folder of the user's cache (the spool), so that a network that is gon
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from trustlens.cache import cache_folder
 from trustlens.errors import UsageError
 from trustlens.schema import TABLES
-from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE, read_info
+from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE, read_info, written_whole
 from trustlens.store.places import Place, entries, exists, open_input
 from trustlens.store.remote import RemotePlace
 from trustlens.store.repair import Left, repair
@@ -37,6 +38,10 @@ PATIENCE: Final = 60.0
 SESSION: Final = "session"
 """What ``RunInfo.recorder`` calls the recording that wrote last: of a run on an object store only.
 A spool of another session is of an older state of the run."""
+
+_UPLOADED: Final = ".uploaded.json"
+"""The file of a spool that says what of it was uploaded: that is not uploaded again by who resumes
+it."""
 
 _CHUNK: Final = 1 << 22  # bytes
 
@@ -123,6 +128,7 @@ def _download(remote: RemotePlace, spool: Path) -> None:
                 while chunk := source.read(_CHUNK):
                     target.write(chunk)
                     bar.update(len(chunk))
+    _note_uploaded(spool, _files_of(spool))
 
 
 def _folders(place: Any) -> list[str]:
@@ -146,7 +152,8 @@ class Mirror:
         self._remote = remote
         self._interval = INTERVAL
         self._patience = PATIENCE
-        self._there: dict[str, _Local] = {}
+        # What lies there, as it was here; None: it is not known what, or not even whether.
+        self._there: dict[str, _Local | None] | None = None
         self._warned = False
         self._progress = time.monotonic()
         self._rounds = 0
@@ -218,25 +225,49 @@ class Mirror:
         return True
 
     def _copy(self) -> None:
-        # What is sealed first: a reader that sees a journal gone then sees its rows. What is no
-        # longer here goes last, when all that has its rows is there.
-        found = dict(self._files())
-        for name in sorted(found, key=lambda name: (name == RUN_FILE, name.startswith(JOURNAL))):
-            if self._there.get(name) != found[name]:
+        if self._there is None:
+            self._there = dict(self._known())
+            _note_uploaded(self._spool, self._there)
+        try:
+            self._make_same(self._there, _files_of(self._spool))
+        finally:
+            _note_uploaded(self._spool, self._there)
+
+    def _make_same(self, there: dict[str, _Local | None], here: dict[str, _Local]) -> None:
+        # What was made of rows that are replaced goes first: nobody is to see it beside the new.
+        changed = [name for name in there if there[name] != here.get(name)]
+        replaced = [name for name in changed if name.startswith("layers/")]
+        if replaced or None in there.values():
+            self._delete(there, [name for name in changed if name.startswith(OVERVIEW)])
+        # What is sealed before its journal: a reader that sees a journal gone then sees its rows.
+        # What is no longer here goes last, when all that has its rows is there.
+        for name in sorted(here, key=lambda name: (name == RUN_FILE, name.startswith(JOURNAL))):
+            if there.get(name) != here[name]:
                 with suppress(FileNotFoundError):  # sealed meanwhile: it comes in the next round
                     self._put(name)
-                    self._there[name] = found[name]
+                    there[name] = here[name]
                     self._progress = time.monotonic()
-        for name in [name for name in self._there if name not in found]:
-            self._remote.filesystem.delete_file((self._remote / name).path)
-            del self._there[name]
+        self._delete(there, [name for name in there if name not in here])
 
-    def _files(self) -> Iterator[tuple[str, _Local]]:
-        for folder in _folders(self._spool):
-            for entry in entries(self._spool / folder if folder else self._spool):
-                if entry.is_plain and not entry.name.startswith("."):
-                    name = f"{folder}/{entry.name}" if folder else entry.name
-                    yield name, _Local(entry.size, entry.changed)
+    def _known(self) -> Iterator[tuple[str, _Local | None]]:
+        """Yield what lies there and need not be put again, and what perhaps is not to stay."""
+        uploaded = _uploaded(self._spool)
+        if uploaded is None and not exists(self._remote / RUN_FILE):
+            return  # nobody began to upload it
+        for folder in _folders(self._remote):
+            for entry in entries(self._remote / folder if folder else self._remote):
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                local = uploaded.get(name) if uploaded else None
+                if local is not None and local.size == entry.size:
+                    yield name, local
+                elif folder.startswith((JOURNAL, OVERVIEW)) and entry.is_plain:
+                    yield name, None
+
+    def _delete(self, there: dict[str, _Local | None], names: list[str]) -> None:
+        for name in names:
+            with suppress(FileNotFoundError):
+                self._remote.filesystem.delete_file((self._remote / name).path)
+            del there[name]
 
     def _put(self, name: str) -> None:
         target = self._remote / name
@@ -248,6 +279,32 @@ class Mirror:
             stream = self._remote.filesystem.open_output_stream(target.path)
         with stream:
             stream.write(data)
+
+
+def _files_of(spool: Path) -> dict[str, _Local]:
+    return {
+        f"{folder}/{entry.name}" if folder else entry.name: _Local(entry.size, entry.changed)
+        for folder in _folders(spool)
+        for entry in entries(spool / folder if folder else spool)
+        if entry.is_plain and not entry.name.startswith(".")
+    }
+
+
+def _uploaded(spool: Path) -> dict[str, _Local] | None:
+    """Return what of a spool was uploaded already, as a process before this one noted it if any."""
+    try:
+        noted: Any = json.loads((spool / _UPLOADED).read_bytes())
+        return {str(name): _Local(*map(int, local)) for name, local in noted.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _note_uploaded(spool: Path, there: Mapping[str, _Local | None]) -> None:
+    noted = {name: astuple(local) for name, local in there.items() if local is not None}
+    with suppress(OSError), written_whole(spool / _UPLOADED) as temporary:
+        temporary.write_text(json.dumps(noted), encoding="utf-8")
 
 
 def repair_spool(remote: RemotePlace) -> list[Left]:

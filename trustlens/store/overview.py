@@ -65,6 +65,7 @@ SCHEMA: Final = pa.schema(
 """Of a bucket: its first step, how many of its rows have the quantity and how many of these a
 finite value, and the least, the mean and the greatest of those; null if there are none."""
 
+_LEVELS: Final = frozenset(map(str, range(1, 27)))  # of no more steps than there may be
 _FILE: Final = re.compile(r"(\d{6,18})-(\d{6,18})\.parquet")
 
 
@@ -100,7 +101,7 @@ def finest_level(info: RunInfo) -> int:
 
 def pieces(directory: Place) -> list[Piece]:
     """Return the files of a run's overview."""
-    levels = [name for name in names_in(directory / OVERVIEW) if name.isdecimal()]
+    levels = [name for name in names_in(directory / OVERVIEW) if is_level(name)]
     return [
         piece
         for level in levels
@@ -109,10 +110,16 @@ def pieces(directory: Place) -> list[Piece]:
     ]
 
 
+def is_level(name: str) -> bool:
+    """Tell whether a folder of the overview of that name is one of a level."""
+    return name in _LEVELS
+
+
 def piece_of(level: int, name: str) -> Piece | None:
     """Return which piece a file of that name in a level's folder is, if it is one."""
     match = _FILE.fullmatch(name)
-    return Piece(level, *map(int, match.groups())) if match else None
+    piece = Piece(level, *map(int, match.groups())) if match else None
+    return piece if piece is not None and piece.first <= piece.last else None
 
 
 def forget(directory: Path, number: int) -> None:
@@ -188,11 +195,11 @@ def sealed_of(directory: Path, given: Sequence[Piece]) -> list[Sealed]:
     RunError
         One of them is damaged.
     """
-    return [
-        each
-        for piece in given
-        for each in read_sealed_files(_opened(piece.path(directory)).metadata)
-    ]
+    found: list[Sealed] = []
+    for piece in given:
+        with _opened(piece.path(directory)) as file:
+            found += read_sealed_files(file.metadata)
+    return found
 
 
 def _opened(path: Path) -> pq.ParquetFile:

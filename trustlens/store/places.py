@@ -45,7 +45,11 @@ def place(address: str | os.PathLike[str] | Place) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What lies in a folder under a name; ``changed`` is in nanoseconds since 1970."""
+    """What lies in a folder under a name; ``changed`` is in nanoseconds since 1970.
+
+    ``changed`` is 0 where the object store does not tell: what is called the same may then be
+    another, and nothing of it is to be remembered.
+    """
 
     name: str
     size: int
@@ -127,7 +131,11 @@ def open_input(file: Place, entry: Entry | None = None) -> pa.NativeFile:
     """
     if isinstance(file, RemotePlace):
         with _answering(file):
-            return file.filesystem.open_input_file(file.path)
+            remote = file.filesystem.open_input_file(file.path)
+            if entry is not None and remote.size() != entry.size:
+                remote.close()
+                raise FileNotFoundError(file)
+            return remote
     _check_plain(file)
     # As Arrow's own: its threads may drop one of Python's as the interpreter ends, and abort.
     opened = pa.OSFile(str(file), "rb")

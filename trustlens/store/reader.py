@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from trustlens.errors import RunError
 from trustlens.store.columns import no_rows, numbers
 from trustlens.store.guard import BYTES, check_footer, check_rows, check_stream
-from trustlens.store.index import Group, Sealed, read_groups, read_sealed_files
+from trustlens.store.index import NO_STEPS, Group, Sealed, read_groups, read_sealed_files
 from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.memory import Memory
-from trustlens.store.overview import Piece, piece_of
+from trustlens.store.overview import Piece, is_level, piece_of
 from trustlens.store.places import Entry, Place, changed, entries, names_in, open_input
 from trustlens.store.remote import RemotePlace
 from trustlens.store.selection import ALL, Rows
@@ -37,8 +37,6 @@ _SETTLED: Final = 1_000_000_000
 """Nanoseconds after which a folder that has not changed since is not listed again: file systems
 tell the time in ticks, and a change within the same tick would not show."""
 
-_NONE: Final = (1, 0)
-
 Found = TypeVar("Found")
 
 
@@ -51,7 +49,7 @@ Kept = TypeVar("Kept", bound=_Sized)
 
 
 @dataclass(frozen=True, slots=True)
-class _Footer:
+class Footer:
     """What a Parquet file says of itself, and one of the overview of sealed files.
 
     Of its row groups it perhaps says nothing.
@@ -76,10 +74,10 @@ class RunFiles:
         self._listed: dict[str, tuple[int, list[Entry]]] = {}
         self._numbered: dict[str, tuple[list[Entry], dict[int, Entry]]] = {}
         self._pieces: tuple[list[list[Entry]], dict[Piece, Entry]] = ([], {})
-        self._told: tuple[dict[Piece, Entry], dict[int, Sealed]] = ({}, {})
-        self._footers: Memory[tuple[str, Entry], _Footer] = Memory(_FOOTERS, lambda _: 1)
+        self._footers: Memory[tuple[str, Entry], Footer] = Memory(_FOOTERS, lambda _: 1)
         self._kept: Memory[Hashable, _Sized] = Memory(_MEMORY, lambda kept: kept.nbytes)
         self._spans: dict[tuple[str, Entry], tuple[int, int]] = {}
+        self._spans_of: dict[str, tuple[Mapping[int, Entry], dict[int, tuple[int, int]]]] = {}
 
     def read(self, table: str, columns: Sequence[str] | None = None, rows: Rows = ALL) -> pa.Table:
         """Return rows of a table, sealed and journalled, in no particular order.
@@ -149,54 +147,58 @@ class RunFiles:
 
     def pieces(self) -> dict[Piece, Entry]:
         """Return the files of the overview."""
-        levels = [entry.name for entry in self.listed(OVERVIEW) if entry.name.isdecimal()]
+        levels = [entry.name for entry in self.listed(OVERVIEW) if is_level(entry.name)]
         found = [self.listed(f"{OVERVIEW}/{level}") for level in levels]
-        if self._pieces[0] != found:
+        known = self._pieces
+        if known[0] != found:
             pieces = {
                 piece: entry
                 for level, listed in zip(levels, found, strict=True)
                 for entry in listed
                 if (piece := piece_of(int(level), entry.name)) is not None
             }
-            self._pieces = (found, pieces)
-        return self._pieces[1]
+            known = self._pieces = (found, pieces)
+        return known[1]
 
     def spans(
         self, table: str, sealed: Mapping[int, Entry] | None = None
     ) -> dict[int, tuple[int, int]]:
         """Return the first and the last step of those sealed files that have rows, by number."""
         sealed = self._sealed(table) if sealed is None else sealed
-        told = self._overview_tells() if table == "layers" else {}
-        spans: dict[int, tuple[int, int]] = {}
-        for number, entry in sealed.items():
-            known = told.get(number)
-            if known is not None and known.size == entry.size:
-                span = (known.first, known.last)
-            else:
-                span = self.span_of(table, entry) or _NONE
-            if span[0] <= span[1]:
-                spans[number] = span
-        return spans
+        known = self._spans_of.get(table)
+        if known is None or known[0] is not sealed:
+            unknown = [number for number in sealed if (table, sealed[number]) not in self._spans]
+            # One is opened as soon as the overview is.
+            told = self._told() if table == "layers" and len(unknown) > 1 else {}
+            for number in unknown:
+                entry = sealed[number]
+                if entry.changed and number in told and told[number].size == entry.size:
+                    self._spans[table, entry] = (told[number].first, told[number].last)
+            spans = {number: self.span_of(table, entry) for number, entry in sealed.items()}
+            there = {number: span for number, span in spans.items() if span is not None}
+            known = self._spans_of[table] = (sealed, there)
+        return known[1]
 
-    def _overview_tells(self) -> dict[int, Sealed]:
+    def _told(self) -> dict[int, Sealed]:
+        """Return what the overview tells of the sealed files that it is made of, by number."""
+        told: dict[int, Sealed] = {}
         pieces = self.pieces()
-        if self._told[0] is not pieces:
-            told: dict[int, Sealed] = {}
-            for piece in sorted(pieces, key=lambda piece: -piece.count):  # so few are opened
-                if not (piece.first in told and piece.last in told):
-                    with suppress(RunError):  # it is damaged: then the files tell of themselves
-                        footer = self.footer(f"{OVERVIEW}/{piece.level}", pieces[piece])
-                        told |= {sealed.number: sealed for sealed in footer.sealed}
-            self._told = (pieces, told)
-        return self._told[1]
+        for piece in sorted(pieces, key=lambda piece: -piece.count):  # so few are opened
+            if not (piece.first in told and piece.last in told):
+                with suppress(RunError):  # it is damaged: then the files tell of themselves
+                    footer = self.footer(f"{OVERVIEW}/{piece.level}", pieces[piece])
+                    told |= {sealed.number: sealed for sealed in footer.sealed}
+        return told
 
     def span(self, table: str) -> tuple[int, int] | None:
         """Return the first and the last step of a table; None if it has no rows."""
         return self.consistently(lambda: self._span(table))
 
-    def footer(self, folder: str, entry: Entry) -> _Footer:
+    def footer(self, folder: str, entry: Entry) -> Footer:
         """Return what a Parquet file in a folder of the run says of itself."""
         path = self.directory / folder / entry.name
+        if not entry.changed:
+            return _footer(path, entry)
         return self._footers.get((folder, entry), lambda: _footer(path, entry))
 
     def read_file(
@@ -241,12 +243,11 @@ class RunFiles:
 
         return rows.of(_readable(path, read)).select(list(columns))
 
-    def remembered(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """Return what was made of files under that key, or make it.
-
-        What it is made of must not change as long as the key does not.
-        """
-        return cast("Kept", self._kept.get(key, make))
+    def remembered(self, entry: Entry, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """Return what was made of a file under a key, or make it."""
+        if not entry.changed:
+            return make()
+        return cast("Kept", self._kept.get((entry, key), make))
 
     def span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
         """Return the first and the last step of a Parquet file; None if it has no rows."""
@@ -258,7 +259,9 @@ class RunFiles:
             else:
                 step = pa.schema([pa.field("step", pa.int64())])
                 told = [_span_in(self.read_file(folder, entry, step, ["step"], ALL))]
-            known = self._spans[folder, entry] = _joined(told)
+            known = _joined(told)
+            if entry.changed:
+                self._spans[folder, entry] = known
         return known if known[0] <= known[1] else None
 
     def _span(self, table: str) -> tuple[int, int] | None:
@@ -376,12 +379,12 @@ def _matched(
             yield match.groups(), name
 
 
-def _footer(path: Place, entry: Entry) -> _Footer:
-    def read() -> _Footer:
+def _footer(path: Place, entry: Entry) -> Footer:
+    def read() -> Footer:
         with open_input(path, entry) as file:
             metadata = pq.read_metadata(file)
         check_footer(metadata)
-        return _Footer(metadata, read_groups(metadata), read_sealed_files(metadata))
+        return Footer(metadata, read_groups(metadata), read_sealed_files(metadata))
 
     return _readable(path, read)
 
@@ -389,14 +392,14 @@ def _footer(path: Place, entry: Entry) -> _Footer:
 def _span_in(rows: pa.Table | None) -> tuple[int, int]:
     """Return the first and the last step of some rows; 1 and 0 if there are none."""
     step = np.zeros(0, np.int64) if rows is None else numbers(rows["step"])
-    return (int(step.min()), int(step.max())) if len(step) else _NONE
+    return (int(step.min()), int(step.max())) if len(step) else NO_STEPS
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the first and the last step of all; 1 and 0 if there are none."""
     there = [span for span in spans if span[0] <= span[1]]
     if not there:
-        return _NONE
+        return NO_STEPS
     return min(first for first, _ in there), max(last for _, last in there)
 
 
