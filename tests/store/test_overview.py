@@ -276,3 +276,142 @@ def test_the_sealed_files_tell_of_themselves_where_the_overview_does_not(
         inside = np.sort(step[(first <= step) & (step <= last)])
         assert np.sort(found["step"].to_numpy()).tolist() == inside.tolist()
     assert RunFiles(tmp_path).span("layers") == (step.min(), step.max())
+
+
+def test_a_run_all_of_whose_rows_were_taken_away_begins_anew(tmp_path: Path) -> None:
+    writer = record(tmp_path, np.arange(1, 701))
+    writer = RunWriter(tmp_path, run_info(), resume=lambda info: info, segment_rows=90)
+    writer.rewind(0, {})
+    assert RunFiles(tmp_path).span("layers") is None
+    for begin in range(1, 701, 10):
+        steps = np.arange(begin, begin + 10)
+        rows = {"weight_norm": np.full((10, 3), 5.0)}
+        writer.append("layers", layers_table(steps, LAYERS, rows))
+    writer.close(writer.info)
+    assert RunFiles(tmp_path).span("layers") == (1, 700)
+    hold_to_each_level(tmp_path, 700)
+
+
+def copied(directory: Path) -> dict[Path, bytes]:
+    """Return the files of a run's overview."""
+    return {
+        piece.path(directory): piece.path(directory).read_bytes() for piece in pieces(directory)
+    }
+
+
+def put_back(files: dict[Path, bytes]) -> None:
+    """Write files of the overview that are not there any more."""
+    for path, data in files.items():
+        if not path.exists():
+            path.write_bytes(data)
+
+
+@pytest.mark.parametrize("died", ["after a join", "after a rewind", "as it was taken away"])
+def test_what_of_an_overview_is_not_to_be_there_is_found(tmp_path: Path, died: str) -> None:
+    record(tmp_path, np.arange(1, 451))
+    before = copied(tmp_path)  # of 15 sealed files, of which none are joined
+    if died == "after a join":
+        resumed(tmp_path, np.arange(451, 701))
+    elif died == "after a rewind":
+        resumed(tmp_path, np.arange(201, 701), rewind=200)
+    else:
+        resumed(tmp_path, np.arange(451, 701))
+        for path in copied(tmp_path):
+            if path.parent.name == "3":
+                path.unlink()
+    whole = copied(tmp_path)
+    put_back({path: data for path, data in before.items() if died != "as it was taken away"})
+    assert (set(copied(tmp_path)) > set(whole)) == (died != "as it was taken away")
+    assert OverviewWriter(tmp_path, 3).complete()
+    hold_to_each_level(tmp_path, 700)
+    assert {piece.level for piece in pieces(tmp_path)} == {3, 4, 5}
+    if died != "as it was taken away":
+        assert copied(tmp_path) == whole
+
+
+def resumed(directory: Path, steps: np.ndarray, rewind: int | None = None) -> None:
+    """Go on with a run, from another step if that is given."""
+    writer = RunWriter(directory, run_info(), resume=lambda info: info, segment_rows=90)
+    if rewind is not None:
+        writer.rewind(rewind, {})
+    for begin in range(0, len(steps), 10):
+        some = steps[begin : begin + 10]
+        rows = {"weight_norm": np.full((len(some), 3), 5.0)}
+        writer.append("layers", layers_table(some, LAYERS, rows))
+    writer.close(writer.info)
+
+
+def test_a_damaged_file_of_it_is_made_anew(tmp_path: Path) -> None:
+    record(tmp_path, np.arange(1, 701))
+    whole = copied(tmp_path)
+    for path in list(whole)[::2]:
+        path.write_bytes(whole[path][:-9])
+    assert repair(tmp_path) == []
+    assert copied(tmp_path) == whole
+
+
+def test_what_is_remembered_is_not_shown_once_a_rewind_took_it_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path, np.arange(1, 701))
+    files, numbers = RunFiles(tmp_path), RunFiles.numbers
+    read_coarse(files, ["weight_norm"], LAYERS, (1, 700), 40)  # and remember it
+
+    def rewound(self: RunFiles, table: str) -> object:
+        monkeypatch.setattr(RunFiles, "numbers", numbers)
+        resumed(tmp_path, np.arange(301, 701), rewind=300)
+        return numbers(self, table)
+
+    monkeypatch.setattr(RunFiles, "numbers", rewound)
+    found = read_coarse(files, ["weight_norm"], LAYERS, (1, 700), 40)["weight_norm"]
+    assert found.rows.tolist() == [[64] * 3] * 10 + [[60] * 3]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "overview/3/000022-000000.parquet",
+        "overview/3/000000-1000000000.parquet",
+        "overview/03/000000-000015.parquet",
+        "overview/400/000000-000000.parquet",
+        "layers/1000000000.parquet",
+    ],
+)
+def test_odd_names_neither_mislead_nor_hold_up(tmp_path: Path, name: str) -> None:
+    record(tmp_path, np.arange(1, 701))
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    some = next(iter(pieces(tmp_path))).path(tmp_path)
+    if name.startswith("layers"):
+        some = sealed_path(tmp_path, "layers", 3)
+        path.write_bytes(some.read_bytes())
+        some.unlink()
+    else:
+        path.write_bytes(some.read_bytes())
+    if "1000000000.p" not in name:
+        hold_to_each_level(tmp_path, 700)
+    else:  # that claims to hold other rows than it does
+        RunFiles(tmp_path).span("layers")
+        read_coarse(RunFiles(tmp_path), ["weight_norm"], LAYERS, (1, 700), 40)
+    repair(tmp_path)
+    hold_to_each_level(tmp_path, 700)
+
+
+@pytest.mark.parametrize(
+    "told", [[0, 9, 10**30, 10**30], [0, 9, -5, 7], [0, 9, 8, 7], [0, 9, True, 7], [0], None, [[]]]
+)
+def test_steps_that_cannot_be_are_not_believed(tmp_path: Path, told: object) -> None:
+    record(tmp_path, np.arange(1, 701))
+    for piece in pieces(tmp_path):
+        table = pq.read_table(piece.path(tmp_path))
+        metadata = dict(table.schema.metadata or {})
+        lies = [told] * piece.count
+        for i, lie in enumerate(lies):
+            if isinstance(lie, list) and len(lie) == 4:
+                number = piece.first + i
+                size = sealed_path(tmp_path, "layers", number).stat().st_size
+                lies[i] = [number, size, *lie[2:]]
+        metadata[b"trustlens.files"] = json.dumps(lies).encode()
+        pq.write_table(table.replace_schema_metadata(metadata), piece.path(tmp_path))
+    assert RunFiles(tmp_path).span("layers") == (1, 700)
+    assert len(read_table(tmp_path, "layers", ["step"], Rows(100, 109))) == 30
