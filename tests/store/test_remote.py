@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pyarrow.fs as arrow_fs
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from runs import layers_table, run_info
 
 import trustlens
 import trustlens.recording.recorder
@@ -25,9 +27,12 @@ import trustlens.store.mirror as mirroring
 from trustlens.cli import main
 from trustlens.errors import MissingDependencyError, RunError, UsageError
 from trustlens.store import places
+from trustlens.store.coarse import read_coarse
 from trustlens.store.mirror import spool_of
-from trustlens.store.places import entries, place
+from trustlens.store.places import entries, exists, place
+from trustlens.store.reader import RunFiles, read_table
 from trustlens.store.remote import RemotePlace, remote_place
+from trustlens.store.writer import RunWriter
 
 PORT = 5761
 
@@ -176,6 +181,56 @@ def test_nothing_is_renamed_and_what_is_sealed_is_put_once(
     names = {entry.name for entry in entries(place(address))}
     assert not any(name.startswith(".") for name in names)
     assert "journal" not in names or not entries(place(address) / "journal")
+
+
+def written(directory: Path, last: int, rewind: int | None = None) -> None:
+    """Write a run of two layers, or go on with it, in many sealed files."""
+    writer = RunWriter(
+        directory, run_info(layers=["a", "b"]), resume=lambda info: info, segment_rows=40
+    )
+    if rewind is not None:
+        writer.rewind(rewind, {})
+    for begin in range((rewind or 0) + 1, last, 10):
+        steps = np.arange(begin, begin + 10)
+        writer.append("layers", layers_table(steps, ["a", "b"], {"weight_norm": np.ones((10, 2))}))
+    writer.close(writer.info)
+
+
+def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_twice(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    remote, spool, killed = place(bucket.format("run")), tmp_path / "spool", tmp_path / "killed"
+    assert isinstance(remote, RemotePlace)
+    written(spool, 400)
+    mirror = mirroring.Mirror(spool, remote)
+    while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
+        mirror.flush()
+    mirror.flush()
+    shutil.copytree(spool, killed)  # as it is left by who is killed now
+    mirror.close()
+    put: list[str] = []
+    whole = mirroring.Mirror._put
+
+    def noted(self: Any, name: str) -> None:
+        put.append(name)
+        whole(self, name)
+        read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)
+        assert read["weight_norm"].rows.max() <= read["weight_norm"].width
+
+    monkeypatch.setattr(mirroring.Mirror, "_put", noted)
+    again = tmp_path / "again"
+    shutil.copytree(killed, again)
+    mirroring.Mirror(again, remote).close()
+    assert put == []
+    written(killed, 400, rewind=150)
+    mirroring.Mirror(killed, remote).close()
+    assert not killed.exists()
+    assert "layers/000003.parquet" not in put  # of steps 61 to 80
+    assert "layers/000008.parquet" in put
+    steps = read_table(remote, "layers", ["step"])["step"].to_pylist()
+    assert sorted(steps) == [number for number in range(1, 401) for _ in "ab"]
+    read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)["weight_norm"]
+    assert read.rows.tolist() == [[64, 64]] * 6 + [[16, 16]]
 
 
 def test_a_network_that_goes_away_loses_nothing(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -65,6 +64,7 @@ class Run:
     def __init__(self, path: Place) -> None:
         self.path = path
         self.info: RunInfo = read_info(path)
+        self._named: tuple[RunInfo | None, list[str]] = (None, [])
         self.files = RunFiles(path)
 
     def __repr__(self) -> str:
@@ -75,10 +75,13 @@ class Run:
         """The name given to ``record``, else that of the directory."""
         return self.info.name
 
-    @cached_property
+    @property
     def layer_names(self) -> list[str]:
         """Names of the layers, in the order of the model."""
-        return [layer.name for layer in self.info.layers]
+        info, known = self.info, self._named
+        if known[0] is not info:  # it was read anew, perhaps by another thread
+            known = self._named = (info, [layer.name for layer in info.layers])
+        return known[1]
 
     @property
     def family(self) -> str:
@@ -98,7 +101,7 @@ class Run:
     def status(self) -> Status:
         """Whether it is being recorded, was closed, or ended without being closed."""
         if self.info.closed is None:
-            self._look_again()
+            self.info = read_info(self.path)
         if self.info.closed is not None:
             return "closed"
         if REPAIRED in self.info.recorder:
@@ -153,7 +156,8 @@ class Run:
         -------
         DataFrame
             ``step`` (int64), ``layer`` (ordered category), then the columns asked for: float32 as
-            recorded, counts int64, derived ones float64. NaN is what the optimizer does not have.
+            recorded, counts int64 (float64 if some are missing), derived ones float64. NaN is what
+            the optimizer does not have.
 
         Raises
         ------
@@ -240,7 +244,7 @@ class Run:
         Returns
         -------
         Coarse
-            Arrays of shape (buckets, layers), the layers in the order asked for.
+            Arrays of shape (buckets, layers), the layers in the order asked for, each once.
 
         Raises
         ------
@@ -263,11 +267,11 @@ class Run:
         if points < 1:
             raise UsageError(f"{points} points cannot be shown; show at least 1")
         self._texts(layers)
-        wanted = list(self.layer_names if layers is None else layers)
+        places = {name: place for place, name in enumerate(self.layer_names)}
+        wanted = list(places if layers is None else dict.fromkeys(layers))
         span = steps or self.files.span("layers") or (1, 1)
         stored = read_coarse(self.files, needed(chosen), wanted, span, points, extremes=extremes)
-        places = [self.layer_names.index(layer) for layer in wanted]
-        sizes = self._sizes(np.array(places, np.int64))
+        sizes = self._sizes(np.array([places[name] for name in wanted], np.int64))
         return {each.name: buckets_of(each, stored, sizes) for each in chosen}
 
     def trust_ratio(
@@ -367,15 +371,11 @@ class Run:
 
         return diagnose(self)
 
-    def _look_again(self) -> None:
-        self.info = read_info(self.path)
-        self.__dict__.pop("layer_names", None)
-
     def _places(self, layers: pa.ChunkedArray) -> NDArray[np.int64]:
         """Return the places in the model of a column of layers."""
         row, names = codes(layers)
         if not set(names).issubset(self.layer_names):
-            self._look_again()  # layers were added since
+            self.info = read_info(self.path)  # layers were added since
         places = {name: place for place, name in enumerate(self.layer_names)}
         found = np.array([places.get(name, -1) for name in names], np.int64)[row]
         unknown = {names[code] for code in np.unique(row[found < 0])}

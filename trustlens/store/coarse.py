@@ -6,6 +6,7 @@ it, which has no such buckets yet, from finer ones, and what is not sealed from 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -190,14 +191,18 @@ def _divided(levels: Collection[int], span: tuple[int, int], points: int) -> tup
 def _cover(pieces: Collection[Piece], sealed: Collection[int], level: int) -> Iterator[Piece | int]:
     """Yield files that have every row once: of the level or finer ones, else sealed files."""
     best: dict[int, Piece] = {}
-    for piece in sorted(piece for piece in pieces if piece.level <= level):
+    fine = [piece for piece in pieces if piece.level <= level]
+    for piece in sorted(fine, key=lambda piece: (piece.level, piece.last)):
         best[piece.first] = piece  # the coarsest, and of these the largest
-    covered, last = -1, max(sealed, default=-1)
-    for number in sorted({*sealed, *best}):
-        if covered < number <= last:
-            piece = best.get(number)
-            yield number if piece is None else piece
-            covered = number if piece is None else piece.last
+    numbers = sorted(sealed)
+    end = numbers[-1] + 1 if numbers else 0
+    covered = 0  # all before it are
+    for first in sorted({*best, end}):
+        if covered <= first <= end:
+            yield from numbers[bisect_left(numbers, covered) : bisect_left(numbers, first)]
+            if first < end:
+                yield best[first]
+                covered = best[first].last + 1
 
 
 class _Grid:

@@ -240,8 +240,11 @@ class Mirror:
         if replaced or None in there.values():
             self._delete(there, [name for name in changed if name.startswith(OVERVIEW)])
         # What is sealed before its journal: a reader that sees a journal gone then sees its rows.
-        # What is no longer here goes last, when all that has its rows is there.
-        for name in sorted(here, key=lambda name: (name == RUN_FILE, name.startswith(JOURNAL))):
+        # What lost rows before what has these rows anew, whose number is higher. What is no longer
+        # here goes last, when all that has its rows is there.
+        for name in sorted(
+            here, key=lambda name: (name == RUN_FILE, name.startswith(JOURNAL), name)
+        ):
             if there.get(name) != here[name]:
                 with suppress(FileNotFoundError):  # sealed meanwhile: it comes in the next round
                     self._put(name)
