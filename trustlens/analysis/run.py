@@ -118,7 +118,7 @@ class Run:
         which was killed. A run that is being recorded lacks nothing yet of its end.
         """
         dead = self.status == "interrupted"
-        return missing(self.path, self.info, last_step=self.last_step, dead=dead)
+        return missing(self.path, self.info, last_step=lambda: self.last_step, dead=dead)
 
     @property
     def version(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from trustlens.schema import TABLES
@@ -29,7 +29,9 @@ def joined_gaps(gaps: Iterable[Sequence[int]]) -> list[list[int]]:
     return joined
 
 
-def missing(directory: Place, info: RunInfo, *, last_step: int, dead: bool) -> list[str]:
+def missing(
+    directory: Place, info: RunInfo, *, last_step: Callable[[], int], dead: bool
+) -> list[str]:
     """Return what a run lacks, a sentence each; nothing of a run that lacks nothing.
 
     Parameters
@@ -38,8 +40,8 @@ def missing(directory: Place, info: RunInfo, *, last_step: int, dead: bool) -> l
         The run.
     info : RunInfo
         Its ``run.json``.
-    last_step : int
-        Its last step.
+    last_step : callable
+        Tells its last step, if that is to be said: of a long run that is not told at once.
     dead : bool
         Whether it was never closed, and the process that recorded it is gone.
 
@@ -64,12 +66,12 @@ def missing(directory: Place, info: RunInfo, *, last_step: int, dead: bool) -> l
         )
     if said.get("stopped"):
         found.append(
-            f"what was done after step {last_step} is missing: recording stopped "
+            f"what was done after step {last_step()} is missing: recording stopped "
             f"({said['stopped']})"
         )
     if dead:
         found.append(
-            f"what was done after step {last_step}, a second of it or so, is missing: the process "
+            f"what was done after step {last_step()}, a second of it or so, is missing: the process "
             "that recorded ended without closing the run"
         )
         found += _torn(directory)
