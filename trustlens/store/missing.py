@@ -71,8 +71,8 @@ def missing(
         )
     if dead:
         found.append(
-            f"what was done after step {last_step()}, a second of it or so, is missing: the process "
-            "that recorded ended without closing the run"
+            f"what was done after step {last_step()}, a second of it or so, is missing: the "
+            "process that recorded ended without closing the run"
         )
         found += _torn(directory)
     return found
