@@ -292,6 +292,27 @@ def test_a_run_all_of_whose_rows_were_taken_away_begins_anew(tmp_path: Path) -> 
     hold_to_each_level(tmp_path, 700)
 
 
+def test_a_rewind_in_mid_run_leaves_nothing_of_what_was_taken_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="trustlens")
+    writer = record(tmp_path, np.arange(1, 691), close=False)  # all of them sealed
+    writer.rewind(300, {})
+    for begin in range(301, 1201, 10):
+        rows = {"weight_norm": np.full((10, 3), 5.0)}
+        writer.append("layers", layers_table(np.arange(begin, begin + 10), LAYERS, rows))
+    writer.flush()
+    hold_to_each_level(tmp_path, 1200)
+    writer.close(writer.info)
+    hold_to_each_level(tmp_path, 1200)
+    made = copied(tmp_path)
+    for path in made:
+        path.unlink()
+    OverviewWriter(tmp_path, 3).complete()
+    assert copied(tmp_path) == made
+    assert caplog.text == ""  # it knew what was gone
+
+
 def copied(directory: Path) -> dict[Path, bytes]:
     """Return the files of a run's overview."""
     return {

@@ -91,11 +91,12 @@ class OverviewWriter:
         for number in now:
             self._make_finest(number, sealed_now.get(number))
             self._missing.remove(number)
-        for block in self._blocks(looked or now):
+        touched = looked or now
+        for block in self._blocks(touched):
             if not self._has(block):
                 self._make(block, block.level - 1)
-        for level in self._levels(looked or now):
-            for block in _aligned(looked or now, level, _JOINED * self._size(level)):
+        for level in self._levels(touched):
+            for block in _aligned(touched, level, _JOINED * self._size(level)):
                 self._join(block)
         lacks = (block for block in self._blocks(looked) if not self._has(block))
         sealed = (looked.issuperset(range(block.first, block.last + 1)) for block in lacks)

@@ -175,6 +175,8 @@ class RunWriter:
         # The steps first: should it be broken off, the run ends where it was to end.
         for name in sorted(TABLES, key=lambda name: name != "steps"):
             self._tables[name].rewind(step, layers, keep / name)
+        # What this one knows of is not all there any more.
+        self._overview = OverviewWriter(self.directory, finest_level(self.info))
         return keep if keep.exists() else None
 
     def close(self, info: RunInfo) -> None:
