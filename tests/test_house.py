@@ -173,19 +173,25 @@ def test_importing_trustlens_brings_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_whole_recording_brings_no_pandas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["", "histograms_every=2", "precision=12", "resume=True"])
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_whole_recording_brings_no_pandas(tmp_path: Path, options: str, logged: bool) -> None:
     """pyarrow imports it behind one's back: the training would wait for a fifth of a second."""
-    code = """
+    code = f"""
         import sys, torch, trustlens
+        import trustlens.store.writer
+        trustlens.store.writer.SEGMENT_ROWS = 4  # so that the overview has files to join
         parameter = torch.nn.Parameter(torch.ones(300))
         optimizer = torch.optim.AdamW([parameter])
-        with trustlens.record(optimizer, sys.argv[1], histograms_every=2) as recorder:
-            for step in range(4):
-                parameter.grad = torch.ones(300) if step != 1 else None
-                optimizer.step()
-                recorder.log(loss=1.0)
+        for more in range(1 + ("resume" in {options!r})):
+            with trustlens.record(optimizer, sys.argv[1], {options}) as recorder:
+                for step in range(80):
+                    parameter.grad = torch.ones(300) if step != 1 else None
+                    optimizer.step()
+                    if {logged}:
+                        recorder.log(loss=1.0)
         assert "pandas" not in sys.modules
-        assert len(trustlens.open_run(sys.argv[1]).layers()) == 4
+        assert len(trustlens.open_run(sys.argv[1]).layers()) >= 80
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path / "run"], check=True)
 

@@ -123,4 +123,13 @@ def codes(texts: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
 def _whole(values: Any) -> Any:
     if not isinstance(values, pa.ChunkedArray):
         return values
-    return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+    if values.num_chunks == 1:
+        return values.chunk(0)
+    # What has no chunks is made by pyarrow.array.
+    return values.combine_chunks() if values.num_chunks else _no_values(values.type)
+
+
+def _no_values(kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return dictionary(np.zeros(0, np.int32), [])
+    return column(np.zeros(0, _NUMPY[kind]), kind)
