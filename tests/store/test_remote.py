@@ -6,10 +6,12 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,21 @@ from runs import layers_table, run_info
 import trustlens
 import trustlens.recording.recorder
 import trustlens.store.mirror as mirroring
+import trustlens.store.remote_lock as locking
+import trustlens.store.spool as spooling
 from trustlens.cli import main
 from trustlens.errors import MissingDependencyError, RunError, UsageError
 from trustlens.store import places
 from trustlens.store.coarse import read_coarse
-from trustlens.store.mirror import spool_of
 from trustlens.store.places import entries, exists, place
 from trustlens.store.reader import RunFiles, read_table
 from trustlens.store.remote import RemotePlace, remote_place
+from trustlens.store.spool import spool_of
 from trustlens.store.writer import RunWriter
 
-PORT = 5761
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    PORT = free.getsockname()[1]
 
 
 class Server:
@@ -70,7 +76,7 @@ def impatient(address: str) -> RemotePlace:
             region="us-east-1",
             retry_strategy=once,
         )
-        return RemotePlace(store, found.path, found.address)
+        return replace(found, filesystem=store)
     return found
 
 
@@ -86,6 +92,7 @@ def bucket(
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
     monkeypatch.setattr(mirroring, "PATIENCE", 1.0)
+    monkeypatch.setattr(locking, "SIGN", 0.5)
     monkeypatch.setattr(places, "remote_place", impatient)
     name = f"bucket-{abs(hash(request.node.nodeid)):x}"
     options = f"endpoint_override=127.0.0.1:{PORT}&scheme=http&region=us-east-1"
@@ -112,6 +119,16 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int) 
 def train(address: str | Path, first: int = 1, last: int = 30, **options: Any) -> None:
     model, optimizer = training()
     with trustlens.record(optimizer, address, model=model, **options) as recorder:
+        for number in range(first, last + 1):
+            recorder.log(loss=step(model, optimizer, number))
+
+
+def go_on(address: str, first: int, last: int) -> None:
+    """Go on with a run from a checkpoint of the step before the first."""
+    model, optimizer = training()
+    for number in range(1, first):
+        step(model, optimizer, number)
+    with trustlens.record(optimizer, address, model=model, resume=True) as recorder:
         for number in range(first, last + 1):
             recorder.log(loss=step(model, optimizer, number))
 
@@ -163,9 +180,9 @@ def test_nothing_is_renamed_and_what_is_sealed_is_put_once(
     put: list[str] = []
     whole = mirroring.Mirror._put
 
-    def noted(self: Any, name: str) -> None:
+    def noted(self: Any, name: str, data: bytes) -> None:
         put.append(name)
-        whole(self, name)
+        whole(self, name, data)
 
     monkeypatch.setattr(mirroring.Mirror, "_put", noted)
     address = bucket.format("once")
@@ -211,9 +228,9 @@ def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_t
     put: list[str] = []
     whole = mirroring.Mirror._put
 
-    def noted(self: Any, name: str) -> None:
+    def noted(self: Any, name: str, data: bytes) -> None:
         put.append(name)
-        whole(self, name)
+        whole(self, name, data)
         read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)
         assert read["weight_norm"].rows.max() <= read["weight_norm"].width
 
@@ -265,38 +282,47 @@ def test_what_cannot_be_uploaded_stays_and_is_uploaded_later(
     recorder.close()
     spool = spool_of(place(address))
     assert trustlens.open_run(spool).last_step == 30
-    assert f"trustlens repair '{place(address)}'" in caplog.text
+    assert f"trustlens repair '{address}'" in caplog.text
     server.up()
     assert main(["repair", address]) == 0
     hold_to_a_local_one(address, tmp_path)
     assert not spool.exists()
-    assert main(["repair", address]) == 2
+    assert main(["repair", address]) == 0
+
+
+def killed(address: str, cache: Path, last: int) -> None:
+    """Record to an address in a process that is killed, on the machine with that cache."""
+    code = f"""
+        import os, signal, sys
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+        import trustlens
+        from test_remote import step, training
+        model, optimizer = training()
+        recorder = trustlens.record(optimizer, {address!r}, model=model)
+        for number in range(1, {last} + 1):
+            recorder.log(loss=step(model, optimizer, number))
+        recorder.flush()
+        step(model, optimizer, {last} + 1)
+        recorder._thread.flush()  # to this machine's disk, not yet to the store
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    cache.mkdir(exist_ok=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], check=False, env=environment
+    )
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_a_killed_recording_goes_on_from_its_spool(bucket: str, tmp_path: Path) -> None:
     address = bucket.format("killed")
-    code = f"""
-        import os, signal, sys
-        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-        import trustlens, trustlens.store.mirror as mirroring
-        from test_remote import step, training
-        model, optimizer = training()
-        recorder = trustlens.record(optimizer, {address!r}, model=model)
-        for number in range(1, 13):
-            recorder.log(loss=step(model, optimizer, number))
-        recorder.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    killed(address, tmp_path / "cache", last=12)
+    run = trustlens.open_run(address)
+    assert run.status == "interrupted"  # its lock is on this machine
+    assert f"trustlens repair '{address}' uploads it" in " ".join(run.missing())
     with pytest.raises(UsageError, match="already holds a run"):
         train(address)
-    model, optimizer = training()
-    for number in range(1, 9):  # the checkpoint is of step 8
-        step(model, optimizer, number)
-    with trustlens.record(optimizer, address, model=model, resume=True) as recorder:
-        for number in range(9, 31):
-            recorder.log(loss=step(model, optimizer, number))
+    go_on(address, 9, 30)
     hold_to_a_local_one(address, tmp_path)
 
 
@@ -307,12 +333,7 @@ def test_a_run_goes_on_on_another_machine(
     train(address, last=20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     (tmp_path / "other").mkdir()
-    model, optimizer = training()
-    for number in range(1, 16):
-        step(model, optimizer, number)
-    with trustlens.record(optimizer, address, model=model, resume=True) as recorder:
-        for number in range(16, 31):
-            recorder.log(loss=step(model, optimizer, number))
+    go_on(address, 16, 30)
     hold_to_a_local_one(address, tmp_path)
 
 
@@ -320,14 +341,14 @@ def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Pa
     address = bucket.format("stale")
     train(address, last=10)
     spool = spool_of(place(address))
-    mirroring._download(place(address), spool)
+    spooling._download(place(address), spool)
     train(address, last=20, resume=True)  # elsewhere, in the meantime
-    mirroring._download(place(address), tmp_path / "kept")
+    spooling._download(place(address), tmp_path / "kept")
     stale = spool_of(place(address))
     (tmp_path / "kept" / "run.json").unlink()
-    mirroring._download(place(address), stale)
+    spooling._download(place(address), stale)
     text = (stale / "run.json").read_text(encoding="utf-8")
-    session = trustlens.open_run(stale).info.recorder[mirroring.SESSION]
+    session = trustlens.open_run(stale).info.recorder[spooling.SESSION]
     (stale / "run.json").write_text(text.replace(session, "an older one"), encoding="utf-8")
     train(address, last=30, resume=True)
     hold_to_a_local_one(address, tmp_path)
@@ -343,6 +364,8 @@ def test_fsspec_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_addresses_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
     with pytest.raises(UsageError, match="neither Arrow nor fsspec knows 'nope://'"):
         trustlens.open_run("nope://bucket/run")
+    with pytest.raises(UsageError, match="'s3://' names no place"):
+        trustlens.open_run("s3://")
     with pytest.raises(RunError, match=r"there is no directory 's3://.*/runs/nothing'"):
         trustlens.open_run(bucket.format("nothing"))
     monkeypatch.setitem(sys.modules, "fsspec", None)
@@ -357,3 +380,180 @@ def test_plain_paths_and_file_addresses_are_this_machines(tmp_path: Path) -> Non
     remote = RemotePlace(None, "bucket/runs", "s3://bucket/runs")
     assert place(remote) is remote
     assert str(remote / "lamb" / "run.json") == "s3://bucket/runs/lamb/run.json"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Be on another machine, by name, as far as it is known from its cache folder."""
+
+    def go(name: str) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    return go
+
+
+def steps_of(address: str) -> list[int]:
+    return read_table(place(address), "steps", ["step"])["step"].to_pylist()
+
+
+def test_a_second_writer_on_another_machine_is_refused(
+    bucket: str, elsewhere: Callable[[str], None]
+) -> None:
+    address = bucket.format("two")
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model) as recorder:
+        step(model, optimizer, 1)
+        recorder.flush()
+        with pytest.raises(UsageError, match="another recorder on this machine"):
+            train(address, resume=True)
+        elsewhere("other")
+        with pytest.raises(UsageError, match="another process is recording"):
+            train(address, resume=True)
+        step(model, optimizer, 2)
+    assert steps_of(address) == [1, 2]
+
+
+def test_who_goes_on_with_a_run_elsewhere_is_not_disturbed_by_what_is_left(
+    bucket: str,
+    elsewhere: Callable[[str], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = bucket.format("moved")
+    killed(address, tmp_path / "first", last=12)
+    elsewhere("second")
+    go_on(address, 13, 30)  # when it is clear that the first is dead
+    assert "to see whether it lives" in caplog.text
+    assert steps_of(address) == list(range(1, 31))
+    elsewhere("first")
+    assert trustlens.open_run(spool_of(place(address))).last_step == 13
+    assert main(["repair", address]) == 2
+    assert "was gone on with elsewhere" in capsys.readouterr().err
+    go_on(address, 31, 32)
+    kept = next(spool_of(place(address)).parent.glob("moved-*-*"))
+    assert str(kept) in caplog.text
+    assert trustlens.open_run(kept).last_step == 13
+    assert steps_of(address) == list(range(1, 33))
+    assert trustlens.open_run(address).status == "closed"
+
+
+def test_who_was_held_for_dead_and_lives_does_no_harm(
+    bucket: str,
+    elsewhere: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    address = bucket.format("asleep")
+    monkeypatch.setattr(mirroring, "INTERVAL", 600.0)  # it gives no sign of life by itself
+    model, optimizer = training()
+    asleep = trustlens.record(optimizer, address, model=model)
+    step(model, optimizer, 1)
+    asleep._mirror._interval = 1.0
+    asleep.flush()
+    asleep._mirror._interval = 600.0
+    asleep.flush()
+    elsewhere("other")
+    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
+    go_on(address, 2, 5)
+    for number in range(2, 9):
+        step(model, optimizer, number)
+    asleep.close()
+    assert "another recording goes on with" in caplog.text
+    assert str(asleep._mirror._spool) in caplog.text
+    assert trustlens.open_run(asleep._mirror._spool).last_step == 8
+    assert steps_of(address) == [1, 2, 3, 4, 5]
+    assert trustlens.open_run(address).status == "closed"
+
+
+def test_what_another_put_meanwhile_does_not_stay(bucket: str, tmp_path: Path) -> None:
+    remote, spool = place(bucket.format("strays")), tmp_path / "spool"
+    assert isinstance(remote, RemotePlace)
+    written(spool, 100)
+    mirror = mirroring.Mirror(spool, remote)
+    while not exists(remote / "run.json"):
+        mirror.flush()
+    data = (spool / "layers" / "000001.parquet").read_bytes()
+    (remote / "layers").put("000099.parquet", data)
+    (remote / "layers").put("notes.txt", b"of somebody")
+    mirror.close()
+    names = {entry.name for entry in entries(remote / "layers")}
+    assert "000099.parquet" not in names
+    assert read_table(remote, "layers", ["step"]).num_rows == 200
+
+
+def test_files_without_a_run_are_not_mixed_with_a_new_one(bucket: str) -> None:
+    address = bucket.format("rest")
+    train(address)
+    remote = place(address)
+    assert isinstance(remote, RemotePlace)
+    remote.filesystem.delete_file((remote / "run.json").path)
+    with pytest.raises(UsageError, match="an upload broke off"):
+        train(address)
+    with pytest.raises(UsageError, match="an upload broke off"):
+        train(address, resume=True)
+
+
+def test_what_a_rewind_took_away_is_kept_on_the_store(bucket: str) -> None:
+    address = bucket.format("rewound")
+    train(address, last=20)
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model, resume=True) as recorder:
+        recorder.load_state_dict({"step": 10})
+        step(model, optimizer, 11)
+    assert steps_of(address) == list(range(1, 12))
+    kept = entries(place(address) / ".replaced" / "000001" / "layers")
+    assert [entry.name for entry in kept] == ["000000.parquet"]
+
+
+def test_a_spool_is_of_one_server(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = bucket.format("run")
+    killed(address, Path(os.environ["XDG_CACHE_HOME"]), last=3)
+    other = place(address.replace(str(PORT), "59999"))
+    assert isinstance(other, RemotePlace)
+    assert spool_of(other) != spool_of(place(address))
+    remote = place(address)
+    assert isinstance(remote, RemotePlace)
+    remote.filesystem.delete_dir(remote.path)  # or another account, by its environment
+    assert main(["repair", address]) == 2
+    assert "though one was uploaded to it" in capsys.readouterr().err
+    assert trustlens.open_run(spool_of(remote)).last_step == 4
+
+
+def test_an_address_that_cannot_be_written_is_told_at_once(bucket: str) -> None:
+    address = bucket.format("run").replace("s3://bucket-", "s3://no-bucket-")
+    for _ in range(2):  # nothing is left of the first
+        with pytest.raises(UsageError, match=r"'s3://no-bucket-.*' cannot be written \("):
+            train(address)
+
+
+def test_a_store_that_says_that_a_file_is_not_found_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
+    monkeypatch.setattr(mirroring, "PATIENCE", 0.3)
+    model, optimizer = training()
+    recorder = trustlens.record(optimizer, "memory://runs/gone", model=model)
+    put = RemotePlace.put
+
+    def gone(self: RemotePlace, name: str, data: bytes) -> None:
+        if name != ".lock":
+            raise FileNotFoundError(name)
+        put(self, name, data)
+
+    monkeypatch.setattr(RemotePlace, "put", gone)
+    step(model, optimizer, 1)
+    recorder.close()
+    assert "not all of 'memory://runs/gone' could be uploaded" in caplog.text
+    assert trustlens.open_run(spool_of(place("memory://runs/gone"))).last_step == 1
+
+
+def test_secrets_of_an_address_are_not_shown() -> None:
+    options = "endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    shown = remote_place(f"s3://name:word@bucket/runs/adam?{options}")
+    assert shown.whole_address == f"s3://bucket/runs/adam?{options}"
+    assert str(shown / "run.json") == "s3://bucket/runs/adam/run.json"

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 import pyarrow as pa
 
 from trustlens.errors import RunError
-from trustlens.store.remote import RemotePlace, remote_place
+from trustlens.store.remote import RemotePlace, reason, remote_place
 
 Place: TypeAlias = Path | RemotePlace
 """A directory or a file, of a run or above it."""
@@ -63,11 +63,11 @@ def entries(folder: Place) -> list[Entry]:
     Raises
     ------
     RunError
-        It is a symbolic link, or the object store does not answer.
+        It is a symbolic link or may not be read, or the object store does not answer.
     """
     if isinstance(folder, RemotePlace):
         return _remote_entries(folder)
-    _refuse_link(folder)
+    refuse_link(folder)
     found: list[Entry] = []
     try:
         with os.scandir(folder) as listed:
@@ -80,6 +80,8 @@ def entries(folder: Place) -> list[Entry]:
                 found.append(Entry(each.name, status.st_size, status.st_mtime_ns, plain))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
     return found
 
 
@@ -87,11 +89,13 @@ def names_in(folder: Place) -> list[str]:
     """Return the names of what lies in a folder, as :func:`entries` does, and sooner."""
     if isinstance(folder, RemotePlace):
         return [entry.name for entry in _remote_entries(folder)]
-    _refuse_link(folder)
+    refuse_link(folder)
     try:
         return os.listdir(folder)  # noqa: PTH208 — of texts, which is three times as quick
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
 
 
 def exists(place: Place) -> bool:
@@ -183,10 +187,9 @@ def _answering(place: RemotePlace) -> Generator[None]:
     except (FileNotFoundError, RunError):
         raise
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
-            f"'{place}' cannot be read ({reason}); check the address, your credentials and the "
-            "network"
+            f"'{place}' cannot be read ({reason(error)}); check the address, your credentials and "
+            "the network"
         ) from None
 
 
@@ -206,7 +209,12 @@ def _check_plain(file: Path) -> int:
     return status.st_size
 
 
-def _refuse_link(folder: Path) -> None:
+def _unreadable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"'{folder}' cannot be read ({error.strerror}); check its permissions")
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise RunError if a folder of a run is a symbolic link."""
     if folder.is_symlink():
         raise RunError(
             f"'{folder}' is a symbolic link, which trustlens never writes within a run and does "

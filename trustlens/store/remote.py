@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode
 
 from trustlens.errors import MissingDependencyError, UsageError
+
+_SECRET: Final = ("secret", "token", "key", "sig", "password")
+"""What stands in the name of an option that is not to be shown."""
+
+_SERVER: Final = ("endpoint_override", "blob_storage_authority", "dfs_storage_authority")
+"""The options of Arrow's file systems that say on which server a store is."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +28,19 @@ class RemotePlace:
     path : str
         Which it is there.
     address : str
-        As the user calls it, without what stands behind a question mark.
+        As the user calls it, without secrets and what stands behind a question mark.
+    options : tuple of (str, str)
+        What stands there, without secrets.
     """
 
     filesystem: Any
     path: str
     address: str
+    options: tuple[tuple[str, str], ...] = ()
 
     def __truediv__(self, name: str) -> RemotePlace:
-        return RemotePlace(
-            self.filesystem, posixpath.join(self.path, name), posixpath.join(self.address, name)
+        return replace(
+            self, path=posixpath.join(self.path, name), address=posixpath.join(self.address, name)
         )
 
     def __str__(self) -> str:
@@ -39,6 +50,40 @@ class RemotePlace:
     def name(self) -> str:
         """The last part of its path."""
         return posixpath.basename(self.path)
+
+    @property
+    def whole_address(self) -> str:
+        """The address as a command takes it."""
+        options = urlencode(self.options, safe=":/")
+        return f"{self.address}?{options}" if options else self.address
+
+    @property
+    def identity(self) -> str:
+        """What no two places have in common."""
+        server = [value for name, value in self.options if name in _SERVER]
+        return "?".join([self.address, *server])
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put a file into this folder, whole.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        target = (self / name).path
+        try:
+            stream = self.filesystem.open_output_stream(target)
+        except FileNotFoundError:  # it has folders of its own, as object stores do not
+            self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
+            stream = self.filesystem.open_output_stream(target)
+        with stream:
+            stream.write(data)
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error of a file system says."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def remote_place(address: str) -> RemotePlace:
@@ -57,20 +102,30 @@ def remote_place(address: str) -> RemotePlace:
     import pyarrow as pa  # noqa: PLC0415 — most runs lie on this machine
     import pyarrow.fs as arrow_fs  # noqa: PLC0415
 
-    plain = address.split("?", maxsplit=1)[0].rstrip("/")
+    before, _, query = address.partition("?")
+    plain = re.sub(r"://[^/@]*:[^/@]*@", "://", before.rstrip("/"))
+    options = tuple(
+        (name, value)
+        for name, value in parse_qsl(query)
+        if not any(each in name.lower() for each in _SECRET)
+    )
     try:
         filesystem, path = arrow_fs.FileSystem.from_uri(address)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         scheme = address.split("://", maxsplit=1)[0]
         if "nrecognized filesystem type" not in str(error):
-            raise UsageError(f"'{plain}' cannot be opened ({error}); check the address") from None
+            raise UsageError(
+                f"'{plain}' cannot be opened ({reason(error)}); check the address"
+            ) from None
         filesystem = arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(_of_fsspec(scheme, plain)))
-        path = plain.split("://", 1)[1]
+        path = before.rstrip("/").split("://", 1)[1]
     except OSError as error:
         raise UsageError(
-            f"'{plain}' cannot be opened ({error}); check the address and your credentials"
+            f"'{plain}' cannot be opened ({reason(error)}); check the address and your credentials"
         ) from None
-    return RemotePlace(filesystem, path.rstrip("/"), plain)
+    if not path.strip("/"):
+        raise UsageError(f"'{address}' names no place; give one such as 's3://bucket/runs/lamb'")
+    return RemotePlace(filesystem, path.rstrip("/"), plain, options)
 
 
 def _of_fsspec(scheme: str, address: str) -> Any:
@@ -81,7 +136,7 @@ def _of_fsspec(scheme: str, address: str) -> Any:
     except ModuleNotFoundError:
         raise MissingDependencyError(f"'{address}'", "fsspec", "remote") from None
     except ImportError as error:
-        raise UsageError(f"'{address}' cannot be opened: {error}") from None
+        raise UsageError(f"'{address}' cannot be opened: {reason(error)}") from None
     except ValueError:
         raise UsageError(
             f"'{address}' cannot be opened: neither Arrow nor fsspec knows '{scheme}://'; use s3, "

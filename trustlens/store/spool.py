@@ -1,0 +1,226 @@
+"""Where a run that is to lie on an object store is written: a folder of the user's cache.
+
+What is not uploaded yet stays there, so that a network that is gone loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trustlens.cache import cache_folder
+from trustlens.errors import RunError, UsageError
+from trustlens.schema import TABLES
+from trustlens.store.layout import (
+    JOURNAL,
+    OVERVIEW,
+    REPLACED,
+    RUN_FILE,
+    RunInfo,
+    read_info,
+    written_whole,
+)
+from trustlens.store.lock import is_held
+from trustlens.store.places import Place, entries, exists, open_input
+from trustlens.store.remote import RemotePlace
+from trustlens.store.remote_lock import RemoteLock
+
+_log: Final = logging.getLogger("trustlens")
+
+SESSION: Final = "session"
+"""What ``RunInfo.recorder`` calls the recording that wrote last: of a run on an object store only.
+A spool of another session is of an older state of the run."""
+
+_UPLOADED: Final = ".uploaded.json"
+"""The file of a spool that says what of it was uploaded: that is not uploaded again by who resumes
+it."""
+
+_CHUNK: Final = 1 << 22  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A file of a spool as it was when it was looked at."""
+
+    size: int
+    changed: int
+
+
+def spool_of(remote: RemotePlace) -> Path:
+    """Return the folder on this machine in which a run is written that lies on an object store."""
+    digest = hashlib.blake2b(remote.identity.encode(), digest_size=6).hexdigest()
+    return cache_folder() / "spool" / f"{remote.name}-{digest}"
+
+
+def prepared(directory: Place, *, resume: bool) -> tuple[Path, dict[str, str]]:
+    """Return where a run is written, with all that there is of it if it is to be resumed.
+
+    And what ``RunInfo.recorder`` is to say of the recording that begins now. On an object store
+    that has the right to write there from now on.
+
+    Raises
+    ------
+    UsageError
+        There is a run at that address already, and it is not to be resumed; it is being recorded
+        by another; or the address cannot be written.
+    RunError
+        The object store does not answer, or what is there is no run.
+    """
+    if isinstance(directory, Path):
+        return directory.absolute(), {}  # the training may go to another folder
+    spool, session = spool_of(directory), uuid.uuid4().hex
+    there = exists(directory / RUN_FILE)
+    if not resume:
+        _refuse_run(directory, spool, there=there)
+    if not there and not (spool / RUN_FILE).exists():
+        _refuse_strays(directory)
+    held = is_held(spool)
+    if held:
+        raise UsageError(
+            f"'{directory}' already holds a run that another recorder on this machine is "
+            "recording; close that one first, or record to another address"
+        )
+    known_dead = session_in(spool) if held is False else None
+    RemoteLock(directory, session).take(of=known_dead)
+    if there and not _is_newest(spool, directory):
+        if spool.exists():
+            _set_aside(spool, directory)
+        _download(directory, spool)
+    return spool, {SESSION: session}
+
+
+def session_in(directory: Place) -> str | None:
+    """Return which recording wrote last into a run; None if there is no run, or it does not say."""
+    if not exists(directory / RUN_FILE):
+        return None
+    return read_info(directory).recorder.get(SESSION)
+
+
+def is_written(directory: Place, info: RunInfo) -> bool | None:
+    """Tell whether a process on this machine records a run; None if that cannot be told.
+
+    Parameters
+    ----------
+    directory : Place
+        The run.
+    info : RunInfo
+        Its ``run.json``.
+    """
+    if isinstance(directory, Path):
+        return is_held(directory)
+    spool = spool_of(directory)
+    with suppress(RunError):  # of the spool, which is not what was asked about
+        if session_in(spool) == info.recorder.get(SESSION):
+            return is_held(spool)
+    return None
+
+
+def _refuse_run(remote: RemotePlace, spool: Path, *, there: bool) -> None:
+    if there:
+        raise UsageError(
+            f"'{remote}' already holds a run; give resume=True to go on with it, or record to "
+            "another address"
+        )
+    if (spool / RUN_FILE).exists():
+        raise UsageError(
+            f"a run was recorded to '{remote}' of which nothing could be uploaded: it lies in "
+            f"'{spool}'; give resume=True to go on with it, upload it by trustlens repair "
+            f"'{remote.whole_address}', or remove that folder"
+        )
+
+
+def _refuse_strays(remote: RemotePlace) -> None:
+    # Their rows would be read with the new ones.
+    strays = [name for name in (JOURNAL, *TABLES) if entries(remote / name)]
+    if strays:
+        raise UsageError(
+            f"'{remote}' holds files of a run without its {RUN_FILE} ({', '.join(strays)}): an "
+            "upload broke off; trustlens repair on the machine that recorded it ends it; or remove "
+            "them, or record to another address"
+        )
+
+
+def _set_aside(spool: Path, remote: RemotePlace) -> None:
+    kept = spool.with_name(f"{spool.name}-{time.time_ns()}")
+    spool.rename(kept)
+    _log.warning(
+        "trustlens: '%s' was gone on with elsewhere since this machine recorded it; what was not "
+        "uploaded of that is in '%s', a run of its own: remove it if you do not want it",
+        remote,
+        kept,
+    )
+
+
+def _is_newest(spool: Path, remote: RemotePlace) -> bool:
+    return (spool / RUN_FILE).exists() and session_in(spool) == session_in(remote)
+
+
+def _download(remote: RemotePlace, spool: Path) -> None:
+    from tqdm.auto import tqdm  # noqa: PLC0415 — not at the start of every training
+
+    files = files_of(remote)
+    with tqdm(
+        total=sum(file.size for file in files.values()),
+        unit="B",
+        unit_scale=True,
+        delay=2,
+        desc=f"fetching {remote.name}",
+        disable=None,  # where nobody sees it
+    ) as bar:
+        for name in sorted(files, key=lambda name: name == RUN_FILE):  # that one last
+            path = spool / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_input(remote / name) as source, path.open("wb") as target:
+                while chunk := source.read(_CHUNK):
+                    target.write(chunk)
+                    bar.update(len(chunk))
+    note_uploaded(spool, files_of(spool))
+
+
+def folders_of(run: Place) -> list[str]:
+    """Return the folders in which there are files of a run; of the run itself, an empty name."""
+    levels = [f"{OVERVIEW}/{each}" for each in _folders_in(run / OVERVIEW)]
+    replaced = [f"{REPLACED}/{each}" for each in _folders_in(run / REPLACED)]
+    tables = [f"{each}/{table}" for each in replaced for table in TABLES]
+    return ["", JOURNAL, *TABLES, *levels, *tables]
+
+
+def _folders_in(folder: Place) -> list[str]:
+    found = entries(folder)
+    return [each.name for each in found if not each.is_plain and each.name.isdecimal()]
+
+
+def files_of(run: Place) -> dict[str, Local]:
+    """Return the files of a run as they are now, by their paths within it."""
+    return {
+        f"{folder}/{entry.name}" if folder else entry.name: Local(entry.size, entry.changed)
+        for folder in folders_of(run)
+        for entry in entries(run / folder if folder else run)
+        if entry.is_plain and not entry.name.startswith(".")
+    }
+
+
+def uploaded(spool: Path) -> dict[str, Local] | None:
+    """Return what of a spool was uploaded already, as a process before this one noted it if any."""
+    try:
+        noted: Any = json.loads((spool / _UPLOADED).read_bytes())
+        return {str(name): Local(*map(int, local)) for name, local in noted.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def note_uploaded(spool: Path, there: Mapping[str, Local | None]) -> None:
+    """Note what of a spool is uploaded, for who goes on with it after this process."""
+    noted = {name: astuple(local) for name, local in there.items() if local is not None}
+    with suppress(OSError), written_whole(spool / _UPLOADED) as temporary:
+        temporary.write_text(json.dumps(noted), encoding="utf-8")
