@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from torch import nn
 import trustlens
 from trustlens.errors import RunError, UsageError
 from trustlens.recording import resume
+from trustlens.store import rewind
+from trustlens.store.repair import repair
 from trustlens.store.writer import RunWriter
 
 
@@ -63,7 +68,9 @@ def test_a_rewind_is_not_dropped_and_does_not_wait(
     assert run.last_step == 1
 
 
-@pytest.mark.parametrize("given", [{}, {"step": -1}, {"step": 1.5}, {"step": True}, None, [8]])
+@pytest.mark.parametrize(
+    "given", [{}, {"step": -1}, {"step": 1.5}, {"step": True}, {"step": 2**53}, None, [8]]
+)
 def test_a_state_that_is_none_is_refused(given: Any, tmp_path: Path) -> None:
     with (
         Job().record(tmp_path) as recorder,
@@ -95,6 +102,79 @@ def test_a_checkpoint_ahead_of_the_run_leaves_a_gap_and_says_so(
         recorder.load_state_dict({"step": 100})
         assert recorder.step == 100
     assert not caplog.records
+
+
+def test_a_gap_that_is_recorded_after_all_is_told_no_more(tmp_path: Path) -> None:
+    first = Job()
+    with first.record(tmp_path) as recorder:
+        first.train(10, recorder)
+    with first.record(tmp_path, resume=True) as recorder:
+        recorder.load_state_dict({"step": 20})
+        first.train(15, recorder)
+        recorder.flush()
+        (sentence,) = trustlens.open_run(tmp_path).missing()
+        assert sentence.startswith("steps 11 to 20 are missing")
+        recorder.load_state_dict({"step": 5})
+        first.train(55, recorder)
+        recorder.flush()
+        assert trustlens.open_run(tmp_path).missing() == []
+        recorder.load_state_dict({"step": 50})
+    run = trustlens.open_run(tmp_path)
+    assert run.recorded_steps().tolist() == list(range(1, 46))
+    (sentence,) = run.missing()
+    assert sentence.startswith("steps 46 to 50 are missing")
+
+
+def test_rows_that_a_failed_rewind_left_do_not_stand_for_steps_of_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = rewind.write_sealed
+
+    def full(path: Path, table: str, rows: Any) -> None:
+        if table == "layers":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, table, rows)
+
+    job = Job()
+    with job.record(tmp_path) as recorder, monkeypatch.context() as patch:
+        job.train(10, recorder)
+        patch.setattr(rewind, "write_sealed", full)
+        recorder.load_state_dict({"step": 5})
+        recorder.flush()
+        job.train(13, recorder)  # steps 6 to 8, anew and unrecorded
+    run = trustlens.open_run(tmp_path)
+    assert (run.last_step, run.recorded_steps().max()) == (5, 10)
+    with job.record(tmp_path, resume=True) as recorder:
+        recorder.load_state_dict({"step": 8})
+        job.train(15, recorder)
+    run = trustlens.open_run(tmp_path)
+    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 9, 10]
+    assert set(run.metrics()["step"]) == {1, 2, 3, 4, 5, 9, 10}
+    (sentence,) = run.missing()
+    assert sentence.startswith("steps 6 to 8 are missing")
+
+
+def test_there_and_back_before_the_writer_gets_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, whole = threading.Event(), RunWriter.rewind
+
+    def hanging(store: RunWriter, *given: Any) -> Path | None:
+        disk.wait()
+        return whole(store, *given)
+
+    monkeypatch.setattr(RunWriter, "rewind", hanging)
+    job = Job()
+    with job.record(tmp_path) as recorder:
+        job.train(10, recorder)
+        recorder.load_state_dict({"step": 5})
+        recorder.load_state_dict({"step": 20})
+        job.train(12, recorder)
+        disk.set()
+    run = trustlens.open_run(tmp_path)
+    assert run.recorded_steps().tolist() == [*range(1, 6), 21, 22]
+    (sentence,) = run.missing()
+    assert sentence.startswith("steps 6 to 20 are missing")
 
 
 def test_metrics_logged_before_the_first_step_belong_to_the_checkpoints(tmp_path: Path) -> None:
@@ -235,6 +315,54 @@ def test_what_is_no_run_and_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(UsageError, match="already holds a run"):
         Job().record(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"optimizer_steps_before": 5},
+        {"optimizer_steps_before": [None]},
+        {"optimizer_steps_before": ["x", 2.5, True]},
+        {"dropped": "x"},
+        {"dropped": [1], "stopped": 3},
+        {"passed_over": 5, "gaps": "ab"},
+        {"gaps": [[1]], "torn_layers": {}},
+    ],
+)
+def test_notes_that_are_none_are_passed_over(
+    foreign: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job()
+    with job.record(tmp_path) as recorder:
+        job.train(3, recorder)
+    said = json.loads((tmp_path / "run.json").read_text())
+    said["recorder"] |= foreign
+    (tmp_path / "run.json").write_text(json.dumps(said))
+    with job.record(tmp_path, resume=True) as recorder:
+        job.train(5, recorder)
+    assert not caplog.records
+    run = trustlens.open_run(tmp_path)
+    assert (run.status, run.missing()) == ("closed", [])
+    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_what_is_nested_too_deeply_to_be_written_again_is_named(tmp_path: Path) -> None:
+    job = Job()
+    with job.record(tmp_path, config={"deep": "here"}) as recorder:
+        job.train(3, recorder)
+    text = (tmp_path / "run.json").read_text().replace('"here"', "[" * 600 + "]" * 600)
+    text = text.replace('"closed": "', '"closed": null, "was": "')  # so that repair has to write
+    (tmp_path / "run.json").write_text(text)
+    tries: list[Callable[[], object]] = [
+        lambda: job.record(tmp_path, resume=True),
+        lambda: repair(tmp_path),
+    ]
+    for attempt in (*tries, *tries):  # again: the lock was given back
+        with pytest.raises(RunError, match=r"run\.json' cannot be written: .* nested too deeply"):
+            attempt()
+    assert (tmp_path / "run.json").read_text() == text
+    assert trustlens.open_run(tmp_path).last_step == 3
 
 
 def test_layers_of_both_models_are_known(tmp_path: Path) -> None:

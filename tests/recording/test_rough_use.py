@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import trustlens
+from trustlens.cli import main
 from trustlens.errors import UsageError
 from trustlens.recording.transfer import LINGER, WriterThread
 
@@ -192,6 +193,46 @@ def test_layers_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert norms.loc[1].to_dict() == {"weight": 1, "weight#2": 2, "weight#3": 3}
 
 
+def test_a_name_that_no_file_could_hold_is_kept_as_its_escape(tmp_path: Path) -> None:
+    model = nn.Module()
+    for name in ("\ud800", r"\ud800", "ok"):
+        model.register_parameter(name, nn.Parameter(torch.ones(3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for resume in (False, True):
+        with trustlens.record(optimizer, tmp_path, model=model, resume=resume):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones(3)
+            optimizer.step()
+    run = trustlens.open_run(tmp_path)
+    assert run.layer_names == [r"\ud800", r"\ud800#2", "ok"]
+    assert run.matrix("grad_norm").notna().to_numpy().tolist() == [[True] * 3] * 2
+    assert main(["list", str(tmp_path)]) == 0
+
+
+def test_a_training_that_goes_to_another_folder_is_recorded_where_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with trustlens.record(optimizer, "runs/lamb", model=model) as recorder:
+        step(model, optimizer, times=2)
+        recorder.flush()
+        monkeypatch.chdir(there)
+        step(model, optimizer)
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+        step(model, optimizer)
+        recorder.load_state_dict({"step": 3})
+        step(model, optimizer, times=2)
+    assert list(there.iterdir()) == []
+    run = trustlens.open_run(here / "runs" / "lamb")
+    assert (run.name, run.status, run.missing()) == ("lamb", "closed", [])
+    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5]
+
+
 def test_a_slow_training_is_written_while_it_runs() -> None:
     written: list[list[int]] = []
     thread: WriterThread[int] = WriterThread(written.append)
@@ -255,7 +296,7 @@ def test_a_failure_that_also_spoils_the_end_is_still_one_warning(
         step(model, optimizer, times=3)
         recorder.log(loss=1.0)
     assert len(caplog.records) == 1
-    assert "FileNotFoundError" in caplog.text
+    assert "was removed or replaced while it was being recorded" in caplog.text
     assert _open_files() == before
 
 

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,37 @@ def test_a_full_disk_is_waited_out(small_disk: Path, caplog: pytest.LogCaptureFi
     assert steps_of(run)[-10:] == list(range(501, 511))
 
 
+@pytest.mark.parametrize("back", [0, 15])
+def test_steps_without_room_that_are_recorded_later_are_not_missing(
+    back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameter = torch.nn.Parameter(torch.ones(30))
+    optimizer = torch.optim.AdamW([parameter])
+
+    def train(recorder: trustlens.Recorder, steps: int) -> None:
+        for _ in range(steps):
+            parameter.grad = torch.ones(30)
+            optimizer.step()
+        recorder.flush()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with trustlens.record(optimizer, tmp_path) as recorder:
+        train(recorder, 20)
+        with monkeypatch.context() as patch:
+            patch.setattr(store_table.TableWriter, "_journal", full)
+            train(recorder, 20)
+    (sentence,) = trustlens.Run(tmp_path).missing()
+    assert sentence.startswith("steps 21 to 40 are missing: there was no room")
+    with trustlens.record(optimizer, tmp_path, resume=True) as recorder:
+        recorder.load_state_dict({"step": back})
+        train(recorder, 30)
+    run = trustlens.Run(tmp_path)
+    assert run.recorded_steps().tolist() == list(range(1, back + 31))
+    assert run.missing() == []
+
+
 def test_a_seal_that_found_no_room_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +238,39 @@ def test_where_not_even_run_json_has_room_it_is_written_later(
     monkeypatch.setattr(store_writer, "write_info", whole)
     writer.flush()
     assert trustlens.Run(tmp_path).info.recorder["told"] == 1
+
+
+def test_a_layer_has_rows_only_once_run_json_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=["a"]))
+
+    def both(step: int) -> None:
+        steps = np.array([step])
+        writer.append("layers", layers_table(steps, LAYERS, {}))
+        writer.append("steps", steps_table(steps))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_writer, "write_info", full)
+        added = run_info(layers=LAYERS).layers
+        writer.change_info(lambda info: replace(info, layers=added))
+        both(1)
+        writer.flush()
+        both(2)
+        killed = tmp_path.with_name("killed")
+        shutil.copytree(tmp_path, killed)
+    both(3)  # there is room again
+    run = trustlens.Run(killed)
+    assert run.layers().empty
+    assert run.last_step == 2
+    writer.close(writer.info)
+    run = trustlens.Run(tmp_path)
+    assert run.layers()["layer"].tolist() == LAYERS
+    assert run.recorded_steps().tolist() == [3]
+    assert run.info.recorder["gaps"] == [[1, 2]]
 
 
 def test_a_directory_that_is_gone_ends_the_recording_with_one_warning(

@@ -146,6 +146,59 @@ def test_where_there_are_no_locks_one_records_without(
     monkeypatch.setattr(fcntl, "lockf", none)
     lock = RunLock(tmp_path)
     assert not (tmp_path / ".lock").exists()
+    lock.check()  # it cannot be told: taken for ours
     with pytest.raises(UsageError, match="this process"):
         RunLock(tmp_path)
     lock.release()
+
+
+@posix
+@pytest.mark.parametrize("kind", ["a link", "a link to nothing", "a pipe", "a folder"])
+def test_what_is_no_plain_file_is_neither_locked_nor_written(tmp_path: Path, kind: str) -> None:
+    run, precious, path = tmp_path / "run", tmp_path / "precious", tmp_path / "run" / ".lock"
+    run.mkdir()
+    precious.write_text("precious")
+    make = {"a pipe": lambda: os.mkfifo(path), "a folder": path.mkdir}
+    target = precious if kind == "a link" else tmp_path / "nothing"
+    make.get(kind, lambda: path.symlink_to(target))()
+    what = "a symbolic link" if "link" in kind else "no plain file"
+    with pytest.raises(UsageError, match=rf"\.lock' is {what}, .+; remove it"):
+        RunWriter(run, run_info())
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()
+    assert [entry.name for entry in run.iterdir()] == [".lock"]
+
+
+@posix
+def test_what_is_interrupted_as_it_takes_the_lock_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    lockf = fcntl.lockf
+
+    def interrupted(*arguments: Any) -> None:
+        lockf(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "lockf", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            RunLock(tmp_path)
+    with held_elsewhere(tmp_path):
+        pass
+
+
+@posix
+def test_who_found_no_room_does_not_keep_it(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UsageError, match="cannot be written"):
+            RunWriter(tmp_path, run_info())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with held_elsewhere(tmp_path):
+        pass

@@ -371,19 +371,68 @@ def test_a_damaged_file_of_it_is_made_anew(tmp_path: Path) -> None:
     assert copied(tmp_path) == whole
 
 
+@pytest.mark.parametrize("mended_by", ["repair", "a recording", "its close"])
+def test_a_damaged_page_of_it_is_made_anew(tmp_path: Path, mended_by: str) -> None:
+    record(tmp_path, np.arange(1, 451))
+    for path in copied(tmp_path):
+        if path.parent.name != "3":
+            path.unlink()  # as of a process that died before it made them
+        elif path.name.startswith(("000001", "000002", "000006")):
+            data = bytearray(path.read_bytes())
+            data[4:60] = b"\xff" * 56
+            path.write_bytes(data)
+    if mended_by == "repair":
+        assert repair(tmp_path) == []
+    else:
+        resumed(tmp_path, np.arange(451, 901 if mended_by == "a recording" else 461))
+        hold_to_each_level(tmp_path, 450)
+        return
+    hold_to_each_level(tmp_path, 450)
+    made = copied(tmp_path)
+    for path in made:
+        path.unlink()
+    assert OverviewWriter(tmp_path, 3).complete()
+    assert copied(tmp_path) == made
+
+
+def test_a_reader_of_it_is_not_put_off_by_what_is_sealed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = record(tmp_path, np.arange(1, 691), close=False)
+    look, looks = RunFiles.pieces, [0]
+
+    def append(steps: np.ndarray) -> None:
+        rows = {"weight_norm": np.ones((len(steps), 3))}
+        writer.append("layers", layers_table(steps, LAYERS, rows))
+
+    def looked(self: RunFiles) -> object:
+        looks[0] += 1
+        if looks[0] % 2 == 0:  # an attempt looks twice, the second time before it reads
+            append(np.arange(20) + 691 + 30 * looks[0])  # which are sealed with the 10 before
+            append(np.arange(10) + 711 + 30 * looks[0])
+        return look(self)
+
+    append(np.arange(10) + 691)
+    writer.flush()
+    monkeypatch.setattr(RunFiles, "pieces", looked)
+    found = read_coarse(RunFiles(tmp_path), ["weight_norm"], LAYERS, (1, 700), 40)
+    assert found["weight_norm"].rows.sum(axis=0).tolist() == [700, 700, 700]
+    assert looks == [2]
+
+
 def test_what_is_remembered_is_not_shown_once_a_rewind_took_it_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record(tmp_path, np.arange(1, 701))
-    files, numbers = RunFiles(tmp_path), RunFiles.numbers
+    files, contents = RunFiles(tmp_path), RunFiles.contents
     read_coarse(files, ["weight_norm"], LAYERS, (1, 700), 40)  # and remember it
 
     def rewound(self: RunFiles, table: str) -> object:
-        monkeypatch.setattr(RunFiles, "numbers", numbers)
+        monkeypatch.setattr(RunFiles, "contents", contents)
         resumed(tmp_path, np.arange(301, 701), rewind=300)
-        return numbers(self, table)
+        return contents(self, table)
 
-    monkeypatch.setattr(RunFiles, "numbers", rewound)
+    monkeypatch.setattr(RunFiles, "contents", rewound)
     found = read_coarse(files, ["weight_norm"], LAYERS, (1, 700), 40)["weight_norm"]
     assert found.rows.tolist() == [[64] * 3] * 10 + [[60] * 3]
 

@@ -66,7 +66,7 @@ def test_a_recording_of_twelve_bits_is_off_by_no_more_and_counts_are_exact(tmp_p
 
 @pytest.mark.parametrize("precision", [0, 24, -1])
 def test_other_precisions_are_refused(tmp_path: Path, precision: int) -> None:
-    with pytest.raises(UsageError, match=f"precision={precision}; give 1 to 23"):
+    with pytest.raises(UsageError, match=f"precision={precision}; give a whole number of bits"):
         train(tmp_path / "run", precision=precision)
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from runs import layers_table, metrics_table, run_info, steps_table
 
 import trustlens
 from trustlens.cli import main
+from trustlens.schema import TABLES
+from trustlens.store import repair as store_repair
+from trustlens.store.layout import SCHEMAS, RunInfo, journal_path, read_info, write_info
+from trustlens.store.missing import missing
+from trustlens.store.repair import repair
+from trustlens.store.table import TableWriter
+from trustlens.store.writer import RunWriter
 
 RECORDING = """
     import sys, time, torch, trustlens
@@ -75,6 +88,10 @@ def test_a_torn_batch_is_left_out_and_told(left: Path, capsys: pytest.CaptureFix
     assert "layers: 12 rows sealed" in out
     assert "no whole rows" in out
     assert sorted(set(trustlens.open_run(left).layers()["step"])) == [1, 2, 3, 4, 5, 6]
+    assert main(["repair", str(left)]) == 0
+    capsys.readouterr()
+    assert main(["show", str(left)]) == 0
+    assert "note: step 7 is missing: the process died before" in capsys.readouterr().out
 
 
 def test_a_repaired_run_is_gone_on_with(left: Path) -> None:
@@ -85,3 +102,181 @@ def test_a_repaired_run_is_gone_on_with(left: Path) -> None:
     run = trustlens.open_run(left)
     assert run.status == "closed"
     assert "repaired" not in run.info.recorder
+
+
+def torn(directory: Path, tables: list[str], **recorder: int) -> Path:
+    """A run that died: of each of twelve steps a batch a table; of these, the last four are lost.
+
+    Step 9 was skipped.
+    """
+    info = run_info(layers=["a"])
+    writer = RunWriter(directory, replace(info, recorder=recorder))
+    whole: dict[str, int] = {}
+    for step in range(1, 13):
+        if step == 9:
+            whole = {table: journal_path(directory, table, 0).stat().st_size for table in tables}
+        at = np.array([step])
+        if step != 9:
+            writer.append("layers", layers_table(at, ["a"], {}))
+            writer.append("histograms", histogram(step))
+        skipped = pa.array([step == 9])
+        writer.append("steps", steps_table(at).set_column(2, SCHEMAS["steps"].field(2), skipped))
+        writer.append("metrics", metrics_table(at, {"loss": np.ones(1)}))
+    writer.flush()
+    writer._lock.release()  # as its death does
+    for table in tables:
+        journal = journal_path(directory, table, 0)
+        journal.write_bytes(journal.read_bytes()[: whole[table] + 100])
+    return directory
+
+
+def histogram(step: int) -> pa.Table:
+    row = {"step": step, "layer": "a", "quantity": "weight", "counts": [(0, 1)]}
+    return pa.Table.from_pylist([row], schema=SCHEMAS["histograms"])
+
+
+def told(directory: Path) -> list[str]:
+    said = missing(directory, read_info(directory), last_step=lambda: 0, dead=True)
+    return [sentence for sentence in said if "before all of" in sentence]
+
+
+@pytest.mark.parametrize(
+    ("tables", "recorder", "gaps"),
+    [
+        (["layers"], {}, {"layers": "steps 10 to 12 are missing"}),
+        (["layers"], {"every": 10}, {"layers": "step 11 is missing"}),
+        (["layers"], {"every": 20, "histograms_every": 10}, {"layers": "step 11 is missing"}),
+        (["layers"], {"every": 20}, {}),
+        (["histograms"], {}, {}),
+        (["histograms"], {"histograms_every": 3}, {"histograms": "step 10 is missing"}),
+        (["steps"], {}, {"steps": "steps 9 to 12 are missing"}),
+        (["metrics"], {}, {"metrics": "steps 9 to 12 are missing"}),
+        ([*TABLES], {"histograms_every": 1}, {}),  # of what nothing is left, nothing is known
+        (
+            ["layers", "metrics"],
+            {},
+            {"layers": "steps 10 to 12 are missing", "metrics": "steps 9 to 12 are missing"},
+        ),
+    ],
+)
+def test_the_steps_that_a_torn_table_lacks_are_told_before_and_after(
+    tables: list[str], recorder: dict[str, int], gaps: dict[str, str], tmp_path: Path
+) -> None:
+    run = torn(tmp_path, tables, **recorder)
+    expected = [
+        f"{steps}: the process died before all of their rows of '{table}' were on the disk"
+        for table, steps in gaps.items()
+    ]
+    assert told(run) == expected
+    assert {left.table for left in repair(run) if left.torn} == set(tables)
+    assert told(run) == expected
+    repair(run)
+    assert told(run) == expected
+
+
+def without_room(directory: Path, monkeypatch: pytest.MonkeyPatch, **recorder: int) -> Path:
+    """A run that died on a full disk: the rows of `steps` were small enough for it."""
+    writer = RunWriter(directory, replace(run_info(layers=["a"]), recorder=recorder))
+
+    def append(first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            at = np.array([step])
+            writer.append("layers", layers_table(at, ["a"], {}))
+            if recorder.get("histograms_every"):
+                writer.append("histograms", histogram(step))
+            writer.append("steps", steps_table(at))
+        writer.flush()
+
+    whole = TableWriter._journal
+
+    def full(table: TableWriter, rows: pa.Table) -> None:
+        if "counts" in rows.column_names or "grad_norm" in rows.column_names:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(table, rows)
+
+    append(1, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(TableWriter, "_journal", full)
+        append(11, 14)
+    writer._lock.release()  # as its death does
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("recorder", "gaps"),
+    [
+        ({}, {"layers": "steps 11 to 14 are missing"}),
+        ({"every": 3}, {"layers": "step 13 is missing"}),
+        ({"every": 20}, {}),
+        (
+            {"histograms_every": 12},
+            {"layers": "steps 11 to 14 are missing", "histograms": "step 13 is missing"},
+        ),
+    ],
+)
+def test_rows_without_room_are_told_of_a_run_that_died_before_it_could_note_them(
+    recorder: dict[str, int],
+    gaps: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = without_room(tmp_path, monkeypatch, **recorder)
+    expected = [
+        f"{steps}: the process died before all of their rows of '{table}' were on the disk"
+        for table, steps in gaps.items()
+    ]
+    assert told(run) == expected
+    shutil.copytree(run, tmp_path / "resumed")
+    resumed = tmp_path / "resumed"
+    writer = RunWriter(resumed, run_info(), resume=lambda old: old)
+    writer.rewind(14, {})
+    writer.close(writer.info)
+    for _ in range(2):
+        repair(run)
+        assert told(run) == told(resumed) == expected
+
+
+def test_what_was_not_to_be_recorded_then_is_not_told_as_missing_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = without_room(tmp_path, monkeypatch, every=20)
+
+    def oftener(old: RunInfo) -> RunInfo:
+        return replace(old, recorder={"every": 1})
+
+    RunWriter(run, run_info(), resume=oftener)._lock.release()  # it dies before its first step
+    assert told(run) == []
+
+
+def test_what_is_told_already_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = without_room(tmp_path, monkeypatch)
+    write_info(run, replace(read_info(run), recorder={"gaps": [[11, 13]]}))
+    (sentence,) = told(run)
+    assert sentence.startswith("step 14 is missing")
+
+
+def test_it_is_noted_before_the_journal_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = torn(tmp_path, ["layers"])
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store_repair, "seal_left", dies)
+    with pytest.raises(KeyboardInterrupt):
+        repair(run)
+    assert read_info(run).recorder == {"torn_layers": [[10, 12]]}
+    assert journal_path(run, "layers", 0).exists()
+
+
+@pytest.mark.parametrize(("step", "gaps"), [(12, [[10, 12]]), (10, [[10, 10]]), (8, [])])
+def test_who_resumes_without_a_repair_notes_it_too(
+    step: int, gaps: list[list[int]], tmp_path: Path
+) -> None:
+    run = torn(tmp_path, ["layers"])
+    writer = RunWriter(run, run_info(), resume=lambda old: old)
+    assert read_info(run).recorder["torn_layers"] == [[10, 12]]
+    writer.rewind(step, {})
+    writer.close(writer.info)
+    assert read_info(run).recorder["torn_layers"] == gaps

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 from runs import layers_table, run_info, steps_table
 
 from trustlens.errors import RunError
-from trustlens.store.layout import journal_path, sealed_path
+from trustlens.store import writer as store_writer
+from trustlens.store.layout import RunInfo, journal_path, read_info, sealed_path
 from trustlens.store.reader import read_table
+from trustlens.store.table import TableWriter
 from trustlens.store.writer import RunWriter
 
 NAMES = ["a", "b", "c"]
@@ -247,3 +251,75 @@ def test_broken_off_it_ends_where_it_was_to_end(
     again.rewind(4, {})
     again.close(again.info)
     assert {step for step, _ in rows(tmp_path)} == {1, 2, 3, 4}
+
+
+NOTES = {"gaps": [[2, 3], [6, 9]], "passed_over": [[12, 20]], "torn_layers": [[1, 30]]}
+
+
+def lacking(info: RunInfo) -> RunInfo:
+    return replace(info, recorder={**NOTES, "every": 1})
+
+
+@pytest.mark.parametrize(
+    ("step", "layers", "gaps", "torn"),
+    [
+        (7, {}, [[2, 3], [6, 7]], [[1, 7]]),
+        (7, {"b": 4, "c": 8}, [[2, 3], [6, 8]], [[1, 8]]),
+        (2, {}, [[2, 2]], [[1, 2]]),
+        (0, {}, [], []),
+    ],
+)
+def test_what_was_missing_behind_the_step_is_not_missing_any_more(
+    step: int, layers: dict[str, int], gaps: Any, torn: Any, tmp_path: Path
+) -> None:
+    before = lacking(run_info(layers=NAMES))
+    writer = RunWriter(tmp_path, before)
+    write(writer, 1, 10)
+    writer.rewind(step, layers)
+    left = {"every": 1, "gaps": gaps, "passed_over": [], "torn_layers": torn}
+    assert read_info(tmp_path).recorder == left
+    write(writer, step + 1, step + 3)
+    writer.close(before.closed_at("now", told=1))  # of before the rewind
+    assert read_info(tmp_path).recorder == {**left, "told": 1}
+
+
+def test_it_is_told_as_long_as_rows_are_there_that_will_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who dies in between has told too much as missing, not too little."""
+    writer = RunWriter(tmp_path, lacking(run_info(layers=NAMES)), segment_rows=9)
+    write(writer, 1, 10)
+    there: list[int] = []
+    whole = store_writer.write_info
+
+    def look(directory: Path, info: RunInfo) -> None:
+        there.extend(step for step, _ in rows(directory))
+        assert read_info(directory).recorder["gaps"] == NOTES["gaps"]
+        whole(directory, info)
+
+    monkeypatch.setattr(store_writer, "write_info", look)
+    writer.rewind(5, {})
+    assert set(there) == {1, 2, 3, 4, 5}
+    monkeypatch.undo()
+    writer.close(writer.info)
+
+
+@pytest.mark.parametrize(("step", "gaps"), [(4, None), (5, None), (8, [[6, 8]])])
+def test_steps_for_which_there_was_no_room_until_then(
+    step: int, gaps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=NAMES))
+    write(writer, 1, 5)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableWriter, "_journal", full)
+        write(writer, 6, 10)
+    writer.rewind(step, {})
+    write(writer, step + 1, step + 2)
+    writer.close(writer.info)
+    said = read_info(tmp_path).recorder
+    assert said.get("gaps") == gaps
+    assert "passed_over" not in said

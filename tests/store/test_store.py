@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from runs import layers_table, run_info, steps_table, synthetic_values
+from runs import layers_table, metrics_table, run_info, steps_table, synthetic_values
 
 import trustlens
+from trustlens.cli import main
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import COUNTS, RECORDED, TABLES
 from trustlens.store import reader as store_reader
 from trustlens.store import table as store_table
 from trustlens.store.layout import read_info, sealed_path
 from trustlens.store.reader import read_table
+from trustlens.store.repair import seal_left
 from trustlens.store.writer import RunWriter
 
 Make = Callable[..., Path]
@@ -64,6 +67,39 @@ def test_sealed_files_are_sorted_by_layer_then_step_and_split_by_byte(synthetic_
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
     assert "BYTE_STREAM_SPLIT" in columns["trust_ratio"].encodings
     assert columns["trust_ratio"].compression == "ZSTD"
+
+
+@pytest.mark.parametrize("names", [["a\0", "a"], ["a", "a\0"], ["b\0", "a", "b", "b\0\0"]])
+def test_names_that_end_in_nul_are_found(tmp_path: Path, names: list[str]) -> None:
+    writer = RunWriter(tmp_path, run_info(layers=names), segment_rows=10 * len(names))
+    for step in range(1, 41):
+        _write_steps(writer, step, step, names)
+    writer.close(writer.info)
+    run = trustlens.open_run(tmp_path)
+    for name in names:
+        assert len(run.layers(["weight_norm"], layers=[name])) == 40
+        assert run.overview("weight_norm", layers=[name]).rows.sum() == 40
+
+
+def test_one_long_name_among_many_takes_no_memory(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, run_info())
+    names = [*map(str, range(300)), "y" * 200_000]
+    writer.append("metrics", metrics_table(np.arange(1, 2), dict.fromkeys(names, np.ones(1))))
+    tracemalloc.start()
+    writer.close(writer.info)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20e6  # 301 texts as wide as the longest: 240 MB
+    assert set(read_table(tmp_path, "metrics")["name"].to_pylist()) == set(names)
+
+
+def test_a_run_json_with_texts_that_cannot_be_shown(synthetic_run: Make) -> None:
+    path = synthetic_run("run", layers=["a"])
+    file = path / "run.json"
+    file.write_text(file.read_text().replace('"a"', '"\\udcff"').replace('"run"', '"\\ud800"'))
+    run = trustlens.Run(path)
+    assert (run.name, run.layer_names) == (r"\ud800", [r"\udcff"])
+    assert main(["list", str(path.parent)]) == 1  # it has rows of a layer a
 
 
 def test_after_close_the_run_is_nothing_but_parquet_and_run_json(synthetic_run: Make) -> None:
@@ -113,22 +149,71 @@ def test_a_reader_sees_each_row_once_while_segments_are_sealed(tmp_path: Path) -
     assert len(list((tmp_path / "layers").iterdir())) == 30
 
 
-def test_a_seal_between_two_looks_of_a_reader_hides_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Interrupted:
+    """Has something happen just before a reader does the nth of the things that it does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.happens: Callable[[], None] = lambda: None
+        self.before = self.done = self.looks = 0
+        for name in ("journal_numbers", "names_in", "read_journal", "entries", "open_input"):
+            monkeypatch.setattr(store_reader, name, self._hooked(name))
+
+    def _hooked(self, name: str) -> Callable[..., Any]:
+        does = getattr(store_reader, name)
+
+        def hooked(*given: Any) -> Any:
+            self.done += 1
+            self.looks += name == "journal_numbers"
+            if self.done == self.before:
+                self.happens()
+            return does(*given)
+
+        return hooked
+
+    def read(self, directory: Path, before: int) -> tuple[list[tuple[int, float]], bool]:
+        """Return steps and values in order, and whether it came to the nth thing."""
+        self.before, self.done, self.looks = before, 0, 0
+        table = read_table(directory, "layers", ["step", "weight_norm"])
+        came, self.before = self.done >= before, 0
+        return sorted(zip(*(each.to_pylist() for each in table.columns), strict=True)), came
+
+
+@pytest.mark.parametrize("what", ["a seal", "two seals", "a rewind", "a repair"])
+def test_whatever_happens_while_a_reader_looks_it_sees_a_state_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    writer = RunWriter(tmp_path, run_info(layers=["a"]), segment_rows=4)
-    _write_steps(writer, 1, 3, ["a"])
-    look, looks = store_reader.entries, []
+    moment, came, reader = 0, True, Interrupted(monkeypatch)
+    while came:
+        moment += 1
+        writer = RunWriter(tmp_path / f"{moment}", run_info(layers=["a"]), segment_rows=4)
+        for step in range(1, 15):
+            _write_steps(writer, step, step, ["a"])  # three files, and a journal of two
+        old = [(step, float(step)) for step in range(1, 15)]
+        new = old + [(step, float(step)) for step in range(15, 24)]
+        least = len(old)
+        if what == "a rewind":
+            new, least = old[:6] + [(step, 50.0 + step) for step in range(7, 14)], 6
 
-    def looked(folder: Path) -> Any:
-        found = look(folder)
-        looks.append(folder)
-        if len(looks) == 1:
-            _write_steps(writer, 4, 4, ["a"])  # seals, and takes the journal away
-        return found
+        def happens(writer: RunWriter = writer) -> None:
+            if what == "a repair":
+                seal_left(writer.directory, "layers")
+            elif what == "a rewind":
+                writer.rewind(6, {})
+                steps = np.arange(7, 14)
+                rows = {"weight_norm": 50.0 + steps[:, None]}
+                writer.append("layers", layers_table(steps, ["a"], rows))
+                writer.flush()
+            else:
+                for step in range(15, 18 if what == "a seal" else 24):
+                    _write_steps(writer, step, step, ["a"])
 
-    monkeypatch.setattr(store_reader, "entries", looked)
-    assert read_table(tmp_path, "layers", ["step"])["step"].to_pylist() == [1, 2, 3, 4]
+        reader.happens = happens
+        found, came = reader.read(writer.directory, moment)
+        assert found in (old, *(new[:end] for end in range(least, len(new) + 1)))
+        assert reader.looks == 1 or what == "a rewind"
+        if what != "a repair":
+            writer.close(writer.info)
+    assert moment > 8  # it came to that many
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(

@@ -24,12 +24,15 @@ def rows_of(steps: StepSelection) -> Rows:
     Raises
     ------
     UsageError
-        A slice that skips steps.
+        A slice that skips steps, or what is no number of a step.
     """
     if steps is None:
         return Rows()
     if not isinstance(steps, slice):
-        return Rows(steps=np.unique(np.asarray(steps, np.int64)))
+        chosen = np.asarray(steps)
+        if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
+            raise UsageError(f"steps={steps} has what is no number of a step; leave it out")
+        return Rows(steps=np.unique(chosen.astype(np.int64)))
     if steps.step not in (None, 1):
         raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
     return Rows(steps.start, None if steps.stop is None else steps.stop - 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -12,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trustlens.analysis.names import family_of, quantity
+from trustlens.analysis.names import family_of, listed, quantity
 from trustlens.analysis.rows import (
     StepSelection,
     buckets_of,
@@ -23,15 +25,15 @@ from trustlens.analysis.rows import (
 )
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import RECORDED
-from trustlens.store.coarse import Coarse, read_coarse
+from trustlens.store.coarse import Coarse, check_view, read_coarse
 from trustlens.store.columns import codes, numbers
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
-from trustlens.store.lock import is_held
 from trustlens.store.missing import missing
-from trustlens.store.places import Place
+from trustlens.store.places import Place, entries
 from trustlens.store.reader import RunFiles, fingerprint, last_written
 from trustlens.store.repair import REPAIRED
 from trustlens.store.selection import Rows
+from trustlens.store.spool import is_written
 
 Status = Literal["recording", "closed", "interrupted"]
 
@@ -56,13 +58,14 @@ class Run:
     path : Place
         The directory of the run.
     info : RunInfo
-        What ``run.json`` said when it was last looked at.
+        What ``run.json`` said when it was last looked at, by ``status`` or as layers were read.
     files : RunFiles
         Its files.
     """
 
     def __init__(self, path: Place) -> None:
         self.path = path
+        self._seen = _changed(path)
         self.info: RunInfo = read_info(path)
         self._named: tuple[RunInfo | None, list[str]] = (None, [])
         self.files = RunFiles(path)
@@ -100,13 +103,12 @@ class Run:
     @property
     def status(self) -> Status:
         """Whether it is being recorded, was closed, or ended without being closed."""
-        if self.info.closed is None:
-            self.info = read_info(self.path)
+        self._look()
         if self.info.closed is not None:
             return "closed"
         if REPAIRED in self.info.recorder:
             return "interrupted"
-        held = is_held(self.path)
+        held = is_written(self.path, self.info)
         if held is None:
             held = time.time() - last_written(self.path) <= SILENCE
         return "recording" if held else "interrupted"
@@ -200,7 +202,7 @@ class Run:
         self, columns: Sequence[str], layers: Sequence[str] | None, steps: StepSelection
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
         """Return of rows in no order their steps, layers as places in the model, and values."""
-        chosen = [quantity(name) for name in columns]
+        chosen = [quantity(name) for name in listed("columns", columns)]
         needs = needed(chosen)
         rows = replace(rows_of(steps), texts=self._texts(layers))
         table = self.files.read("layers", ["step", "layer", *needs], rows)
@@ -213,7 +215,7 @@ class Run:
     @property
     def is_long(self) -> bool:
         """Whether its views are read from its overview, since it has too many rows for others."""
-        return len(self.files.numbers("layers")[0]) > LONG
+        return len(self.files.sealed("layers")) > LONG
 
     def overview(
         self,
@@ -239,7 +241,7 @@ class Run:
             The first and the last step; all if not given.
         extremes : bool
             Whether the least and the greatest value of each bucket are wanted. They are None of
-            quantities that are derived from two others.
+            quantities that are derived from two others; counts above 2^24 are rounded to float32.
 
         Returns
         -------
@@ -249,7 +251,7 @@ class Run:
         Raises
         ------
         UsageError
-            A name is not a quantity, or not a layer of this run; or fewer than one point.
+            A name is not a quantity, or not a layer of this run; no number of points, or steps.
         """
         return self.overviews([name], points, layers=layers, steps=steps, extremes=extremes)[name]
 
@@ -263,13 +265,12 @@ class Run:
         extremes: bool = True,
     ) -> dict[str, Coarse]:
         """Return quantities by name, all in the same buckets, as :meth:`overview` returns one."""
-        chosen = [quantity(name) for name in names]
-        if points < 1:
-            raise UsageError(f"{points} points cannot be shown; show at least 1")
+        chosen = [quantity(name) for name in listed("names", names)]
+        check_view(points, steps)
         self._texts(layers)
         places = {name: place for place, name in enumerate(self.layer_names)}
         wanted = list(places if layers is None else dict.fromkeys(layers))
-        span = steps or self.files.span("layers") or (1, 1)
+        span = self.files.span("layers") or (1, 1) if steps is None else steps
         stored = read_coarse(self.files, needed(chosen), wanted, span, points, extremes=extremes)
         sizes = self._sizes(np.array([places[name] for name in wanted], np.int64))
         return {each.name: buckets_of(each, stored, sizes) for each in chosen}
@@ -371,11 +372,18 @@ class Run:
 
         return diagnose(self)
 
+    def _look(self) -> None:
+        """Read ``run.json`` anew if it has changed: a layer was added, the run closed, resumed."""
+        now = _changed(self.path)
+        if now is None or now != self._seen:
+            self.info = read_info(self.path)
+            self._seen = now
+
     def _places(self, layers: pa.ChunkedArray) -> NDArray[np.int64]:
         """Return the places in the model of a column of layers."""
         row, names = codes(layers)
         if not set(names).issubset(self.layer_names):
-            self.info = read_info(self.path)  # layers were added since
+            self._look()  # layers were added since
         places = {name: place for place, name in enumerate(self.layer_names)}
         found = np.array([places.get(name, -1) for name in names], np.int64)[row]
         unknown = {names[code] for code in np.unique(row[found < 0])}
@@ -391,10 +399,12 @@ class Run:
         return np.array([layer.size for layer in self.info.layers], np.float64)[places]
 
     def _texts(self, layers: Sequence[str] | None) -> dict[str, Collection[str]]:
+        """Return that these layers are asked for, if they are of the run as it is now."""
+        self._look()
         if layers is None:
             return {}
         known = self.layer_names
-        unknown = set(layers).difference(known)
+        unknown = set(listed("layers", layers)).difference(known)
         if unknown:
             more = f", … ({len(known)} in all)" if len(known) > _NAMED else ""
             raise UsageError(
@@ -402,3 +412,14 @@ class Run:
                 f"its layers are: {', '.join(known[:_NAMED])}{more}"
             )
         return {"layer": frozenset(layers)}
+
+
+def _changed(path: Place) -> tuple[int, int] | None:
+    """Return what is another as soon as a run's ``run.json`` is; None if that is not known."""
+    if isinstance(path, Path):
+        with suppress(OSError):  # who reads it says so
+            status = (path / RUN_FILE).lstat()
+            return status.st_mtime_ns, status.st_size
+        return None
+    told = [each for each in entries(path) if each.name == RUN_FILE and each.changed]
+    return (told[0].changed, told[0].size) if told else None

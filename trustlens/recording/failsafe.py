@@ -46,6 +46,13 @@ class Failsafe:
                 self.fail(error)
         return None
 
+    def at_last(self, work: Callable[[], None]) -> None:
+        """Do what is done at the end in any case, whatever failed before."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+            self.fail(error)
+
     def fail(self, error: BaseException) -> None:
         """End the recording; nothing is done any more."""
         # The hooks stay until close: torch walks through them at this moment.

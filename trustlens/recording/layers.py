@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trustlens.store.layout import LayerInfo
+from trustlens.store.layout import LayerInfo, storable
 
 _COMPILED: Final = "_orig_mod."
 """What torch.compile prepends to the names within a module."""
@@ -48,7 +48,7 @@ def find_layers(optimizers: Sequence[Optimizer], model: nn.Module | None) -> lis
         made = f"group{group_index}.param{position}"
         if len(optimizers) > 1:
             made = f"optimizer{index}.{made}"
-        name = names.get(id(parameter)) or _given_name(group, position) or made
+        name = storable(names.get(id(parameter)) or _given_name(group, position) or made)
         dtype = str(parameter.dtype).removeprefix("torch.")
         info = LayerInfo(_unique(name, taken), tuple(parameter.shape), dtype, group_index, index)
         layers.append(Layer(parameter, group, info))

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from trustlens.errors import UsageError
 from trustlens.recording.directions import reading_waits
 from trustlens.recording.watch import Watch
+from trustlens.store.guard import LAST_STEP
 from trustlens.store.layout import LayerInfo, RunInfo
-from trustlens.store.missing import PASSED_OVER, joined_gaps
 from trustlens.store.reader import read_table
 from trustlens.store.repair import REPAIRED
 
@@ -83,7 +83,6 @@ class Course:
         self._counts = [own_count(watch.optimizer) or 0 for watch in watches]
         self._before = self._counts  # steps that each optimizer had done before the run's first
         self._waiting: list[Callable[[], None]] = []
-        self._passed_over: list[list[int]] = []  # first and last of steps that were not recorded
 
     @property
     def own(self) -> list[int]:
@@ -121,10 +120,9 @@ class Course:
         self._last = [self._step] * len(self._watches)
         if len(self._watches) > 1 and old.recorder.get("every") == 1:
             self._last = _last_of_each(self._directory, old, len(self._watches))
-        before = [int(count) for count in old.recorder.get(STEPS_BEFORE, ())]
+        before = _counts(old.recorder.get(STEPS_BEFORE))
         missing = max(0, len(self._watches) - len(before))
         self._before = [*before, *[0] * missing][: len(self._watches)]
-        self._passed_over = list(old.recorder.get(PASSED_OVER, ()))
         self._resumed = True
         for watch, step in zip(self._watches, self._last, strict=True):
             watch.step = step
@@ -231,8 +229,9 @@ class Course:
                 f"trustlens: '{self._directory}' goes on after step {rewind.step}, but has rows up "
                 f"to step {self._step} only: those between are missing"
             )
-            self._passed_over.append([self._step + 1, rewind.step])
-            self._note(**{PASSED_OVER: joined_gaps(self._passed_over)})
+        if rewind.step > self._step:
+            # A rewind that failed leaves rows of steps that were then done anew, unrecorded.
+            self._put(Rewind(self._step, [min(step, self._step) for step in rewind.own]))
         self._step = rewind.step
         self._put(rewind)
         self.end()
@@ -276,7 +275,18 @@ def checked_state(given: Any, optimizers: int) -> list[int]:
 
 
 def _is_step(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    # Half of what a reader takes: there may come more.
+    return _is_count(value) and 0 <= value <= LAST_STEP // 2
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _counts(given: Any) -> list[int]:
+    """Return the counts of a list that a ``run.json`` had; 0 for what is none."""
+    counts: list[Any] = given if isinstance(given, list) else []
+    return [count if _is_count(count) else 0 for count in counts]
 
 
 def _last_of_each(directory: Path, info: RunInfo, optimizers: int) -> list[int]:

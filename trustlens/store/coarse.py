@@ -9,23 +9,49 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from operator import index
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trustlens.errors import UsageError
 from trustlens.store.buckets import Buckets, singles
 from trustlens.store.columns import codes, no_rows, numbers
-from trustlens.store.layout import OVERVIEW, SCHEMAS, journal_path
+from trustlens.store.guard import LAST_STEP
+from trustlens.store.layout import OVERVIEW, SCHEMAS
 from trustlens.store.overview import SCHEMA, Piece, kept_in
 from trustlens.store.places import Entry
-from trustlens.store.reader import RunFiles, read_journal
+from trustlens.store.reader import RunFiles
 from trustlens.store.remote import RemotePlace
 from trustlens.store.selection import Rows
 
 _FINER: Final = 2
 """Buckets are read up to so many times as fine as asked for: powers of 4 come nearest so."""
+
+
+def check_view(points: Any, steps: Any) -> None:
+    """Refuse numbers of points, and pairs of a first and a last step, of which there is no view.
+
+    Raises
+    ------
+    UsageError
+        They are such; the message says what was received.
+    """
+    if not _are_whole([points], least=1, count=1):
+        raise UsageError(f"points={points!r} cannot be shown; give a whole number, 1 or more")
+    if steps is not None and not _are_whole(steps, least=-LAST_STEP, count=2):
+        raise UsageError(f"steps={steps!r} is no span; give its first and last step: (1, 100)")
+
+
+def _are_whole(values: Any, *, least: int, count: int) -> bool:
+    """Tell whether values are so many whole numbers, ascending, that steps can be."""
+    try:
+        bounded = [least, *(index(value) for value in values), LAST_STEP]
+    except TypeError:
+        return False
+    return len(bounded) == count + 2 and bounded == sorted(bounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +69,8 @@ class Coarse:
     mean : float64 (b, n)
         Of the finite values; NaN where there is none.
     low, high : float64 (b, n), optional
-        The least and the greatest of them, if they were asked for.
+        The least and the greatest of them, if they were asked for. The overview has float32:
+        counts above 2^24 are rounded to it.
     """
 
     steps: NDArray[np.int64]
@@ -107,7 +134,7 @@ def _read(
     grids = {
         quantity: _Grid(begin, buckets, width, layers, extremes=extremes) for quantity in quantities
     }
-    sealed, journalled = files.numbers("layers")
+    sealed, journalled = files.contents("layers")
     rows = Rows(begin, begin + buckets * width - 1, texts={"layer": frozenset(layers)})
 
     def add_rows(part: pa.Table | None) -> None:
@@ -127,8 +154,7 @@ def _read(
         else:
             wanted = ["layer", "step", *quantities]
             add_rows(files.read_file("layers", sealed[found], SCHEMAS["layers"], wanted, rows))
-    for number in sorted(journalled):
-        journal = read_journal(journal_path(files.directory, "layers", number), "layers")
+    for journal in journalled:
         add_rows(rows.of(journal))
     return {quantity: grid.result() for quantity, grid in grids.items()}
 

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from trustlens.store.columns import numbers
 from trustlens.store.guard import LAST_STEP
@@ -52,6 +54,13 @@ class Group:
     def all_have(self, name: str) -> bool:
         """Tell whether all of its rows have the same text in that column."""
         return self.text == name and self.texts is not None and self.texts[0] == self.texts[1]
+
+
+def alphabetic(texts: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of each text among them all in order, the order that groups rely on."""
+    # Not numpy's own texts: all are as wide as the longest, and NULs at the end do not count.
+    place = {text: i for i, text in enumerate(sorted(set(texts)))}
+    return np.array([place[text] for text in texts], np.int64)
 
 
 def groups_of(table: pa.Table, text: str | None, size: int) -> list[Group]:

@@ -141,12 +141,27 @@ class RunInfo:
 
 
 def write_info(directory: Path, info: RunInfo) -> None:
-    """Write ``run.json``, whole or not at all."""
-    content = {"schema_version": info.schema_version, **asdict(info)}
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    with written_whole(directory / RUN_FILE) as temporary:
+    """Write ``run.json``, whole or not at all; RunError if what it is to say is nested too deeply.
+
+    What is read may be: to write takes more of Python's stack.
+    """
+    path = directory / RUN_FILE
+    try:
+        content = {"schema_version": info.schema_version, **asdict(info)}
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+    except RecursionError:
+        raise RunError(
+            f"'{path}' cannot be written: its config, or what else stands in it, is nested too "
+            "deeply; make it flatter"
+        ) from None
+    with written_whole(path) as temporary:
         # A file's name that is not UTF-8 has lone surrogates: "\udcff" is what JSON calls one.
         temporary.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def storable(text: str) -> str:
+    """Return a text as files and terminals can hold it: a lone surrogate as its escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def unfinished_name(name: str) -> str:
@@ -190,7 +205,9 @@ def read_info(directory: Place) -> RunInfo:
             f"'{path}' cannot be read ({error.strerror}); check its permissions"
         ) from None
     except (ValueError, RecursionError):
-        raise RunError(f"'{path}' is not a run.json of trustlens: it is not JSON") from None
+        raise RunError(
+            f"'{path}' is not a run.json of trustlens: it is not JSON; restore it or record anew"
+        ) from None
     if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
         raise RunError(
             f"'{path}' is not a run.json of trustlens: it has no schema_version; "
@@ -227,7 +244,7 @@ def _why_no_run(directory: Place) -> str:
 
 def _info_from(raw: dict[str, Any]) -> RunInfo:
     info = RunInfo(
-        name=str(raw["name"]),
+        name=storable(str(raw["name"])),
         created=str(raw["created"]),
         closed=None if raw.get("closed") is None else str(raw["closed"]),
         optimizers=tuple(
@@ -241,7 +258,7 @@ def _info_from(raw: dict[str, Any]) -> RunInfo:
         ),
         layers=tuple(
             LayerInfo(
-                str(layer["name"]),
+                storable(str(layer["name"])),
                 tuple(int(n) for n in layer["shape"]),
                 str(layer["dtype"]),
                 int(layer["group"]),

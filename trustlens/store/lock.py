@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import struct
 import sys
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
 from trustlens.errors import UsageError
 from trustlens.store.layout import LOCK_FILE
-from trustlens.store.places import Place
 
 if sys.platform != "win32":
     import fcntl
@@ -61,20 +61,38 @@ class RunLock:
         except BaseException:
             del _HELD[key]
             raise
+        self._directory, self._descriptor = directory, descriptor
         self._end = weakref.finalize(self, _release, key, descriptor)
+
+    def check(self) -> None:
+        """Make sure that nobody removed the run meanwhile, or began another in its place.
+
+        Where there are no locks it cannot be told.
+
+        Raises
+        ------
+        OSError
+            Its lock's file is not there any more; one that is there is another's.
+        """
+        if self._descriptor is None or _is_at(self._directory / LOCK_FILE, self._descriptor):
+            return
+        raise OSError(
+            f"'{self._directory}' was removed or replaced while it was being recorded; "
+            "nothing that is there now is touched"
+        )
 
     def release(self) -> None:
         """Give it back; a second time does nothing."""
         self._end()
 
 
-def is_held(directory: Place) -> bool | None:
+def is_held(directory: Path) -> bool | None:
     """Tell whether a process on this machine holds a run's lock; None if that cannot be told.
 
     It is not to be told where there is no lock's file, where that was written on another machine,
-    on an object store, and on systems other than Linux.
+    and on systems other than Linux.
     """
-    if sys.platform != "linux" or not isinstance(directory, Path):
+    if sys.platform != "linux":
         return None
     path = directory / LOCK_FILE
     with _OPENING:
@@ -106,21 +124,43 @@ def _locked(path: Path) -> int | None:
     if sys.platform == "win32":
         return None
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in _REFUSED:
-                raise _taken(path.parent, _holder(path)) from None
-            path.unlink(missing_ok=True)
-            return None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()}{_on_this_machine()}".encode())
+        _check_plain(path)
+        with ExitStack() as unless_locked:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags, 0o666)
+            unless_locked.callback(os.close, descriptor)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _REFUSED:
+                    raise _taken(path.parent, _holder(descriptor)) from None
+                path.unlink(missing_ok=True)
+                return None
+            # If not, its holder took the file away between the opening and the locking.
+            if _is_at(path, descriptor):
+                with suppress(OSError):  # no room: what it says is for information only
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{os.getpid()}{_on_this_machine()}".encode())
+                unless_locked.pop_all()
                 return descriptor
-        os.close(descriptor)  # its holder took the file away between the opening and the locking
+
+
+def _check_plain(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
+            raise UsageError(
+                f"'{path}' is {what}, which trustlens never writes and does not follow; remove it"
+            )
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether a file that is open is the one that lies at that path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _release(key: tuple[str, int], descriptor: int | None) -> None:
@@ -128,22 +168,23 @@ def _release(key: tuple[str, int], descriptor: int | None) -> None:
     if process != os.getpid():
         return  # a fork's copy: the lock is the other process's
     if descriptor is not None:
+        path = Path(directory, LOCK_FILE)
         with suppress(OSError):  # the directory may be gone
-            Path(directory, LOCK_FILE).unlink()  # while it is held: see _locked
+            if _is_at(path, descriptor):  # or another run lie there
+                path.unlink()  # while it is held: see _locked
         os.close(descriptor)
     del _HELD[key]
 
 
-def _holder(path: Path) -> str:
-    try:
-        who = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        who = ""
+def _holder(descriptor: int) -> str:
+    who = ""
+    with suppress(OSError):
+        who = os.read(descriptor, _TEXT).decode(errors="replace")
     return f"process {who}" if who else "another process"
 
 
 def _taken(directory: Path, holder: str) -> UsageError:
     return UsageError(
         f"'{directory}' already holds a run that {holder} is recording; "
-        "close that recorder first, or record into another directory"
+        "close that recorder first, or use another directory"
     )

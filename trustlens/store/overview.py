@@ -16,8 +16,8 @@ All of it follows from the sealed files. Where it is missing, a reader takes the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,9 +31,11 @@ from trustlens.errors import RunError
 from trustlens.schema import RECORDED
 from trustlens.store.buckets import Buckets, buckets_of, starts_of
 from trustlens.store.columns import codes, column, dictionary, no_rows, numbers, texts
+from trustlens.store.guard import check_rows
 from trustlens.store.index import (
     Group,
     Sealed,
+    alphabetic,
     groups_of,
     read_groups,
     read_sealed_files,
@@ -63,7 +65,8 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """Of a bucket: its first step, how many of its rows have the quantity and how many of these a
-finite value, and the least, the mean and the greatest of those; null if there are none."""
+finite value, and the least, the mean and the greatest of those; null if there are none. All three
+are float32: of counts above 2^24 the extremes are rounded to it."""
 
 _LEVELS: Final = frozenset(map(str, range(1, 27)))  # of no more steps than there may be
 _FILE: Final = re.compile(r"(\d{6,18})-(\d{6,18})\.parquet")
@@ -174,17 +177,18 @@ def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
         One of them is damaged.
     """
     with ExitStack() as opened:
-        files: list[tuple[pq.ParquetFile, dict[str, list[int]]]] = []
+        files: list[tuple[Path, pq.ParquetFile, dict[str, list[int]]]] = []
         for path in [piece.path(directory) for piece in given]:
             file = opened.enter_context(_opened(path))
-            files.append((file, _places(file.metadata)))
+            files.append((path, file, _places(file.metadata)))
         for name in RECORDED:
-            found = [
-                file.read_row_groups(places[name], use_threads=False).cast(SCHEMA)
-                for file, places in files
-                if name in places
-            ]
-            yield pa.concat_tables([no_rows(SCHEMA), *found])
+            found = [no_rows(SCHEMA)]
+            for path, file, places in files:
+                if name in places:
+                    with _read(path):
+                        rows = file.read_row_groups(places[name], use_threads=False)
+                        found.append(check_rows(rows, SCHEMA))
+            yield pa.concat_tables(found)
 
 
 def sealed_of(directory: Path, given: Sequence[Piece]) -> list[Sealed]:
@@ -203,9 +207,15 @@ def sealed_of(directory: Path, given: Sequence[Piece]) -> list[Sealed]:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    try:
+    with _read(path):
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+
+
+@contextmanager
+def _read(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise RunError(f"'{path}' is damaged ({error}); remove it") from None
 
 
@@ -236,10 +246,9 @@ def merged(rows: pa.Table, level: int) -> pa.Table:
     if not rows.num_rows:
         return rows
     layer, names = codes(rows["layer"])
-    alphabetic = np.argsort(np.argsort(np.array(names, np.str_)))
     bucket = bucket_of(rows["step"], level)
     # Stable, since that is quick where some pieces lie in order one behind the other, as here.
-    order = np.argsort(alphabetic[layer] * (bucket.max() + 1) + bucket, kind="stable")
+    order = np.argsort(alphabetic(names)[layer] * (bucket.max() + 1) + bucket, kind="stable")
     layer, bucket = layer[order], bucket[order]
     starts = starts_of(layer, bucket)
     return _table(

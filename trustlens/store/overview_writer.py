@@ -72,13 +72,16 @@ class OverviewWriter:
         OSError
             There is no room for it, or it cannot be written.
         RunError
-            A file cannot be read.
+            A sealed file cannot be read.
         """
         try:
-            return self._complete(most, sealed_now)
+            whole = self._complete(most, sealed_now)
+            if self._next is None:  # damaged ones were found, and taken away
+                whole = self._complete(most, sealed_now)
         except BaseException:
             self._next = None  # what was not made is to be seen to be missing
             raise
+        return whole and self._next is not None
 
     def _complete(self, most: int | None, sealed_now: Mapping[int, pa.Table]) -> bool:
         looked = set[int]()
@@ -172,9 +175,10 @@ class OverviewWriter:
                 found = read_pieces(self._directory, parts)
             rows = (merged(each, block.level) for each in found)
             self._write(block, rows, sealed_of(self._directory, parts))
-        except RunError:
-            self._remove(parts)  # one of them is damaged: they are made anew
-            raise
+        except RunError:  # one of them is damaged: they are made anew, once they are missed
+            self._remove(parts)
+            self._next = None
+            return False
         return True
 
     def _make_finest(self, number: int, rows: pa.Table | None) -> None:

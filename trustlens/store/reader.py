@@ -116,12 +116,19 @@ class RunFiles:
                 self._listed.clear()
         raise RunError(f"'{self.directory}' changes faster than it can be read; try again")
 
-    def numbers(self, table: str) -> tuple[dict[int, Entry], set[int]]:
-        """Return a table's sealed files by their numbers, and the numbers of its journal's only."""
-        # The journal is listed first: what is sealed meanwhile is then seen as sealed.
-        journalled = journal_numbers(self.directory, table)
-        sealed = self._sealed(table)
-        return sealed, journalled.difference(sealed)
+    def contents(self, table: str) -> tuple[dict[int, Entry], list[pa.Table]]:
+        """Return a table's sealed files by their numbers, and its rows that are in no such file.
+
+        Those are read before the files are listed. Of a journal that is sealed meanwhile only the
+        file counts, which has its number; one that begins meanwhile has newer rows, which are not
+        looked for. So only a rewind makes a reader look again: it replaces sealed files.
+        """
+        journals: dict[int, pa.Table] = {}
+        for number in sorted(journal_numbers(self.directory, table)):
+            with suppress(FileNotFoundError):  # it has been sealed, or had no rows
+                journals[number] = read_journal(journal_path(self.directory, table, number), table)
+        sealed = self.sealed(table)
+        return sealed, [rows for number, rows in journals.items() if number not in sealed]
 
     def listed(self, folder: str) -> list[Entry]:
         """Return what lies in a folder of the run; listed anew only if it has changed since."""
@@ -136,7 +143,8 @@ class RunFiles:
             self._listed.pop(folder, None)
         return found
 
-    def _sealed(self, table: str) -> dict[int, Entry]:
+    def sealed(self, table: str) -> dict[int, Entry]:
+        """Return a table's sealed files by their numbers."""
         found = self.listed(table)
         known = self._numbered.get(table)
         if known is None or known[0] is not found:
@@ -164,7 +172,7 @@ class RunFiles:
         self, table: str, sealed: Mapping[int, Entry] | None = None
     ) -> dict[int, tuple[int, int]]:
         """Return the first and the last step of those sealed files that have rows, by number."""
-        sealed = self._sealed(table) if sealed is None else sealed
+        sealed = self.sealed(table) if sealed is None else sealed
         known = self._spans_of.get(table)
         if known is None or known[0] is not sealed:
             unknown = [number for number in sealed if (table, sealed[number]) not in self._spans]
@@ -265,26 +273,20 @@ class RunFiles:
         return known if known[0] <= known[1] else None
 
     def _span(self, table: str) -> tuple[int, int] | None:
-        sealed, journalled = self.numbers(table)
-        spans = list(self.spans(table, sealed).values())
-        journals = [journal_path(self.directory, table, number) for number in journalled]
-        spans += [_span_in(read_journal(path, table)) for path in journals]
-        first, last = _joined(spans)
+        sealed, journalled = self.contents(table)
+        first, last = _joined([*self.spans(table, sealed).values(), *map(_span_in, journalled)])
         return (first, last) if first <= last else None
 
     def _parts(self, table: str, columns: list[str], rows: Rows) -> Iterator[pa.Table]:
-        sealed, journalled = self.numbers(table)
+        sealed, journalled = self.contents(table)
+        yield from (rows.of(part).select(columns) for part in journalled)
         wanted = list(sealed)
         if rows.needs:
             spans = self.spans(table, sealed)
             wanted = [number for number, span in spans.items() if rows.may_be_between(*span)]
-        for number in wanted:
-            part = self.read_file(table, sealed[number], SCHEMAS[table], columns, rows)
-            if part is not None:
-                yield part
-        for number in sorted(journalled):
-            part = read_journal(journal_path(self.directory, table, number), table)
-            yield rows.of(part).select(columns)
+        schema = SCHEMAS[table]
+        parts = (self.read_file(table, sealed[number], schema, columns, rows) for number in wanted)
+        yield from (part for part in parts if part is not None)
 
 
 def read_table(
@@ -397,10 +399,8 @@ def _span_in(rows: pa.Table | None) -> tuple[int, int]:
 
 def _joined(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the first and the last step of all; 1 and 0 if there are none."""
-    there = [span for span in spans if span[0] <= span[1]]
-    if not there:
-        return NO_STEPS
-    return min(first for first, _ in there), max(last for _, last in there)
+    steps = [step for span in spans if span[0] <= span[1] for step in span]
+    return (min(steps), max(steps)) if steps else NO_STEPS
 
 
 def _readable(path: Place, read: Callable[[], Found]) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,20 +12,27 @@ from typing import Final
 from trustlens.schema import TABLES
 from trustlens.store.layout import (
     JOURNAL,
+    OVERVIEW,
     journal_path,
     read_info,
     sealed_path,
-    unfinished_name,
     write_info,
 )
 from trustlens.store.lock import RunLock
-from trustlens.store.overview import finest_level, forget
+from trustlens.store.missing import torn_bytes, torn_noted
+from trustlens.store.overview import finest_level, forget, is_level
 from trustlens.store.overview_writer import OverviewWriter
+from trustlens.store.places import names_in
 from trustlens.store.reader import journal_numbers, read_whole, sealed_numbers
 from trustlens.store.sealed import write_sealed
 
 REPAIRED: Final = "repaired"
 """What ``RunInfo.recorder`` calls the time at which a run was repaired that nobody went on with."""
+
+_UNFINISHED: Final = re.compile(
+    r"\.((run|\.uploaded)\.json|\d{6,18}(-\d{6,18})?\.parquet)\.tmp", re.ASCII
+)
+"""What ``unfinished_name`` makes of the names of a run's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,9 @@ def repair(directory: Path) -> list[Left]:
     lock = RunLock(directory)
     try:
         clear_unfinished(directory)
+        noted = torn_noted(directory, info, torn_bytes(directory))
+        if noted != info:  # before the journals go, which alone tell of it
+            write_info(directory, noted)
         found = [left for table in TABLES if (left := seal_left(directory, table)).is_something]
         overview = OverviewWriter(directory, finest_level(info))
         if not overview.complete():  # some of what it is made of was taken away
@@ -77,7 +88,7 @@ def repair(directory: Path) -> list[Left]:
         # Of a dead process there is no sign but its lock, which goes now.
         if found or (info.closed is None and REPAIRED not in info.recorder):
             now = datetime.now(UTC).isoformat()
-            write_info(directory, replace(info, recorder={**info.recorder, REPAIRED: now}))
+            write_info(directory, replace(noted, recorder={**noted.recorder, REPAIRED: now}))
         return found
     finally:
         lock.release()
@@ -117,7 +128,14 @@ def seal_left(directory: Path, table: str, *, before: int | None = None) -> Left
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Take away files that never were finished, as the process died while it wrote them."""
-    for unfinished in directory.rglob(unfinished_name("*")):
-        with suppress(OSError):
-            unfinished.unlink()
+    """Take away files that never were finished, as the process died while it wrote them.
+
+    What has other names or lies elsewhere is the user's own.
+    """
+    overview = directory / OVERVIEW
+    levels = [overview / name for name in names_in(overview) if is_level(name)]
+    for folder in (directory, *(directory / table for table in TABLES), *levels):
+        for name in names_in(folder):
+            if _UNFINISHED.fullmatch(name):
+                with suppress(OSError):
+                    (folder / name).unlink()  # a link too: it would be written through

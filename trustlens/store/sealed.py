@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trustlens.store.columns import codes, column, numbers
-from trustlens.store.index import groups_of, written
+from trustlens.store.index import alphabetic, groups_of, written
 from trustlens.store.layout import SCHEMAS, written_whole
 
 GROUP_ROWS: Final = 16_384
@@ -35,7 +35,7 @@ def _order(table: pa.Table, keys: list[str]) -> NDArray[np.int64]:
     ranks = [numbers(table["step"])]
     for key in reversed(keys):
         places, texts = codes(table[key])
-        ranks.append(np.argsort(np.argsort(np.array(texts, np.str_)))[places])
+        ranks.append(alphabetic(texts)[places])
     return np.lexsort(ranks)
 
 

@@ -97,8 +97,12 @@ class TableWriter:
             if self._left:
                 seal_left(self._directory, self._name)
         finally:
-            if self._file is not None:
-                self._file.close()
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the journal, which stays as it is."""
+        if self._file is not None:
+            self._file.close()
 
     def rewind(self, step: int, layers: Mapping[str, int], keep: Path) -> None:
         """Take away the rows of the steps behind ``step``, as ``RunWriter.rewind`` says."""

@@ -25,12 +25,22 @@ from trustlens.store.layout import (
     write_info,
 )
 from trustlens.store.lock import RunLock
-from trustlens.store.missing import GAPS, joined_gaps
+from trustlens.store.missing import (
+    GAPS,
+    NOTES,
+    PASSED_OVER,
+    noted,
+    noted_up_to,
+    torn_bytes,
+    torn_noted,
+)
 from trustlens.store.overview import finest_level
 from trustlens.store.overview_writer import OverviewWriter
+from trustlens.store.places import refuse_link
 from trustlens.store.precision import rounded
+from trustlens.store.reader import RunFiles
 from trustlens.store.repair import clear_unfinished
-from trustlens.store.table import TableWriter, is_no_room
+from trustlens.store.table import BY_LAYER, TableWriter, is_no_room
 
 _log: Final = logging.getLogger("trustlens")
 
@@ -89,9 +99,11 @@ class RunWriter:
         self._warned = False
         self._lock = _claim(directory)
         try:
-            if _holds_run(directory, resumable=resume is not None) and resume is not None:
-                clear_unfinished(directory)
-                self.info = resume(read_info(directory))
+            is_there = _holds_run(directory, resumable=resume is not None)
+            clear_unfinished(directory)
+            if is_there and resume is not None:
+                torn = torn_bytes(directory)  # the journals, which tell of it, are about to go
+                self.info = resume(torn_noted(directory, read_info(directory), torn))
             write_info(directory, self.info)
             self._overview = OverviewWriter(directory, finest_level(self.info))
             rows = SEGMENT_ROWS if segment_rows is None else segment_rows
@@ -111,17 +123,23 @@ class RunWriter:
         OSError
             It cannot be written, for another reason than that there is no room.
         """
+        self._lock.check()
         if table == "layers" and self._precision is not None:
             rows = rounded(rows, self._precision)
+        if rows.num_rows and table in BY_LAYER and not self._info_is_written():
+            self._lose(table, rows)  # of a layer, perhaps, that run.json does not name
+            return
         try:
             sealed = self._tables[table].append(rows)
         except OSError as error:
             if not is_no_room(error):
                 raise
-            self._lose(table, rows, error)
+            self._lose(table, rows)
+            self._warn(error)
             return
         if table in self._gaps and rows.num_rows:
-            self._note_gap(self._gaps.pop(table))
+            gap = self._gaps.pop(table)
+            self.change_info(lambda info: noted(info, GAPS, [gap]))
         if sealed and table == "layers":
             self._complete_overview(sealed)
 
@@ -145,16 +163,15 @@ class RunWriter:
                 if not is_no_room(error):
                     raise
                 self._warn(error)
-        if self._info_is_due:
-            with self._info_lock:
-                self._write_info()
+        self._info_is_written()
 
     def rewind(self, step: int, layers: Mapping[str, int]) -> Path | None:
         """Take away the rows of the steps behind ``step``, since they will be written anew.
 
         Each file that holds such rows is replaced whole, and kept as it was in a folder that no
         reader of the tables looks into. New rows go to files of new numbers, so that nobody who
-        reads meanwhile sees a row twice.
+        reads meanwhile sees a row twice. ``run.json`` no longer says that steps behind ``step`` are
+        missing; it says so of those before it that come after all that was recorded.
 
         Parameters
         ----------
@@ -168,7 +185,9 @@ class RunWriter:
         Path or None
             Where the replaced files are kept; None if there were no such rows.
         """
+        self._lock.check()
         replaced = self.directory / REPLACED
+        refuse_link(replaced)
         names = [entry.name for entry in replaced.iterdir()] if replaced.exists() else []
         numbers = [int(name) for name in names if name.isdecimal()]
         keep = replaced / f"{max(numbers, default=0) + 1:06d}"
@@ -177,6 +196,7 @@ class RunWriter:
             self._tables[name].rewind(step, layers, keep / name)
         # What this one knows of is not all there any more.
         self._overview = OverviewWriter(self.directory, finest_level(self.info))
+        self._note_rewind(step, max((step, *layers.values())))
         return keep if keep.exists() else None
 
     def close(self, info: RunInfo) -> None:
@@ -187,13 +207,14 @@ class RunWriter:
         OSError
             Not all could be sealed or written; what was appended can be read all the same.
         """
-        try:
-            with ExitStack() as each:  # what fails in one table leaves none of the others open
-                each.callback(self._end, info)
-                for table in self._tables.values():
-                    each.callback(self._end_table, table)
-        finally:
-            self._lock.release()
+        with ExitStack() as each:  # what fails leaves nothing open, and no lock
+            each.callback(self._lock.release)
+            for table in self._tables.values():
+                each.callback(table.release)
+            self._lock.check()
+            each.callback(self._end, info)
+            for table in self._tables.values():
+                each.callback(self._end_table, table)
 
     def _end_table(self, table: TableWriter) -> None:
         try:
@@ -205,23 +226,20 @@ class RunWriter:
 
     def _end(self, info: RunInfo) -> None:
         self._complete_overview()
-        gaps = joined_gaps(
-            [*info.recorder.get(GAPS, []), *self.info.recorder.get(GAPS, []), *self._gaps.values()]
-        )
-        if gaps:
-            info = replace(info, recorder={**info.recorder, GAPS: gaps})
         with self._info_lock:
-            self.info = info
+            # What is missing stands in this one's: `info` may be of before a rewind.
+            said = {key: self.info.recorder[key] for key in NOTES if key in self.info.recorder}
+            info = replace(info, recorder={**info.recorder, **said})
+            self.info = noted(info, GAPS, self._gaps.values())
             self._write_info()
         with suppress(OSError):  # not there, or there was no room to seal what lies in it
             (self.directory / JOURNAL).rmdir()
 
-    def _lose(self, table: str, rows: pa.Table, error: OSError) -> None:
+    def _lose(self, table: str, rows: pa.Table) -> None:
         step = numbers(rows["step"])
         first, last = int(step.min()), int(step.max())
         before = self._gaps.get(table, (first, last))
         self._gaps[table] = (min(first, before[0]), max(last, before[1]))
-        self._warn(error)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
@@ -233,15 +251,28 @@ class RunWriter:
                 error.strerror or error,
             )
 
-    def _note_gap(self, gap: tuple[int, int]) -> None:
-        def noted(info: RunInfo) -> RunInfo:
-            gaps = joined_gaps([*info.recorder.get(GAPS, []), gap])
-            return replace(info, recorder={**info.recorder, GAPS: gaps})
+    def _note_rewind(self, step: int, last: int) -> None:
+        # After the rows went: should the process die between, too much is told as missing, never
+        # too little.
+        self._gaps = {
+            table: (first, min(end, last))
+            for table, (first, end) in self._gaps.items()
+            if first <= last
+        }
+        _, there = RunFiles(self.directory).span("steps") or (0, 0)
+        told = max([there, *(end for _, end in self._gaps.values())])
+        passed_over = [(told + 1, step)] if 0 < told < step else []
+        self.change_info(lambda info: noted(noted_up_to(info, last), PASSED_OVER, passed_over))
 
-        self.change_info(noted)
+    def _info_is_written(self) -> bool:
+        """Write ``run.json`` if it is due; tell whether that is done."""
+        if self._info_is_due:
+            with self._info_lock:
+                self._write_info()
+        return not self._info_is_due
 
     def _write_info(self) -> None:
-        self._info_is_due = False
+        self._lock.check()
         try:
             write_info(self.directory, self.info)
         except OSError as error:
@@ -249,6 +280,8 @@ class RunWriter:
                 raise
             self._info_is_due = True
             self._warn(error)
+        else:
+            self._info_is_due = False
 
     def _complete_overview(self, sealed: Mapping[int, pa.Table] = MappingProxyType({})) -> None:
         # Some at a time: a run that has none yet must not hold up what is being recorded.
