@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -150,19 +151,22 @@ def _answer_only_to(app: Dash, hosts: frozenset[str]) -> None:
 
 def _everywhere(host: str) -> bool:
     """Whether the user opened the page to the network, where it has names we cannot know."""
-    return host in ("", "0.0.0.0", "::")  # noqa: S104
+    return host in ("0.0.0.0", "::")  # noqa: S104
 
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise UsageError(f"{port} is not a port; give one from 1 to 65535")
+    if not host:
+        raise UsageError("'' is not an address; give one with --host, such as 127.0.0.1")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        wrong = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise UsageError(
             f"cannot listen on {host}, port {port} ({error.strerror or error}); "
-            "give another with --port"
+            f"give another with {wrong}"
         ) from None
 
 

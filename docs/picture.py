@@ -1,6 +1,6 @@
 """Take the README's pictures: the dashboard's own page over the sample runs, in both themes.
 
-python docs/picture.py
+make setup browser && .venv/bin/python docs/picture.py
 """
 
 from __future__ import annotations

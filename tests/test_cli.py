@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from runs import make_run
 
 import trustlens
+from trustlens.analysis.divergence import diagnose
 from trustlens.cli import main
 from trustlens.store.layout import OptimizerInfo, read_info, write_info
 
@@ -62,6 +64,26 @@ def test_list_names_a_broken_run_and_shows_the_others(
     out = capsys.readouterr().out
     assert "good" in out
     assert "schema 99" in out
+
+
+def test_list_names_a_run_that_the_system_does_not_let_it_read(
+    synthetic_run: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refusing(run: trustlens.Run) -> pd.DataFrame:
+        if run.name == "bad":
+            raise PermissionError(13, "Permission denied", "bad/layers")
+        return diagnose(run)
+
+    synthetic_run("bad")
+    synthetic_run("good", steps=30)
+    monkeypatch.setattr(trustlens.Run, "diagnose", refusing)
+    assert main(["list", str(tmp_path)]) == 1
+    _, bad, good = capsys.readouterr().out.splitlines()
+    assert "cannot be read: 'bad/layers': Permission denied" in bad
+    assert good.split()[:5] == ["good", "Adam", "8", "30", "closed"]
 
 
 def test_list_names_the_run_that_it_stands_in(
@@ -164,6 +186,9 @@ def _mistakes(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         path.mkdir()
         (path / "run.json").write_text(text)
     empty.mkdir()
+    damaged = make_run(folder / "damaged", steps=3)
+    (damaged / "layers" / "000000.parquet").write_bytes(b"PAR1")
+    store = "s3://bucket/sweep?endpoint_override=localhost:1"
     file = folder / "file"
     file.write_text("")
     return {
@@ -177,8 +202,12 @@ def _mistakes(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "list nowhere": (["list", str(folder / "nowhere")], "does not exist"),
         "no address": (
             ["dashboard", str(run), "--host", "203.0.113.7"],
-            "cannot listen on 203.0.113.7",
+            "give another with --host",
         ),
+        "list a store": (["list", store], "'s3://bucket/sweep' is not on this machine"),
+        "look at a store": (["dashboard", store], "'trustlens show ADDRESS'"),
+        "export to a store": (["export", "tensorboard", str(run), store], "not on this machine"),
+        "export a damaged run": (["export", "tensorboard", str(damaged), "tb"], "is damaged"),
     }
 
 
@@ -192,19 +221,29 @@ MISTAKES = (
     "no runs folder",
     "list nowhere",
     "no address",
+    "list a store",
+    "look at a store",
+    "export to a store",
+    "export a damaged run",
 )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_status_2(
-    synthetic_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str
+    synthetic_run: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mistake: str,
 ) -> None:
     arguments, message = _mistakes(synthetic_run("run"), tmp_path)[mistake]
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+    assert not Path("s3:").exists()
 
 
 def test_a_port_in_use(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trustlens.errors import MissingDependencyError
+
 if TYPE_CHECKING:
     from trustlens import export, figures, optim
     from trustlens.analysis.finding import find_runs, open_run
@@ -51,10 +53,15 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import trustlens` costs nothing and drags in neither torch nor plotly.
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in __all__:
-        return importlib.import_module(f"trustlens.{name}")
+    try:
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        if name in __all__:
+            return importlib.import_module(f"trustlens.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependencyError(f"trustlens.{name}", "torch") from None
     raise AttributeError(f"module 'trustlens' has no attribute {name!r}")
 
 

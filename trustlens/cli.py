@@ -32,17 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = options.run(options)
         sys.stdout.flush()
-    except TrustlensError as error:
-        return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except OSError as error:
-        where = f"'{error.filename}': " if error.filename else ""
-        return _refuse(f"{where}{error.strerror or error}; check the place and its permissions")
+    except (TrustlensError, OSError) as error:
+        return _refuse(_told(error))
     return status
+
+
+def _told(error: TrustlensError | OSError) -> str:
+    if isinstance(error, TrustlensError):
+        return str(error)
+    where = f"'{error.filename}': " if error.filename else ""
+    return f"{where}{error.strerror or error}; check the place and its permissions"
 
 
 def _refuse(message: str) -> int:
@@ -86,13 +90,13 @@ def _parser() -> argparse.ArgumentParser:
         "look at runs in the browser",
         "trustlens dashboard runs/",
     )
-    dashboard.add_argument("runs", metavar="RUNS", type=Path, help="a run, or a folder of runs")
+    dashboard.add_argument("runs", metavar="RUNS", help="a run, or a folder of runs")
     _add_server(dashboard)
 
     listing = _command(
         commands, "list", _list, "list runs with their verdict", "trustlens list runs/"
     )
-    listing.add_argument("runs", metavar="RUNS", type=Path, help="a run, or a folder of runs")
+    listing.add_argument("runs", metavar="RUNS", help="a run, or a folder of runs")
 
     show = _command(
         commands,
@@ -138,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "trustlens export tensorboard runs/lamb tb/lamb",
     )
     board.add_argument("run_path", metavar="RUN", help="the directory or address of a run")
-    board.add_argument("logdir", metavar="LOGDIR", type=Path, help="where TensorBoard will look")
+    board.add_argument("logdir", metavar="LOGDIR", help="where TensorBoard will look")
     return parser
 
 
@@ -177,10 +181,13 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    if not options.runs.is_dir():
-        what = "is not a directory" if options.runs.exists() else "does not exist"
-        raise UsageError(f"'{options.runs}' {what}; give a run, or a folder of runs")
-    return _serve(options.runs, options)
+    from trustlens.analysis.finding import local_folder  # noqa: PLC0415 — as below
+
+    root = local_folder(options.runs)
+    if not root.is_dir():
+        what = "is not a directory" if root.exists() else "does not exist"
+        raise UsageError(f"'{root}' {what}; give a run, or a folder of runs")
+    return _serve(root, options)
 
 
 def recorded_runs() -> Path:
@@ -216,21 +223,22 @@ def _list(options: argparse.Namespace) -> int:
     import pandas as pd  # noqa: PLC0415 — `trustlens --help` need not wait for it
 
     from trustlens.analysis.divergence import verdict  # noqa: PLC0415
+    from trustlens.analysis.finding import local_folder  # noqa: PLC0415
 
+    root = local_folder(options.runs)
     columns = ["run", "optimizer", "layers", "steps", "status", "verdict"]
     status, rows = OK, list[tuple[Any, ...]]()
-    for path in trustlens.find_runs(options.runs):
-        below = path != options.runs
-        place = str(path.relative_to(options.runs)) if below else path.resolve().name
+    for path in trustlens.find_runs(root):
+        place = str(path.relative_to(root)) if path != root else path.resolve().name
         try:
             run = trustlens.Run(path)
             layers, told = len(run.layer_names), verdict(run.diagnose(), run)
             rows.append((place, run.family, layers, run.last_step, run.status, told))
-        except TrustlensError as error:
+        except (TrustlensError, OSError) as error:
             status = FOUND
-            rows.append((place, "–", "–", "–", "–", f"cannot be read: {error}"))
+            rows.append((place, "–", "–", "–", "–", f"cannot be read: {_told(error)}"))
     if not rows:
-        _say(f"no runs in '{options.runs}' yet; trustlens.record(optimizer, directory) makes one")
+        _say(f"no runs in '{root}' yet; trustlens.record(optimizer, directory) makes one")
         return OK
     _say(pd.DataFrame(rows, columns=pd.Index(columns)).to_string(index=False))
     return status

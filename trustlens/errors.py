@@ -20,8 +20,8 @@ class RunError(TrustlensError):
 class MissingDependencyError(TrustlensError):
     """An optional part was asked for whose packages are not installed."""
 
-    def __init__(self, feature: str, package: str, extra: str) -> None:
+    def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
+        remedy = package if extra is None else f"'trustlens-optim[{extra}]'"
         super().__init__(
-            f"{feature} needs the package '{package}', which is not installed: "
-            f"pip install 'trustlens-optim[{extra}]'"
+            f"{feature} needs the package '{package}', which is not installed: pip install {remedy}"
         )

@@ -62,7 +62,7 @@ def version(library: Library) -> list[list[str]]:
 def _state(entry: Entry) -> list[str]:
     try:
         return [entry.run.version, entry.run.status] if entry.run else [entry.error]
-    except TrustlensError as error:  # it is going, or being replaced
+    except (TrustlensError, OSError) as error:  # it is going, being replaced, or not to be read
         return [str(error)]
 
 
@@ -78,7 +78,7 @@ def _row(entry: Entry, library: Library) -> dict[str, Any]:
         return {**base, "status": "damaged", "verdict": entry.error, "findings": 0}
     try:
         return {**base, **_summary(entry.run, entry.run.version), "status": entry.run.status}
-    except TrustlensError as error:
+    except (TrustlensError, OSError) as error:
         return {**base, "status": "damaged", "verdict": str(error), "findings": 0}
 
 

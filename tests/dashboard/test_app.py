@@ -11,7 +11,7 @@ import pytest
 from dash import Dash
 
 from dashboard import ids
-from dashboard.app import create_app, serve
+from dashboard.app import _listen, create_app, serve
 from dashboard.pages import LAYOUTS, page_at
 from trustlens.errors import UsageError
 
@@ -76,5 +76,7 @@ def test_a_port_in_use_is_told_in_a_line(tmp_path: Path) -> None:
         serve(tmp_path, port=taken.getsockname()[1])
     with pytest.raises(UsageError, match="70000 is not a port"):
         serve(tmp_path, port=70_000)
-    with pytest.raises(UsageError, match=r"nowhere\.invalid"):
+    with pytest.raises(UsageError, match=r"nowhere\.invalid.*--host"):
         serve(tmp_path, host="nowhere.invalid", port=0)
+    with pytest.raises(UsageError, match="give one with --host"):
+        _listen("", 0)  # which the system takes for any address

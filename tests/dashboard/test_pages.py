@@ -22,7 +22,9 @@ from dashboard.components import (
 )
 from dashboard.library import Library
 from dashboard.selection import Selection
+from trustlens.analysis import run as run_module
 from trustlens.figures.theme import THEMES
+from trustlens.store.reader import fingerprint
 
 Maker = Callable[..., Path]
 LAMB = "trustlens.optim.lamb.Lamb"
@@ -103,6 +105,23 @@ def test_the_list_has_a_row_for_each_run(synthetic_run: Maker, tmp_path: Path) -
     assert lamb["findings"] > 0
     assert torn["status"] == "damaged"
     assert "run.json" in torn["verdict"]
+
+
+def test_a_run_that_the_system_does_not_let_it_read_leaves_the_others_in_the_list(
+    synthetic_run: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(directory: Path) -> str:
+        if directory.name == "bad":
+            raise PermissionError(13, "Permission denied", "bad/layers")
+        return fingerprint(directory)
+
+    synthetic_run("bad")
+    synthetic_run("good")
+    monkeypatch.setattr(run_module, "fingerprint", refusing)
+    (bad, good), version, *_ = runs_page.fill(Library(tmp_path), None)
+    assert (bad["status"], good["status"]) == ("damaged", "closed")
+    assert bad["verdict"] == "[Errno 13] Permission denied: 'bad/layers'"
+    assert [len(row) for row in version] == [2, 3]
 
 
 def test_an_unchanged_list_is_not_sent_again(synthetic_run: Maker, tmp_path: Path) -> None:

@@ -44,15 +44,33 @@ def open_run(path: str | os.PathLike[str] | Place) -> Run:
     return run
 
 
+def local_folder(address: str | os.PathLike[str]) -> Path:
+    """Return the folder on this machine that a path, or an address of ``file://``, means.
+
+    Raises
+    ------
+    UsageError
+        It is an address of another kind.
+    """
+    path = os.fspath(address).removeprefix("file://")
+    if "://" in path:
+        raise UsageError(
+            f"'{path.split('?')[0]}' is not on this machine, and list, dashboard and find_runs "
+            "read folders that are; elsewhere use 'trustlens show ADDRESS' for one run, "
+            "trustlens.open_runs for many"
+        )
+    return Path(path)
+
+
 def find_runs(root: str | os.PathLike[str]) -> list[Path]:
     """Return the directories that hold a run, ``root`` itself or below it, sorted by path.
 
     Raises
     ------
     UsageError
-        There is no such directory, or it cannot be read.
+        There is no such directory, it cannot be read, or it is not on this machine.
     """
-    top = Path(root)
+    top = local_folder(root)
     try:
         os.scandir(top).close()  # since os.walk passes over what it cannot read
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from trustlens.errors import UsageError
@@ -24,6 +25,19 @@ def family_of(optimizer: OptimizerInfo) -> str:
     """Return what the field calls an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class."""
     name = optimizer.name.rpartition(".")[2]
     return optimizer.family or FAMILIES.get(name, name)
+
+
+def listed(parameter: str, names: Sequence[str]) -> Sequence[str]:
+    """Return the names given for a parameter.
+
+    Raises
+    ------
+    UsageError
+        They are one text, whose letters would be taken for names.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"{parameter} got the text '{names}'; give a list: ['{names}']")
+    return names
 
 
 def quantity(name: str) -> Quantity:

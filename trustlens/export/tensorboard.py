@@ -76,18 +76,18 @@ def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool =
     logdir : str or path
         A folder for this run alone; made if it is not there.
     progress : bool
-        Show a progress bar.
+        Show a progress bar, if there is a terminal to show it on.
 
     Raises
     ------
     UsageError
-        The folder holds TensorBoard events already, or cannot be written.
+        The folder holds TensorBoard events already, cannot be written or is not on this machine.
     """
     times = {int(step): t.timestamp() for step, t in run.steps()[["step", "time"]].to_numpy()}
     begin = datetime.fromisoformat(run.info.created).timestamp()  # of what was logged before step 1
     listener = TensorBoardListener(logdir, time_of=lambda step: times.get(step, begin))
     try:
-        with tqdm(total=len(times), unit="step", disable=not progress) as bar:
+        with tqdm(total=len(times), unit="step", disable=None if progress else True) as bar:
             for rows, count in _blocks(run):
                 for name in ("layers", "metrics", "histograms"):
                     getattr(listener, f"on_{name}")(run.files.read(name, rows=rows))
@@ -125,7 +125,7 @@ class TensorBoardListener:
     Raises
     ------
     UsageError
-        The folder holds TensorBoard events already, or cannot be written.
+        The folder holds TensorBoard events already, cannot be written or is not on this machine.
 
     Examples
     --------
@@ -136,6 +136,10 @@ class TensorBoardListener:
     def __init__(
         self, logdir: str | os.PathLike[str], *, time_of: Callable[[int], float] | None = None
     ) -> None:
+        if "://" in os.fspath(logdir):
+            raise UsageError(
+                f"'{logdir}' is not on this machine; name a folder for TensorBoard's events"
+            )
         self._folder = Path(logdir)
         self._time_of = time_of or (lambda _step: time.time())
         self._described: set[str] = set()

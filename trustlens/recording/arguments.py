@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import trustlens
 from trustlens.errors import UsageError
 from trustlens.store.layout import LayerInfo, OptimizerInfo, RunInfo
+from trustlens.store.precision import MANTISSA
+from trustlens.store.remote import RemotePlace
 
 BEING_RECORDED: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
 """Optimizers that are being recorded: hooking one twice would count each step twice."""
@@ -49,13 +52,52 @@ def unwrapped(optimizer: Any) -> Any:
     return next((unwrapped(one) for one in inner if hasattr(one, "param_groups")), optimizer)
 
 
-def check_config(config: Any) -> None:
-    """Raise UsageError if it is no mapping."""
-    if config is not None and not isinstance(config, Mapping):
-        raise UsageError(
-            f"record got {type(config).__name__!r} for config; "
-            "give a mapping, such as vars(arguments)"
-        )
+def check_options(**given: Any) -> None:
+    """Raise UsageError if what ``record`` was given beside the optimizers is not of its kind."""
+    for name, value in given.items():
+        fits, wanted = _OPTIONS[name]
+        if not fits(value):
+            short = isinstance(value, int | float | str | None)  # of others, repr may be pages
+            got = f"{name}={value!r}" if short else f"{type(value).__name__!r} for {name}"
+            raise UsageError(f"record got {got}; give {wanted}")
+
+
+def _is_directory(value: Any) -> bool:
+    if isinstance(value, RemotePlace):
+        return True
+    return isinstance(value, (str, os.PathLike)) and os.fspath(value) not in ("", "file://")
+
+
+def _is_whole(value: Any, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "directory": (_is_directory, "a path or an address, such as 'runs/lamb'"),
+    "model": (lambda value: isinstance(value, nn.Module | None), "a torch.nn.Module, or None"),
+    "name": (lambda value: isinstance(value, str | None), "a text, or None"),
+    "config": (
+        lambda value: isinstance(value, Mapping | None),
+        "a mapping, such as vars(arguments)",
+    ),
+    "every": (lambda value: _is_whole(value, 1), "a whole number, 1 or more"),
+    "histograms_every": (lambda value: _is_whole(value, 0), "a whole number, 0 or more"),
+    "resume": (_is_flag, "True or False"),
+    "fsync": (_is_flag, "True or False"),
+    "precision": (
+        lambda value: value is None or _is_whole(value, 1, MANTISSA),
+        f"a whole number of bits from 1 to {MANTISSA}, or None",
+    ),
+    "listeners": (
+        lambda value: isinstance(value, Iterable) and not isinstance(value, str),
+        "a list of listeners",
+    ),
+}
+"""What each option may be: a test, and the words for it."""
 
 
 def _is_hooked(optimizer: Any) -> bool:
