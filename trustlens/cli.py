@@ -279,16 +279,18 @@ def _repair(options: argparse.Namespace) -> int:
 
     directory = place(options.run_path)
     found = repair(directory) if isinstance(directory, Path) else repair_spool(directory)
-    if not found:
+    if found is not None and not isinstance(directory, Path):
+        _say(f"all of '{options.run_path}' is uploaded now")
+    elif not found:
         _say(f"'{options.run_path}' needs no repair")
-    for left in found:
+    for left in found or ():
         _say(f"{left.table}: {left.rows} rows sealed")
         if left.torn:
             _say(
                 f"{left.table}: the process died while it wrote what came next; "
                 f"the {left.torn} bytes of it that reached the disk are no whole rows"
             )
-    return FOUND if any(left.torn for left in found) else OK
+    return FOUND if any(left.torn for left in found or ()) else OK
 
 
 def _diagnose(options: argparse.Namespace) -> int:

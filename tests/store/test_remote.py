@@ -213,17 +213,25 @@ def written(directory: Path, last: int, rewind: int | None = None) -> None:
     writer.close(writer.info)
 
 
+def mirror_of(spool: Path, remote: RemotePlace) -> mirroring.Mirror:
+    lock = locking.RemoteLock(remote)
+    lock.take()
+    return mirroring.Mirror(spool, lock)
+
+
 def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_twice(
     bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     remote, spool, killed = place(bucket.format("run")), tmp_path / "spool", tmp_path / "killed"
     assert isinstance(remote, RemotePlace)
     written(spool, 400)
-    mirror = mirroring.Mirror(spool, remote)
+    mirror = mirror_of(spool, remote)
     while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
         mirror.flush()
     mirror.flush()
     shutil.copytree(spool, killed)  # as it is left by who is killed now
+    again = tmp_path / "again"
+    shutil.copytree(killed, again)
     mirror.close()
     put: list[str] = []
     whole = mirroring.Mirror._put
@@ -235,12 +243,10 @@ def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_t
         assert read["weight_norm"].rows.max() <= read["weight_norm"].width
 
     monkeypatch.setattr(mirroring.Mirror, "_put", noted)
-    again = tmp_path / "again"
-    shutil.copytree(killed, again)
-    mirroring.Mirror(again, remote).close()
+    mirror_of(again, remote).close()
     assert put == []
     written(killed, 400, rewind=150)
-    mirroring.Mirror(killed, remote).close()
+    mirror_of(killed, remote).close()
     assert not killed.exists()
     assert "layers/000003.parquet" not in put  # of steps 61 to 80
     assert "layers/000008.parquet" in put
@@ -340,13 +346,11 @@ def test_a_run_goes_on_on_another_machine(
 def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Path) -> None:
     address = bucket.format("stale")
     train(address, last=10)
-    spool = spool_of(place(address))
-    spooling._download(place(address), spool)
-    train(address, last=20, resume=True)  # elsewhere, in the meantime
-    spooling._download(place(address), tmp_path / "kept")
-    stale = spool_of(place(address))
-    (tmp_path / "kept" / "run.json").unlink()
-    spooling._download(place(address), stale)
+    remote, stale = place(address), spool_of(place(address))
+    assert isinstance(remote, RemotePlace)
+    for name in spooling.files_of(remote):
+        (stale / name).parent.mkdir(parents=True, exist_ok=True)
+        (stale / name).write_bytes((places.open_input(remote / name)).read())
     text = (stale / "run.json").read_text(encoding="utf-8")
     session = trustlens.open_run(stale).info.recorder[spooling.SESSION]
     (stale / "run.json").write_text(text.replace(session, "an older one"), encoding="utf-8")
@@ -446,14 +450,12 @@ def test_who_was_held_for_dead_and_lives_does_no_harm(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     address = bucket.format("asleep")
-    monkeypatch.setattr(mirroring, "INTERVAL", 600.0)  # it gives no sign of life by itself
+    monkeypatch.setattr(mirroring, "INTERVAL", 600.0)  # it uploads nothing by itself
     model, optimizer = training()
     asleep = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
-    asleep._mirror._interval = 1.0
     asleep.flush()
-    asleep._mirror._interval = 600.0
-    asleep.flush()
+    asleep._mirror._lock._over.set()  # it gives no sign of life
     elsewhere("other")
     monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
     go_on(address, 2, 5)
@@ -471,7 +473,7 @@ def test_what_another_put_meanwhile_does_not_stay(bucket: str, tmp_path: Path) -
     remote, spool = place(bucket.format("strays")), tmp_path / "spool"
     assert isinstance(remote, RemotePlace)
     written(spool, 100)
-    mirror = mirroring.Mirror(spool, remote)
+    mirror = mirror_of(spool, remote)
     while not exists(remote / "run.json"):
         mirror.flush()
     data = (spool / "layers" / "000001.parquet").read_bytes()
@@ -481,6 +483,84 @@ def test_what_another_put_meanwhile_does_not_stay(bucket: str, tmp_path: Path) -
     names = {entry.name for entry in entries(remote / "layers")}
     assert "000099.parquet" not in names
     assert read_table(remote, "layers", ["step"]).num_rows == 200
+
+
+def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("cleaned")
+    model, optimizer = training()
+    recorder = trustlens.record(optimizer, address, model=model)
+    step(model, optimizer, 1)
+    recorder.flush()
+    while spool_of(place(address)).exists():  # what is written to meanwhile needs a second time
+        shutil.rmtree(spool_of(place(address)), ignore_errors=True)
+    step(model, optimizer, 2)
+    recorder.flush()
+    recorder.close()
+    assert "files are gone from" in caplog.text
+    assert steps_of(address) == [1]
+
+
+def test_half_a_spool_takes_nothing_from_the_store(bucket: str, tmp_path: Path) -> None:
+    remote, spool = place(bucket.format("half")), tmp_path / "spool"
+    assert isinstance(remote, RemotePlace)
+    written(spool, 100)
+    mirror = mirror_of(spool, remote)
+    while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
+        mirror.flush()
+    mirror.flush()
+    (spool / "layers" / "000001.parquet").unlink()
+    assert not mirror.finish()
+    assert read_table(remote, "layers", ["step"]).num_rows == 200
+
+
+def test_a_recording_that_cannot_begin_leaves_nothing_on_the_store(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("shapes")
+    train(address, last=3)
+    other = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Linear(6, 2))
+    with pytest.raises(UsageError, match="of shape"):
+        trustlens.record(torch.optim.SGD(other.parameters()), address, model=other, resume=True)
+    assert not exists(place(address) / ".lock")
+    go_on(address, 4, 5)
+    assert "to see whether it lives" not in caplog.text
+    assert steps_of(address) == [1, 2, 3, 4, 5]
+
+
+def test_a_download_that_broke_off_is_begun_anew(bucket: str) -> None:
+    address = bucket.format("broken")
+    train(address, last=3)
+    spool = spool_of(place(address))
+    (spool / "layers").mkdir(parents=True)
+    (spool / "layers" / "000007.parquet").write_bytes(b"half of")
+    go_on(address, 4, 5)
+    assert steps_of(address) == [1, 2, 3, 4, 5]
+    assert not list(spool.parent.iterdir())
+
+
+def test_a_repair_that_cannot_upload_says_so(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = bucket.format("refused")
+    killed(address, tmp_path / "cache", last=3)
+    put = RemotePlace.put
+
+    def full(self: RemotePlace, name: str, data: bytes) -> None:
+        if name != ".lock":
+            raise OSError(28, "no room")
+        put(self, name, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemotePlace, "put", full)
+        assert main(["repair", address]) == 2
+    assert "not all of" in capsys.readouterr().err
+    assert main(["repair", address]) == 0
+    assert "is uploaded now" in capsys.readouterr().out
+    run = trustlens.open_run(address)
+    assert run.last_step == 4
+    assert "lies on its machine" not in " ".join(run.missing())
 
 
 def test_files_without_a_run_are_not_mixed_with_a_new_one(bucket: str) -> None:

@@ -28,10 +28,9 @@ from trustlens.schema import RECORDED
 from trustlens.store.coarse import Coarse, check_view, read_coarse
 from trustlens.store.columns import codes, numbers
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
-from trustlens.store.missing import missing
+from trustlens.store.missing import REPAIRED, missing
 from trustlens.store.places import Place, entries
 from trustlens.store.reader import RunFiles, fingerprint, last_written
-from trustlens.store.repair import REPAIRED
 from trustlens.store.selection import Rows
 from trustlens.store.spool import is_written
 

@@ -40,8 +40,7 @@ from trustlens.store.mirror import Mirror
 from trustlens.store.missing import DROPPED, dropped
 from trustlens.store.places import Place, place
 from trustlens.store.precision import MANTISSA
-from trustlens.store.remote import RemotePlace
-from trustlens.store.spool import prepared
+from trustlens.store.spool import SESSION, kept_if_well, prepared
 from trustlens.store.writer import RunWriter
 
 
@@ -171,32 +170,35 @@ class Recorder:
         self._watches = [Watch(optimizer) for optimizer in optimizers]
         # Only ever grows: what waits for the writer thread names its layers by their place here.
         self._names: list[str] = []
-        local, session = prepared(directory, resume=resume)
-        self._course = Course(
-            local, self._watches, put=self._put, note=self._note, warn=self._safely.warn
-        )
-        info = describe_run(
-            name or (directory.absolute() if isinstance(directory, Path) else directory).name,
-            self._described(),
-            self._follow(),
-            config or {},
-            every=every,
-            histograms_every=histograms_every,
-            precision=MANTISSA if precision is None else precision,
-            statistics=", ".join(sorted({n for each in self._watches for n in each.statistics})),
-            **session,
-            **self._course.noted,
-        )
-        stays = [key for key, given in (("name", name), ("config", config)) if given is None]
-        resumed = partial(self._course.resume, new=info, stays=stays)
-        self._store = RunWriter(
-            local,
-            info,
-            resume=resumed if resume else None,
-            fsync=fsync,
-            precision=precision,
-        )
-        self._mirror = Mirror(local, directory) if isinstance(directory, RemotePlace) else None
+        local, lock = prepared(directory, resume=resume)
+        with kept_if_well(lock):
+            self._course = Course(
+                local, self._watches, put=self._put, note=self._note, warn=self._safely.warn
+            )
+            info = describe_run(
+                name or (directory.absolute() if isinstance(directory, Path) else directory).name,
+                self._described(),
+                self._follow(),
+                config or {},
+                every=every,
+                histograms_every=histograms_every,
+                precision=MANTISSA if precision is None else precision,
+                statistics=", ".join(
+                    sorted({name for each in self._watches for name in each.statistics})
+                ),
+                **({} if lock is None else {SESSION: lock.session}),
+                **self._course.noted,
+            )
+            stays = [key for key, given in (("name", name), ("config", config)) if given is None]
+            resumed = partial(self._course.resume, new=info, stays=stays)
+            self._store = RunWriter(
+                local,
+                info,
+                resume=resumed if resume else None,
+                fsync=fsync,
+                precision=precision,
+            )
+        self._mirror = None if lock is None else Mirror(local, lock)
         self._clock = StepClock(self._course.last_time)
         self._output = Output(
             self._store, self._names, listeners, self._safely.warn, several=len(optimizers) > 1

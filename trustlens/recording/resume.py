@@ -15,8 +15,8 @@ from trustlens.recording.directions import reading_waits
 from trustlens.recording.watch import Watch
 from trustlens.store.guard import LAST_STEP
 from trustlens.store.layout import LayerInfo, RunInfo
+from trustlens.store.missing import REPAIRED
 from trustlens.store.reader import read_table
-from trustlens.store.repair import REPAIRED
 
 STEPS_BEFORE: Final = "optimizer_steps_before"
 """Where ``run.json`` says how many steps each optimizer had done before the run's first."""
@@ -119,7 +119,9 @@ class Course:
         self.last_time = max(steps["time"].cast("int64").to_pylist(), default=0)
         self._last = [self._step] * len(self._watches)
         if len(self._watches) > 1 and old.recorder.get("every") == 1:
-            self._last = _last_of_each(self._directory, old, len(self._watches))
+            # Its process may have died between a step's rows and the step's own.
+            each = _last_of_each(self._directory, old, len(self._watches))
+            self._last = [min(last, self._step) for last in each]
         before = _counts(old.recorder.get(STEPS_BEFORE))
         missing = max(0, len(self._watches) - len(before))
         self._before = [*before, *[0] * missing][: len(self._watches)]

@@ -10,18 +10,20 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Container, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 from trustlens.errors import UsageError
 from trustlens.schema import TABLES
 from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE, read_info
+from trustlens.store.lock import RunLock
+from trustlens.store.missing import REPAIRED
 from trustlens.store.places import entries, exists
 from trustlens.store.remote import RemotePlace, reason
 from trustlens.store.remote_lock import RemoteLock
-from trustlens.store.repair import REPAIRED, Left, repair
+from trustlens.store.repair import Left, repair
 from trustlens.store.spool import (
     Local,
     files_of,
@@ -48,20 +50,18 @@ class _TakenOverError(Exception):
 class Mirror:
     """Copies a run from its spool to an object store, on a thread of its own, until it is closed.
 
-    Who makes it has the right to write there.
-
     Parameters
     ----------
     spool : Path
         The run on this machine.
-    remote : RemotePlace
-        Where it is to be.
+    lock : RemoteLock
+        The right to write where it is to be.
     """
 
-    def __init__(self, spool: Path, remote: RemotePlace) -> None:
+    def __init__(self, spool: Path, lock: RemoteLock) -> None:
         self._spool = spool
-        self._remote = remote
-        self._lock = RemoteLock(remote, session_in(spool) or "")
+        self._remote = lock.remote
+        self._lock = lock
         self._interval = INTERVAL
         self._patience = PATIENCE
         # What lies there, as it was here; None: it is not known what, or not even whether.
@@ -87,21 +87,35 @@ class Mirror:
 
     def close(self) -> None:
         """Wait until all is there and take the spool away; if it cannot be, say where it is."""
-        with self._wake:
-            self._over = True
-            self._progress = time.monotonic()
-            self._wake.notify_all()
-        self._thread.join()
-        if self._whole:
-            shutil.rmtree(self._spool, ignore_errors=True)
-        elif not self._taken_over:
-            _log.warning(
-                "trustlens: not all of '%s' could be uploaded; it is whole in '%s'. A recording "
-                "that resumes it uploads it, or: trustlens repair '%s'",
-                self._remote,
-                self._spool,
-                self._remote.whole_address,
-            )
+        if not self.finish() and not self._taken_over:
+            _log.warning("trustlens: %s", self.what_is_left)
+
+    def finish(self) -> bool:
+        """Wait until all is there and take the spool away; return whether that could be."""
+        with ExitStack() as held:
+            with suppress(UsageError, OSError):  # that nobody repairs or resumes it meanwhile
+                held.callback(RunLock(self._spool).release)
+            with self._wake:
+                self._over = True
+                self._progress = time.monotonic()
+                self._wake.notify_all()
+            self._thread.join()
+            if self._whole:
+                # That first: should this be broken off, nobody takes the rest for the run.
+                with suppress(OSError):
+                    (self._spool / RUN_FILE).unlink()
+                shutil.rmtree(self._spool, ignore_errors=True)
+        self._lock.release()
+        return self._whole
+
+    @property
+    def what_is_left(self) -> str:
+        """Where the run is if not all could be uploaded, and what to do."""
+        return (
+            f"not all of '{self._remote}' could be uploaded; it is whole in '{self._spool}'. A "
+            "recording that resumes it uploads it, or: trustlens repair "
+            f"'{self._remote.whole_address}'"
+        )
 
     def _run(self) -> None:
         while True:
@@ -115,8 +129,6 @@ class Mirror:
                 self._wake.notify_all()
                 if over:
                     self._whole = whole
-                    if whole:
-                        self._lock.release()
                     patient = time.monotonic() - self._progress <= self._patience
                     if whole or self._taken_over or not patient:
                         return
@@ -133,8 +145,8 @@ class Mirror:
         except _TakenOverError:
             self._taken_over = True
             _log.warning(
-                "trustlens: another recording goes on with '%s'; what this one has that is not "
-                "uploaded stays in '%s'",
+                "trustlens: another recording goes on with '%s' (or its '.lock' was removed); what "
+                "this one has that is not uploaded stays in '%s'",
                 self._remote,
                 self._spool,
             )
@@ -143,8 +155,8 @@ class Mirror:
             if not self._warned:
                 self._warned = True
                 _log.warning(
-                    "trustlens: '%s' cannot be written (%s); the rows stay in '%s' and are "
-                    "uploaded when it can",
+                    "trustlens: '%s' cannot be written (%s); what is in '%s' is uploaded when it "
+                    "can",
                     self._remote,
                     reason(error),
                     self._spool,
@@ -157,10 +169,16 @@ class Mirror:
         if self._there is None:
             self._there = dict(self._known())
             note_uploaded(self._spool, self._there)
+        here = files_of(self._spool)
+        sealed = (name for name, local in self._there.items() if local and name.startswith(TABLES))
+        if not {RUN_FILE, *sealed}.issubset(here):  # somebody cleaned the cache
+            raise FileNotFoundError(f"files are gone from '{self._spool}'")
+        before = dict(self._there)
         try:
-            self._make_same(self._there, files_of(self._spool))
+            self._make_same(self._there, here)
         finally:
-            note_uploaded(self._spool, self._there)
+            if self._there != before:
+                note_uploaded(self._spool, self._there)
 
     def _make_same(self, there: dict[str, Local | None], here: dict[str, Local]) -> None:
         # What was made of rows that are replaced goes first: nobody is to see it beside the new.
@@ -171,9 +189,7 @@ class Mirror:
         # What is sealed before its journal: a reader that sees a journal gone then sees its rows.
         # What lost rows before what has these rows anew, whose number is higher. What is no longer
         # here goes last, when all that has its rows is there.
-        for name in sorted(
-            here, key=lambda name: (name == RUN_FILE, name.startswith(JOURNAL), name)
-        ):
+        for name in sorted(here, key=_order):
             if there.get(name) != here[name]:
                 self._check_right()
                 try:
@@ -183,7 +199,8 @@ class Mirror:
                 self._put(name, data)
                 there[name] = here[name]
                 self._progress = time.monotonic()
-        self._delete(there, [name for name in there if name not in here])
+        gone = [name for name in there if name not in here]
+        self._delete(there, [name for name in gone if _may_go(name, there[name], here)])
 
     def _check_right(self) -> None:
         if not self._lock.is_kept():
@@ -204,6 +221,8 @@ class Mirror:
                     yield name, None
 
     def _delete(self, there: dict[str, Local | None], names: list[str]) -> None:
+        if names:
+            self._check_right()
         for name in names:
             with suppress(FileNotFoundError):
                 self._remote.filesystem.delete_file((self._remote / name).path)
@@ -213,8 +232,27 @@ class Mirror:
         self._remote.put(name, data)
 
 
-def repair_spool(remote: RemotePlace) -> list[Left]:
+def _may_go(name: str, local: Local | None, here: Container[str]) -> bool:
+    """Tell whether what is on the store, and no longer here, is not to stay."""
+    if local is None or not name.startswith(JOURNAL):
+        return True  # another's, or of an overview
+    sealed = name.removeprefix(f"{JOURNAL}/").replace("-", "/").replace(".arrow", ".parquet")
+    return sealed in here
+
+
+def _order(name: str) -> tuple[bool, bool, bool, str]:
+    """Sort files as they are uploaded; the steps' journal is to be no newer than the layers'."""
+    journal = name.startswith(JOURNAL)
+    return name == RUN_FILE, journal, journal and not name.startswith(f"{JOURNAL}/steps"), name
+
+
+def repair_spool(remote: RemotePlace) -> list[Left] | None:
     """Seal what a dead process left in its spool, and upload what is not on the object store yet.
+
+    Returns
+    -------
+    list of Left or None
+        What was sealed, one a table; None if there was nothing to do.
 
     Raises
     ------
@@ -226,7 +264,7 @@ def repair_spool(remote: RemotePlace) -> list[Left]:
     if not (spool / RUN_FILE).exists():
         info = read_info(remote)
         if info.closed is not None or REPAIRED in info.recorder:
-            return []
+            return None
         raise UsageError(
             f"nothing of '{remote}' is left on this machine; if its recording broke off, repair it "
             "on the machine that recorded it"
@@ -243,6 +281,9 @@ def repair_spool(remote: RemotePlace) -> list[Left]:
             f"server; what was recorded is in '{spool}'"
         )
     found = repair(spool)
-    RemoteLock(remote, session or "").take(of=session)
-    Mirror(spool, remote).close()
+    lock = RemoteLock(remote, session)
+    lock.take()
+    mirror = Mirror(spool, lock)
+    if not mirror.finish():
+        raise UsageError(mirror.what_is_left)
     return found

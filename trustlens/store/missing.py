@@ -26,6 +26,9 @@ PASSED_OVER: Final = "passed_over"
 DROPPED: Final = "dropped"
 """What it calls the number of steps and logged values for which writing was too slow."""
 
+REPAIRED: Final = "repaired"
+"""What it calls the time at which a run was repaired that nobody went on with."""
+
 _TORN: Final = {table: f"torn_{table}" for table in TABLES}
 """What it calls the steps whose rows of a table a dead process left torn, or had no room for."""
 
@@ -79,10 +82,10 @@ def torn_bytes(directory: Place) -> dict[str, int]:
     torn: dict[str, int] = {}
     for table in TABLES:
         for number in journal_numbers(directory, table) - sealed_numbers(directory, table):
-            lost = read_whole(journal_path(directory, table, number), table)[1]
-            if lost:
+            with suppress(FileNotFoundError):  # somebody seals it just now
+                lost = read_whole(journal_path(directory, table, number), table)[1]
                 torn[table] = torn.get(table, 0) + lost
-    return torn
+    return {table: lost for table, lost in torn.items() if lost}
 
 
 def torn_noted(directory: Place, info: RunInfo, torn: Iterable[str]) -> RunInfo:
@@ -91,14 +94,13 @@ def torn_noted(directory: Place, info: RunInfo, torn: Iterable[str]) -> RunInfo:
     Those are told of the torn tables; and, of a run that was not closed, of those too for whose
     rows there was no room, which else is noted only once there is.
     """
-    files = RunFiles(directory)
-    # Those in journals only: sealed ones may be of an earlier process, which had other periods.
-    done = files.contents("steps")[1]
-    never_noted = _PERIODS if done and info.closed is None else ()
-    found = info
+    files, found = RunFiles(directory), info
     with suppress(RunError):  # a file is damaged: who reads it says so
+        # Those in journals only: sealed ones may be of an earlier process, which had other periods.
+        done = files.contents("steps")[1]
+        never_noted = _PERIODS if done and info.closed is None else ()
+        ends = {name: span[1] for name in TABLES if (span := files.span(name)) is not None}
         for table in dict.fromkeys((*torn, *never_noted)):
-            ends = {name: span[1] for name in TABLES if (span := files.span(name)) is not None}
             lost = [ends.get(table, 0) + 1, max(ends.values(), default=0)]
             if table in _PERIODS:
                 due = _due_from(lost[0], done, table, info)
@@ -142,7 +144,7 @@ def missing(
             f"({said['stopped']})"
         )
     if dead:
-        found.append(_end(directory, last_step()))
+        found.append(_end(directory, info, last_step()))
     found += [
         f"the last {lost} bytes of the journal of '{table}' are no whole rows: the process died "
         "while it wrote them"
@@ -151,9 +153,9 @@ def missing(
     return found
 
 
-def _end(directory: Place, last: int) -> str:
+def _end(directory: Place, info: RunInfo, last: int) -> str:
     why = "the process that recorded ended without closing the run"
-    if isinstance(directory, Path):
+    if isinstance(directory, Path) or REPAIRED in info.recorder:
         return f"what was done after step {last}, a second of it or so, is missing: {why}"
     return (
         f"what was done after step {last}, ten seconds of it or so, is not here: {why}; what it "

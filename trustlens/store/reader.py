@@ -17,7 +17,14 @@ from trustlens.errors import RunError
 from trustlens.store.columns import no_rows, numbers
 from trustlens.store.guard import BYTES, check_footer, check_rows, check_stream
 from trustlens.store.index import NO_STEPS, Group, Sealed, read_groups, read_sealed_files
-from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE, SCHEMAS, journal_path
+from trustlens.store.layout import (
+    JOURNAL,
+    LOCK_FILE,
+    OVERVIEW,
+    RUN_FILE,
+    SCHEMAS,
+    journal_path,
+)
 from trustlens.store.memory import Memory
 from trustlens.store.overview import Piece, is_level, piece_of
 from trustlens.store.places import Entry, Place, changed, entries, names_in, open_input
@@ -360,8 +367,12 @@ def fingerprint(directory: Place) -> str:
 
 
 def last_written(directory: Place) -> float:
-    """Return the time of the last write to the run, in seconds since the epoch; 0 if unknown."""
-    return max((entry.changed for entry in _written(directory)), default=0) / 1e9
+    """Return the time of the last write to the run, in seconds since the epoch; 0 if unknown.
+
+    Or of the last sign of life of who writes it.
+    """
+    sign = [entry for entry in entries(directory) if entry.name == LOCK_FILE]
+    return max((entry.changed for entry in (*sign, *_written(directory))), default=0) / 1e9
 
 
 def _written(directory: Place) -> list[Entry]:

@@ -1,13 +1,17 @@
 """One writer a run on an object store: a small object there says whose session writes it.
 
-An object store has no locks. Who records puts the object anew at each look, and uploads no more
-once another's is there: who came last goes on, and who was held for dead does no harm.
+An object store has no locks. Who records puts the object anew every few seconds, and uploads no
+more once another's is there: who came last goes on, and who was held for dead does no harm. Of two
+that put it within the same moment either may be the one that goes on, for want of a conditional
+write that all stores have.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import uuid
 from contextlib import suppress
 from typing import Final
 
@@ -24,28 +28,38 @@ SIGN: Final = 10.0
 
 
 class RemoteLock:
-    """The right to write into a run's folder on an object store.
+    """The right to write into a run's folder on an object store, once it is taken.
 
     Parameters
     ----------
     remote : RemotePlace
         The run.
+    session : str, optional
+        Of the recording that is to write; a new one if not given.
+
+    Attributes
+    ----------
+    remote : RemotePlace
+        The run.
     session : str
-        Of the recording that is to write.
+        Whose it is.
     """
 
-    def __init__(self, remote: RemotePlace, session: str) -> None:
-        self._remote = remote
+    def __init__(self, remote: RemotePlace, session: str | None = None) -> None:
+        self.session = uuid.uuid4().hex if session is None else session
+        self.remote = remote
         self._file = remote / LOCK_FILE
-        self._session = session
-        self._renewed = 0.0
+        self._signed = 0.0
+        self._is_lost = False
+        self._asking = threading.Lock()
+        self._over = threading.Event()
 
-    def take(self, *, of: str | None = None) -> None:
+    def take(self, *, known_dead: str | None = None) -> None:
         """Take it, when it is clear that nobody else writes: that may need half a minute.
 
         Parameters
         ----------
-        of : str, optional
+        known_dead : str, optional
             The session of a recording of which it is known that it is dead.
 
         Raises
@@ -53,57 +67,82 @@ class RemoteLock:
         UsageError
             Another has it and lives, or it cannot be written there.
         """
-        if self._holder() not in {"", self._session, of}:
-            self._wait()
         try:
-            self._put()
+            if self._holder() not in {None, self.session, known_dead}:
+                self._wait()
+            self._sign()
         except (OSError, pa.ArrowException) as error:
             raise UsageError(
-                f"'{self._remote}' cannot be written ({reason(error)}); check the address and your "
+                f"'{self.remote}' cannot be written ({reason(error)}); check the address and your "
                 "credentials"
             ) from None
+        # Of its own: an upload or a download may take longer than others wait for a sign.
+        threading.Thread(target=self._live, name="trustlens-lock", daemon=True).start()
 
     def is_kept(self) -> bool:
-        """Tell whether it is still ours, and give a sign of life if it is time for one."""
-        if time.monotonic() - self._renewed < SIGN / 2:
-            return True
-        if self._holder() != self._session:  # if nobody's, another has had it
-            return False
-        self._put()
-        return True
+        """Tell whether it is still ours; asks where the last sign is not of this moment.
+
+        Raises
+        ------
+        OSError
+            The store does not answer.
+        """
+        with self._asking:
+            # Not the monotonic clock, which may stand still while a machine sleeps.
+            if not self._is_lost and abs(time.time() - self._signed) > SIGN / 2:
+                # If it is nobody's, another has had it.
+                self._is_lost = self._holder() != self.session
+                if not self._is_lost:
+                    self._sign()
+            return not self._is_lost
 
     def release(self) -> None:
         """Give it back; if that cannot be, who comes next has to wait."""
-        with suppress(OSError, pa.ArrowException):
-            self._remote.filesystem.delete_file(self._file.path)
+        self._over.set()
+        with self._asking, suppress(OSError, pa.ArrowException):
+            if self._holder() == self.session:
+                self.remote.filesystem.delete_file(self._file.path)
+
+    def _live(self) -> None:
+        while not self._over.wait(SIGN):
+            with suppress(OSError, pa.ArrowException):  # it may answer the next time
+                if not self.is_kept():
+                    return
 
     def _wait(self) -> None:
         end = time.monotonic() + 3 * SIGN
         _log.warning(
-            "trustlens: '%s' was being recorded by a process that did not close it; waiting for "
-            "%.0f s to see whether it lives",
-            self._remote,
+            "trustlens: another recording of '%s' did not close it; waiting for up to %.0f s to "
+            "see whether it lives",
+            self.remote,
             3 * SIGN,
         )
         seen = self._text()
         while time.monotonic() < end:
             time.sleep(SIGN / 10)
-            if self._text() not in {seen, ""}:
+            now = seen
+            with suppress(OSError, pa.ArrowException):  # it may answer the next time
+                now = self._text()
+            if now is None:  # it closed the run meanwhile
+                return
+            if now != seen:
                 raise UsageError(
-                    f"'{self._remote}' already holds a run that another process is recording; "
+                    f"'{self.remote}' already holds a run that another process is recording; "
                     "close that recorder first, or record to another address"
                 )
 
-    def _holder(self) -> str:
-        return self._text().partition(" ")[0]
+    def _holder(self) -> str | None:
+        text = self._text()
+        return None if text is None else text.partition(" ")[0]
 
-    def _text(self) -> str:
+    def _text(self) -> str | None:
+        """Return what it says; None if there is none, and little if it is being written."""
         try:
-            with self._remote.filesystem.open_input_file(self._file.path) as opened:
+            with self.remote.filesystem.open_input_file(self._file.path) as opened:
                 return opened.read(1024).decode(errors="replace")
         except FileNotFoundError:
-            return ""
+            return None
 
-    def _put(self) -> None:
-        self._renewed = time.monotonic()
-        self._remote.put(LOCK_FILE, f"{self._session} {time.time_ns()}".encode())
+    def _sign(self) -> None:
+        self.remote.put(LOCK_FILE, f"{self.session} {time.time_ns()}".encode())
+        self._signed = time.time()

@@ -19,15 +19,12 @@ from trustlens.store.layout import (
     write_info,
 )
 from trustlens.store.lock import RunLock
-from trustlens.store.missing import torn_bytes, torn_noted
+from trustlens.store.missing import REPAIRED, torn_bytes, torn_noted
 from trustlens.store.overview import finest_level, forget, is_level
 from trustlens.store.overview_writer import OverviewWriter
 from trustlens.store.places import names_in
 from trustlens.store.reader import journal_numbers, read_whole, sealed_numbers
 from trustlens.store.sealed import write_sealed
-
-REPAIRED: Final = "repaired"
-"""What ``RunInfo.recorder`` calls the time at which a run was repaired that nobody went on with."""
 
 _UNFINISHED: Final = re.compile(
     r"\.((run|\.uploaded)\.json|\d{6,18}(-\d{6,18})?\.parquet)\.tmp", re.ASCII

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
-import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,11 +60,10 @@ def spool_of(remote: RemotePlace) -> Path:
     return cache_folder() / "spool" / f"{remote.name}-{digest}"
 
 
-def prepared(directory: Place, *, resume: bool) -> tuple[Path, dict[str, str]]:
+def prepared(directory: Place, *, resume: bool) -> tuple[Path, RemoteLock | None]:
     """Return where a run is written, with all that there is of it if it is to be resumed.
 
-    And what ``RunInfo.recorder`` is to say of the recording that begins now. On an object store
-    that has the right to write there from now on.
+    And of a run on an object store, the right to write there.
 
     Raises
     ------
@@ -75,26 +74,50 @@ def prepared(directory: Place, *, resume: bool) -> tuple[Path, dict[str, str]]:
         The object store does not answer, or what is there is no run.
     """
     if isinstance(directory, Path):
-        return directory.absolute(), {}  # the training may go to another folder
-    spool, session = spool_of(directory), uuid.uuid4().hex
-    there = exists(directory / RUN_FILE)
+        return directory.absolute(), None  # the training may go to another folder
+    spool = spool_of(directory)
     if not resume:
-        _refuse_run(directory, spool, there=there)
-    if not there and not (spool / RUN_FILE).exists():
-        _refuse_strays(directory)
+        _refuse_run(directory, spool)
     held = is_held(spool)
     if held:
         raise UsageError(
             f"'{directory}' already holds a run that another recorder on this machine is "
             "recording; close that one first, or record to another address"
         )
-    known_dead = session_in(spool) if held is False else None
-    RemoteLock(directory, session).take(of=known_dead)
-    if there and not _is_newest(spool, directory):
-        if spool.exists():
-            _set_aside(spool, directory)
-        _download(directory, spool)
-    return spool, {SESSION: session}
+    lock = RemoteLock(directory)
+    lock.take(known_dead=session_in(spool) if held is False else None)
+    with kept_if_well(lock):
+        if not resume:  # it may have come meanwhile
+            _refuse_run(directory, spool)
+        _bring(directory, spool, lock)
+    return spool, lock
+
+
+@contextmanager
+def kept_if_well(lock: RemoteLock | None) -> Generator[None]:
+    """Give the right to write back if what it was taken for fails."""
+    try:
+        yield
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _bring(remote: RemotePlace, spool: Path, lock: RemoteLock) -> None:
+    """Have all that there is of a run in its spool."""
+    here = (spool / RUN_FILE).exists()
+    if not exists(remote / RUN_FILE):
+        if not here:
+            _refuse_strays(remote)
+        return
+    if here and session_in(spool) == session_in(remote):
+        return
+    if here:
+        _set_aside(spool, remote)
+    else:  # a download broke off
+        shutil.rmtree(spool, ignore_errors=True)
+    _download(remote, spool, lock)
 
 
 def session_in(directory: Place) -> str | None:
@@ -123,8 +146,8 @@ def is_written(directory: Place, info: RunInfo) -> bool | None:
     return None
 
 
-def _refuse_run(remote: RemotePlace, spool: Path, *, there: bool) -> None:
-    if there:
+def _refuse_run(remote: RemotePlace, spool: Path) -> None:
+    if exists(remote / RUN_FILE):
         raise UsageError(
             f"'{remote}' already holds a run; give resume=True to go on with it, or record to "
             "another address"
@@ -159,11 +182,7 @@ def _set_aside(spool: Path, remote: RemotePlace) -> None:
     )
 
 
-def _is_newest(spool: Path, remote: RemotePlace) -> bool:
-    return (spool / RUN_FILE).exists() and session_in(spool) == session_in(remote)
-
-
-def _download(remote: RemotePlace, spool: Path) -> None:
+def _download(remote: RemotePlace, spool: Path, lock: RemoteLock) -> None:
     from tqdm.auto import tqdm  # noqa: PLC0415 — not at the start of every training
 
     files = files_of(remote)
@@ -182,6 +201,11 @@ def _download(remote: RemotePlace, spool: Path) -> None:
                 while chunk := source.read(_CHUNK):
                     target.write(chunk)
                     bar.update(len(chunk))
+    if not lock.is_kept():
+        raise UsageError(
+            f"another recording goes on with '{remote}' since this one began to fetch it; close "
+            "that one first, or record to another address"
+        )
     note_uploaded(spool, files_of(spool))
 
 

@@ -196,7 +196,7 @@ class RunWriter:
             self._tables[name].rewind(step, layers, keep / name)
         # What this one knows of is not all there any more.
         self._overview = OverviewWriter(self.directory, finest_level(self.info))
-        self._note_rewind(step, max((step, *layers.values())))
+        self._note_rewind(step)
         return keep if keep.exists() else None
 
     def close(self, info: RunInfo) -> None:
@@ -251,18 +251,18 @@ class RunWriter:
                 error.strerror or error,
             )
 
-    def _note_rewind(self, step: int, last: int) -> None:
+    def _note_rewind(self, step: int) -> None:
         # After the rows went: should the process die between, too much is told as missing, never
         # too little.
         self._gaps = {
-            table: (first, min(end, last))
+            table: (first, min(end, step))
             for table, (first, end) in self._gaps.items()
-            if first <= last
+            if first <= step
         }
         _, there = RunFiles(self.directory).span("steps") or (0, 0)
         told = max([there, *(end for _, end in self._gaps.values())])
         passed_over = [(told + 1, step)] if 0 < told < step else []
-        self.change_info(lambda info: noted(noted_up_to(info, last), PASSED_OVER, passed_over))
+        self.change_info(lambda info: noted(noted_up_to(info, step), PASSED_OVER, passed_over))
 
     def _info_is_written(self) -> bool:
         """Write ``run.json`` if it is due; tell whether that is done."""
