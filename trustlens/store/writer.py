@@ -178,7 +178,7 @@ class RunWriter:
         step : int
             The last step that stays.
         layers : mapping of str to int
-            The last step that stays of the layers of which it is another.
+            The last step that stays of the layers of which it is an earlier one.
 
         Returns
         -------
