@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from runs import layers_table, run_info
 import trustlens
 import trustlens.recording.recorder
 import trustlens.store.mirror as mirroring
+import trustlens.store.reader as reading
 import trustlens.store.remote_lock as locking
 import trustlens.store.spool as spooling
 from trustlens.cli import main
@@ -502,17 +503,146 @@ def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
     assert steps_of(address) == [1]
 
 
-def test_half_a_spool_takes_nothing_from_the_store(bucket: str, tmp_path: Path) -> None:
-    remote, spool = place(bucket.format("half")), tmp_path / "spool"
+@pytest.mark.parametrize("note", [None, "not JSON", "as it is"])
+def test_half_a_spool_takes_nothing_from_the_store(
+    bucket: str, tmp_path: Path, note: str | None
+) -> None:
+    remote, spool, half = place(bucket.format("half")), tmp_path / "spool", tmp_path / "half"
     assert isinstance(remote, RemotePlace)
     written(spool, 100)
     mirror = mirror_of(spool, remote)
     while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
         mirror.flush()
     mirror.flush()
-    (spool / "layers" / "000001.parquet").unlink()
-    assert not mirror.finish()
+    shutil.copytree(spool, half)
+    mirror.close()
+    (half / "layers" / "000001.parquet").unlink()
+    if note is None:
+        (half / ".uploaded.json").unlink()
+    elif note != "as it is":
+        (half / ".uploaded.json").write_text(note)
+    assert not mirror_of(half, remote).finish()
     assert read_table(remote, "layers", ["step"]).num_rows == 200
+
+
+def test_what_may_go_from_the_store() -> None:
+    known, here = spooling.Local(1, 1), {"run.json", "layers/000001.parquet"}
+    assert mirroring._may_go("journal/layers-000001.arrow", known, here)
+    assert not mirroring._may_go("journal/layers-000002.arrow", known, here)
+    assert mirroring._may_go("journal/layers-000002.arrow", None, here)
+    assert mirroring._may_go("overview/3/000000-000000.parquet", known, here)
+    assert not mirroring._may_go(".replaced/000001/layers/000000.parquet", known, here)
+
+
+def test_a_repair_keeps_others_from_going_on(
+    bucket: str,
+    elsewhere: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = bucket.format("repaired")
+    killed(address, tmp_path / "cache", last=3)
+    whole = mirroring.repair
+    refused: list[str] = []
+
+    def slow(directory: Path) -> Any:
+        elsewhere("other")
+        with pytest.raises(UsageError) as caught:
+            go_on(address, 4, 5)
+        refused.append(str(caught.value))
+        return whole(directory)
+
+    monkeypatch.setattr(mirroring, "repair", slow)
+    assert main(["repair", address]) == 0
+    assert "another process is recording" in refused[0]
+    assert steps_of(address) == [1, 2, 3, 4]
+
+
+def test_who_waits_counts_only_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "SIGN", 0.1)
+    looks = locking._LOOKS
+    answers = iter(["a 1", "a 1", *["a 1"] * (looks - 1), None, *["a 1"] * (looks - 1), "a 2"])
+
+    def answered(self: locking.RemoteLock) -> str:
+        answer = next(answers)
+        if answer is None:
+            raise OSError("no network")
+        return answer
+
+    monkeypatch.setattr(locking.RemoteLock, "_text", answered)
+    lock = locking.RemoteLock(RemotePlace(None, "bucket/run", "s3://bucket/run"))
+    with pytest.raises(UsageError, match="another process is recording"):
+        lock.take()
+    assert next(answers, "all") == "all"
+
+
+class Broken:
+    """A file whose store goes away once it is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read(self, _: int) -> bytes:
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+
+def test_a_fetch_that_breaks_off_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = bucket.format("fetched")
+    train(address, last=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(spooling, "open_input", lambda _: Broken())
+        with pytest.raises(RunError, match=r"cannot be read \(AWS Error NETWORK_CONNECTION\)"):
+            train(address, resume=True)
+    assert not exists(place(address) / ".lock")
+
+
+def test_a_journal_that_is_sealed_between_opening_and_reading(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = bucket.format("sealed")
+    model, optimizer = training()
+    opened = reading.open_input
+    taken: list[RemotePlace] = []
+
+    def once(file: Any, *entry: Any) -> Any:
+        found = opened(file, *entry)
+        if not taken and file.name.startswith("layers-"):
+            taken.append(file)
+            file.filesystem.delete_file(file.path)
+        return found
+
+    with trustlens.record(optimizer, address, model=model) as recorder:
+        step(model, optimizer, 1)
+        recorder.flush()
+        monkeypatch.setattr(reading, "open_input", once)
+        assert trustlens.open_run(address).layers().empty
+        assert taken
+
+
+def test_a_close_that_is_interrupted_ends_by_itself(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = bucket.format("interrupted")
+    model, optimizer = training()
+    recorder = trustlens.record(optimizer, address, model=model)
+    step(model, optimizer, 1)
+    thread = recorder._mirror._thread
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not exists(place(address) / ".lock")
+    assert not spool_of(place(address)).exists()
+    assert trustlens.open_run(address).status == "closed"
 
 
 def test_a_recording_that_cannot_begin_leaves_nothing_on_the_store(

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Container, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +25,11 @@ from trustlens.store.remote import RemotePlace, reason
 from trustlens.store.remote_lock import RemoteLock
 from trustlens.store.repair import Left, repair
 from trustlens.store.spool import (
+    UNKNOWN,
     Local,
     files_of,
     folders_of,
+    kept_if_well,
     note_uploaded,
     session_in,
     spool_of,
@@ -72,7 +74,8 @@ class Mirror:
         self._wake = threading.Condition()
         self._asked = self._over = False
         self._whole = False
-        self._thread = threading.Thread(target=self._run, name="trustlens-mirror", daemon=True)
+        self._held: RunLock | None = None  # of the spool, from the end of the recording on
+        self._thread = threading.Thread(target=self._work, name="trustlens-mirror", daemon=True)
         self._thread.start()
 
     def flush(self) -> None:
@@ -92,20 +95,13 @@ class Mirror:
 
     def finish(self) -> bool:
         """Wait until all is there and take the spool away; return whether that could be."""
-        with ExitStack() as held:
-            with suppress(UsageError, OSError):  # that nobody repairs or resumes it meanwhile
-                held.callback(RunLock(self._spool).release)
-            with self._wake:
-                self._over = True
-                self._progress = time.monotonic()
-                self._wake.notify_all()
-            self._thread.join()
-            if self._whole:
-                # That first: should this be broken off, nobody takes the rest for the run.
-                with suppress(OSError):
-                    (self._spool / RUN_FILE).unlink()
-                shutil.rmtree(self._spool, ignore_errors=True)
-        self._lock.release()
+        with suppress(UsageError, OSError):  # that nobody repairs or resumes it meanwhile
+            self._held = RunLock(self._spool)
+        with self._wake:
+            self._over = True
+            self._progress = time.monotonic()
+            self._wake.notify_all()
+        self._thread.join()
         return self._whole
 
     @property
@@ -117,7 +113,19 @@ class Mirror:
             f"'{self._remote.whole_address}'"
         )
 
+    def _work(self) -> None:
+        self._run()
+        if self._held is not None:
+            if self._whole:
+                # That first: should this be broken off, nobody takes the rest for the run.
+                with suppress(OSError):
+                    (self._spool / RUN_FILE).unlink()
+                shutil.rmtree(self._spool, ignore_errors=True)
+            self._held.release()
+        self._lock.release()
+
     def _run(self) -> None:
+        """Upload until it is closed and all is there, or cannot be."""
         while True:
             with self._wake:
                 self._asked, over = False, self._over
@@ -211,6 +219,8 @@ class Mirror:
         before = uploaded(self._spool)
         if before is None and not exists(self._remote / RUN_FILE):
             return  # nobody began to upload it
+        # Without a note of ours nothing is known to be another's.
+        unknown = None if before else UNKNOWN
         for folder in folders_of(self._remote):
             for entry in entries(self._remote / folder if folder else self._remote):
                 name = f"{folder}/{entry.name}" if folder else entry.name
@@ -218,7 +228,7 @@ class Mirror:
                 if local is not None and local.size == entry.size:
                     yield name, local
                 elif folder.startswith((JOURNAL, OVERVIEW, *TABLES)) and entry.is_plain:
-                    yield name, None
+                    yield name, unknown
 
     def _delete(self, there: dict[str, Local | None], names: list[str]) -> None:
         if names:
@@ -234,8 +244,10 @@ class Mirror:
 
 def _may_go(name: str, local: Local | None, here: Container[str]) -> bool:
     """Tell whether what is on the store, and no longer here, is not to stay."""
-    if local is None or not name.startswith(JOURNAL):
-        return True  # another's, or of an overview
+    if local is None or name.startswith(OVERVIEW):
+        return True  # another's, or made anew
+    if not name.startswith(JOURNAL):
+        return False  # what a rewind replaced is kept
     sealed = name.removeprefix(f"{JOURNAL}/").replace("-", "/").replace(".arrow", ".parquet")
     return sealed in here
 
@@ -280,9 +292,13 @@ def repair_spool(remote: RemotePlace) -> list[Left] | None:
             f"'{remote}' holds no run, though one was uploaded to it: check the address and its "
             f"server; what was recorded is in '{spool}'"
         )
-    found = repair(spool)
-    lock = RemoteLock(remote, session)
-    lock.take()
+    RunLock(spool).release()  # refused while it is being recorded
+    lock = RemoteLock(remote)
+    lock.take(known_dead=session)
+    with kept_if_well(lock):
+        if exists(remote / RUN_FILE) != there or (there and session_in(remote) != session):
+            raise UsageError(f"'{remote}' was gone on with meanwhile; try again")
+        found = repair(spool)
     mirror = Mirror(spool, lock)
     if not mirror.finish():
         raise UsageError(mirror.what_is_left)

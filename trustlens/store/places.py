@@ -181,16 +181,41 @@ def _remote_entries(folder: RemotePlace) -> list[Entry]:
 
 
 @contextmanager
+def reading(file: Place) -> Generator[None]:
+    """Tell what is wrong where the bytes of an open file cannot be had from its store.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is not there any more.
+    RunError
+        The object store does not answer.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(file, RemotePlace):
+            if not exists(file):
+                raise FileNotFoundError(file) from None
+            raise _unanswered(file, error) from None
+        raise
+
+
+@contextmanager
 def _answering(place: RemotePlace) -> Generator[None]:
     try:
         yield
     except (FileNotFoundError, RunError):
         raise
     except (OSError, pa.ArrowException) as error:
-        raise RunError(
-            f"'{place}' cannot be read ({reason(error)}); check the address, your credentials and "
-            "the network"
-        ) from None
+        raise _unanswered(place, error) from None
+
+
+def _unanswered(place: RemotePlace, error: Exception) -> RunError:
+    return RunError(
+        f"'{place}' cannot be read ({reason(error)}); check the address, your credentials and the "
+        "network"
+    )
 
 
 def _check_small(file: Place, size: int) -> None:

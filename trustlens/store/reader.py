@@ -27,8 +27,17 @@ from trustlens.store.layout import (
 )
 from trustlens.store.memory import Memory
 from trustlens.store.overview import Piece, is_level, piece_of
-from trustlens.store.places import Entry, Place, changed, entries, names_in, open_input
-from trustlens.store.remote import RemotePlace
+from trustlens.store.places import (
+    Entry,
+    Place,
+    changed,
+    entries,
+    exists,
+    names_in,
+    open_input,
+    reading,
+)
+from trustlens.store.remote import RemotePlace, reason
 from trustlens.store.selection import ALL, Rows
 
 _ATTEMPTS: Final = 20
@@ -341,7 +350,7 @@ def read_whole(path: Place, table: str) -> tuple[pa.Table, int]:
     """Return the rows of one journal file, and how many bytes of it are no whole batch."""
     schema = SCHEMAS[table]
     batches = [no_rows(schema)]
-    with open_input(path) as file:
+    with open_input(path) as file, reading(path):
         size, whole = file.size(), 0
         if size > BYTES:
             return batches[0], size
@@ -421,8 +430,12 @@ def _readable(path: Place, read: Callable[[], Found]) -> Found:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = "is damaged or not a table of trustlens"
+        if isinstance(path, RemotePlace):
+            if not exists(path):  # it went since it was opened; or its store does not answer
+                raise FileNotFoundError(path) from None
+            what = f"could not be fetched whole, or {what}"
         raise RunError(
-            f"'{path}' is damaged or not a table of trustlens ({reason}); "
+            f"'{path}' {what} ({reason(error)}); "
             "restore it, or move it away to read the rest of the run"
         ) from None

@@ -26,6 +26,9 @@ _log: Final = logging.getLogger("trustlens")
 SIGN: Final = 10.0
 """Seconds between two signs of life of a writer; after three times as many it is held for dead."""
 
+_LOOKS: Final = 30
+"""How often it is looked for a sign, in that time."""
+
 
 class RemoteLock:
     """The right to write into a run's folder on an object store, once it is taken.
@@ -110,19 +113,24 @@ class RemoteLock:
                     return
 
     def _wait(self) -> None:
-        end = time.monotonic() + 3 * SIGN
         _log.warning(
             "trustlens: another recording of '%s' did not close it; waiting for up to %.0f s to "
             "see whether it lives",
             self.remote,
             3 * SIGN,
         )
-        seen = self._text()
-        while time.monotonic() < end:
-            time.sleep(SIGN / 10)
-            now = seen
-            with suppress(OSError, pa.ArrowException):  # it may answer the next time
+        seen, silent, failed = self._text(), 0, 0
+        while silent < _LOOKS:
+            began = time.time()
+            time.sleep(3 * SIGN / _LOOKS)
+            try:
                 now = self._text()
+            except (OSError, pa.ArrowException):  # who lives could not give a sign either
+                silent, failed = 0, failed + 1
+                if failed == _LOOKS:
+                    raise
+                continue
+            silent = silent + 1 if time.time() - began < SIGN else 0  # else this machine slept
             if now is None:  # it closed the run meanwhile
                 return
             if now != seen:

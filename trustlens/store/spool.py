@@ -29,7 +29,7 @@ from trustlens.store.layout import (
     written_whole,
 )
 from trustlens.store.lock import is_held
-from trustlens.store.places import Place, entries, exists, open_input
+from trustlens.store.places import Place, entries, exists, open_input, reading
 from trustlens.store.remote import RemotePlace
 from trustlens.store.remote_lock import RemoteLock
 
@@ -52,6 +52,10 @@ class Local:
 
     size: int
     changed: int
+
+
+UNKNOWN: Final = Local(-1, -1)
+"""A file on the store of which nothing is noted here."""
 
 
 def spool_of(remote: RemotePlace) -> Path:
@@ -197,7 +201,8 @@ def _download(remote: RemotePlace, spool: Path, lock: RemoteLock) -> None:
         for name in sorted(files, key=lambda name: name == RUN_FILE):  # that one last
             path = spool / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open_input(remote / name) as source, path.open("wb") as target:
+            file = remote / name
+            with open_input(file) as source, path.open("wb") as target, reading(file):
                 while chunk := source.read(_CHUNK):
                     target.write(chunk)
                     bar.update(len(chunk))
@@ -245,6 +250,10 @@ def uploaded(spool: Path) -> dict[str, Local] | None:
 
 def note_uploaded(spool: Path, there: Mapping[str, Local | None]) -> None:
     """Note what of a spool is uploaded, for who goes on with it after this process."""
-    noted = {name: astuple(local) for name, local in there.items() if local is not None}
+    noted = {
+        name: astuple(local)
+        for name, local in there.items()
+        if local is not None and local != UNKNOWN
+    }
     with suppress(OSError), written_whole(spool / _UPLOADED) as temporary:
         temporary.write_text(json.dumps(noted), encoding="utf-8")
