@@ -525,6 +525,22 @@ def test_half_a_spool_takes_nothing_from_the_store(
     assert read_table(remote, "layers", ["step"]).num_rows == 200
 
 
+def test_half_a_spool_is_not_gone_on_with(
+    bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("halved")
+    train(address, last=3)
+    remote, spool = place(address), spool_of(place(address))
+    assert isinstance(remote, RemotePlace)
+    for name in spooling.files_of(remote):
+        if name != "layers/000000.parquet":
+            (spool / name).parent.mkdir(parents=True, exist_ok=True)
+            (spool / name).write_bytes(places.open_input(remote / name).read())
+    go_on(address, 4, 5)
+    assert "or files of that are gone" in caplog.text
+    assert trustlens.open_run(address).recorded_steps().tolist() == [1, 2, 3, 4, 5]
+
+
 def test_what_may_go_from_the_store() -> None:
     known, here = spooling.Local(1, 1), {"run.json", "layers/000001.parquet"}
     assert mirroring._may_go("journal/layers-000001.arrow", known, here)

@@ -108,8 +108,8 @@ class Mirror:
     def what_is_left(self) -> str:
         """Where the run is if not all could be uploaded, and what to do."""
         return (
-            f"not all of '{self._remote}' could be uploaded; it is whole in '{self._spool}'. A "
-            "recording that resumes it uploads it, or: trustlens repair "
+            f"not all of '{self._remote}' could be uploaded; what it lacks is in '{self._spool}'. "
+            "A recording that resumes it uploads it, or: trustlens repair "
             f"'{self._remote.whole_address}'"
         )
 

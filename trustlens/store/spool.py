@@ -115,13 +115,22 @@ def _bring(remote: RemotePlace, spool: Path, lock: RemoteLock) -> None:
         if not here:
             _refuse_strays(remote)
         return
-    if here and session_in(spool) == session_in(remote):
+    if here and session_in(spool) == session_in(remote) and _has_all(spool, remote):
         return
     if here:
         _set_aside(spool, remote)
     else:  # a download broke off
         shutil.rmtree(spool, ignore_errors=True)
     _download(remote, spool, lock)
+
+
+def _has_all(spool: Path, remote: RemotePlace) -> bool:
+    """Tell whether a spool has all sealed files of the store; if not, somebody cleaned the cache.
+
+    Whoever went on with it would make other files of their names.
+    """
+    sealed = {name for name in files_of(remote) if name.startswith(TABLES)}
+    return sealed.issubset(files_of(spool))
 
 
 def session_in(directory: Place) -> str | None:
@@ -179,8 +188,8 @@ def _set_aside(spool: Path, remote: RemotePlace) -> None:
     kept = spool.with_name(f"{spool.name}-{time.time_ns()}")
     spool.rename(kept)
     _log.warning(
-        "trustlens: '%s' was gone on with elsewhere since this machine recorded it; what was not "
-        "uploaded of that is in '%s', a run of its own: remove it if you do not want it",
+        "trustlens: '%s' was gone on with elsewhere since this machine recorded it, or files of "
+        "that are gone; what was not uploaded is in '%s': remove it if you do not want it",
         remote,
         kept,
     )
