@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -169,10 +169,8 @@ def test_a_full_disk_is_waited_out(small_disk: Path, caplog: pytest.LogCaptureFi
     assert steps_of(run)[-10:] == list(range(501, 511))
 
 
-@pytest.mark.parametrize("back", [0, 15])
-def test_steps_without_room_that_are_recorded_later_are_not_missing(
-    back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def training() -> tuple[torch.optim.Optimizer, Callable[[trustlens.Recorder, int], None]]:
+    """Return an optimizer, and what takes so many steps of it, each flushed."""
     parameter = torch.nn.Parameter(torch.ones(30))
     optimizer = torch.optim.AdamW([parameter])
 
@@ -180,7 +178,16 @@ def test_steps_without_room_that_are_recorded_later_are_not_missing(
         for _ in range(steps):
             parameter.grad = torch.ones(30)
             optimizer.step()
-        recorder.flush()
+            recorder.flush()
+
+    return optimizer, train
+
+
+@pytest.mark.parametrize("back", [0, 15])
+def test_steps_without_room_that_are_recorded_later_are_not_missing(
+    back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, train = training()
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -295,14 +302,7 @@ def test_a_file_system_that_became_read_only_ends_it_and_what_was_flushed_is_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(store_writer, "SEGMENT_ROWS", 10)
-    parameter = torch.nn.Parameter(torch.ones(30))
-    optimizer = torch.optim.AdamW([parameter])
-
-    def train(recorder: trustlens.Recorder, steps: int) -> None:
-        for _ in range(steps):
-            parameter.grad = torch.ones(30)
-            optimizer.step()
-            recorder.flush()
+    optimizer, train = training()
 
     def refused(*_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")

@@ -102,6 +102,12 @@ def bucket(
     return f"s3://{name}/runs/{{}}?{options}"
 
 
+def remote_of(address: str) -> RemotePlace:
+    found = place(address)
+    assert isinstance(found, RemotePlace)
+    return found
+
+
 def training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 2))
@@ -154,7 +160,7 @@ def test_a_run_is_recorded_to_s3_and_read_from_there(bucket: str, tmp_path: Path
     assert "scheme" not in str(run.path)
     read = run.overview("grad_norm", 1)
     assert np.isfinite(read.mean).all()
-    assert not spool_of(place(address)).exists()
+    assert not spool_of(remote_of(address)).exists()
     assert main(["show", address]) == 0
     assert main(["diagnose", address]) == 0
 
@@ -214,6 +220,16 @@ def written(directory: Path, last: int, rewind: int | None = None) -> None:
     writer.close(writer.info)
 
 
+def uploaded(spool: Path, remote: RemotePlace, last: int = 100) -> mirroring.Mirror:
+    """Write a run and upload it; return its mirror, which goes on."""
+    written(spool, last)
+    mirror = mirror_of(spool, remote)
+    while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
+        mirror.flush()
+    mirror.flush()
+    return mirror
+
+
 def mirror_of(spool: Path, remote: RemotePlace) -> mirroring.Mirror:
     lock = locking.RemoteLock(remote)
     lock.take()
@@ -223,13 +239,8 @@ def mirror_of(spool: Path, remote: RemotePlace) -> mirroring.Mirror:
 def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_twice(
     bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    remote, spool, killed = place(bucket.format("run")), tmp_path / "spool", tmp_path / "killed"
-    assert isinstance(remote, RemotePlace)
-    written(spool, 400)
-    mirror = mirror_of(spool, remote)
-    while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
-        mirror.flush()
-    mirror.flush()
+    remote, spool, killed = remote_of(bucket.format("run")), tmp_path / "spool", tmp_path / "killed"
+    mirror = uploaded(spool, remote, last=400)
     shutil.copytree(spool, killed)  # as it is left by who is killed now
     again = tmp_path / "again"
     shutil.copytree(killed, again)
@@ -287,7 +298,7 @@ def test_what_cannot_be_uploaded_stays_and_is_uploaded_later(
     for number in range(1, 31):
         recorder.log(loss=step(model, optimizer, number))
     recorder.close()
-    spool = spool_of(place(address))
+    spool = spool_of(remote_of(address))
     assert trustlens.open_run(spool).last_step == 30
     assert f"trustlens repair '{address}'" in caplog.text
     server.up()
@@ -347,8 +358,7 @@ def test_a_run_goes_on_on_another_machine(
 def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Path) -> None:
     address = bucket.format("stale")
     train(address, last=10)
-    remote, stale = place(address), spool_of(place(address))
-    assert isinstance(remote, RemotePlace)
+    remote, stale = remote_of(address), spool_of(remote_of(address))
     for name in spooling.files_of(remote):
         (stale / name).parent.mkdir(parents=True, exist_ok=True)
         (stale / name).write_bytes((places.open_input(remote / name)).read())
@@ -433,11 +443,11 @@ def test_who_goes_on_with_a_run_elsewhere_is_not_disturbed_by_what_is_left(
     assert "to see whether it lives" in caplog.text
     assert steps_of(address) == list(range(1, 31))
     elsewhere("first")
-    assert trustlens.open_run(spool_of(place(address))).last_step == 13
+    assert trustlens.open_run(spool_of(remote_of(address))).last_step == 13
     assert main(["repair", address]) == 2
     assert "was gone on with elsewhere" in capsys.readouterr().err
     go_on(address, 31, 32)
-    kept = next(spool_of(place(address)).parent.glob("moved-*-*"))
+    kept = next(spool_of(remote_of(address)).parent.glob("moved-*-*"))
     assert str(kept) in caplog.text
     assert trustlens.open_run(kept).last_step == 13
     assert steps_of(address) == list(range(1, 33))
@@ -471,12 +481,8 @@ def test_who_was_held_for_dead_and_lives_does_no_harm(
 
 
 def test_what_another_put_meanwhile_does_not_stay(bucket: str, tmp_path: Path) -> None:
-    remote, spool = place(bucket.format("strays")), tmp_path / "spool"
-    assert isinstance(remote, RemotePlace)
-    written(spool, 100)
-    mirror = mirror_of(spool, remote)
-    while not exists(remote / "run.json"):
-        mirror.flush()
+    remote, spool = remote_of(bucket.format("strays")), tmp_path / "spool"
+    mirror = uploaded(spool, remote)
     data = (spool / "layers" / "000001.parquet").read_bytes()
     (remote / "layers").put("000099.parquet", data)
     (remote / "layers").put("notes.txt", b"of somebody")
@@ -494,8 +500,8 @@ def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
     recorder = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
     recorder.flush()
-    while spool_of(place(address)).exists():  # what is written to meanwhile needs a second time
-        shutil.rmtree(spool_of(place(address)), ignore_errors=True)
+    while spool_of(remote_of(address)).exists():  # what is written to meanwhile needs a second time
+        shutil.rmtree(spool_of(remote_of(address)), ignore_errors=True)
     step(model, optimizer, 2)
     recorder.flush()
     recorder.close()
@@ -507,13 +513,8 @@ def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
 def test_half_a_spool_takes_nothing_from_the_store(
     bucket: str, tmp_path: Path, note: str | None
 ) -> None:
-    remote, spool, half = place(bucket.format("half")), tmp_path / "spool", tmp_path / "half"
-    assert isinstance(remote, RemotePlace)
-    written(spool, 100)
-    mirror = mirror_of(spool, remote)
-    while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
-        mirror.flush()
-    mirror.flush()
+    remote, spool, half = remote_of(bucket.format("half")), tmp_path / "spool", tmp_path / "half"
+    mirror = uploaded(spool, remote)
     shutil.copytree(spool, half)
     mirror.close()
     (half / "layers" / "000001.parquet").unlink()
@@ -530,8 +531,7 @@ def test_half_a_spool_is_not_gone_on_with(
 ) -> None:
     address = bucket.format("halved")
     train(address, last=3)
-    remote, spool = place(address), spool_of(place(address))
-    assert isinstance(remote, RemotePlace)
+    remote, spool = remote_of(address), spool_of(remote_of(address))
     for name in spooling.files_of(remote):
         if name != "layers/000000.parquet":
             (spool / name).parent.mkdir(parents=True, exist_ok=True)
@@ -657,7 +657,7 @@ def test_a_close_that_is_interrupted_ends_by_itself(
     thread.join(20)
     assert not thread.is_alive()
     assert not exists(place(address) / ".lock")
-    assert not spool_of(place(address)).exists()
+    assert not spool_of(remote_of(address)).exists()
     assert trustlens.open_run(address).status == "closed"
 
 
@@ -678,7 +678,7 @@ def test_a_recording_that_cannot_begin_leaves_nothing_on_the_store(
 def test_a_download_that_broke_off_is_begun_anew(bucket: str) -> None:
     address = bucket.format("broken")
     train(address, last=3)
-    spool = spool_of(place(address))
+    spool = spool_of(remote_of(address))
     (spool / "layers").mkdir(parents=True)
     (spool / "layers" / "000007.parquet").write_bytes(b"half of")
     go_on(address, 4, 5)
@@ -712,8 +712,7 @@ def test_a_repair_that_cannot_upload_says_so(
 def test_files_without_a_run_are_not_mixed_with_a_new_one(bucket: str) -> None:
     address = bucket.format("rest")
     train(address)
-    remote = place(address)
-    assert isinstance(remote, RemotePlace)
+    remote = remote_of(address)
     remote.filesystem.delete_file((remote / "run.json").path)
     with pytest.raises(UsageError, match="an upload broke off"):
         train(address)
@@ -740,9 +739,8 @@ def test_a_spool_is_of_one_server(
     killed(address, Path(os.environ["XDG_CACHE_HOME"]), last=3)
     other = place(address.replace(str(PORT), "59999"))
     assert isinstance(other, RemotePlace)
-    assert spool_of(other) != spool_of(place(address))
-    remote = place(address)
-    assert isinstance(remote, RemotePlace)
+    assert spool_of(other) != spool_of(remote_of(address))
+    remote = remote_of(address)
     remote.filesystem.delete_dir(remote.path)  # or another account, by its environment
     assert main(["repair", address]) == 2
     assert "though one was uploaded to it" in capsys.readouterr().err

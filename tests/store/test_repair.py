@@ -135,6 +135,14 @@ def histogram(step: int) -> pa.Table:
     return pa.Table.from_pylist([row], schema=SCHEMAS["histograms"])
 
 
+def sentences(gaps: dict[str, str]) -> list[str]:
+    """Return what is told of steps that tables lack."""
+    return [
+        f"{steps}: the process died before all of their rows of '{table}' were on the disk"
+        for table, steps in gaps.items()
+    ]
+
+
 def told(directory: Path) -> list[str]:
     said = missing(directory, read_info(directory), last_step=lambda: 0, dead=True)
     return [sentence for sentence in said if "before all of" in sentence]
@@ -163,10 +171,7 @@ def test_the_steps_that_a_torn_table_lacks_are_told_before_and_after(
     tables: list[str], recorder: dict[str, int], gaps: dict[str, str], tmp_path: Path
 ) -> None:
     run = torn(tmp_path, tables, **recorder)
-    expected = [
-        f"{steps}: the process died before all of their rows of '{table}' were on the disk"
-        for table, steps in gaps.items()
-    ]
+    expected = sentences(gaps)
     assert told(run) == expected
     assert {left.table for left in repair(run) if left.torn} == set(tables)
     assert told(run) == expected
@@ -221,10 +226,7 @@ def test_rows_without_room_are_told_of_a_run_that_died_before_it_could_note_them
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = without_room(tmp_path, monkeypatch, **recorder)
-    expected = [
-        f"{steps}: the process died before all of their rows of '{table}' were on the disk"
-        for table, steps in gaps.items()
-    ]
+    expected = sentences(gaps)
     assert told(run) == expected
     shutil.copytree(run, tmp_path / "resumed")
     resumed = tmp_path / "resumed"

@@ -35,7 +35,7 @@ from trustlens.recording.resume import Course, Rewind, checked_state
 from trustlens.recording.rows import Measured, MetricRecord, Record, StepRecord
 from trustlens.recording.transfer import NoRoomError, Parcel, WriterThread, host_scalar
 from trustlens.recording.watch import Watch
-from trustlens.store.layout import LayerInfo, OptimizerInfo
+from trustlens.store.layout import LayerInfo, OptimizerInfo, storable
 from trustlens.store.mirror import Mirror
 from trustlens.store.missing import DROPPED, dropped
 from trustlens.store.places import Place, place
@@ -383,8 +383,7 @@ class Recorder:
         taken: dict[str, float | Parcel] = {}
         for name, value in values.items():
             try:
-                # A lone surrogate is no text that a file could hold.
-                taken[name.encode(errors="backslashreplace").decode()] = host_scalar(value)
+                taken[storable(name)] = host_scalar(value)
             except NoRoomError:
                 self._drop()
             except Exception as error:  # noqa: BLE001 — one bad value does not end the recording

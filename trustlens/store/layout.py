@@ -6,7 +6,8 @@
     <table>/NNNNNN.parquet        sealed: whole, changed by a rewind only (RunWriter.rewind)
     journal/<table>-NNNNNN.arrow  the rows that will become <table>/NNNNNN.parquet
     overview/<k>/<first>-<last>.parquet   the same in buckets of 4^k steps (see overview)
-    .lock                         held by the process that writes the run, while it does
+    .lock                         held by the process that writes the run, while it does; on an
+                                  object store it says whose session that is (see remote_lock)
     .replaced/NNNNNN/<table>/     sealed files as they were before a rewind took rows out of them
 
 A journal file has the number of the Parquet file that will replace it, so that a reader which

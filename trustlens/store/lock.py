@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 import struct
 import sys
 import weakref
@@ -16,6 +15,7 @@ from typing import Final
 
 from trustlens.errors import UsageError
 from trustlens.store.layout import LOCK_FILE
+from trustlens.store.places import not_plain
 
 if sys.platform != "win32":
     import fcntl
@@ -147,12 +147,8 @@ def _locked(path: Path) -> int | None:
 
 def _check_plain(path: Path) -> None:
     with suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
-            raise UsageError(
-                f"'{path}' is {what}, which trustlens never writes and does not follow; remove it"
-            )
+        if wrong := not_plain(path, path.lstat().st_mode):
+            raise UsageError(f"{wrong}; remove it")
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -195,10 +195,15 @@ def reading(file: Place) -> Generator[None]:
         yield
     except OSError as error:
         if isinstance(file, RemotePlace):
-            if not exists(file):
-                raise FileNotFoundError(file) from None
+            check_there(file)
             raise _unanswered(file, error) from None
         raise
+
+
+def check_there(file: RemotePlace) -> None:
+    """Raise FileNotFoundError if a file is gone since it was opened, RunError as `exists` does."""
+    if not exists(file):
+        raise FileNotFoundError(file)
 
 
 @contextmanager
@@ -225,13 +230,17 @@ def _check_small(file: Place, size: int) -> None:
 
 def _check_plain(file: Path) -> int:
     status = file.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no plain file"
-        raise RunError(
-            f"'{file}' is {what}, which trustlens never writes and does not follow; "
-            "put the file itself there"
-        )
+    if wrong := not_plain(file, status.st_mode):
+        raise RunError(f"{wrong}; put the file itself there")
     return status.st_size
+
+
+def not_plain(file: Path, mode: int) -> str:
+    """Return what is wrong with a file of a run if it is no plain one by its mode, else nothing."""
+    if stat.S_ISREG(mode):
+        return ""
+    what = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
+    return f"'{file}' is {what}, which trustlens never writes and does not follow"
 
 
 def _unreadable(folder: Path, error: OSError) -> RunError:

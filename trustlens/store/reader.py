@@ -31,8 +31,8 @@ from trustlens.store.places import (
     Entry,
     Place,
     changed,
+    check_there,
     entries,
-    exists,
     names_in,
     open_input,
     reading,
@@ -432,8 +432,7 @@ def _readable(path: Place, read: Callable[[], Found]) -> Found:
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
         what = "is damaged or not a table of trustlens"
         if isinstance(path, RemotePlace):
-            if not exists(path):  # it went since it was opened; or its store does not answer
-                raise FileNotFoundError(path) from None
+            check_there(path)
             what = f"could not be fetched whole, or {what}"
         raise RunError(
             f"'{path}' {what} ({reason(error)}); "
