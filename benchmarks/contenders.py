@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Contender, Running
-from models import Training
 from torch import Tensor
 
 import trustlens
+from measure import Contender, Running
+from models import Training
 
 
 class Watcher:

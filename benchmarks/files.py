@@ -19,14 +19,14 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # where trustlens is not installed
 
+from tqdm import tqdm
+
 import files_table
 from files_formats import FORMATS, ROW_BYTES, size
 from files_queries import ENGINES, QUERIES
 from files_run import LAYERS, recorded
 from measure import described, quartiles
 from run import RESULTS, at_least_one
-from tqdm import tqdm
-
 from trustlens.schema import RECORDED
 from trustlens.store.layout import read_info
 

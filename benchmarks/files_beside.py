@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+
 from files_formats import slice_of
 from files_writing import numbered
 from measure import Contender, Running, Step, compare, quartiles, wall
-
-from trustlens.recording.output import Output
-from trustlens.recording.rows import HOST_COLUMNS, KNOWN, Measured, StepRecord
 from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel, WriterThread
+from trustlens.recording.writing.sink import Output
+from trustlens.recording.writing.tables import HOST_COLUMNS, KNOWN, Measured, StepRecord
 from trustlens.store.layout import RunInfo, read_info
 from trustlens.store.writer import SEGMENT_ROWS, RunWriter
 

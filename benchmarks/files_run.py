@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import noted
 from torch import nn
 from tqdm import tqdm
 
 import trustlens
+from contenders import noted
 from trustlens.errors import RunError
 
 LAYERS = 300

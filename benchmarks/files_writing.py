@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from files_formats import FLUSH, batches, on_one_core, size, slice_of
-from files_queries import memory
 from tqdm import tqdm
 
+from files_formats import FLUSH, batches, on_one_core, size, slice_of
+from files_queries import memory
 from trustlens.store.layout import read_info
 from trustlens.store.writer import RunWriter
 

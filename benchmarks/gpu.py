@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from contenders import Trustlens, UsualLoop, contender
 from measure import Step, compare
 from models import Shape, Training, gpt, tensors

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from contenders import Trustlens, Watcher, contender
-from measure import Contender, compare
-from models import fused_adamw, tensors
 from torch import nn
 from torch.optim import Optimizer
 
+from contenders import Trustlens, Watcher, contender
+from measure import Contender, compare
+from models import fused_adamw, tensors
 from trustlens.optim import Lamb, Lars
 
 PACKAGES = ("torch-optimizer", "pytorch_optimizer", "timm")

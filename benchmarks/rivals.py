@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from contenders import JsonLines, Watcher, contender
 from measure import Contender
 from models import Training
-from torch import Tensor
 
 PACKAGES = (
     "ormas-monitor",

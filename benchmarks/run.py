@@ -18,9 +18,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # where trustlens is not installed
 
 import torch
+from tqdm import tqdm
+
 from cases import CASES, Case
 from measure import described, in_words
-from tqdm import tqdm
 
 RESULTS = Path(__file__).with_name("results")
 EXAMPLE = """example:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from contenders import noted
-from models import tensors
 from tqdm import tqdm
 
 import trustlens
+from contenders import noted
+from models import tensors
 
 SMALL = [(32, 32)] * 150
 LONG = 20_000  # steps

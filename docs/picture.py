@@ -12,10 +12,10 @@ from threading import Thread
 
 from playwright.sync_api import sync_playwright
 
-from dashboard.app import serve
-from dashboard.library import Library
-from dashboard.selection import Selection
 from trustlens.cli import recorded_runs
+from trustlens_dashboard.app import serve
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.selection import Selection
 
 RUNS = ("adam-lr0.01", "lamb-lr0.01")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")

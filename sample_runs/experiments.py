@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import digits
 import torch
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+import digits
 import trustlens
 from trustlens.errors import TrustlensError, UsageError
 from trustlens.optim import Lamb

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import digits
 import numpy as np
 from numpy.typing import NDArray
+
+import digits
 
 SEED = 0
 TRAIN_EACH, TEST_EACH = 1000, 200

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import trustlens
-from trustlens.analysis.divergence import verdict
+from trustlens.analysis.diagnose import verdict
 from trustlens.errors import TrustlensError
 
 LAST = 50  # steps over which the last loss is averaged

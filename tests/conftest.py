@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from runs import make_run
+
+from support.runs import make_run
 
 # In CI the same examples each time: what fails there fails again.
 settings.register_profile("ci", derandomize=True)

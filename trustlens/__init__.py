@@ -16,8 +16,8 @@ from trustlens.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from trustlens import export, figures, optim
-    from trustlens.analysis.finding import find_runs, open_run
-    from trustlens.analysis.fleet import open_runs
+    from trustlens.analysis.dataset import open_runs
+    from trustlens.analysis.discovery import find_runs, open_run
     from trustlens.analysis.names import quantity
     from trustlens.analysis.run import Run
     from trustlens.errors import TrustlensError
@@ -43,9 +43,9 @@ _HOMES = {
     "Recorder": "trustlens.recording.recorder",
     "record": "trustlens.recording.recorder",
     "Run": "trustlens.analysis.run",
-    "open_run": "trustlens.analysis.finding",
-    "find_runs": "trustlens.analysis.finding",
-    "open_runs": "trustlens.analysis.fleet",
+    "open_run": "trustlens.analysis.discovery",
+    "find_runs": "trustlens.analysis.discovery",
+    "open_runs": "trustlens.analysis.dataset",
     "TrustlensError": "trustlens.errors",
     "quantity": "trustlens.analysis.names",
 }

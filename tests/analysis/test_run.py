@@ -95,8 +95,7 @@ def test_what_was_not_recorded_is_nan(synthetic_run: Make) -> None:
 
 
 def test_version_changes_with_what_a_reader_would_see(tmp_path: Path) -> None:
-    from runs import layers_table, run_info
-
+    from support.runs import layers_table, run_info
     from trustlens.store.writer import RunWriter
 
     writer = RunWriter(tmp_path, run_info(layers=["a"]))
@@ -114,8 +113,7 @@ def test_version_changes_with_what_a_reader_would_see(tmp_path: Path) -> None:
 
 
 def test_a_run_follows_its_run_json(tmp_path: Path) -> None:
-    from runs import layers_table, run_info
-
+    from support.runs import layers_table, run_info
     from trustlens.store.writer import RunWriter
 
     writer = RunWriter(tmp_path, run_info(layers=["a"]))

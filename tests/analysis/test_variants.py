@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import optim.lamb_formulas as of
 import pytest
-from analysis.lamb_training import (
+
+import support.lamb_formulas as of
+import trustlens
+from support.lamb_training import (
     DECAY,
     DECAYED,
     STEPS,
@@ -16,9 +18,7 @@ from analysis.lamb_training import (
     make_optimizer,
     train,
 )
-from runs import make_run
-
-import trustlens
+from support.runs import make_run
 from trustlens.errors import UsageError
 from trustlens.optim import LAMB_VARIANTS as V
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import optim.lamb_formulas as of
 import pytest
 import torch
-from analysis.lamb_training import (
+
+import support.lamb_formulas as of
+import trustlens
+from support.lamb_training import (
     BETAS,
     DECAYED,
     Adam,
@@ -17,9 +19,7 @@ from analysis.lamb_training import (
     problem,
     train,
 )
-from runs import layers_table, make_run, run_info, steps_table, synthetic_values
-
-import trustlens
+from support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
 from trustlens.errors import UsageError
 from trustlens.optim import Lars
 from trustlens.store.layout import OptimizerInfo, read_info, write_info

@@ -23,7 +23,8 @@ from playwright.sync_api import (
     Route,
     sync_playwright,
 )
-from runs import make_run, synthetic_values
+
+from support.runs import make_run, synthetic_values
 
 LAMB = "trustlens.optim.lamb.Lamb"
 LAYERS = [
@@ -77,7 +78,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         code = (
-            "import sys; from pathlib import Path; from dashboard.app import serve; "
+            "import sys; from pathlib import Path; from trustlens_dashboard.app import serve; "
             "serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
         )
         command = [sys.executable, "-W", "error", "-c", code, str(root), str(port)]

@@ -14,8 +14,8 @@ from playwright.sync_api import (
     Locator,
     Page,
 )
-from runs import layers_table, metrics_table, run_info, steps_table, synthetic_values
 
+from support.runs import layers_table, metrics_table, run_info, steps_table, synthetic_values
 from trustlens.store.writer import RunWriter
 
 pytestmark = pytest.mark.browser

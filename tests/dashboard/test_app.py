@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from dash import Dash
 
-from dashboard import ids
-from dashboard.app import _listen, create_app, serve
-from dashboard.pages import LAYOUTS, page_at
 from trustlens.errors import UsageError
+from trustlens_dashboard import ids
+from trustlens_dashboard.app import _listen, create_app, serve
+from trustlens_dashboard.pages import LAYOUTS, page_at
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,17 @@ import pytest
 from dash import no_update
 from plotly.utils import PlotlyJSONEncoder
 
-from dashboard.components import (
-    layers_page,
-    navigation,
-    run_table,
-    runs_page,
-    smoothing_page,
-    training_page,
-)
-from dashboard.library import Library
-from dashboard.selection import Selection
 from trustlens.analysis import run as run_module
 from trustlens.figures.theme import THEMES
 from trustlens.store.reader import fingerprint
+from trustlens_dashboard.frame import navigation
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages.layers import view as layers_page
+from trustlens_dashboard.pages.runs import table as run_table
+from trustlens_dashboard.pages.runs import view as runs_page
+from trustlens_dashboard.pages.smoothing import view as smoothing_page
+from trustlens_dashboard.pages.training import view as training_page
+from trustlens_dashboard.selection import Selection
 
 Maker = Callable[..., Path]
 LAMB = "trustlens.optim.lamb.Lamb"

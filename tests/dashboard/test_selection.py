@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import make_run
 
-from dashboard.library import Library
-from dashboard.selection import Selection, settle
+from support.runs import make_run
 from trustlens.schema import QUANTITIES
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.selection import Selection, settle
 
 Maker = Callable[..., Path]
 LAMB = "trustlens.optim.lamb.Lamb"

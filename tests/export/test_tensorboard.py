@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from runs import START, make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
 import trustlens
-from trustlens.bins import by_value, element_edges
+from support.runs import START, make_run
+from trustlens.element_bins import by_value, element_edges
 from trustlens.errors import UsageError
 from trustlens.export import TensorBoardListener, to_tensorboard
 from trustlens.export import tensorboard as module

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from trustlens.analysis.finding import open_run
+from trustlens.analysis.discovery import open_run
 from trustlens.analysis.run import Run
 from trustlens.figures import curves, debias, heatmap, ridgeline
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trustlens.analysis.finding import open_run
+from trustlens.analysis.discovery import open_run
 from trustlens.errors import UsageError
 from trustlens.figures import curves, curves_data
-from trustlens.figures.curves import thin
+from trustlens.figures._curves import thin
 
 Maker = Callable[..., Path]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trustlens.analysis.finding import open_run
+from trustlens.analysis.discovery import open_run
 from trustlens.errors import UsageError
 from trustlens.figures import debias, debias_data
-from trustlens.figures.debias import debias_factor
+from trustlens.figures._debias import debias_factor
 
 Maker = Callable[..., Path]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trustlens.analysis.finding import open_run
+from trustlens.analysis.discovery import open_run
 from trustlens.figures import heatmap, heatmap_data
 from trustlens.figures.theme import THEMES
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import layers_table, run_info, steps_table, synthetic_values
 
 import trustlens
-from dashboard.components.ridgeline_payload import payload
-from trustlens.figures.curves import curves_data
-from trustlens.figures.debias import debias_data
-from trustlens.figures.heatmap import heatmap, heatmap_data
-from trustlens.figures.ridgeline import ridgeline, ridgeline_data
+from support.runs import layers_table, run_info, steps_table, synthetic_values
+from trustlens.figures._curves import curves_data
+from trustlens.figures._debias import debias_data
+from trustlens.figures._heatmap import heatmap, heatmap_data
+from trustlens.figures.ridgelines.data import ridgeline, ridgeline_data
 from trustlens.schema import QUANTITIES
 from trustlens.store.writer import RunWriter
+from trustlens_dashboard.pages.ridgelines.payload import payload
 
 STEPS = 3000
 LAYERS = ["a.weight", "a.bias", "b.weight", "b.bias"]

@@ -8,7 +8,7 @@ import pytest
 
 from trustlens.errors import UsageError
 from trustlens.figures import smoothing, smoothing_data
-from trustlens.figures.smoothing import example_series
+from trustlens.figures._smoothing import example_series
 
 
 def test_debiased_averages_are_pandas_weighted_ones() -> None:

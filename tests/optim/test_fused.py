@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optim.fused_checks import (
+
+from support.fused_checks import (
     CHANGES,
     SHAPES,
     SOME,
@@ -28,8 +29,7 @@ from optim.fused_checks import (
     is_same,
     odd_elements,
 )
-from optim.fused_steps import give_gradients, layers, needs_compiler, values
-
+from support.fused_steps import give_gradients, layers, needs_compiler, values
 from trustlens.errors import UsageError
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.statistics import SUMS

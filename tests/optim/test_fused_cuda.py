@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CHECKS = Path(__file__).with_name("cuda_step_checks.py")
+CHECKS = Path(__file__).parents[1] / "support" / "fused_cuda_checks.py"
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton here"
@@ -58,7 +58,7 @@ COMPILE = """
     from triton import language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from trustlens.optim import cuda, triton_numbers, triton_step as kernels
+    from trustlens.optim import fused_cuda as cuda, triton_numbers, triton_step as kernels
 
     POINTERS = {"layers": "*i64", "grads": "*i64", "chunks": "*i64", "given": "*fp64",
                 "numbers": "*fp32", "squares": "*fp64", "sums": "*fp64", "scratch": "*fp64",

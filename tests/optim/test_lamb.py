@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-import optim.lamb_formulas as of
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optim.fused_steps import FUSED, needs_compiler
-from optim.lamb_formulas import (
+
+import support.lamb_formulas as of
+from support.fused_steps import FUSED, needs_compiler
+from support.lamb_formulas import (
     BETA1,
     BETA2,
     EPS,
@@ -24,7 +25,6 @@ from optim.lamb_formulas import (
     problem,
     simulate,
 )
-
 from trustlens.errors import UsageError
 from trustlens.optim import LAMB_VARIANTS, Lamb
 

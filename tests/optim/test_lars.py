@@ -7,8 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from optim.fused_steps import FUSED, needs_compiler
 
+from support.fused_steps import FUSED, needs_compiler
 from trustlens.errors import UsageError
 from trustlens.optim import LARS_VARIANTS, Lars
 

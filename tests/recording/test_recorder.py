@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import trustlens
-from trustlens.bins import element_counts
+from trustlens.element_bins import element_counts
 from trustlens.errors import UsageError
 from trustlens.recording.transfer import WriterThread
 
@@ -182,7 +182,7 @@ def test_a_subclass_that_steps_as_its_parent_is_known_and_one_with_its_own_step_
     # In a fresh process: torch wraps `step` in the class whose optimizer is made first.
     code = """
         import torch, trustlens
-        from trustlens.recording.directions import family_of
+        from trustlens.recording.optimizers import family_of
 
         class Same(trustlens.optim.Lamb): pass
         class SameAdam(torch.optim.Adam): pass

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trustlens
-from trustlens.recording import plan, transfer, watch
+from trustlens.recording import transfer
+from trustlens.recording.measuring import cached_plan as plan
+from trustlens.recording.measuring import probe as watch
 from trustlens.recording.transfer import NoRoomError, Ring
 
 CPU = torch.device("cpu")

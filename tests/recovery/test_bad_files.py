@@ -48,7 +48,7 @@ def _no_waiting() -> Iterator[None]:
 
 def test_no_hostile_input_does_more_than_raise(tmp_path: Path) -> None:
     """In a process with little memory, so that what takes much of it fails."""
-    fuzz = Path(__file__).with_name("fuzz.py")
+    fuzz = Path(__file__).parents[1] / "support" / "fuzz.py"
     done = subprocess.run(
         [sys.executable, "-W", "error", str(fuzz), str(tmp_path / "run"), "0", str(EXAMPLES)],
         capture_output=True,

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recovery.fuzz import make, readers
 
 import trustlens
+from support.fuzz import make, readers
 from trustlens.store.repair import repair
 
 SECONDS = float(os.environ.get("TRUSTLENS_SECONDS", "8"))
 """For which they poll; the project let them for a minute."""
 
-POLLING = Path(__file__).with_name("polling.py")
+POLLING = Path(__file__).parents[1] / "support" / "polling.py"
 
 
 def started(*arguments: str | Path | int) -> subprocess.Popen[str]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from recording.interrupted import OPTIMIZERS, Job, assert_same, contents
-from recovery.processes import LONG, Child, needs_forks
-from recovery.training import OPTIONS, STEPS, Point, Torn, train
 
 import trustlens
+from support.interrupted import OPTIMIZERS, Job, assert_same, contents
+from support.processes import LONG, Child, needs_forks
+from support.recoverable_training import OPTIONS, STEPS, Point, Torn, train
 from trustlens.cli import main
 
 KILLS = int(os.environ.get("TRUSTLENS_EXAMPLES", "10"))

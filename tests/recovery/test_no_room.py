@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import layers_table, run_info, steps_table
 
 import trustlens
+from support.runs import layers_table, run_info, steps_table
 from trustlens.cli import main
 from trustlens.store import repair as store_repair
-from trustlens.store import table as store_table
+from trustlens.store import table_writer as store_table
 from trustlens.store import writer as store_writer
 from trustlens.store.reader import read_table
 from trustlens.store.repair import repair

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from runs import make_run
+
+from support.runs import make_run
 
 SCRIPT = Path(__file__).parents[2] / "sample_runs" / "summary.py"
 

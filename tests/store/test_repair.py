@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from runs import layers_table, metrics_table, run_info, steps_table
 
 import trustlens
+from support.runs import layers_table, metrics_table, run_info, steps_table
 from trustlens.cli import main
 from trustlens.schema import TABLES
 from trustlens.store import repair as store_repair
+from trustlens.store.gaps import missing
 from trustlens.store.layout import SCHEMAS, RunInfo, journal_path, read_info, write_info
-from trustlens.store.missing import missing
 from trustlens.store.repair import repair
-from trustlens.store.table import TableWriter
+from trustlens.store.table_writer import TableWriter
 from trustlens.store.writer import RunWriter
 
 RECORDING = """

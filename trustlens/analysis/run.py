@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trustlens.analysis.names import family_of, listed, quantity
-from trustlens.analysis.rows import (
+from trustlens.analysis.tables import (
     StepSelection,
     buckets_of,
     needed,
@@ -25,14 +25,14 @@ from trustlens.analysis.rows import (
 )
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import RECORDED
-from trustlens.store.coarse import Coarse, check_view, read_coarse
-from trustlens.store.columns import codes, numbers
+from trustlens.store.arrow import codes, numbers
+from trustlens.store.downsampled import Coarse, check_view, read_coarse
+from trustlens.store.gaps import REPAIRED, missing
 from trustlens.store.layout import RUN_FILE, RunInfo, read_info
-from trustlens.store.missing import REPAIRED, missing
-from trustlens.store.places import Place, entries
+from trustlens.store.location import Place, entries
 from trustlens.store.reader import RunFiles, fingerprint, last_written
-from trustlens.store.selection import Rows
-from trustlens.store.spool import is_written
+from trustlens.store.remote.staging import is_written
+from trustlens.store.row_filter import Rows
 
 Status = Literal["recording", "closed", "interrupted"]
 
@@ -332,8 +332,8 @@ class Run:
     def histograms(self, layer: str | None = None, element: str | None = None) -> pd.DataFrame:
         """Return the element histograms: ``step``, ``layer``, ``quantity``, ``counts``.
 
-        ``counts`` is a dict from the bucket (see ``trustlens.bins``) to the number of elements
-        in it; buckets without elements are left out. Sorted by step, layer, quantity.
+        ``counts`` is a dict from the bucket (see ``trustlens.element_bins``) to the number of
+        elements in it; buckets without any are left out. Sorted by step, layer, quantity.
 
         Parameters
         ----------
@@ -367,7 +367,7 @@ class Run:
             ``step`` of the onset, ``layer``, ``kind``, ``score``, ``evidence`` in words.
         """
         # Imported here: divergence reads a Run, and stands below this module.
-        from trustlens.analysis.divergence import diagnose  # noqa: PLC0415
+        from trustlens.analysis.diagnose import diagnose  # noqa: PLC0415
 
         return diagnose(self)
 

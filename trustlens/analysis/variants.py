@@ -11,11 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trustlens.analysis.names import family_of
-from trustlens.analysis.rows import StepSelection, steps_by_layers
 from trustlens.analysis.run import Run
+from trustlens.analysis.tables import StepSelection, steps_by_layers
 from trustlens.errors import UsageError
-from trustlens.ratios import LAMB_DEFAULTS, LAMB_VARIANTS, check_option, lamb_ratio
 from trustlens.store.layout import OptimizerInfo
+from trustlens.trust_ratio import LAMB_DEFAULTS, LAMB_VARIANTS, check_option, lamb_ratio
 
 Columns = Mapping[str, NDArray[np.float64]]
 

@@ -9,8 +9,8 @@ tag                       what it holds
 ``elements/update/conv1`` the elements of one layer's update, as a histogram
 ========================  =============================================================
 
-Histograms are written in the element buckets of :mod:`trustlens.bins` (four to a doubling, of
-either sign), as triples of left edge, right edge and exact count in float64. What is not finite
+Histograms are written in the element buckets of :mod:`trustlens.element_bins` (four to a doubling,
+of either sign), as triples of left edge, right edge and exact count in float64. What is not finite
 has no place in a histogram: it is left out there, counted in ``layers_not_finite/…`` and
 ``elements_not_finite/…``, and stays NaN or infinite in the scalars, which TensorBoard marks.
 TensorBoard draws 51 steps of a histogram unless it is started with
@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from trustlens.analysis.run import Run
-from trustlens.bins import by_value, element_counts, element_edges
+from trustlens.element_bins import by_value, element_counts, element_edges
 from trustlens.errors import MissingDependencyError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
-from trustlens.store.selection import Rows
+from trustlens.store.row_filter import Rows
 
 try:
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]

@@ -4,11 +4,11 @@ Each has a data function, which needs no Plotly, and a drawing function of the s
 ``_data``. Show a figure with ``figure.show(config=PLOTLY_CONFIG)``, and nothing leaves the machine.
 """
 
-from trustlens.figures.curves import curves, curves_data
-from trustlens.figures.debias import debias, debias_data
-from trustlens.figures.heatmap import heatmap, heatmap_data
-from trustlens.figures.ridgeline import ridgeline, ridgeline_data
-from trustlens.figures.smoothing import smoothing, smoothing_data
+from trustlens.figures._curves import curves, curves_data
+from trustlens.figures._debias import debias, debias_data
+from trustlens.figures._heatmap import heatmap, heatmap_data
+from trustlens.figures._smoothing import smoothing, smoothing_data
+from trustlens.figures.ridgelines.data import ridgeline, ridgeline_data
 from trustlens.figures.theme import PLOTLY_CONFIG
 
 __all__ = [

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trustlens.bins import number, ticks
+from trustlens.element_bins import number, ticks
 from trustlens.figures.theme import Theme, plain
 from trustlens.schema import Quantity
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from trustlens.figures.ridgeline import RunRidges
+    from trustlens.figures.ridgelines.data import RunRidges
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,6 @@
 
 from trustlens.optim.lamb import Lamb
 from trustlens.optim.lars import Lars
-from trustlens.ratios import LAMB_VARIANTS, LARS_VARIANTS
+from trustlens.trust_ratio import LAMB_VARIANTS, LARS_VARIANTS
 
 __all__ = ["LAMB_VARIANTS", "LARS_VARIANTS", "Lamb", "Lars"]

@@ -1,8 +1,8 @@
 """Which parameters of LAMB and LARS are stepped in two passes, without temporaries.
 
-A compiled loop (:mod:`trustlens.optim.loop`) takes dense contiguous float32 on the CPU, kernels
-(:mod:`trustlens.optim.cuda`) float32, float16 and bfloat16 on a GPU. Where these cannot be built,
-or for other tensors, the optimizers use torch's operations on lists.
+A compiled loop (:mod:`trustlens.optim.fused_cpu`) takes dense contiguous float32 on the CPU,
+kernels (:mod:`trustlens.optim.fused_cuda`) float32, float16 and bfloat16 on a GPU. Where these
+cannot be built, or for other tensors, the optimizers use torch's operations on lists.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from trustlens.errors import UsageError
-from trustlens.optim import cuda, loop
-from trustlens.optim.device import is_interpreted
+from trustlens.kernels.device import is_interpreted
+from trustlens.optim import fused_cpu as loop
+from trustlens.optim import fused_cuda as cuda
 
 State = dict[str, Any]
 Rows = loop.Rows | cuda.Rows

@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from trustlens.errors import UsageError
-from trustlens.optim.fused import Fused, Rows, check_devices
-from trustlens.optim.fused import check as check_fused
-from trustlens.optim.layerwise import (
+from trustlens.optim.foreach import (
     check_number,
     descend_,
     gradients,
@@ -27,8 +25,10 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
-from trustlens.optim.loop import DEBIAS, LAMB, Options
-from trustlens.ratios import LAMB_DEFAULTS, check_option
+from trustlens.optim.fused import Fused, Rows, check_devices
+from trustlens.optim.fused import check as check_fused
+from trustlens.optim.fused_cpu import DEBIAS, LAMB, Options
+from trustlens.trust_ratio import LAMB_DEFAULTS, check_option
 
 
 class Lamb(Optimizer):

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from trustlens.optim.fused import Fused, Rows, check_devices
-from trustlens.optim.fused import check as check_fused
-from trustlens.optim.layerwise import (
+from trustlens.optim.foreach import (
     check_number,
     descend_,
     gradients,
@@ -24,8 +22,10 @@ from trustlens.optim.layerwise import (
     widen,
     with_gradient,
 )
-from trustlens.optim.loop import LARS, Options
-from trustlens.ratios import check_option
+from trustlens.optim.fused import Fused, Rows, check_devices
+from trustlens.optim.fused import check as check_fused
+from trustlens.optim.fused_cpu import LARS, Options
+from trustlens.trust_ratio import check_option
 
 
 class Lars(Optimizer):

@@ -19,7 +19,7 @@ again in float64 where float32 cannot hold them. ``cuda.py`` lays out the tables
 import triton
 import triton.language as tl
 
-from trustlens.optim.triton_elements import (
+from trustlens.kernels.triton_elements import (
     SUMS,
     added,
     is_sound,

@@ -19,28 +19,28 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trustlens.recording.arguments import (
+from trustlens.recording.hooks.failsafe import Failsafe
+from trustlens.recording.hooks.optimizer import Call
+from trustlens.recording.measuring.layers import find_layers
+from trustlens.recording.measuring.probe import Watch
+from trustlens.recording.options import (
     BEING_RECORDED,
     check_options,
     checked_optimizers,
     describe,
     describe_run,
 )
-from trustlens.recording.clock import StepClock
-from trustlens.recording.failsafe import Failsafe
-from trustlens.recording.hooks import Call
-from trustlens.recording.layers import find_layers
-from trustlens.recording.output import Listener, Output
-from trustlens.recording.resume import Course, Rewind, checked_state
-from trustlens.recording.rows import Measured, MetricRecord, Record, StepRecord
+from trustlens.recording.step_clock import StepClock
+from trustlens.recording.step_counter import Course, Rewind, checked_state
 from trustlens.recording.transfer import NoRoomError, Parcel, WriterThread, host_scalar
-from trustlens.recording.watch import Watch
+from trustlens.recording.writing.sink import Listener, Output
+from trustlens.recording.writing.tables import Measured, MetricRecord, Record, StepRecord
+from trustlens.store.gaps import DROPPED, dropped
 from trustlens.store.layout import LayerInfo, OptimizerInfo, storable
-from trustlens.store.mirror import Mirror
-from trustlens.store.missing import DROPPED, dropped
-from trustlens.store.places import Place, place
-from trustlens.store.precision import MANTISSA
-from trustlens.store.spool import SESSION, kept_if_well, prepared
+from trustlens.store.location import Place, place
+from trustlens.store.remote.staging import SESSION, kept_if_well, prepared
+from trustlens.store.remote.uploader import Mirror
+from trustlens.store.segments.precision import MANTISSA
 from trustlens.store.writer import RunWriter
 
 

@@ -29,8 +29,8 @@ import pyarrow as pa
 
 from trustlens.errors import RunError
 from trustlens.schema import QUANTITIES, RECORDED, SCHEMA_VERSION, TABLES
-from trustlens.store.places import Place, exists, read_bytes
-from trustlens.store.remote import RemotePlace
+from trustlens.store.location import Place, exists, read_bytes
+from trustlens.store.remote_location import RemotePlace
 
 RUN_FILE: Final = "run.json"
 JOURNAL: Final = "journal"

@@ -14,9 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trustlens.errors import RunError
-from trustlens.store.columns import no_rows, numbers
-from trustlens.store.guard import BYTES, check_footer, check_rows, check_stream
-from trustlens.store.index import NO_STEPS, Group, Sealed, read_groups, read_sealed_files
+from trustlens.store.arrow import no_rows, numbers
 from trustlens.store.layout import (
     JOURNAL,
     LOCK_FILE,
@@ -25,9 +23,7 @@ from trustlens.store.layout import (
     SCHEMAS,
     journal_path,
 )
-from trustlens.store.memory import Memory
-from trustlens.store.overview import Piece, is_level, piece_of
-from trustlens.store.places import (
+from trustlens.store.location import (
     Entry,
     Place,
     changed,
@@ -37,8 +33,18 @@ from trustlens.store.places import (
     open_input,
     reading,
 )
-from trustlens.store.remote import RemotePlace, reason
-from trustlens.store.selection import ALL, Rows
+from trustlens.store.lru_cache import Memory
+from trustlens.store.overview.format import Piece, is_level, piece_of
+from trustlens.store.remote_location import RemotePlace, reason
+from trustlens.store.row_filter import ALL, Rows
+from trustlens.store.segments.row_groups import (
+    NO_STEPS,
+    Group,
+    Sealed,
+    read_groups,
+    read_sealed_files,
+)
+from trustlens.store.validation import BYTES, check_footer, check_rows, check_stream
 
 _ATTEMPTS: Final = 20
 _SEALED: Final = re.compile(r"(\d{6,18})\.parquet")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from trustlens.schema import TABLES
+from trustlens.store.gaps import REPAIRED, torn_bytes, torn_noted
 from trustlens.store.layout import (
     JOURNAL,
     OVERVIEW,
@@ -18,13 +19,12 @@ from trustlens.store.layout import (
     sealed_path,
     write_info,
 )
-from trustlens.store.lock import RunLock
-from trustlens.store.missing import REPAIRED, torn_bytes, torn_noted
-from trustlens.store.overview import finest_level, forget, is_level
-from trustlens.store.overview_writer import OverviewWriter
-from trustlens.store.places import names_in
+from trustlens.store.location import names_in
+from trustlens.store.locking import RunLock
+from trustlens.store.overview.builder import OverviewWriter
+from trustlens.store.overview.format import finest_level, forget, is_level
 from trustlens.store.reader import journal_numbers, read_whole, sealed_numbers
-from trustlens.store.sealed import write_sealed
+from trustlens.store.segments.sealed import write_sealed
 
 _UNFINISHED: Final = re.compile(
     r"\.((run|\.uploaded)\.json|\d{6,18}(-\d{6,18})?\.parquet)\.tmp", re.ASCII

@@ -15,17 +15,8 @@ import pyarrow as pa
 
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import TABLES
-from trustlens.store.columns import numbers
-from trustlens.store.layout import (
-    JOURNAL,
-    REPLACED,
-    RUN_FILE,
-    RunInfo,
-    read_info,
-    write_info,
-)
-from trustlens.store.lock import RunLock
-from trustlens.store.missing import (
+from trustlens.store.arrow import numbers
+from trustlens.store.gaps import (
     GAPS,
     NOTES,
     PASSED_OVER,
@@ -34,13 +25,22 @@ from trustlens.store.missing import (
     torn_bytes,
     torn_noted,
 )
-from trustlens.store.overview import finest_level
-from trustlens.store.overview_writer import OverviewWriter
-from trustlens.store.places import refuse_link
-from trustlens.store.precision import rounded
+from trustlens.store.layout import (
+    JOURNAL,
+    REPLACED,
+    RUN_FILE,
+    RunInfo,
+    read_info,
+    write_info,
+)
+from trustlens.store.location import refuse_link
+from trustlens.store.locking import RunLock
+from trustlens.store.overview.builder import OverviewWriter
+from trustlens.store.overview.format import finest_level
 from trustlens.store.reader import RunFiles
 from trustlens.store.repair import clear_unfinished
-from trustlens.store.table import BY_LAYER, TableWriter, is_no_room
+from trustlens.store.segments.precision import rounded
+from trustlens.store.table_writer import BY_LAYER, TableWriter, is_no_room
 
 _log: Final = logging.getLogger("trustlens")
 

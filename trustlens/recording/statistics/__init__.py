@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from trustlens.recording.directions import Direction
+from trustlens.recording.optimizers import Direction
 
 SUMS: Final = (
     "weight_squares",  # Σ w²

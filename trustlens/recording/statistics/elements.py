@@ -1,4 +1,4 @@
-"""Element histograms: exact counts over the scale-free buckets of `trustlens.bins`."""
+"""Element histograms: exact counts over the scale-free buckets of `trustlens.element_bins`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trustlens.recording.directions import Direction
+from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics import SUMS, LayerStep, undo
 
 

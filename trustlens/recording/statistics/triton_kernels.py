@@ -15,7 +15,7 @@ of a layer, always in the same order. ``launch.py`` lays out the tables.
 import triton
 import triton.language as tl
 
-from trustlens.optim.triton_elements import (
+from trustlens.kernels.triton_elements import (
     MOST,
     SUMS,
     added,

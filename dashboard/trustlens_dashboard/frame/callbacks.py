@@ -1,0 +1,75 @@
+"""The frame: which page, which runs, and whether there is something new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx
+
+from trustlens_dashboard import ids
+from trustlens_dashboard.frame import navigation
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages import page_at
+from trustlens_dashboard.selection import Selection
+
+
+def register(app: Dash, library: Library) -> None:
+    """Register the frame's callbacks."""
+
+    @app.callback(
+        Output(ids.PAGE, "children"),
+        Output(ids.TOOLBAR, "style"),
+        Output(ids.QUANTITY_BOX, "style"),
+        Input(ids.URL, "pathname"),
+    )
+    def go(path: str) -> Any:
+        return page_at(path), *navigation.visibility(path)
+
+    @app.callback(Output(ids.NAVIGATION, "children"), Input(ids.URL, "search"))
+    def navigate(search: str) -> Any:
+        return navigation.links(search)
+
+    @app.callback(
+        Output(ids.URL, "search"),
+        Output(ids.RUN_A, "value"),
+        Output(ids.RUN_A, "data"),
+        Output(ids.RUN_B, "value"),
+        Output(ids.RUN_B, "data"),
+        Output(ids.QUANTITY, "value"),
+        Output(ids.SHORTCUT, "value"),
+        Output(ids.DOT_A, "style"),
+        Output(ids.DOT_B, "style"),
+        Input(ids.URL, "search"),
+        Input(ids.LISTING, "data"),
+        Input(ids.RUN_A, "value"),
+        Input(ids.RUN_B, "value"),
+        Input(ids.QUANTITY, "value"),
+        Input(ids.SHORTCUT, "value"),
+    )
+    def select(search: str, _listing: Any, a: str, b: str, quantity: str, shortcut: str) -> Any:
+        wanted = shortcut if ctx.triggered_id == ids.SHORTCUT else quantity
+        picked = ctx.triggered_id in (ids.RUN_A, ids.RUN_B, ids.QUANTITY, ids.SHORTCUT)
+        chosen = Selection(a, b or "", wanted) if picked else None
+        return navigation.synchronise(library, search, chosen)
+
+    @app.callback(
+        Output(ids.LISTING, "data"),
+        Output(ids.CURSOR, "data"),
+        Output(ids.LIVE, "children"),
+        Input(ids.TICK, "n_intervals"),
+        Input(ids.URL, "search"),
+        State(ids.LISTING, "data"),
+        State(ids.CURSOR, "data"),
+    )
+    def follow(_tick: int, search: str, listing: Any, cursor: Any) -> Any:
+        return navigation.news(library, search, listing, cursor)
+
+    app.clientside_callback(
+        ClientsideFunction("trustlens", "nameWindow"),
+        Input(ids.URL, "pathname"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("trustlens", "followTheme"),
+        Output(ids.THEME, "data"),
+        Input(ids.THEME_TOGGLE, "id"),
+    )

@@ -1,0 +1,50 @@
+"""Runs: what there is in the folder, and which two to compare."""
+
+from __future__ import annotations
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from trustlens_dashboard import ids
+from trustlens_dashboard.components.grid import grid
+from trustlens_dashboard.pages.runs.table import COLUMNS
+
+
+def layout() -> html.Div:
+    """Return the page."""
+    return html.Div(
+        [
+            html.Div(id=ids.RUNS_EMPTY),
+            html.Div(
+                [
+                    html.Div(
+                        [
+                            dmc.Title("Runs", order=1, size="h2"),
+                            html.Div(id=ids.RUNS_CHOSEN, className="runs-chosen", role="status"),
+                        ],
+                        className="page-head",
+                    ),
+                    grid(
+                        ids.RUNS_GRID,
+                        COLUMNS,
+                        row_id="id",
+                        options={
+                            "rowSelection": {
+                                "mode": "multiRow",
+                                "headerCheckbox": False,
+                                "enableClickSelection": False,
+                            },
+                            "selectionColumnDef": {
+                                "width": 52,
+                                "minWidth": 52,
+                                "maxWidth": 52,
+                                "resizable": False,
+                            },
+                        },
+                    ),
+                ],
+                id=ids.RUNS_BOX,
+            ),
+            dcc.Store(id=ids.RUNS_VERSION),
+        ]
+    )

@@ -1,0 +1,70 @@
+"""What the runs page's callbacks return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import html, no_update
+
+from trustlens_dashboard.components import empty
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages.runs import table as run_table
+from trustlens_dashboard.selection import Selection
+
+
+def fill(library: Library, known: Any) -> tuple[Any, ...]:
+    """Return rows, their version, what stands in their place, and the style of the grid's box."""
+    version = run_table.version(library)
+    if version == known:
+        return (no_update,) * 4
+    rows = run_table.rows(library)
+    if not rows:
+        return rows, version, empty.no_runs(library.root), {"display": "none"}
+    return rows, version, None, {}
+
+
+def tick(search: str | None, ticked: Any) -> Any:
+    """Return the address's query once the user has ticked rows; of more than two the last two."""
+    if not ticked:
+        return no_update  # also what a grid reports while its rows arrive
+    selection = Selection.parse(search)
+    wanted = _choose(selection, _ids(ticked)).search()
+    return no_update if wanted == selection.search() else wanted
+
+
+def mark(library: Library, search: str | None, ticked: Any) -> tuple[Any, list[Any]]:
+    """Return the rows to tick, as the address says, and the words on what is compared."""
+    selection = Selection.parse(search)
+    chosen = [run_id for run_id in (selection.a, selection.b) if run_id]
+    names = [run.name for run in library.chosen(*chosen)]
+    # Setting what is ticked already would only tick it again.
+    rows = no_update if set(_ids(ticked)) == set(chosen) else {"ids": chosen}
+    return rows, _words(names, selection.search())
+
+
+def _ids(ticked: Any) -> list[str]:
+    """Return the ids in the grid's ``selectedRows``: rows if the user ticked, ids if we did."""
+    if isinstance(ticked, Mapping):
+        return list(ticked["ids"])
+    return [str(row["id"]) for row in ticked or ()]
+
+
+def _choose(selection: Selection, ticked: Sequence[str]) -> Selection:
+    kept = [run_id for run_id in (selection.a, selection.b) if run_id in ticked]
+    chosen = [*kept, *(run_id for run_id in ticked if run_id not in kept)][-2:]
+    first, second = (*chosen, "", "")[:2]
+    return replace(selection, a=first or None, b=second)
+
+
+def _words(names: Sequence[str], search: str) -> list[Any]:
+    if not names:
+        return [html.Span("Tick two runs to compare them.")]
+    second = [" and ", html.Strong(names[1])] if names[1:] else []
+    return [
+        html.Span([html.Strong(names[0]), *second]),
+        dmc.Anchor("Ridgelines →", href=f"/ridgelines{search}", className="go"),
+        dmc.Anchor("Training →", href=f"/training{search}", className="go"),
+    ]

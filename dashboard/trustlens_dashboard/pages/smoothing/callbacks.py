@@ -1,0 +1,55 @@
+"""The debias and smoothing page follows its switches, the selection and the runs on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import Dash, Input, Output
+
+from trustlens_dashboard import ids
+from trustlens_dashboard.components.graph import theme_name
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages.smoothing import view as page
+
+
+def register(app: Dash, library: Library) -> None:
+    """Register the page's callbacks."""
+
+    @app.callback(
+        Output(ids.SMOOTHING_SERIES, "data"),
+        Input(ids.URL, "search"),
+        Input(ids.CURSOR, "data"),
+    )
+    def options(search: str, _cursor: Any) -> Any:
+        return page.series_options(library, search)
+
+    @app.callback(
+        Output(ids.SMOOTHING_GRAPH, "figure"),
+        Output(ids.SMOOTHING_GRAPH, "style"),
+        Input(ids.URL, "search"),
+        Input(ids.CURSOR, "data"),
+        Input(ids.SMOOTHING_BETAS, "value"),
+        Input(ids.SMOOTHING_SERIES, "value"),
+        Input(ids.SMOOTHING_DEBIASED, "value"),
+        Input(ids.THEME, "data"),
+    )
+    def smoothed(
+        search: str, _cursor: Any, betas: list[str], series: str, debiased: str, theme: str
+    ) -> Any:
+        return page.smoothed(
+            library, search, betas=betas, series=series, debiased=debiased, theme=theme_name(theme)
+        )
+
+    @app.callback(
+        Output(ids.DEBIAS_GRAPH, "figure"),
+        Output(ids.DEBIAS_GRAPH, "style"),
+        Input(ids.URL, "search"),
+        Input(ids.CURSOR, "data"),
+        Input(ids.SMOOTHING_BETAS, "value"),
+        Input(ids.DEBIAS_RECORDED, "value"),
+        Input(ids.THEME, "data"),
+    )
+    def factors(search: str, _cursor: Any, betas: list[str], recorded: str, theme: str) -> Any:
+        return page.factors(
+            library, search, betas=betas, recorded=recorded, theme=theme_name(theme)
+        )

@@ -1,0 +1,55 @@
+"""Debias and smoothing: the moving averages that Adam keeps, and why they are corrected."""
+
+from __future__ import annotations
+
+import dash_mantine_components as dmc
+from dash import html
+
+from trustlens_dashboard import ids
+from trustlens_dashboard.components.graph import choice, graph
+from trustlens_dashboard.pages.smoothing.view import BETAS, EXAMPLE
+
+
+def layout() -> html.Div:
+    """Return the page."""
+    return html.Div(
+        [
+            html.Div(
+                [
+                    dmc.MultiSelect(
+                        id=ids.SMOOTHING_BETAS,
+                        label="β",
+                        data=list(BETAS),
+                        value=["0.5", "0.9", "0.99"],
+                        hidePickedOptions=True,
+                        clearable=False,
+                        w=330,
+                    ),
+                    dmc.Select(
+                        id=ids.SMOOTHING_SERIES,
+                        label="Series",
+                        data=[{"value": EXAMPLE, "label": "a noisy example"}],
+                        value=EXAMPLE,
+                        allowDeselect=False,
+                        w=330,
+                    ),
+                    choice(
+                        ids.SMOOTHING_DEBIASED,
+                        "Debias factor",
+                        {"both": "Side by side", "without": "Without", "with": "With"},
+                    ),
+                ],
+                className="page-head bottom",
+            ),
+            dmc.Paper(graph(ids.SMOOTHING_GRAPH), className="card"),
+            html.Div(
+                choice(
+                    ids.DEBIAS_RECORDED,
+                    "Beside the formula",
+                    {"none": "Nothing", "a": "Run A", "b": "Run B"},
+                ),
+                className="page-head",
+            ),
+            dmc.Paper(graph(ids.DEBIAS_GRAPH), className="card"),
+        ]
+    )

@@ -1,0 +1,78 @@
+"""What the training page's callbacks return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from trustlens.analysis.run import Run
+from trustlens.errors import TrustlensError
+from trustlens.figures._curves import curves
+from trustlens.figures.theme import ThemeName
+from trustlens_dashboard.components import empty
+from trustlens_dashboard.components.graph import placed, sentence
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.selection import Selection
+
+
+def options(library: Library, search: str | None) -> list[dict[str, str]]:
+    """Return the runs to choose from beside A and B."""
+    selection = Selection.parse(search)
+    return [
+        {"value": entry.id, "label": entry.run.label}
+        for entry in library.entries()
+        if entry.run is not None and entry.id not in (selection.a, selection.b)
+    ]
+
+
+def picture(
+    library: Library,
+    search: str | None,
+    *,
+    more: Sequence[str] | None,
+    names: Sequence[str] | None,
+    scale: str,
+    theme: ThemeName,
+) -> tuple[Any, ...]:
+    """Return the figure, the style of its place, the names to choose from, and the table's rows."""
+    runs = _runs(library, search, more)
+    if not runs:
+        return sentence(empty.no_run(library), theme), {"height": "200px"}, [], []
+    try:
+        rows = [row for run in runs for row in table_rows(run)]
+        logged = list(dict.fromkeys(str(row["name"]) for row in rows))
+        chosen = [name for name in names or () if name in logged] or None
+        figure = curves(
+            runs, chosen, scale=cast("Literal['auto', 'log', 'linear']", scale), theme=theme
+        )
+    except TrustlensError as error:
+        return *placed(sentence(str(error), theme)), [], []
+    return *placed(figure, search, more, names, scale), logged, rows
+
+
+def _runs(library: Library, search: str | None, more: Sequence[str] | None) -> list[Run]:
+    selection = Selection.parse(search)
+    return library.chosen(*dict.fromkeys((selection.a, selection.b, *(more or ()))))
+
+
+def table_rows(run: Run) -> list[dict[str, Any]]:
+    """Return one row for each name that was logged: its last value and its extremes."""
+    rows: list[dict[str, Any]] = []
+    for name, part in run.metrics().groupby("name", sort=False):
+        values = part["value"].to_numpy(np.float64)
+        finite = values[np.isfinite(values)]
+        rows.append(
+            {
+                "key": f"{run.path.name} {name}",
+                "run": run.label,
+                "name": str(name),
+                "step": int(part["step"].iloc[-1]),
+                "last": float(values[-1]) if np.isfinite(values[-1]) else None,
+                "lowest": float(finite.min()) if finite.size else None,
+                "highest": float(finite.max()) if finite.size else None,
+                "lost": int(values.size - finite.size),
+            }
+        )
+    return rows

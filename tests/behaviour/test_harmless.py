@@ -1,0 +1,318 @@
+"""The training is what it is without the recorder, whatever fails in the recorder."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import gc
+import io
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+import trustlens
+from trustlens.optim import Lamb
+from trustlens.recording import recorder
+from trustlens.recording.hooks import optimizer as hooks
+from trustlens.recording.measuring import probe as watch
+from trustlens.recording.measuring.cached_plan import Plan
+from trustlens.recording.measuring.snapshots import Kept
+from trustlens.recording.statistics.cpu_backend import Compiled
+from trustlens.recording.transfer import WriterThread
+from trustlens.recording.writing import sink as output
+from trustlens.recording.writing.tables import Measured
+from trustlens.store import table_writer as table
+from trustlens.store import writer
+from trustlens.store.writer import RunWriter
+
+BEFORE = 3
+"""Steps before a failure."""
+
+
+class Training:
+    """Dropout, a scaler, a schedule, a group added and a step left out: all that may go wrong."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 — the state that a recorder could disturb
+        self.model = nn.Sequential(nn.Linear(7, 13), nn.Dropout(0.5), nn.Linear(13, 2))
+        self.head = nn.Linear(2, 2)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.scaler = GradScaler("cpu", init_scale=64.0)
+        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, total_iters=5)
+        self.step = 0
+
+    def train(self, steps: int, log: Callable[..., None] = lambda **_: None) -> None:
+        for _ in range(steps):
+            self.step += 1
+            if self.step == BEFORE + 2:
+                self.optimizer.add_param_group({"params": list(self.head.parameters())})
+            self.optimizer.zero_grad()
+            loss = self.head(self.model(torch.randn(4, 7))).square().mean()
+            self.scaler.scale(loss * (float("inf") if self.step == BEFORE + 3 else 1)).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+            log(loss=loss)
+
+    def everything(self) -> bytes:
+        """Return the bytes of all that a training is made of, also of its random numbers."""
+        parts: list[Any] = [p.detach() for p in self.model.parameters()]
+        parts += [p.detach() for p in self.head.parameters()]
+        parts += [self.optimizer.state_dict(), self.scaler.state_dict(), self.schedule.state_dict()]
+        parts += [torch.get_rng_state(), random.getstate(), np.random.get_state()]  # noqa: NPY002
+        return pickle.dumps(_plain(parts))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return [(repr(key), _plain(each)) for key, each in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return repr(value)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> bytes:
+    training = Training()
+    training.train(BEFORE + 7)
+    return training.everything()
+
+
+@pytest.fixture(autouse=True)
+def _no_hook_is_left() -> Iterator[None]:
+    step = GradScaler.step
+    yield
+    assert GradScaler.step is step
+
+
+class Listening:
+    """Receives rows, and does nothing with them."""
+
+    def on_layers(self, table: Any) -> None: ...
+    def on_metrics(self, table: Any) -> None: ...
+    def on_histograms(self, table: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+def _raising(error: BaseException, first: Callable[[], Any] = lambda: None) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        first()
+        raise copy.copy(error)  # one that is raised holds all that was at work
+
+    return fail
+
+
+STAGES: dict[str, tuple[Any, str]] = {
+    # before the step
+    "find the layers of a new group": (recorder, "find_layers"),
+    "say so in run.json": (writer, "write_info"),
+    "copy the weights": (Kept, "take"),
+    # after it
+    "what the family did": (watch, "Stepped"),
+    "measure": (watch.Watch, "_sums"),
+    "measure again": (Plan, "measure"),
+    "plan": (Plan, "of"),
+    "count elements": (Compiled, "measure_and_count"),
+    "send to the host": (watch, "send"),
+    "make a record": (recorder, "StepRecord"),
+    "hand it over": (WriterThread, "put"),
+    # a step that the scaler left out
+    "look into a wrapper": (hooks, "unwrapped"),
+    "ask the scaler": (hooks, "found_inf"),
+    # on the writer's thread
+    "collect": (WriterThread, "_collect"),
+    "make tables": (output, "tables"),
+    "append": (RunWriter, "append"),
+    "flush": (RunWriter, "flush"),
+    # at the end
+    "seal": (table, "write_sealed"),
+    "close": (RunWriter, "close"),
+    # what ends nothing but itself
+    "take a metric": (recorder, "host_scalar"),
+    "a listener": (Listening, "on_layers"),
+    "the end of a listener": (Listening, "close"),
+}
+
+GOES_ON = {"take a metric", "a listener", "the end of a listener"}
+NOT_TOLD = {"say so in run.json", "seal", "close"}  # run.json cannot be written
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("injected"), OSError(errno.ENOSPC, "injected"), MemoryError("injected")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # noqa: PLR0917
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    undisturbed: bytes,
+    stage: str,
+    error: Exception,
+) -> None:
+    failed = []
+    fail = _raising(error, lambda: failed.append(1))
+
+    training = Training()
+    with trustlens.record(
+        training.optimizer, tmp_path, histograms_every=7, listeners=[Listening()]
+    ) as recording:
+
+        def log(**values: Any) -> None:
+            recording.log(**values)
+            recording.flush()
+
+        training.train(BEFORE, log)
+        monkeypatch.setattr(*STAGES[stage], fail)
+        training.train(7, log)
+    assert failed, "the stage was not reached"
+    assert training.everything() == undisturbed
+    assert not training.optimizer._optimizer_step_pre_hooks
+    assert not training.optimizer._optimizer_step_post_hooks
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("trustlens", "WARNING")
+    ]
+    assert "injected" in caplog.text
+    monkeypatch.undo()
+    run = trustlens.open_run(tmp_path)
+    assert run.recorded_steps()[:BEFORE].tolist() == [1, 2, 3]
+    assert run.layers(layers=["group0.param0"])["weight_norm"].notna().all()
+    assert run.metrics()["value"].notna().sum() >= BEFORE
+    if stage in GOES_ON:
+        assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+        assert "stopped" not in run.info.recorder
+    elif stage not in NOT_TOLD:
+        assert "injected" in run.info.recorder["stopped"]
+
+
+def test_a_failure_while_the_step_calls_its_closure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trained(directory: Path | None) -> Tensor:
+        weight = nn.Parameter(torch.linspace(1, 2, 6))
+        optimizer = torch.optim.LBFGS([weight], max_iter=4)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = (weight**4).sum()
+            loss.backward()
+            return loss
+
+        with nullcontext() if directory is None else trustlens.record(optimizer, directory):
+            for _ in range(3):
+                optimizer.step(closure)
+        return weight.detach()
+
+    monkeypatch.setattr(Kept, "take_grads", _raising(RuntimeError("injected")))
+    assert torch.equal(trained(None), trained(tmp_path))
+    assert len(caplog.records) == 1
+    assert "injected" in caplog.text
+
+
+def test_an_interruption_in_a_hook_is_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training()
+    with trustlens.record(training.optimizer, tmp_path):
+        training.train(1)
+        for stage in ("copy the weights", "measure"):
+            with monkeypatch.context() as patch:
+                patch.setattr(*STAGES[stage], _raising(KeyboardInterrupt()))
+                with pytest.raises(KeyboardInterrupt):
+                    training.optimizer.step()
+        training.optimizer.step()
+    run = trustlens.open_run(tmp_path)
+    assert "stopped" not in run.info.recorder
+    weights = run.matrix("weight_norm")["group0.param0"]
+    assert weights.notna().all()
+    assert not training.optimizer._optimizer_step_pre_hooks
+
+
+def _held(shape: tuple[int, ...] = (13, 7)) -> int:
+    """Count the tensors of a layer's shape, and what was measured and not yet written."""
+    gc.collect()
+    return sum(
+        type(each) is Measured or (type(each) is Tensor and tuple(each.shape) == shape)
+        for each in gc.get_objects()
+    )
+
+
+@pytest.mark.parametrize("stage", ["measure again", "make tables"])
+def test_memory_is_given_back_when_recording_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    training = Training()
+    training.train(1)
+    alone = _held()
+    # With histograms the weights are copied in each step.
+    with trustlens.record(training.optimizer, tmp_path, histograms_every=1) as recording:
+        training.train(1)
+        assert _held() > alone
+        monkeypatch.setattr(*STAGES[stage], _raising(RuntimeError("injected")))
+        training.optimizer.step()
+        recording.flush()
+        assert _held() == alone
+
+
+class Whole(torch.optim.SGD):
+    """An optimizer that copies and pickles all that it holds, also its hooks."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+
+def _saved(optimizer: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(optimizer, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "twin_of",
+    [copy.copy, copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer)), _saved],
+    ids=["copy", "deepcopy", "pickle", "torch.save"],
+)
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, Lamb, Whole])
+def test_a_copy_of_a_recorded_optimizer_takes_no_recorder_along(
+    tmp_path: Path, kind: Any, twin_of: Callable[[Any], Any]
+) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = kind([weight], lr=0.1)
+
+    def step(stepping: torch.optim.Optimizer) -> None:
+        for parameter in stepping.param_groups[0]["params"]:
+            parameter.grad = torch.ones(3)
+        stepping.step()
+
+    step(optimizer)
+    plain = twin_of(optimizer)
+    with trustlens.record(optimizer, tmp_path / "a") as recording:
+        twin = twin_of(optimizer)
+        assert _plain(twin.state_dict()) == _plain(plain.state_dict())
+        step(optimizer)
+        step(twin)
+        with trustlens.record(twin, tmp_path / "b") as other:
+            step(twin)
+            step(optimizer)
+        step(twin)
+        assert recording.step == 2
+        assert other.step == 1
+    assert trustlens.open_run(tmp_path / "a").recorded_steps().tolist() == [1, 2]
+    assert trustlens.open_run(tmp_path / "b").recorded_steps().tolist() == [1]

@@ -1,0 +1,384 @@
+"""Resuming as it may go: checkpoints that do not fit, errors, what is kept and what is told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import trustlens
+from support.interrupted import Job, contents
+from trustlens.errors import RunError, UsageError
+from trustlens.recording import step_counter as resume
+from trustlens.store.repair import repair
+from trustlens.store.segments import rollback as rewind
+from trustlens.store.writer import RunWriter
+
+
+def test_what_is_taken_away_is_kept_where_no_reader_looks(tmp_path: Path) -> None:
+    job, run = Job(), tmp_path / "runs" / "run"
+    with job.record(run) as recorder:
+        job.train(6, recorder)
+        recorder.flush()
+        before = contents(run)
+        recorder.load_state_dict({"step": 2})
+        recorder.flush()
+        version = trustlens.open_run(run).version
+        for kept in (run / ".replaced" / "000001").rglob("*.parquet"):
+            kept.touch()
+        assert trustlens.open_run(run).version == version
+    assert trustlens.open_run(run).last_step == 2
+    assert trustlens.find_runs(tmp_path) == [run]
+    kept = pd.read_parquet(run / ".replaced" / "000001" / "layers")
+    assert sorted(kept["step"]) == before["layers"]["step"].tolist()
+    assert sorted(pd.read_parquet(run / "layers")["step"]) == [1] * 4 + [2] * 4
+
+
+def test_a_rewind_is_not_dropped_and_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, begun = threading.Event(), threading.Event()
+    flush = RunWriter.flush
+
+    def hanging(store: RunWriter) -> None:
+        begun.set()
+        disk.wait()
+        flush(store)
+
+    monkeypatch.setattr(RunWriter, "flush", hanging)
+    job = Job()
+    recorder = job.record(tmp_path / "run")
+    recorder._thread._capacity = 3
+    job.train(4, recorder)
+    assert begun.wait(10)
+    job.train(8)
+    recorder.load_state_dict({"step": 1})
+    disk.set()
+    recorder.close()
+    run = trustlens.open_run(tmp_path / "run")
+    assert run.info.recorder["dropped"] > 0
+    assert run.last_step == 1
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"step": -1}, {"step": 1.5}, {"step": True}, {"step": 2**53}, None, [8]]
+)
+def test_a_state_that_is_none_is_refused(given: Any, tmp_path: Path) -> None:
+    with (
+        Job().record(tmp_path) as recorder,
+        pytest.raises(UsageError, match="give what its state_dict returned"),
+    ):
+        recorder.load_state_dict(given)
+
+
+def test_a_checkpoint_ahead_of_the_run_leaves_a_gap_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Job()
+    with first.record(tmp_path / "run") as recorder:
+        first.train(5, recorder)
+    first.train(9)
+    saved = first.checkpoint()
+    second = Job()
+    second.load(saved)
+    with second.record(tmp_path / "run", resume=True) as recorder:
+        second.train(11, recorder)
+    assert len(caplog.records) == 1
+    assert "has rows up to step 5 only" in caplog.text
+    run = trustlens.open_run(tmp_path / "run")
+    assert run.recorded_steps().tolist() == [*range(1, 6), 10, 11]
+    (sentence,) = run.missing()
+    assert sentence.startswith("steps 6 to 9 are missing")
+    caplog.clear()
+    with Job().record(tmp_path / "new", resume=True) as recorder:  # no run there: no gap
+        recorder.load_state_dict({"step": 100})
+        assert recorder.step == 100
+    assert not caplog.records
+
+
+def test_a_gap_that_is_recorded_after_all_is_told_no_more(tmp_path: Path) -> None:
+    first = Job()
+    with first.record(tmp_path) as recorder:
+        first.train(10, recorder)
+    with first.record(tmp_path, resume=True) as recorder:
+        recorder.load_state_dict({"step": 20})
+        first.train(15, recorder)
+        recorder.flush()
+        (sentence,) = trustlens.open_run(tmp_path).missing()
+        assert sentence.startswith("steps 11 to 20 are missing")
+        recorder.load_state_dict({"step": 5})
+        first.train(55, recorder)
+        recorder.flush()
+        assert trustlens.open_run(tmp_path).missing() == []
+        recorder.load_state_dict({"step": 50})
+    run = trustlens.open_run(tmp_path)
+    assert run.recorded_steps().tolist() == list(range(1, 46))
+    (sentence,) = run.missing()
+    assert sentence.startswith("steps 46 to 50 are missing")
+
+
+def test_rows_that_a_failed_rewind_left_do_not_stand_for_steps_of_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = rewind.write_sealed
+
+    def full(path: Path, table: str, rows: Any) -> None:
+        if table == "layers":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, table, rows)
+
+    job = Job()
+    with job.record(tmp_path) as recorder, monkeypatch.context() as patch:
+        job.train(10, recorder)
+        patch.setattr(rewind, "write_sealed", full)
+        recorder.load_state_dict({"step": 5})
+        recorder.flush()
+        job.train(13, recorder)  # steps 6 to 8, anew and unrecorded
+    run = trustlens.open_run(tmp_path)
+    assert (run.last_step, run.recorded_steps().max()) == (5, 10)
+    with job.record(tmp_path, resume=True) as recorder:
+        recorder.load_state_dict({"step": 8})
+        job.train(15, recorder)
+    run = trustlens.open_run(tmp_path)
+    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 9, 10]
+    assert set(run.metrics()["step"]) == {1, 2, 3, 4, 5, 9, 10}
+    (sentence,) = run.missing()
+    assert sentence.startswith("steps 6 to 8 are missing")
+
+
+def test_there_and_back_before_the_writer_gets_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, whole = threading.Event(), RunWriter.rewind
+
+    def hanging(store: RunWriter, *given: Any) -> Path | None:
+        disk.wait()
+        return whole(store, *given)
+
+    monkeypatch.setattr(RunWriter, "rewind", hanging)
+    job = Job()
+    with job.record(tmp_path) as recorder:
+        job.train(10, recorder)
+        recorder.load_state_dict({"step": 5})
+        recorder.load_state_dict({"step": 20})
+        job.train(12, recorder)
+        disk.set()
+    run = trustlens.open_run(tmp_path)
+    assert run.recorded_steps().tolist() == [*range(1, 6), 21, 22]
+    (sentence,) = run.missing()
+    assert sentence.startswith("steps 6 to 20 are missing")
+
+
+def test_metrics_logged_before_the_first_step_belong_to_the_checkpoints(tmp_path: Path) -> None:
+    first = Job()
+    with first.record(tmp_path / "run") as recorder:
+        first.train(6)
+        saved = first.checkpoint()
+        first.train(9)
+    second = Job()
+    with second.record(tmp_path / "run", resume=True) as recorder:
+        recorder.log(early=1.0)
+        second.load(saved)
+        recorder.log(accuracy=0.5)
+        second.train(7)
+    with Job().record(tmp_path / "run", resume=True) as recorder:
+        recorder.log(last=1.0)  # and no step
+    metrics = trustlens.open_run(tmp_path / "run").metrics()
+    assert dict(zip(metrics["name"], metrics["step"], strict=True)) == {
+        "early": 6,
+        "accuracy": 6,
+        "last": 7,
+    }
+
+
+def test_an_error_while_rewinding_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    first = Job()
+    with first.record(tmp_path / "run") as recorder:
+        first.train(6, recorder)
+    second, plain = Job(), Job()
+    plain.train(5)
+    monkeypatch.setattr("trustlens.store.segments.rollback._keep", fail)
+    with second.record(tmp_path / "run", resume=True) as recorder:
+        recorder.load_state_dict({"step": 2})
+        second.train(5, recorder)
+    for one, other in zip(second.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left" in caplog.text
+    run = trustlens.open_run(tmp_path / "run")
+    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 6]
+    assert not list((tmp_path / "run" / "layers").glob(".*"))
+
+
+def test_what_was_lost_stays_told_and_what_ended_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose(recorder: trustlens.Recorder, rows: int) -> None:
+        recorder._thread.dropped += rows
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("injected")
+
+    first = Job()
+    with first.record(tmp_path) as recorder:
+        first.train(2, recorder)
+        recorder.flush()
+        lose(recorder, 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(RunWriter, "append", fail)
+            first.train(3, recorder)
+            recorder.flush()
+    assert "injected" in caplog.text
+    told = trustlens.open_run(tmp_path).info.recorder
+    assert (told["dropped"], told["stopped"]) == (3, "RuntimeError: injected")
+    with first.record(tmp_path, resume=True) as recorder:
+        lose(recorder, 2)
+    told = trustlens.open_run(tmp_path).info.recorder
+    assert told["dropped"] == 5
+    assert "stopped" not in told
+
+
+def test_a_count_that_lies_on_an_accelerator_is_read_as_a_run_is_resumed_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read it is to wait. No such device is needed to see it."""
+    monkeypatch.setattr(resume, "reading_waits", lambda value: isinstance(value, torch.Tensor))
+    waits: list[bool] = []
+
+    def count(optimizer: torch.optim.Optimizer, *, wait: bool = True) -> int | None:
+        waits.append(wait)
+        return own_count(optimizer, wait=wait)
+
+    own_count, first = resume.own_count, Job()
+    with first.record(tmp_path) as recorder, monkeypatch.context() as patch:
+        patch.setattr(resume, "own_count", count)
+        first.train(6, recorder)
+    assert waits == [False]
+    assert resume.own_count(first.optimizer, wait=False) is None
+    assert resume.own_count(first.optimizer) == 6
+    with first.record(tmp_path, resume=True) as recorder:
+        recorder.load_state_dict({"step": 4})
+        first.train(7, recorder)
+        assert recorder.step == 5
+    assert trustlens.open_run(tmp_path).info.recorder["optimizer_steps_before"] == [2]
+
+
+def _kept(where: str, step: Any) -> torch.optim.Optimizer:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    place = {"state": optimizer.state, "group": optimizer.param_groups[0]}
+    place.get(where, optimizer.state[parameter])["step"] = step  # type: ignore[index]
+    return optimizer
+
+
+@pytest.mark.parametrize("where", ["layer", "group", "state"])
+@pytest.mark.parametrize(
+    ("kept", "count"), [(7, 7), (torch.tensor(7.0), 7), (torch.ones(2), None), (None, None)]
+)
+def test_a_count_is_found_where_an_optimizer_keeps_it(where: str, kept: Any, count: Any) -> None:
+    optimizer = _kept(where, kept)
+    assert resume.own_count(optimizer) == count
+    assert resume.has_state(optimizer) == (where != "group")
+
+
+def test_what_is_no_run_and_what_does_not_fit(tmp_path: Path) -> None:
+    def other(job: Job) -> trustlens.Recorder:
+        job.model[2] = nn.Linear(5, 3)
+        job.optimizer = torch.optim.Adam(job.model.parameters())
+        return job.record(tmp_path / "run", resume=True)
+
+    first = Job()
+    with first.record(tmp_path / "run", resume=True) as recorder:  # there is none yet
+        first.train(2, recorder)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match="resume=True"):
+        Job().record(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"'2.weight' of shape \[2, 5\], and here it has \[3, 5\]"):
+        other(Job())
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="no schema_version"):
+        Job().record(tmp_path / "run", resume=True)
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(UsageError, match="already holds a run"):
+        Job().record(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"optimizer_steps_before": 5},
+        {"optimizer_steps_before": [None]},
+        {"optimizer_steps_before": ["x", 2.5, True]},
+        {"dropped": "x"},
+        {"dropped": [1], "stopped": 3},
+        {"passed_over": 5, "gaps": "ab"},
+        {"gaps": [[1]], "torn_layers": {}},
+    ],
+)
+def test_notes_that_are_none_are_passed_over(
+    foreign: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job()
+    with job.record(tmp_path) as recorder:
+        job.train(3, recorder)
+    said = json.loads((tmp_path / "run.json").read_text())
+    said["recorder"] |= foreign
+    (tmp_path / "run.json").write_text(json.dumps(said))
+    with job.record(tmp_path, resume=True) as recorder:
+        job.train(5, recorder)
+    assert not caplog.records
+    run = trustlens.open_run(tmp_path)
+    assert (run.status, run.missing()) == ("closed", [])
+    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_what_is_nested_too_deeply_to_be_written_again_is_named(tmp_path: Path) -> None:
+    job = Job()
+    with job.record(tmp_path, config={"deep": "here"}) as recorder:
+        job.train(3, recorder)
+    text = (tmp_path / "run.json").read_text().replace('"here"', "[" * 600 + "]" * 600)
+    text = text.replace('"closed": "', '"closed": null, "was": "')  # so that repair has to write
+    (tmp_path / "run.json").write_text(text)
+    tries: list[Callable[[], object]] = [
+        lambda: job.record(tmp_path, resume=True),
+        lambda: repair(tmp_path),
+    ]
+    for attempt in (*tries, *tries):  # again: the lock was given back
+        with pytest.raises(RunError, match=r"run\.json' cannot be written: .* nested too deeply"):
+            attempt()
+    assert (tmp_path / "run.json").read_text() == text
+    assert trustlens.open_run(tmp_path).last_step == 3
+
+
+def test_layers_of_both_models_are_known(tmp_path: Path) -> None:
+    first = Job()
+    with first.record(tmp_path / "run") as recorder:
+        first.train(2, recorder)
+    second = Job()
+    second.model.append(nn.Linear(2, 2))
+    second.optimizer = torch.optim.AdamW(
+        [*second.model[0].parameters(), *second.model[3].parameters()]
+    )
+    with second.record(tmp_path / "run", resume=True, name="b", config={"b": 1}) as recorder:
+        recorder.load_state_dict({"step": 2})
+        second.train(1, recorder)
+    run = trustlens.open_run(tmp_path / "run")
+    assert (run.name, run.info.config) == ("b", {"b": 1})
+    assert run.layer_names == ["0.weight", "0.bias", "3.weight", "3.bias", "2.weight", "2.bias"]
+    assert run.layers(layers=["2.bias"])["step"].tolist() == [1, 2]
+    assert run.layers(layers=["3.bias"])["step"].tolist() == [3]

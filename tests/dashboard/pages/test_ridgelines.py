@@ -1,0 +1,222 @@
+"""The ridgelines page: the canvas' payload and the numbers beside it, against the run itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trustlens.analysis.discovery import open_run
+from trustlens.figures.theme import THEMES
+from trustlens.schema import QUANTITIES
+from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages.ridgelines import view as page
+from trustlens_dashboard.pages.ridgelines.payload import payload
+from trustlens_dashboard.pages.ridgelines.readout import picture_in_words, view
+from trustlens_dashboard.selection import Selection
+
+Maker = Callable[..., Path]
+LAMB = "trustlens.optim.lamb.Lamb"
+FRESH = page.Slider(0, 1)
+
+
+@pytest.fixture
+def pair(synthetic_run: Maker, tmp_path: Path) -> tuple[Library, str]:
+    """Adam with 60 steps and LAMB with 40, and the address that shows both."""
+    synthetic_run("adam", steps=60, layers=12, seed=1)
+    synthetic_run("lamb", steps=40, layers=12, seed=2, optimizer=LAMB)
+    library = Library(tmp_path)
+    a, b = (entry.id for entry in library.entries())
+    return library, Selection(a, b).search()
+
+
+def heights(run: dict[str, Any], buckets: int) -> np.ndarray:
+    packed = np.frombuffer(base64.b64decode(run["heights"]), "<u2")
+    return packed.reshape(-1, buckets) * run["factor"]
+
+
+def test_the_payload_holds_the_data_of_the_figure(synthetic_run: Maker) -> None:
+    ratio = np.full((20, 10), 0.1)
+    ratio[:, 0] = 1e6  # far out: out of view
+    ratio[:, 1:5] = np.geomspace(0.05, 2, 20)[:, None]
+    bad = np.zeros((20, 10))
+    bad[15:, 9] = 4
+    ratio[15:, 9] = np.nan
+    run = open_run(
+        synthetic_run("run", layers=10, steps=20, values={"trust_ratio": ratio, "nonfinite": bad})
+    )
+    data = view([run], "trust_ratio", "auto", "robust")
+    sent = json.loads(json.dumps(payload(data, ["id"], ["words"]), allow_nan=False))
+    [drawn] = sent["runs"]
+    got = heights(drawn, sent["axis"]["buckets"])
+    np.testing.assert_allclose(got, data.runs[0].heights, atol=sent["height"]["top"] / 65535)
+    outside = np.add(np.add(drawn["below"], drawn["above"]), drawn["nonfinite"])
+    np.testing.assert_allclose(got.sum(axis=1) + outside, 10, atol=0.01)
+    assert drawn["above"] == [1] * 20
+    assert drawn["nonfinite"] == [0] * 15 + [1] * 5
+    assert drawn["steps"] == list(range(1, 21))
+
+
+def test_the_height_axis_counts_layers_at_the_same_place(synthetic_run: Maker) -> None:
+    ratio = np.tile([0.1, 1, 1, 10, 10, 10, 10, 10], (3, 1))
+    run = open_run(synthetic_run("run", layers=8, steps=3, values={"trust_ratio": ratio}))
+    data = view([run], "trust_ratio", "auto", "full")
+    sent = payload(data, ["id"], ["words"])
+    heaps = heights(sent["runs"][0], 160)[0]
+    [one] = [tick["at"] / 2 for tick in sent["height"]["ticks"] if tick["label"] == "2"]
+    crests = [heaps[first : first + 40].max() / one for first in (0, 60, 120)]
+    assert crests == pytest.approx([1, 2, 5], rel=0.04)  # a bump may lie between two buckets
+
+
+def test_two_runs_share_axis_steps_and_heights(pair: tuple[Library, str]) -> None:
+    library, search = pair
+    sent = page.picture(library, search, "auto", "robust", FRESH)[0]
+    assert (sent["steps"]["lo"], sent["steps"]["hi"]) == (1, 60)
+    assert len({run["factor"] for run in sent["runs"]}) == 1
+    assert [run["color"]["light"] for run in sent["runs"]] == [
+        THEMES["light"].runs[key].line for key in ("blue", "red")
+    ]
+    assert sent["axis"]["lo"] < sent["axis"]["hi"]
+    for tick in sent["axis"]["ticks"]:
+        assert 0 <= tick["at"] <= 1
+        low, high = sent["axis"]["lo"], sent["axis"]["hi"]
+        assert low * (high / low) ** tick["at"] == pytest.approx(float(tick["label"]), rel=1e-6)
+
+
+def test_the_payload_is_small(synthetic_run: Maker, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        synthetic_run(name, layers=8, steps=150)
+    library = Library(tmp_path)
+    search = Selection(*(entry.id for entry in library.entries())).search()
+    sent = json.dumps(page.picture(library, search, "auto", "full", FRESH)[0])
+    assert len(sent) < 100_000  # two runs, 100 ridges of 160 buckets each
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("scale", ["auto", "log", "linear"])
+def test_every_quantity_on_every_scale(
+    pair: tuple[Library, str], quantity: str, scale: str
+) -> None:
+    library, search = pair
+    selection = Selection.parse(search)
+    address = Selection(selection.a, selection.b, quantity).search()
+    for reach in ("robust", "full"):
+        result = page.picture(library, address, scale, reach, FRESH)
+        json.dumps(result[0], allow_nan=False)
+        assert result[0] is not None
+
+
+def test_a_slider_at_the_end_follows_and_one_in_the_middle_stays() -> None:
+    steps = list(range(1, 101))
+    assert page._step(page.Slider(0, 1), steps) == 100
+    assert page._step(page.Slider(80, 80), steps) == 100
+    assert page._step(page.Slider(40, 80), steps) == 40
+    assert page._step(page.Slider(500, 900), steps) == 100  # another run
+    assert page._step(page.Slider(41, 80), list(range(0, 101, 4))) == 40
+    assert page._step(page.Slider(7, 9), []) == 0
+
+
+def test_the_table_says_what_the_run_holds(pair: tuple[Library, str]) -> None:
+    library, search = pair
+    words, columns, rows = page.numbers(library, search, "auto", "robust", 25)
+    adam, lamb = (run.matrix("trust_ratio", steps=[25]).iloc[0] for run in library.chosen(
+        *(entry.id for entry in library.entries())))  # fmt: skip
+    assert [row["value0"] for row in rows] == pytest.approx(adam.tolist())
+    assert [row["value1"] for row in rows] == pytest.approx(lamb.tolist())
+    assert [row["ratio"] for row in rows] == pytest.approx((lamb / adam).tolist())
+    assert [row["layer"] for row in rows] == list(adam.index)
+    assert columns[1]["headerName"] == "r · adam · step 25"
+    assert "adam, step 25: median r" in words[0].children
+    assert "over 12 layers." in words[0].children
+
+
+def test_beyond_the_end_of_the_shorter_run_its_last_step_is_told(pair: tuple[Library, str]) -> None:
+    library, search = pair
+    _, columns, _ = page.numbers(library, search, "auto", "robust", 60)
+    assert [column["headerName"] for column in columns[1:3]] == [
+        "r · adam · step 60",
+        "r · lamb · step 40",
+    ]
+
+
+def test_runs_of_different_models_have_all_layers_in_the_table(
+    synthetic_run: Maker, tmp_path: Path
+) -> None:
+    synthetic_run("one", layers=["shared", "only.one"], steps=2)
+    synthetic_run("two", layers=["only.two", "shared"], steps=2)
+    library = Library(tmp_path)
+    search = Selection(*(entry.id for entry in library.entries())).search()
+    _, _, rows = page.numbers(library, search, "auto", "robust", 2)
+    by_layer = {row["layer"]: row for row in rows}
+    assert list(by_layer) == ["shared", "only.one", "only.two"]
+    assert by_layer["only.one"]["value1"] is None
+    assert by_layer["only.one"]["ratio"] is None
+    assert by_layer["shared"]["ratio"] is not None
+
+
+def test_words_tell_what_the_picture_shows_and_hides(synthetic_run: Maker) -> None:
+    ratio = np.full((30, 12), 0.2)
+    ratio[:, :3] *= np.array([0.8, 1.1, 1.3])
+    ratio[9:12, 11] = 1e9
+    run = open_run(synthetic_run("wild", layers=12, steps=30, values={"trust_ratio": ratio}))
+    data = view([run], "trust_ratio", "auto", "robust")
+    words = picture_in_words(data, data.runs[0])
+    assert "12 layers at 30 steps, from 1 to 30" in words
+    assert "up to 1 above" in words
+    assert "between steps 10 and 12" in words
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"layers": 0, "steps": 4}, "This run has no layers."),
+        ({"steps": 0, "metrics": {}}, "No step has been recorded yet."),
+        ({"steps": 3, "values": {"trust_ratio": None}}, "Adam does not have it."),
+        (
+            {
+                "steps": 3,
+                "layers": 2,
+                "values": {"trust_ratio": np.full((3, 2), np.nan), "nonfinite": np.ones((3, 2))},
+            },
+            "all are NaN or infinite.",
+        ),
+    ],
+)
+def test_a_run_with_nothing_to_draw_says_why(
+    synthetic_run: Maker, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    synthetic_run("strange", **options)
+    library = Library(tmp_path)
+    search = Selection(library.entries()[0].id, "").search()
+    sent, *_ = page.picture(library, search, "auto", "robust", FRESH)
+    assert sentence in sent["runs"][0]["empty"]
+    assert sentence in sent["runs"][0]["summary"]
+    page.numbers(library, search, "auto", "robust", 1)
+
+
+def test_one_step_is_a_ridge(synthetic_run: Maker, tmp_path: Path) -> None:
+    synthetic_run("short", steps=1)
+    library = Library(tmp_path)
+    search = Selection(library.entries()[0].id, "").search()
+    sent, low, high, marks, value, disabled, *_ = page.picture(
+        library, search, "auto", "robust", FRESH
+    )
+    assert (low, high, marks, value, disabled) == (1, 2, [{"value": 1}], 1, True)
+    assert sent["runs"][0]["empty"] == ""
+
+
+def test_without_a_run_and_with_a_damaged_table(synthetic_run: Maker, tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    assert page.picture(library, "", "auto", "robust", FRESH)[0] is None
+    path = synthetic_run("torn", steps=3)
+    for file in (path / "layers").glob("*.parquet"):
+        file.write_bytes(b"torn")
+    search = Selection(library.entries()[0].id, "").search()
+    *_, message = page.picture(library, search, "auto", "robust", FRESH)
+    assert "damaged" in message.children
+    assert "damaged" in page.numbers(library, search, "auto", "robust", 1)[0].children

@@ -1,0 +1,783 @@
+"""Runs on an object store: a real S3 server on this machine, and fsspec's memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow.fs as arrow_fs
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+import trustlens
+import trustlens.recording.recorder
+import trustlens.store.reader as reading
+import trustlens.store.remote.lease as locking
+import trustlens.store.remote.staging as spooling
+import trustlens.store.remote.uploader as mirroring
+from support.runs import layers_table, run_info
+from trustlens.cli import main
+from trustlens.errors import MissingDependencyError, RunError, UsageError
+from trustlens.store import location as places
+from trustlens.store.downsampled import read_coarse
+from trustlens.store.location import entries, exists, place
+from trustlens.store.reader import RunFiles, read_table
+from trustlens.store.remote.staging import spool_of
+from trustlens.store.remote_location import RemotePlace, remote_place
+from trustlens.store.writer import RunWriter
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    PORT = free.getsockname()[1]
+
+
+class Server:
+    """A server of S3 that can be taken away and brought back; what it holds stays."""
+
+    def __init__(self) -> None:
+        self.up()
+
+    def up(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=PORT, verbose=False)
+        self._server.start()
+
+    def down(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    started = Server()
+    yield started
+    started.down()
+
+
+def impatient(address: str) -> RemotePlace:
+    """Arrow tries thrice, for six seconds, which is too long for a test."""
+    found = remote_place(address)
+    if address.startswith("s3://"):
+        once = arrow_fs.AwsStandardS3RetryStrategy(max_attempts=1)
+        store = arrow_fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{PORT}",
+            scheme="http",
+            region="us-east-1",
+            retry_strategy=once,
+        )
+        return replace(found, filesystem=store)
+    return found
+
+
+@pytest.fixture
+def bucket(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> str:
+    """A new bucket, and a cache folder of the test's own; short intervals."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
+    monkeypatch.setattr(mirroring, "PATIENCE", 1.0)
+    monkeypatch.setattr(locking, "SIGN", 0.5)
+    monkeypatch.setattr(places, "remote_place", impatient)
+    name = f"bucket-{abs(hash(request.node.nodeid)):x}"
+    options = f"endpoint_override=127.0.0.1:{PORT}&scheme=http&region=us-east-1"
+    store, _ = arrow_fs.FileSystem.from_uri(f"s3://{name}?{options}&allow_bucket_creation=true")
+    store.create_dir(name)
+    return f"s3://{name}/runs/{{}}?{options}"
+
+
+def remote_of(address: str) -> RemotePlace:
+    found = place(address)
+    assert isinstance(found, RemotePlace)
+    return found
+
+
+def training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 2))
+    return model, torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int) -> float:
+    generator = torch.Generator().manual_seed(number)
+    optimizer.zero_grad()
+    loss = model(torch.randn(8, 5, generator=generator)).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def train(address: str | Path, first: int = 1, last: int = 30, **options: Any) -> None:
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model, **options) as recorder:
+        for number in range(first, last + 1):
+            recorder.log(loss=step(model, optimizer, number))
+
+
+def go_on(address: str, first: int, last: int) -> None:
+    """Go on with a run from a checkpoint of the step before the first."""
+    model, optimizer = training()
+    for number in range(1, first):
+        step(model, optimizer, number)
+    with trustlens.record(optimizer, address, model=model, resume=True) as recorder:
+        for number in range(first, last + 1):
+            recorder.log(loss=step(model, optimizer, number))
+
+
+def hold_to_a_local_one(address: str, tmp_path: Path, last: int = 30) -> None:
+    train(tmp_path / "local", last=last)
+    here, there = trustlens.open_run(tmp_path / "local"), trustlens.open_run(address)
+    pd.testing.assert_frame_equal(there.layers(), here.layers())
+    pd.testing.assert_frame_equal(there.metrics(), here.metrics())
+    assert there.last_step == last
+    assert there.status == "closed"
+    assert there.missing() == []
+
+
+def test_a_run_is_recorded_to_s3_and_read_from_there(bucket: str, tmp_path: Path) -> None:
+    address = bucket.format("adam")
+    train(address)
+    hold_to_a_local_one(address, tmp_path)
+    run = trustlens.open_run(address)
+    assert run.name == "adam"
+    assert str(run.path).endswith("/runs/adam")
+    assert "scheme" not in str(run.path)
+    read = run.overview("grad_norm", 1)
+    assert np.isfinite(read.mean).all()
+    assert not spool_of(remote_of(address)).exists()
+    assert main(["show", address]) == 0
+    assert main(["diagnose", address]) == 0
+
+
+def test_a_run_is_read_while_it_is_recorded(bucket: str) -> None:
+    address = bucket.format("live")
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model) as recorder:
+        seen = []
+        for number in range(1, 13):
+            step(model, optimizer, number)
+            if number % 4 == 0:
+                recorder.flush()
+                run = trustlens.open_run(address)
+                assert run.status == "recording"
+                seen.append(run.recorded_steps().tolist())
+    assert [len(steps) for steps in seen] == [4, 8, 12]
+
+
+def test_nothing_is_renamed_and_what_is_sealed_is_put_once(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trustlens.store.writer.SEGMENT_ROWS", 20)
+    put: list[str] = []
+    whole = mirroring.Mirror._put
+
+    def noted(self: Any, name: str, data: bytes) -> None:
+        put.append(name)
+        whole(self, name, data)
+
+    monkeypatch.setattr(mirroring.Mirror, "_put", noted)
+    address = bucket.format("once")
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model) as recorder:
+        for number in range(1, 31):
+            step(model, optimizer, number)
+            if number % 3 == 0:
+                recorder.flush()
+    sealed = [name for name in put if name.startswith(("layers/", "steps/"))]
+    assert len(sealed) == 7  # five of 24 rows, two of steps
+    assert len(set(sealed)) == len(sealed)
+    names = {entry.name for entry in entries(place(address))}
+    assert not any(name.startswith(".") for name in names)
+    assert "journal" not in names or not entries(place(address) / "journal")
+
+
+def written(directory: Path, last: int, rewind: int | None = None) -> None:
+    """Write a run of two layers, or go on with it, in many sealed files."""
+    writer = RunWriter(
+        directory, run_info(layers=["a", "b"]), resume=lambda info: info, segment_rows=40
+    )
+    if rewind is not None:
+        writer.rewind(rewind, {})
+    for begin in range((rewind or 0) + 1, last, 10):
+        steps = np.arange(begin, begin + 10)
+        writer.append("layers", layers_table(steps, ["a", "b"], {"weight_norm": np.ones((10, 2))}))
+    writer.close(writer.info)
+
+
+def uploaded(spool: Path, remote: RemotePlace, last: int = 100) -> mirroring.Mirror:
+    """Write a run and upload it; return its mirror, which goes on."""
+    written(spool, last)
+    mirror = mirror_of(spool, remote)
+    while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
+        mirror.flush()
+    mirror.flush()
+    return mirror
+
+
+def mirror_of(spool: Path, remote: RemotePlace) -> mirroring.Mirror:
+    lock = locking.RemoteLock(remote)
+    lock.take()
+    return mirroring.Mirror(spool, lock)
+
+
+def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_twice(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    remote, spool, killed = remote_of(bucket.format("run")), tmp_path / "spool", tmp_path / "killed"
+    mirror = uploaded(spool, remote, last=400)
+    shutil.copytree(spool, killed)  # as it is left by who is killed now
+    again = tmp_path / "again"
+    shutil.copytree(killed, again)
+    mirror.close()
+    put: list[str] = []
+    whole = mirroring.Mirror._put
+
+    def noted(self: Any, name: str, data: bytes) -> None:
+        put.append(name)
+        whole(self, name, data)
+        read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)
+        assert read["weight_norm"].rows.max() <= read["weight_norm"].width
+
+    monkeypatch.setattr(mirroring.Mirror, "_put", noted)
+    mirror_of(again, remote).close()
+    assert put == []
+    written(killed, 400, rewind=150)
+    mirror_of(killed, remote).close()
+    assert not killed.exists()
+    assert "layers/000003.parquet" not in put  # of steps 61 to 80
+    assert "layers/000008.parquet" in put
+    steps = read_table(remote, "layers", ["step"])["step"].to_pylist()
+    assert sorted(steps) == [number for number in range(1, 401) for _ in "ab"]
+    read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)["weight_norm"]
+    assert read.rows.tolist() == [[64, 64]] * 6 + [[16, 16]]
+
+
+def test_a_network_that_goes_away_loses_nothing(
+    server: Server, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("outage")
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model) as recorder:
+        for number in range(1, 31):
+            recorder.log(loss=step(model, optimizer, number))
+            if number == 10:
+                recorder.flush()
+                server.down()
+            if number == 20:
+                recorder.flush()  # it cannot be there, and the training goes on
+            if number == 25:
+                server.up()
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert ["cannot be written" in record.getMessage() for record in warnings] == [True]
+    hold_to_a_local_one(address, tmp_path)
+
+
+def test_what_cannot_be_uploaded_stays_and_is_uploaded_later(
+    server: Server, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("late")
+    model, optimizer = training()
+    recorder = trustlens.record(optimizer, address, model=model)
+    server.down()
+    for number in range(1, 31):
+        recorder.log(loss=step(model, optimizer, number))
+    recorder.close()
+    spool = spool_of(remote_of(address))
+    assert trustlens.open_run(spool).last_step == 30
+    assert f"trustlens repair '{address}'" in caplog.text
+    server.up()
+    assert main(["repair", address]) == 0
+    hold_to_a_local_one(address, tmp_path)
+    assert not spool.exists()
+    assert main(["repair", address]) == 0
+
+
+def killed(address: str, cache: Path, last: int) -> None:
+    """Record to an address in a process that is killed, on the machine with that cache."""
+    code = f"""
+        import os, signal, sys
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+        import trustlens
+        from test_remote import step, training
+        model, optimizer = training()
+        recorder = trustlens.record(optimizer, {address!r}, model=model)
+        for number in range(1, {last} + 1):
+            recorder.log(loss=step(model, optimizer, number))
+        recorder.flush()
+        step(model, optimizer, {last} + 1)
+        recorder._thread.flush()  # to this machine's disk, not yet to the store
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    cache.mkdir(exist_ok=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], check=False, env=environment
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_killed_recording_goes_on_from_its_spool(bucket: str, tmp_path: Path) -> None:
+    address = bucket.format("killed")
+    killed(address, tmp_path / "cache", last=12)
+    run = trustlens.open_run(address)
+    assert run.status == "interrupted"  # its lock is on this machine
+    assert f"trustlens repair '{address}' uploads it" in " ".join(run.missing())
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(address)
+    go_on(address, 9, 30)
+    hold_to_a_local_one(address, tmp_path)
+
+
+def test_a_run_goes_on_on_another_machine(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = bucket.format("moved")
+    train(address, last=20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    go_on(address, 16, 30)
+    hold_to_a_local_one(address, tmp_path)
+
+
+def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Path) -> None:
+    address = bucket.format("stale")
+    train(address, last=10)
+    remote, stale = remote_of(address), spool_of(remote_of(address))
+    for name in spooling.files_of(remote):
+        (stale / name).parent.mkdir(parents=True, exist_ok=True)
+        (stale / name).write_bytes((places.open_input(remote / name)).read())
+    text = (stale / "run.json").read_text(encoding="utf-8")
+    session = trustlens.open_run(stale).info.recorder[spooling.SESSION]
+    (stale / "run.json").write_text(text.replace(session, "an older one"), encoding="utf-8")
+    train(address, last=30, resume=True)
+    hold_to_a_local_one(address, tmp_path)
+    assert len(list(stale.parent.glob(f"{stale.name}-*"))) == 1
+
+
+def test_fsspec_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    train("memory://runs/adam")
+    hold_to_a_local_one("memory://runs/adam", tmp_path)
+
+
+def test_addresses_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    with pytest.raises(UsageError, match="neither Arrow nor fsspec knows 'nope://'"):
+        trustlens.open_run("nope://bucket/run")
+    with pytest.raises(UsageError, match="'s3://' names no place"):
+        trustlens.open_run("s3://")
+    with pytest.raises(RunError, match=r"there is no directory 's3://.*/runs/nothing'"):
+        trustlens.open_run(bucket.format("nothing"))
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingDependencyError, match="pip install 'trustlens-optim\\[remote\\]'"):
+        trustlens.open_run("memory://runs/adam")
+
+
+def test_plain_paths_and_file_addresses_are_this_machines(tmp_path: Path) -> None:
+    assert place(tmp_path) == tmp_path
+    assert place(f"file://{tmp_path}") == tmp_path
+    assert place(os.fspath(tmp_path)) == tmp_path
+    remote = RemotePlace(None, "bucket/runs", "s3://bucket/runs")
+    assert place(remote) is remote
+    assert str(remote / "lamb" / "run.json") == "s3://bucket/runs/lamb/run.json"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Be on another machine, by name, as far as it is known from its cache folder."""
+
+    def go(name: str) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    return go
+
+
+def steps_of(address: str) -> list[int]:
+    return read_table(place(address), "steps", ["step"])["step"].to_pylist()
+
+
+def test_a_second_writer_on_another_machine_is_refused(
+    bucket: str, elsewhere: Callable[[str], None]
+) -> None:
+    address = bucket.format("two")
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model) as recorder:
+        step(model, optimizer, 1)
+        recorder.flush()
+        with pytest.raises(UsageError, match="another recorder on this machine"):
+            train(address, resume=True)
+        elsewhere("other")
+        with pytest.raises(UsageError, match="another process is recording"):
+            train(address, resume=True)
+        step(model, optimizer, 2)
+    assert steps_of(address) == [1, 2]
+
+
+def test_who_goes_on_with_a_run_elsewhere_is_not_disturbed_by_what_is_left(
+    bucket: str,
+    elsewhere: Callable[[str], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = bucket.format("moved")
+    killed(address, tmp_path / "first", last=12)
+    elsewhere("second")
+    go_on(address, 13, 30)  # when it is clear that the first is dead
+    assert "to see whether it lives" in caplog.text
+    assert steps_of(address) == list(range(1, 31))
+    elsewhere("first")
+    assert trustlens.open_run(spool_of(remote_of(address))).last_step == 13
+    assert main(["repair", address]) == 2
+    assert "was gone on with elsewhere" in capsys.readouterr().err
+    go_on(address, 31, 32)
+    kept = next(spool_of(remote_of(address)).parent.glob("moved-*-*"))
+    assert str(kept) in caplog.text
+    assert trustlens.open_run(kept).last_step == 13
+    assert steps_of(address) == list(range(1, 33))
+    assert trustlens.open_run(address).status == "closed"
+
+
+def test_who_was_held_for_dead_and_lives_does_no_harm(
+    bucket: str,
+    elsewhere: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    address = bucket.format("asleep")
+    monkeypatch.setattr(mirroring, "INTERVAL", 600.0)  # it uploads nothing by itself
+    model, optimizer = training()
+    asleep = trustlens.record(optimizer, address, model=model)
+    step(model, optimizer, 1)
+    asleep.flush()
+    asleep._mirror._lock._over.set()  # it gives no sign of life
+    elsewhere("other")
+    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
+    go_on(address, 2, 5)
+    for number in range(2, 9):
+        step(model, optimizer, number)
+    asleep.close()
+    assert "another recording goes on with" in caplog.text
+    assert str(asleep._mirror._spool) in caplog.text
+    assert trustlens.open_run(asleep._mirror._spool).last_step == 8
+    assert steps_of(address) == [1, 2, 3, 4, 5]
+    assert trustlens.open_run(address).status == "closed"
+
+
+def test_what_another_put_meanwhile_does_not_stay(bucket: str, tmp_path: Path) -> None:
+    remote, spool = remote_of(bucket.format("strays")), tmp_path / "spool"
+    mirror = uploaded(spool, remote)
+    data = (spool / "layers" / "000001.parquet").read_bytes()
+    (remote / "layers").put("000099.parquet", data)
+    (remote / "layers").put("notes.txt", b"of somebody")
+    mirror.close()
+    names = {entry.name for entry in entries(remote / "layers")}
+    assert "000099.parquet" not in names
+    assert read_table(remote, "layers", ["step"]).num_rows == 200
+
+
+def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("cleaned")
+    model, optimizer = training()
+    recorder = trustlens.record(optimizer, address, model=model)
+    step(model, optimizer, 1)
+    recorder.flush()
+    while spool_of(remote_of(address)).exists():  # what is written to meanwhile needs a second time
+        shutil.rmtree(spool_of(remote_of(address)), ignore_errors=True)
+    step(model, optimizer, 2)
+    recorder.flush()
+    recorder.close()
+    assert "files are gone from" in caplog.text
+    assert steps_of(address) == [1]
+
+
+@pytest.mark.parametrize("note", [None, "not JSON", "as it is"])
+def test_half_a_spool_takes_nothing_from_the_store(
+    bucket: str, tmp_path: Path, note: str | None
+) -> None:
+    remote, spool, half = remote_of(bucket.format("half")), tmp_path / "spool", tmp_path / "half"
+    mirror = uploaded(spool, remote)
+    shutil.copytree(spool, half)
+    mirror.close()
+    (half / "layers" / "000001.parquet").unlink()
+    if note is None:
+        (half / ".uploaded.json").unlink()
+    elif note != "as it is":
+        (half / ".uploaded.json").write_text(note)
+    assert not mirror_of(half, remote).finish()
+    assert read_table(remote, "layers", ["step"]).num_rows == 200
+
+
+def test_half_a_spool_is_not_gone_on_with(
+    bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("halved")
+    train(address, last=3)
+    remote, spool = remote_of(address), spool_of(remote_of(address))
+    for name in spooling.files_of(remote):
+        if name != "layers/000000.parquet":
+            (spool / name).parent.mkdir(parents=True, exist_ok=True)
+            (spool / name).write_bytes(places.open_input(remote / name).read())
+    go_on(address, 4, 5)
+    assert "or files of that are gone" in caplog.text
+    assert trustlens.open_run(address).recorded_steps().tolist() == [1, 2, 3, 4, 5]
+
+
+def test_what_may_go_from_the_store() -> None:
+    known, here = spooling.Local(1, 1), {"run.json", "layers/000001.parquet"}
+    assert mirroring._may_go("journal/layers-000001.arrow", known, here)
+    assert not mirroring._may_go("journal/layers-000002.arrow", known, here)
+    assert mirroring._may_go("journal/layers-000002.arrow", None, here)
+    assert mirroring._may_go("overview/3/000000-000000.parquet", known, here)
+    assert not mirroring._may_go(".replaced/000001/layers/000000.parquet", known, here)
+
+
+def test_a_repair_keeps_others_from_going_on(
+    bucket: str,
+    elsewhere: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = bucket.format("repaired")
+    killed(address, tmp_path / "cache", last=3)
+    whole = mirroring.repair
+    refused: list[str] = []
+
+    def slow(directory: Path) -> Any:
+        elsewhere("other")
+        with pytest.raises(UsageError) as caught:
+            go_on(address, 4, 5)
+        refused.append(str(caught.value))
+        return whole(directory)
+
+    monkeypatch.setattr(mirroring, "repair", slow)
+    assert main(["repair", address]) == 0
+    assert "another process is recording" in refused[0]
+    assert steps_of(address) == [1, 2, 3, 4]
+
+
+def test_who_waits_counts_only_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "SIGN", 0.1)
+    looks = locking._LOOKS
+    answers = iter(["a 1", "a 1", *["a 1"] * (looks - 1), None, *["a 1"] * (looks - 1), "a 2"])
+
+    def answered(self: locking.RemoteLock) -> str:
+        answer = next(answers)
+        if answer is None:
+            raise OSError("no network")
+        return answer
+
+    monkeypatch.setattr(locking.RemoteLock, "_text", answered)
+    lock = locking.RemoteLock(RemotePlace(None, "bucket/run", "s3://bucket/run"))
+    with pytest.raises(UsageError, match="another process is recording"):
+        lock.take()
+    assert next(answers, "all") == "all"
+
+
+class Broken:
+    """A file whose store goes away once it is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read(self, _: int) -> bytes:
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+
+def test_a_fetch_that_breaks_off_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = bucket.format("fetched")
+    train(address, last=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(spooling, "open_input", lambda _: Broken())
+        with pytest.raises(RunError, match=r"cannot be read \(AWS Error NETWORK_CONNECTION\)"):
+            train(address, resume=True)
+    assert not exists(place(address) / ".lock")
+
+
+def test_a_journal_that_is_sealed_between_opening_and_reading(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = bucket.format("sealed")
+    model, optimizer = training()
+    opened = reading.open_input
+    taken: list[RemotePlace] = []
+
+    def once(file: Any, *entry: Any) -> Any:
+        found = opened(file, *entry)
+        if not taken and file.name.startswith("layers-"):
+            taken.append(file)
+            file.filesystem.delete_file(file.path)
+        return found
+
+    with trustlens.record(optimizer, address, model=model) as recorder:
+        step(model, optimizer, 1)
+        recorder.flush()
+        monkeypatch.setattr(reading, "open_input", once)
+        assert trustlens.open_run(address).layers().empty
+        assert taken
+
+
+def test_a_close_that_is_interrupted_ends_by_itself(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = bucket.format("interrupted")
+    model, optimizer = training()
+    recorder = trustlens.record(optimizer, address, model=model)
+    step(model, optimizer, 1)
+    thread = recorder._mirror._thread
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not exists(place(address) / ".lock")
+    assert not spool_of(remote_of(address)).exists()
+    assert trustlens.open_run(address).status == "closed"
+
+
+def test_a_recording_that_cannot_begin_leaves_nothing_on_the_store(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = bucket.format("shapes")
+    train(address, last=3)
+    other = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Linear(6, 2))
+    with pytest.raises(UsageError, match="of shape"):
+        trustlens.record(torch.optim.SGD(other.parameters()), address, model=other, resume=True)
+    assert not exists(place(address) / ".lock")
+    go_on(address, 4, 5)
+    assert "to see whether it lives" not in caplog.text
+    assert steps_of(address) == [1, 2, 3, 4, 5]
+
+
+def test_a_download_that_broke_off_is_begun_anew(bucket: str) -> None:
+    address = bucket.format("broken")
+    train(address, last=3)
+    spool = spool_of(remote_of(address))
+    (spool / "layers").mkdir(parents=True)
+    (spool / "layers" / "000007.parquet").write_bytes(b"half of")
+    go_on(address, 4, 5)
+    assert steps_of(address) == [1, 2, 3, 4, 5]
+    assert not list(spool.parent.iterdir())
+
+
+def test_a_repair_that_cannot_upload_says_so(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = bucket.format("refused")
+    killed(address, tmp_path / "cache", last=3)
+    put = RemotePlace.put
+
+    def full(self: RemotePlace, name: str, data: bytes) -> None:
+        if name != ".lock":
+            raise OSError(28, "no room")
+        put(self, name, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemotePlace, "put", full)
+        assert main(["repair", address]) == 2
+    assert "not all of" in capsys.readouterr().err
+    assert main(["repair", address]) == 0
+    assert "is uploaded now" in capsys.readouterr().out
+    run = trustlens.open_run(address)
+    assert run.last_step == 4
+    assert "lies on its machine" not in " ".join(run.missing())
+
+
+def test_files_without_a_run_are_not_mixed_with_a_new_one(bucket: str) -> None:
+    address = bucket.format("rest")
+    train(address)
+    remote = remote_of(address)
+    remote.filesystem.delete_file((remote / "run.json").path)
+    with pytest.raises(UsageError, match="an upload broke off"):
+        train(address)
+    with pytest.raises(UsageError, match="an upload broke off"):
+        train(address, resume=True)
+
+
+def test_what_a_rewind_took_away_is_kept_on_the_store(bucket: str) -> None:
+    address = bucket.format("rewound")
+    train(address, last=20)
+    model, optimizer = training()
+    with trustlens.record(optimizer, address, model=model, resume=True) as recorder:
+        recorder.load_state_dict({"step": 10})
+        step(model, optimizer, 11)
+    assert steps_of(address) == list(range(1, 12))
+    kept = entries(place(address) / ".replaced" / "000001" / "layers")
+    assert [entry.name for entry in kept] == ["000000.parquet"]
+
+
+def test_a_spool_is_of_one_server(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = bucket.format("run")
+    killed(address, Path(os.environ["XDG_CACHE_HOME"]), last=3)
+    other = place(address.replace(str(PORT), "59999"))
+    assert isinstance(other, RemotePlace)
+    assert spool_of(other) != spool_of(remote_of(address))
+    remote = remote_of(address)
+    remote.filesystem.delete_dir(remote.path)  # or another account, by its environment
+    assert main(["repair", address]) == 2
+    assert "though one was uploaded to it" in capsys.readouterr().err
+    assert trustlens.open_run(spool_of(remote)).last_step == 4
+
+
+def test_an_address_that_cannot_be_written_is_told_at_once(bucket: str) -> None:
+    address = bucket.format("run").replace("s3://bucket-", "s3://no-bucket-")
+    for _ in range(2):  # nothing is left of the first
+        with pytest.raises(UsageError, match=r"'s3://no-bucket-.*' cannot be written \("):
+            train(address)
+
+
+def test_a_store_that_says_that_a_file_is_not_found_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
+    monkeypatch.setattr(mirroring, "PATIENCE", 0.3)
+    model, optimizer = training()
+    recorder = trustlens.record(optimizer, "memory://runs/gone", model=model)
+    put = RemotePlace.put
+
+    def gone(self: RemotePlace, name: str, data: bytes) -> None:
+        if name != ".lock":
+            raise FileNotFoundError(name)
+        put(self, name, data)
+
+    monkeypatch.setattr(RemotePlace, "put", gone)
+    step(model, optimizer, 1)
+    recorder.close()
+    assert "not all of 'memory://runs/gone' could be uploaded" in caplog.text
+    assert trustlens.open_run(spool_of(place("memory://runs/gone"))).last_step == 1
+
+
+def test_secrets_of_an_address_are_not_shown() -> None:
+    options = "endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    shown = remote_place(f"s3://name:word@bucket/runs/adam?{options}")
+    assert shown.whole_address == f"s3://bucket/runs/adam?{options}"
+    assert str(shown / "run.json") == "s3://bucket/runs/adam/run.json"

@@ -1,0 +1,89 @@
+"""A writer that dies and comes again, and readers that poll; each a process of its own.
+
+python polling.py write DIRECTORY SEED      goes on with the run for a while, and closes it or dies
+python polling.py read DIRECTORY STOP       reads until the file STOP is there; prints how often
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+import trustlens
+from support.runs import layers_table, metrics_table, run_info, steps_table
+from trustlens.store.reader import RunFiles
+from trustlens.store.writer import RunWriter
+
+LAYERS = ["a", "b", "c"]
+SEGMENT = 40
+
+
+def write(directory: Path, seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    writer = RunWriter(
+        directory, run_info(layers=LAYERS), resume=lambda info: info, segment_rows=SEGMENT
+    )
+    span = RunFiles(directory).span("steps")
+    last = 0 if span is None else max(0, span[1] - chance.randrange(30))
+    writer.rewind(last, {})
+    for _ in range(chance.randrange(5, 60)):
+        steps = np.arange(last + 1, last + 1 + chance.randrange(1, 6))
+        norm = steps[:, None] + np.arange(len(LAYERS)) / 4
+        values = {"weight_norm": norm, "grad_norm": norm}
+        writer.append("layers", layers_table(steps, LAYERS, values))
+        writer.append("steps", steps_table(steps))
+        writer.append("metrics", metrics_table(steps, {"loss": steps / 2}))
+        writer.flush()
+        last = int(steps[-1])
+        time.sleep(0.002)
+    if chance.random() < 0.5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    writer.close(writer.info)
+
+
+def read(directory: Path, stop: Path) -> None:
+    while not (directory / "run.json").exists():
+        time.sleep(0.01)
+    follows, times, most = trustlens.Run(directory), 0, 0
+    while not stop.exists():
+        for run in (follows, trustlens.Run(directory)):
+            most = max(most, check(run))
+            times += 1
+    print(times, most)  # noqa: T201
+
+
+def check(run: trustlens.Run) -> int:
+    """Hold what is read to what was written: each row once, none missing, none other."""
+    frame = run.layers(["weight_norm"])
+    count = len(frame) // len(LAYERS)
+    step = np.repeat(np.arange(1, count + 1), len(LAYERS))
+    layer = np.tile(np.arange(len(LAYERS)), count)
+    assert frame["step"].tolist() == step.tolist(), frame["step"].tolist()[-30:]
+    assert frame["layer"].cat.codes.tolist() == layer.tolist()
+    np.testing.assert_array_equal(frame["weight_norm"].to_numpy(), step + layer / 4)
+    for rows in (run.steps(), run.metrics()):
+        assert rows["step"].tolist() == list(range(1, len(rows) + 1))
+    metrics = run.metrics()
+    assert (metrics["value"] * 2 == metrics["step"]).all()
+    weight, grad = run.overviews(["weight_norm", "grad_norm"], 500).values()
+    assert (weight.rows == weight.rows[:, :1]).all()
+    np.testing.assert_array_equal(weight.rows, grad.rows)
+    np.testing.assert_array_equal(weight.mean, grad.mean)
+    assert not len(run.diagnose())  # which reads several quantities in buckets
+    assert run.status in ("recording", "interrupted", "closed")
+    return count
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        write(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        read(Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,210 @@
+"""Ratios from norms against what the optimizers applied, and against numbers made by hand."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import support.lamb_formulas as of
+from trustlens.errors import UsageError
+from trustlens.optim import LAMB_VARIANTS, LARS_VARIANTS, Lamb, Lars
+from trustlens.schema import article_trust_ratio
+from trustlens.trust_ratio import (
+    LAMB_DEFAULTS,
+    LARS_DEFAULTS,
+    check_option,
+    lamb_ratio,
+    lars_ratio,
+)
+
+LAMB_CASES = {
+    **LAMB_VARIANTS,
+    "no clip": {"clip_ratio": None},
+    "narrow clip": {"clip_ratio": (0.5, 2.0)},
+    "bounded weights": {"clip_weight_norm": 0.1},
+    "coefficient": {"trust_coefficient": 0.3},
+    "eps": {"ratio_eps": 0.5},
+    "decay first": {"decay": "first"},
+    "decay beside": {"decay": "beside"},
+    "no decay, no ratio": {"always_adapt": False},
+    "zero stays": {"unit_at_zero": False},
+    "zero stays, but for the bound": {"unit_at_zero": False, "clip_ratio": (0.2, 1.0)},
+    "timm, decoupled_decay": {**LAMB_VARIANTS["timm"], "decay": "first"},
+}
+LARS_CASES = {
+    **LARS_VARIANTS,
+    "eps": {"eps": 0.5},
+    "combined, no decay no ratio": {"norm": "combined", "always_adapt": False},
+}
+
+
+def columns(**values):
+    return {name: np.array(column, np.float64) for name, column in values.items()}
+
+
+def defaults_of(kind, names):
+    parameters = inspect.signature(kind).parameters
+    return {name: parameters[name].default for name in names}
+
+
+def test_what_holds_by_default_is_the_optimizers_own():
+    keyword_only = {
+        name
+        for name, parameter in inspect.signature(Lamb).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert set(LAMB_DEFAULTS) == keyword_only - {"fused"}  # by what it is done, not what
+    assert defaults_of(Lamb, LAMB_DEFAULTS) == LAMB_DEFAULTS
+    of_lars = {name: value for name, value in LARS_DEFAULTS.items() if name != "trust_clip"}
+    assert defaults_of(Lars, of_lars) == of_lars
+    assert all(set(options) <= set(LAMB_DEFAULTS) for options in LAMB_VARIANTS.values())
+    assert all(set(options) <= set(LARS_DEFAULTS) for options in LARS_VARIANTS.values())
+
+
+def stepped(optimizer, params, of_step):
+    """Weights before a step, in float64, and the ratios that the step applied, by name."""
+    before = {name: p.detach().numpy().copy() for name, p in params.items()}
+    for name, p in params.items():
+        p.grad = torch.tensor(of_step[name])
+    optimizer.step()
+    return before, {name: optimizer.state[p]["trust_ratio"].item() for name, p in params.items()}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("case", LAMB_CASES)
+def test_lamb_ratio_is_what_lamb_applied(case, decay):
+    options = LAMB_CASES[case]
+    weights, grads = of.problem()
+    params = {n: torch.nn.Parameter(torch.tensor(w)) for n, w in weights.items()}
+    optimizer = Lamb(
+        params.values(), of.LR, (of.BETA1, of.BETA2), eps=of.EPS, weight_decay=decay, **options
+    )
+    seen = set()
+    for of_step in grads:
+        before, applied = stepped(optimizer, params, of_step)
+        rows = []
+        for name, w in before.items():
+            state = optimizer.state[params[name]]
+            m, v, t = (state[key].numpy() for key in ("exp_avg", "exp_avg_sq", "step"))
+            adam = of.Adam(m, v, int(t), of.LR, decay)
+            d = adam.debiased if options.get("debias", True) is True else adam.plain
+            rows.append((of.norm(w), of.norm(d), of.norm(d + decay * w), of.LR, decay))
+        names = ("weight_norm", "undecayed_norm", "direction_norm", "learning_rate", "weight_decay")
+        ratio = lamb_ratio(
+            options, **columns(**dict(zip(names, zip(*rows, strict=True), strict=True)))
+        )
+        np.testing.assert_allclose(ratio, list(applied.values()), rtol=2e-7, err_msg=str(of_step))
+        seen |= set(applied.values())
+    assert len(seen) > 1 or (decay == 0 and not options.get("always_adapt", True))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("case", LARS_CASES)
+def test_lars_ratio_is_what_lars_applied(case, decay):
+    options = LARS_CASES[case]
+    weights, grads = of.problem()
+    params = {n: torch.nn.Parameter(torch.tensor(w)) for n, w in weights.items()}
+    optimizer = Lars(params.values(), of.LR, weight_decay=decay, **options)
+    for of_step in grads:
+        before, applied = stepped(optimizer, params, of_step)
+        ratio = lars_ratio(
+            options,
+            weight_norm=np.array([of.norm(w) for w in before.values()]),
+            grad_norm=np.array([of.norm(of_step[n]) for n in before]),
+            direction_norm=np.array([of.norm(of_step[n] + decay * w) for n, w in before.items()]),
+            **columns(learning_rate=[of.LR] * len(before), weight_decay=[decay] * len(before)),
+        )
+        np.testing.assert_allclose(ratio, list(applied.values()), rtol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # c·r₁/(‖g‖ + λr₁) = 0.5·4/(1 + 1) = 1, over η = 2; then the zeros' 1; then λ = 0's 1.
+        ({"trust_clip": True}, [0.5, 0.5, 0.5, 1.0]),
+        ({"trust_clip": True, "always_adapt": False}, [0.5, 0.5, 0.5, 1.0]),
+        ({"always_adapt": False}, [1.0, 1.0, 1.0, 1.0]),
+        ({}, [1.0, 1.0, 1.0, 4.0]),
+    ],
+)
+def test_trust_clip_is_that_of_larc(options, expected):
+    ratio = lars_ratio(
+        {"trust_coefficient": 0.5, **options},
+        **columns(
+            weight_norm=[4, 0, 4, 4],
+            grad_norm=[1, 1, 0, 0.5],
+            direction_norm=[9, 9, 9, 9],
+            learning_rate=[2, 2, 2, 0.5],
+            weight_decay=[0.25, 0.25, 0.25, 0],
+        ),
+    )
+    np.testing.assert_array_equal(ratio, expected)
+
+
+norms = st.sampled_from([0.0, 1e-30, 0.3, 1.0, 70.0, 1e30, np.inf, np.nan])
+
+
+@given(weight=norms, direction=norms)
+def test_without_options_it_is_the_articles(weight, direction):
+    r1, r2 = np.array([weight]), np.array([direction])
+    rest = columns(undecayed_norm=[np.nan], learning_rate=[np.nan], weight_decay=[np.nan])
+    np.testing.assert_array_equal(
+        lamb_ratio({}, weight_norm=r1, direction_norm=r2, **rest), article_trust_ratio(r1, r2)
+    )
+
+
+@pytest.mark.parametrize("case", LAMB_CASES)
+@pytest.mark.parametrize("missing", ["weight_norm", "undecayed_norm", "direction_norm"])
+def test_what_is_not_known_stays_so(case, missing):
+    given = columns(
+        weight_norm=[1, 0],
+        undecayed_norm=[1, 0],
+        direction_norm=[1, 0],
+        learning_rate=[0.1, 0.1],
+        weight_decay=[0.1, 0.1],
+    )
+    given[missing] = np.full(2, np.nan)
+    unused = "direction_norm" if "decay" in LAMB_CASES[case] else "undecayed_norm"
+    assert np.isnan(lamb_ratio(LAMB_CASES[case], **given)).all() == (missing != unused)
+
+
+def test_options_that_the_ratio_does_not_depend_on_may_be_among_them():
+    given = columns(
+        weight_norm=[3.0],
+        undecayed_norm=[2.0],
+        direction_norm=[2.0],
+        learning_rate=[0.1],
+        weight_decay=[0.0],
+    )
+    assert lamb_ratio({"lr": 1, "betas": (0, 0), "debias": "rate"}, **given) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("debias", "yes", "x got debias='yes': choose one of True, False, 'rate', 'first'"),
+        ("always_adapt", 1, "x got always_adapt=1: choose one of True, False"),
+        ("weight_decay", -1, "x got weight_decay=-1: give a number of at least 0"),
+        ("weight_decay", "0", "x got weight_decay='0': give a number of at least 0"),
+        ("ratio_eps", np.inf, "x got ratio_eps=inf: give a number of at least 0"),
+        ("max_grad_norm", 0, "x got max_grad_norm=0: give a number above 0, or None"),
+        ("clip_ratio", (2, 1), "a lower and an upper bound, such as (0, 10), or None"),
+        ("clip_ratio", ("0", "1"), "a lower and an upper bound, such as (0, 10), or None"),
+    ],
+)
+def test_an_option_out_of_its_range_is_told(name, value, told):
+    with pytest.raises(UsageError) as caught:
+        check_option("x", name, value)
+    assert str(caught.value).endswith(told)
+
+
+@pytest.mark.parametrize("options", LAMB_CASES.values())
+def test_the_variants_options_are_in_their_ranges(options):
+    for name, value in options.items():
+        check_option("x", name, value)
+    check_option("x", "weight_decay", np.float32(0.1))

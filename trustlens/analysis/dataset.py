@@ -1,0 +1,136 @@
+"""Many runs as one data set, for engines that read more than one machine holds."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from trustlens.errors import UsageError
+from trustlens.schema import TABLES
+from trustlens.store.layout import RUN_FILE, SCHEMAS
+from trustlens.store.location import Place, entries, exists, place
+from trustlens.store.remote_location import RemotePlace
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
+_WILD: Final = "*?["
+
+
+def open_runs(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Dataset:
+    """Return one table of many runs as a data set, with a column that says which run.
+
+    Nothing is read yet: DuckDB, Polars and Dask take it as it is, and read what they need. It has
+    what is sealed; the newest rows of a run that is being recorded come with its next file.
+
+    Parameters
+    ----------
+    pattern : str or path
+        Runs, or folders of runs, on this machine or on an object store: ``runs/sweep-*``,
+        ``s3://bucket/sweep/*``.
+    table : str
+        ``"layers"``, ``"steps"``, ``"metrics"`` or ``"histograms"``.
+
+    Returns
+    -------
+    pyarrow.dataset.Dataset
+        The table's columns and ``run``: the run's path behind the part of the pattern that has no
+        wildcard, or its name.
+
+    Raises
+    ------
+    UsageError
+        No run matches, or there is no such table.
+    RunError
+        The object store does not answer.
+
+    Examples
+    --------
+    >>> data = trustlens.open_runs("s3://bucket/sweep/*")
+    >>> duckdb.sql("SELECT run, avg(trust_ratio) FROM data GROUP BY run")
+    """
+    import pyarrow.dataset as ds  # noqa: PLC0415 — who opens one run need not wait for it
+
+    if table not in TABLES:
+        raise UsageError(f"'{table}' is not a table; choose one of: {', '.join(TABLES)}")
+    text = os.fspath(pattern)
+    runs = dict(_runs(text))
+    if not runs:
+        raise UsageError(f"no run matches '{text.split('?')[0] if '://' in text else text}'")
+    files = [
+        (f"{_path(run)}/{table}/{entry.name}", name)
+        for name, run in sorted(runs.items())
+        for entry in entries(run / table)
+        if entry.is_plain and entry.name.endswith(".parquet") and not entry.name.startswith(".")
+    ]
+    schema = SCHEMAS[table].append(pa.field("run", pa.string()))
+    return ds.FileSystemDataset.from_paths(
+        [path for path, _ in files],
+        schema=schema,
+        format=ds.ParquetFileFormat(),
+        filesystem=_filesystem(next(iter(runs.values()))),
+        partitions=[ds.field("run") == name for _, name in files],
+    )
+
+
+def _runs(pattern: str) -> Iterator[tuple[str, Place]]:
+    """Yield the runs that match, and those in folders that do, by their names."""
+    if "://" in pattern and not pattern.startswith("file://"):
+        address, question, options = pattern.partition("?")
+        root, wild = _divided(address)
+        base = place(root + question + options)
+        found = _matching(base, PurePosixPath(wild).parts)
+    else:
+        local = pattern.removeprefix("file://")
+        root, wild = _divided(local)
+        base = Path(root or ".")
+        found = (Path(path) for path in glob.glob(local))  # noqa: PTH207 — it may be absolute
+    for each in found:
+        for run in _in(each):
+            yield str(run)[len(str(base)) :].strip("/") or run.name, run
+
+
+def _divided(pattern: str) -> tuple[str, str]:
+    """Return the folders of a pattern that have no wildcard, and the rest."""
+    parts = pattern.rstrip("/").split("/")
+    wild = next((i for i, part in enumerate(parts) if any(c in part for c in _WILD)), len(parts))
+    return "/".join(parts[:wild]) or ("/" if pattern.startswith("/") else ""), "/".join(
+        parts[wild:]
+    )
+
+
+def _matching(base: Place, parts: tuple[str, ...]) -> Iterator[Place]:
+    if not parts:
+        yield base
+        return
+    for entry in entries(base):
+        if not entry.is_plain and fnmatchcase(entry.name, parts[0]):
+            yield from _matching(base / entry.name, parts[1:])
+
+
+def _in(folder: Place) -> Iterator[Place]:
+    """Yield a run, or those below a folder."""
+    if exists(folder / RUN_FILE):
+        yield folder
+        return
+    for entry in entries(folder):
+        if not entry.is_plain and not entry.name.startswith("."):
+            yield from _in(folder / entry.name)
+
+
+def _path(run: Place) -> str:
+    return run.path if isinstance(run, RemotePlace) else str(run.absolute())
+
+
+def _filesystem(run: Place) -> Any:
+    if isinstance(run, RemotePlace):
+        return run.filesystem
+    from pyarrow.fs import LocalFileSystem  # noqa: PLC0415
+
+    return LocalFileSystem()

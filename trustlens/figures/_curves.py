@@ -1,0 +1,416 @@
+"""Curves over time of several runs: what was logged, or quantities of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustlens.analysis.names import quantity as quantity_named
+from trustlens.analysis.run import Run
+from trustlens.element_bins import Scale, axis_edges, on_axis, ticks
+from trustlens.errors import UsageError
+from trustlens.figures.panels import Panel, caption, panels, step_ticks
+from trustlens.figures.sampling import View, run_list, view_range
+from trustlens.figures.theme import (
+    Theme,
+    ThemeName,
+    assign_colors,
+    graph_objects,
+    new_figure,
+    plain,
+    say,
+    theme_of,
+)
+from trustlens.schema import Quantity
+from trustlens.store.downsampled import Coarse
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+LAYER_QUANTITIES: Final = ("trust_ratio", "weight_norm", "direction_norm")
+"""What is drawn of a layer unless something else is asked for: r, r₁ and r₂."""
+
+_STEEP: Final = 50.0  # a metric whose maximum is this many times its median goes on a log axis
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One series of one run.
+
+    Attributes
+    ----------
+    name, label : str
+        The run's; not escaped.
+    color : str
+        Key of the run's colours in ``Theme.runs``.
+    steps : int64 array of shape (points,)
+    values : float64 array of shape (points,)
+        NaN where the value is not finite, so that the line is broken there.
+    nonfinite : int64 array
+        Steps at which the value was infinite or NaN.
+    """
+
+    name: str
+    label: str
+    color: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    nonfinite: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePanel:
+    """The curves of one name, on one axis from ``low`` to ``high``; ``title`` is not escaped."""
+
+    name: str
+    title: str
+    scale: Scale
+    low: float
+    high: float
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvesData:
+    """Panels with the curves of all runs, and why there is nothing to draw if there is not."""
+
+    panels: tuple[CurvePanel, ...]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def curves_data(
+    runs: Run | Sequence[Run],
+    names: Sequence[str] | None = None,
+    *,
+    layer: str | None = None,
+    points: int = 2000,
+    scale: Literal["auto", "log", "linear"] = "auto",
+    view: View = "robust",
+) -> CurvesData:
+    """Return what was logged over time, or quantities of one layer, of several runs.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    names : sequence of str, optional
+        Metrics, all that were logged if not given; or quantities, where a layer is given.
+    layer : str, optional
+        The layer whose quantities to show; runs without it have no curve.
+    points : int
+        About how many points a curve keeps: of each stretch of steps the lowest, the highest and
+        one that is not finite, so that no short event is lost.
+    scale : "auto", "log" or "linear"
+        ``"auto"`` takes the quantity's own; for a metric log if all values are positive and the
+        highest is 50 times the median.
+    view : "robust", "full" or (low, high)
+        What the axis covers. ``"robust"`` leaves out far-out values only where they would flatten
+        the rest; where a curve starts stays in view.
+
+    Raises
+    ------
+    UsageError
+        No run, or no run has a metric, quantity or layer of that name.
+    """
+    chosen = run_list(runs)
+    colors = assign_colors(chosen)
+    found = _metrics(chosen, names) if layer is None else _quantities(chosen, layer, names, points)
+    drawn: list[CurvePanel] = []
+    for name, series in found.items():
+        quantity = None if layer is None else quantity_named(name)
+        values = [part.values for part in series]
+        axis = _scale(values, quantity, scale)
+        low, high = _range(values, axis, view)
+        drawn.append(
+            CurvePanel(
+                name=name,
+                title=name if quantity is None else f"{quantity.title} {quantity.symbol}",
+                scale=axis,
+                low=low,
+                high=high,
+                curves=tuple(
+                    _curve(run, color, part, points)
+                    for run, color, part in zip(chosen, colors, series, strict=True)
+                ),
+            )
+        )
+    note = "" if drawn else "Nothing was logged: recorder.log(loss=loss) puts curves here."
+    return CurvesData(tuple(drawn), note)
+
+
+def _metrics(runs: list[Run], names: Sequence[str] | None) -> dict[str, list[_Series]]:
+    frames = [run.metrics() for run in runs]
+    logged = list(dict.fromkeys(name for frame in frames for name in frame["name"].unique()))
+    logged.sort(key=lambda name: "loss" not in name.lower())  # what training is about comes first
+    for name in names or ():
+        if name not in logged:
+            have = f"was logged were: {', '.join(logged)}" if logged else "was logged: nothing"
+            raise UsageError(f"'{name}' is not a metric of these runs; what {have}")
+    found: dict[str, list[_Series]] = {}
+    for name in logged if names is None else names:
+        found[name] = [
+            _Series(frame["step"].to_numpy(np.int64)[at], frame["value"].to_numpy(np.float64)[at])
+            for frame in frames
+            for at in [(frame["name"] == name).to_numpy(np.bool_)]
+        ]
+    return found
+
+
+def _quantities(
+    runs: list[Run], layer: str, names: Sequence[str] | None, points: int
+) -> dict[str, list[_Series]]:
+    wanted = list(LAYER_QUANTITIES if names is None else names)
+    if not any(layer in run.layer_names for run in runs):
+        runs[0].layers(wanted, layers=[layer], steps=[])  # raises: it knows the names to offer
+    found: dict[str, list[_Series]] = {name: [] for name in wanted}
+    for run in runs:
+        layers = [layer] if layer in run.layer_names else []
+        if run.is_long and layers:
+            read = run.overviews(wanted, points // 2, layers=layers)
+            for name in wanted:
+                found[name].append(_extremes(read[name]))
+            continue
+        frame = run.layers(wanted, layers=layers)
+        for name in wanted:
+            values = frame[name].to_numpy(np.float64)
+            found[name].append(_Series(frame["step"].to_numpy(np.int64), values))
+    return found
+
+
+def _extremes(read: Coarse) -> _Series:
+    """Return the least and the greatest value of each bucket, and NaN where one is not finite."""
+    rows, finite = read.rows[:, 0], read.finite[:, 0]
+    ends = [read.mean if end is None else end for end in (read.low, read.high)]
+    values = np.hstack([*ends, np.full_like(read.mean, np.nan)])
+    there = np.stack([rows > 0, rows > 0, finite < rows], axis=1)
+    steps = read.steps[:, None] + np.array([0, read.width // 2, read.width - 1])
+    return _Series(steps[there], values[there])
+
+
+def _scale(values: Sequence[NDArray[np.float64]], quantity: Quantity | None, scale: str) -> Scale:
+    if scale not in ("auto", "log", "linear"):
+        raise UsageError(f"'{scale}' is not a scale; choose one of: auto, log, linear")
+    if scale != "auto":
+        return "log" if scale == "log" else "linear"
+    pooled = np.concatenate([part[np.isfinite(part)] for part in values])
+    if not pooled.size or pooled.min() <= 0:
+        return "linear"
+    if quantity is not None:
+        return quantity.scale
+    return "log" if pooled.max() > _STEEP * np.median(pooled) else "linear"
+
+
+def _range(values: Sequence[NDArray[np.float64]], scale: Scale, view: View) -> tuple[float, float]:
+    low, high = view_range(values, scale, view) or (0.1, 1.0)
+    if view == "robust":
+        starts = [float(part[np.isfinite(part)][0]) for part in values if np.isfinite(part).any()]
+        starts = [start for start in starts if np.isfinite(on_axis(start, scale))]
+        low, high = min([low, *starts]), max([high, *starts])
+        whole = view_range(values, scale, "full") or (low, high)
+        widths = np.diff(on_axis(np.array([low, high, *whole]), scale))[[0, 2]]
+        if widths[1] <= 3 * widths[0]:
+            low, high = whole
+    margin = 0.0 if isinstance(view, tuple) else 0.04
+    first, last = axis_edges(low, high, 1, scale, margin=margin)
+    return float(first), float(last)
+
+
+def _curve(run: Run, color: str, series: _Series, points: int) -> Curve:
+    bad = ~np.isfinite(series.values)
+    # A quantity that is missing throughout was never recorded; it did not turn NaN.
+    missing = bad.all() and not np.isinf(series.values).any()
+    kept = np.empty(0, np.intp) if missing else thin(series.values, points)
+    broken = np.where(bad, np.nan, series.values)
+    return Curve(
+        name=run.name,
+        label=run.label,
+        color=color,
+        steps=series.steps[kept],
+        values=broken[kept],
+        nonfinite=series.steps[kept[bad[kept]]],
+    )
+
+
+def thin(values: NDArray[np.float64], points: int) -> NDArray[np.intp]:
+    """Return indices of about ``points`` values that keep every extreme.
+
+    The series is cut into ``points // 3`` stretches of equal length; each keeps its lowest and
+    its highest value and its first one that is not finite. First and last value are kept.
+
+    Returns
+    -------
+    intp array
+        Ascending, each once; all indices where there are no more than ``points`` values.
+    """
+    count = len(values)
+    if count <= max(points, 3):
+        return np.arange(count)
+    length = -(-count // max(points // 3, 1))
+    padded = np.full(-(-count // length) * length, np.nan)
+    padded[:count] = values
+    rows = padded.reshape(-1, length)
+    finite = np.isfinite(rows)
+    lowest = np.where(finite, rows, np.inf).argmin(axis=1)
+    highest = np.where(finite, rows, -np.inf).argmax(axis=1)
+    broken = (~finite).argmax(axis=1)
+    start = np.arange(len(rows)) * length
+    kept = np.concatenate([[0, count - 1], start + lowest, start + highest, start + broken])
+    return np.unique(kept[kept < count])
+
+
+def curves(
+    runs: Run | Sequence[Run],
+    names: Sequence[str] | None = None,
+    *,
+    layer: str | None = None,
+    theme: ThemeName = "light",
+    points: int = 2000,
+    scale: Literal["auto", "log", "linear"] = "auto",
+    view: View = "robust",
+) -> go.Figure:
+    """Draw what was logged over time, or quantities of one layer: one panel a name, one line a run.
+
+    Small triangles at a panel's edge stand for values beyond it, crosses for what is not finite.
+
+    Parameters
+    ----------
+    theme : "light" or "dark"
+    runs, names, layer, points, scale, view
+        See :func:`curves_data`.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        Show it with ``config=trustlens.figures.PLOTLY_CONFIG``.
+
+    Raises
+    ------
+    UsageError
+        As :func:`curves_data`; or there is no such theme.
+    MissingDependencyError
+        Plotly is not installed.
+    """
+    look = theme_of(theme)
+    data = curves_data(runs, names, layer=layer, points=points, scale=scale, view=view)
+    rows = max(1, (len(data.panels) + 1) // 2)
+    title = "Training" if layer is None else f"Layer {plain(layer, 80)}"
+    figure = new_figure(look, title, "over the optimizer's steps", height=140 + 340 * rows)
+    if data.note:
+        say(figure, plain(data.note), look)
+        return figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False})
+    steps = [curve.steps for panel in data.panels for curve in panel.curves if len(curve.steps)]
+    ends = [min(int(s[0]) for s in steps), max(int(s[-1]) for s in steps)] if steps else [0, 1]
+    room = 0.015 * (ends[1] - ends[0]) or 0.5
+    time = {"range": [ends[0] - room, ends[1] + room], **step_ticks(*ends)}
+    places = panels(len(data.panels), gap=0.09, head=0.1, foot=0.2)
+    for number, (panel, place) in enumerate(zip(data.panels, places, strict=True), 1):
+        _draw(figure, panel, place, number, look, time=time)
+    return figure.update_layout(
+        hovermode="x unified",
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+    )
+
+
+def _draw(
+    figure: go.Figure,
+    panel: CurvePanel,
+    place: Panel,
+    number: int,
+    theme: Theme,
+    *,
+    time: dict[str, Any],
+) -> None:
+    suffix = "" if number == 1 else str(number)
+    ends = [float(x) for x in on_axis(np.array([panel.low, panel.high]), panel.scale)]
+    figure.update_layout(
+        {
+            f"xaxis{suffix}": {
+                **time,
+                "domain": list(place.x),
+                "anchor": f"y{suffix}",
+                "matches": "x" if suffix else None,
+                "title": {"text": "step"},
+                "showgrid": False,
+                "zeroline": False,
+                "showline": True,
+            },
+            f"yaxis{suffix}": {
+                "domain": list(place.y),
+                "anchor": f"x{suffix}",
+                "type": panel.scale,
+                "range": ends,
+                "zeroline": False,
+                **_log_ticks(panel),
+            },
+        }
+    )
+    caption(figure, f"<b>{plain(panel.title, 44)}</b>", "", place, theme)
+    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    for curve in panel.curves:
+        traces = [_line(curve, theme, legend=number == 1), *_marks(curve, panel, theme)]
+        figure.add_traces([trace.update(axes) for trace in traces])
+    if not any(np.isfinite(curve.values).any() for curve in panel.curves):
+        x, y = sum(place.x) / 2, sum(place.y) / 2
+        say(figure, "There is no finite value to draw.", theme, x=x, y=y)
+
+
+def _log_ticks(panel: CurvePanel) -> dict[str, Any]:
+    if panel.scale == "linear":
+        return {}
+    marks = ticks(panel.low, panel.high, "log")
+    return {"tickvals": [value for value, _ in marks], "ticktext": [text for _, text in marks]}
+
+
+def _line(curve: Curve, theme: Theme, *, legend: bool) -> Any:
+    few = len(curve.steps) <= 40
+    return graph_objects().Scatter(
+        x=curve.steps,
+        y=curve.values,
+        mode="lines+markers" if few else "lines",
+        line={"color": theme.runs[curve.color].line, "width": 1.8},
+        marker={"size": 5},
+        name=plain(curve.label, 56),
+        legendgroup=f"{curve.color} {plain(curve.label)}",
+        showlegend=legend,
+        hovertemplate="%{y:.4g}",
+    )
+
+
+def _marks(curve: Curve, panel: CurvePanel, theme: Theme) -> list[Any]:
+    over, under = curve.values > panel.high, curve.values < panel.low
+    kinds = (
+        ("triangle-up", curve.steps[over], curve.values[over], panel.high, "%{text}, out of view"),
+        (
+            "triangle-down",
+            curve.steps[under],
+            curve.values[under],
+            panel.low,
+            "%{text}, out of view",
+        ),
+        ("x", curve.nonfinite, curve.nonfinite, panel.high, "not finite"),
+    )
+    return [
+        graph_objects().Scatter(
+            x=steps,
+            y=np.full(len(steps), place),
+            mode="markers",
+            marker={"symbol": symbol, "size": 7, "color": theme.runs[curve.color].line},
+            cliponaxis=False,
+            text=[f"{value:.4g}" for value in values.tolist()],
+            name=plain(curve.label, 56),
+            legendgroup=f"{curve.color} {plain(curve.label)}",
+            showlegend=False,
+            hovertemplate=words,
+        )
+        for symbol, steps, values, place, words in kinds
+        if len(steps)
+    ]

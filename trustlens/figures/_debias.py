@@ -1,0 +1,322 @@
+"""The debias factor over time: how long Adam's averages need to forget that they began at 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustlens.analysis.run import Run
+from trustlens.element_bins import Scale, axis_edges, number, on_axis, ticks
+from trustlens.errors import UsageError
+from trustlens.figures.panels import Panel, caption, panels
+from trustlens.figures.sampling import read_sample, span_of
+from trustlens.figures.theme import (
+    Theme,
+    ThemeName,
+    alpha,
+    assign_colors,
+    graph_objects,
+    new_figure,
+    plain,
+    theme_of,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BETAS: Final = (0.9, 0.99, 0.999)
+
+_STEPS: Final = 200
+_POINTS: Final = 400
+_FADED: Final = 1.01
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The factor that a run recorded: lowest and highest of the layers that use this β.
+
+    Attributes
+    ----------
+    steps : int64 array of shape (points,)
+    low, high : float64 arrays of shape (points,)
+    """
+
+    steps: NDArray[np.int64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class DebiasPanel:
+    """The factor 1/(1−βᵗ) of one β.
+
+    Attributes
+    ----------
+    symbol : str
+        β, or β₁ and β₂ where a run tells them apart.
+    beta : float
+    steps : int64 array of shape (points,)
+        t, from 1.
+    factors : float64 array of shape (points,)
+    faded : int
+        The first t at which the factor is within 1 % of 1.
+    recorded : Recorded or None
+        What the run recorded for this β.
+    """
+
+    symbol: str
+    beta: float
+    steps: NDArray[np.int64]
+    factors: NDArray[np.float64]
+    faded: int
+    recorded: Recorded | None
+
+
+@dataclass(frozen=True, slots=True)
+class DebiasData:
+    """One panel per β; ``note`` says what a given run does not have, ``color`` is the run's."""
+
+    panels: tuple[DebiasPanel, ...]
+    color: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """A β that a run's layers use, as the n-th of their betas."""
+
+    place: int
+    beta: float
+    layers: tuple[int, ...]
+
+
+def debias_factor(beta: float, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return 1/(1−βᵗ) for t in ``steps`` (Kingma and Ba, "Adam", 2015, algorithm 1)."""
+    if beta == 0:
+        return np.ones(len(steps))
+    # βᵗ − 1 by expm1: 1 − βᵗ loses all digits where β is close to 1.
+    return -1.0 / np.expm1(steps * math.log(beta))
+
+
+def debias_data(
+    betas: Sequence[float] | None = None, *, steps: int | None = None, run: Run | None = None
+) -> DebiasData:
+    """Return the debias factor over time, by the formula and, of a run, as it was recorded.
+
+    Parameters
+    ----------
+    betas : sequence of float, optional
+        From 0 up to but not 1. If not given those of the run, else 0.9, 0.99 and 0.999.
+    steps : int, optional
+        How many steps to show; the run's, else 200.
+    run : Run, optional
+        Whose recorded factors to set beside the formula.
+
+    Raises
+    ------
+    UsageError
+        A β is not in [0, 1), or there is less than one step.
+    """
+    used = [] if run is None else _used(run)
+    shown = list(betas) if betas is not None else [u.beta for u in used] or list(BETAS)
+    for beta in shown:
+        if not 0 <= beta < 1:
+            raise UsageError(f"β = {beta} has no debias factor; give a β from 0 up to but not 1")
+    count = steps if steps is not None else _STEPS if run is None else max(run.last_step, 1)
+    if count < 1:
+        raise UsageError(f"{count} steps cannot be shown; show at least 1")
+    time = np.unique(np.geomspace(1, count, _POINTS).round().astype(np.int64))
+    if count <= _POINTS:
+        time = np.arange(1, count + 1)
+    drawn: list[DebiasPanel] = []
+    for beta in dict.fromkeys(shown):
+        same = [u for u in used if u.beta == beta]
+        recorded = _recorded(run, same[0], count) if run is not None and same else None
+        symbol = "β" if recorded is None else " = ".join(f"β{'₁₂'[u.place]}" for u in same)
+        factors = debias_factor(beta, time)
+        drawn.append(DebiasPanel(symbol, beta, time, factors, _fades(beta), recorded))
+    note = ""
+    if run is not None and all(panel.recorded is None for panel in drawn):
+        note = f"{run.name} recorded no debias factor: {run.family} has none of these β."
+    color = "blue" if run is None else assign_colors([run])[0]
+    return DebiasData(tuple(drawn), color, note)
+
+
+def _fades(beta: float) -> int:
+    if beta == 0:
+        return 1
+    return max(1, math.ceil(math.log(1 - 1 / _FADED) / math.log(beta)))
+
+
+def _used(run: Run) -> list[_Used]:
+    """Return the pairs of β that the run's groups use, β₁ of all groups first."""
+    layers: dict[tuple[int, float], list[int]] = {}
+    for place in (0, 1):
+        for at, layer in enumerate(run.info.layers):
+            betas = _betas(run, layer.optimizer, layer.group)
+            if place < len(betas):
+                layers.setdefault((place, betas[place]), []).append(at)
+    return [_Used(place, beta, tuple(at)) for (place, beta), at in layers.items()]
+
+
+def _betas(run: Run, optimizer: int, group: int) -> list[float]:
+    try:
+        betas = run.info.optimizers[optimizer].groups[group]["betas"]
+        found = [float(beta) for beta in betas]
+    except (IndexError, KeyError, TypeError, ValueError):
+        return []  # an optimizer without betas, or with ones that are not numbers
+    return [beta for beta in found if 0 <= beta < 1]
+
+
+def _recorded(run: Run, used: _Used, count: int) -> Recorded | None:
+    first, last = span_of([run])
+    if not 0 < first <= count:
+        return None
+    read = read_sample(run, f"debias{used.place + 1}", _POINTS, (first, min(last, count)))
+    values = read.values[:, list(used.layers)]
+    some = np.isfinite(values).any(axis=1)
+    if not some.any():
+        return None
+    values = values[some]
+    return Recorded(read.steps[some], np.nanmin(values, axis=1), np.nanmax(values, axis=1))
+
+
+def debias(
+    betas: Sequence[float] | None = None,
+    *,
+    steps: int | None = None,
+    run: Run | None = None,
+    scale: Scale = "linear",
+    theme: ThemeName = "light",
+) -> go.Figure:
+    """Draw the debias factor over time, one panel per β, each with its own y axis.
+
+    Parameters
+    ----------
+    scale : "linear" or "log"
+        Of both axes.
+    theme : "light" or "dark"
+    betas, steps, run
+        See :func:`debias_data`.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        Show it with ``config=trustlens.figures.PLOTLY_CONFIG``.
+
+    Raises
+    ------
+    UsageError
+        As :func:`debias_data`; or there is no such scale or theme.
+    MissingDependencyError
+        Plotly is not installed.
+    """
+    look = theme_of(theme)
+    if scale not in ("linear", "log"):
+        raise UsageError(f"'{scale}' is not a scale; choose one of: linear, log")
+    data = debias_data(betas, steps=steps, run=run)
+    rows = -(-len(data.panels) // 3)
+    words = "1/(1−βᵗ), by which an average that began at 0 is multiplied"
+    if run is not None:
+        words = data.note or f"Line: 1/(1−βᵗ). Dots: as {run.name} recorded it."
+    figure = new_figure(look, "Debias factor", plain(words), height=130 + 300 * rows)
+    places = panels(len(data.panels), columns=3, gap=0.08, head=0.17, foot=0.2)
+    for index, (panel, place) in enumerate(zip(data.panels, places, strict=True), 1):
+        _draw(figure, panel, place, index, look, color=data.color, scale=scale)
+    return figure.update_layout(showlegend=False, margin={"l": 60})
+
+
+def _draw(
+    figure: go.Figure,
+    panel: DebiasPanel,
+    place: Panel,
+    index: int,
+    theme: Theme,
+    *,
+    color: str,
+    scale: Scale,
+) -> None:
+    suffix = "" if index == 1 else str(index)
+    first, last = float(f"{panel.factors[0]:.6g}"), float(panel.steps[-1])
+    words = f"from {number(first)}, within 1 % of 1 after {panel.faded} steps"
+    caption(figure, f"<b>{panel.symbol} = {panel.beta:g}</b>", words, place, theme)
+    axis = {"zeroline": False, "ticklabelstandoff": 4}
+    figure.update_layout(
+        {
+            f"xaxis{suffix}": {
+                **axis,
+                **_axis(0.0 if scale == "linear" else 1.0, last, scale),
+                "domain": list(place.x),
+                "anchor": f"y{suffix}",
+                "title": {"text": "step"},
+                "showgrid": False,
+                "showline": True,
+            },
+            f"yaxis{suffix}": {
+                **axis,
+                **_axis(1.0, max(first, 1.1), scale),
+                "domain": list(place.y),
+                "anchor": f"x{suffix}",
+            },
+        }
+    )
+    traces = [_line(panel, theme)]
+    if panel.recorded is not None:
+        traces.append(_points(panel.recorded, theme.runs[color].line))
+    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    figure.add_traces([trace.update(axes) for trace in traces])
+
+
+def _axis(low: float, high: float, scale: Scale) -> dict[str, Any]:
+    """Return range and ticks, with room at both ends for dots to be whole."""
+    first, last = (float(edge) for edge in axis_edges(low, high, 1, scale, margin=0.04))
+    shown = dict(ticks(low, high, scale, most=6))
+    if scale == "linear" and low == 1:
+        shown = {1.0: "1", **{v: t for v, t in shown.items() if v - 1 > 0.08 * (high - 1)}}
+    return {
+        "type": scale,
+        "range": [float(x) for x in on_axis(np.array([first, last]), scale)],
+        "tickvals": list(shown),
+        "ticktext": list(shown.values()),
+    }
+
+
+def _line(panel: DebiasPanel, theme: Theme) -> Any:
+    beside = panel.recorded is not None
+    return graph_objects().Scatter(
+        x=panel.steps,
+        y=panel.factors,
+        mode="lines",
+        line={"color": theme.muted if beside else theme.accent, "width": 1.5 if beside else 2.2},
+        name="1/(1−βᵗ)",
+        hovertemplate="step %{x}<br>1/(1−βᵗ) = %{y:.5g}<extra></extra>",
+    )
+
+
+def _points(recorded: Recorded, color: str) -> Any:
+    """Return dots for what was recorded, with a bar up to the highest where layers differ."""
+    spread = recorded.high - recorded.low
+    return graph_objects().Scatter(
+        x=recorded.steps,
+        y=recorded.low,
+        mode="markers",
+        marker={"color": color, "size": 5},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": spread,
+            "arrayminus": np.zeros(len(spread)),
+            "color": alpha(color, 0.5),
+            "thickness": 1,
+            "width": 0,
+            "visible": bool((spread > 1e-6 * recorded.high).any()),
+        },
+        name="recorded",
+        customdata=recorded.high,
+        hovertemplate="step %{x}<br>recorded %{y:.5g} to %{customdata:.5g}<extra></extra>",
+    )

@@ -1,0 +1,1 @@
+"""Ridgelines: histograms over the layers, one ridge a step."""

@@ -1,0 +1,341 @@
+"""Ridgelines: how a quantity is distributed over the layers, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustlens.analysis.names import quantity as quantity_named
+from trustlens.analysis.run import Run
+from trustlens.element_bins import Scale, axis_edges, number, on_axis
+from trustlens.errors import UsageError
+from trustlens.figures.ridgelines.plotly_3d import draw_3d
+from trustlens.figures.ridgelines.plotly_flat import draw_flat
+from trustlens.figures.sampling import (
+    LayerValues,
+    View,
+    choose_scale,
+    read_sample,
+    run_list,
+    span_of,
+    view_range,
+    why_empty,
+)
+from trustlens.figures.theme import ThemeName, assign_colors, theme_of
+from trustlens.schema import Quantity
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Side = Literal["below", "above", "nonfinite"]
+
+BANDWIDTH: Final = 0.015
+"""Standard deviation of the smoothing kernel, as a share of the axis' width: the same for all
+ridges of a view, so that a single layer is a narrow bump and equal heights mean equal counts."""
+
+_FINER: Final = 4  # cells of the grid that values are put on, per bucket
+
+
+@dataclass(frozen=True, slots=True)
+class RunRidges:
+    """The ridges of one run.
+
+    Attributes
+    ----------
+    name, label : str
+        The run's, as they stand: not escaped.
+    color : str
+        Key of the run's colours in ``Theme.runs``.
+    steps : int64 array of shape (ridges,)
+        Ascending.
+    heights : float32 array of shape (ridges, buckets)
+        Layers per bucket.
+    below, above, nonfinite : int64 arrays of shape (ridges,)
+        Layers out of view: under the lowest edge, over the highest, without a finite value.
+        On a log axis 0 and negative values are below.
+    layers : int
+        How many layers the run has.
+    width : int
+        1, or how many steps each ridge has the means of; ``steps`` names the first.
+    note : str
+        Why there is nothing to draw; empty if there is something.
+    """
+
+    name: str
+    label: str
+    color: str
+    steps: NDArray[np.int64]
+    heights: NDArray[np.float32]
+    below: NDArray[np.int64]
+    above: NDArray[np.int64]
+    nonfinite: NDArray[np.int64]
+    layers: int
+    width: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where layers are out of view at one end of the axis.
+
+    Attributes
+    ----------
+    side : "below", "above" or "nonfinite"
+    steps : int64 array of shape (marks,)
+        Steps at which there are any.
+    counts : int64 array of shape (marks,)
+        How many layers.
+    words : tuple of str
+        The same as a sentence each, such as "step 30: 2 layers above 12.5".
+    """
+
+    side: Side
+    steps: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RidgelineData:
+    """Ridges of one or more runs on the same buckets.
+
+    For each ridge the heights, ``below``, ``above`` and ``nonfinite`` add up to the number of
+    layers that have the quantity at that step.
+
+    Attributes
+    ----------
+    quantity : Quantity
+    scale : "log" or "linear"
+    edges : float64 array of shape (buckets + 1,)
+        Equally wide on the axis.
+    runs : tuple of RunRidges
+    """
+
+    quantity: Quantity
+    scale: Scale
+    edges: NDArray[np.float64]
+    runs: tuple[RunRidges, ...]
+
+    @property
+    def peak(self) -> float:
+        """The greatest height of any run, at least a tenth of a layer: the shared z axis' end."""
+        return max([0.1, *(float(run.heights.max(initial=0)) for run in self.runs)])
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """Middle of each bucket as a position on the axis: log₁₀ of the value on a log axis."""
+        positions = on_axis(self.edges, self.scale)
+        return (positions[1:] + positions[:-1]) / 2
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Value in the middle of each bucket."""
+        return np.power(10.0, self.centers) if self.scale == "log" else self.centers
+
+    @property
+    def time(self) -> tuple[float, float]:
+        """First and last step of all the runs, a little apart where there is only one."""
+        steps = np.concatenate([run.steps for run in self.runs])
+        if not len(steps):
+            return 0.0, 1.0
+        first, last = float(steps.min()), float(steps.max())
+        return (first, last) if last > first else (first - 1, last + 1)
+
+    def lateness(self, run: RunRidges) -> NDArray[np.float64]:
+        """Return how late each ridge of a run is, from 0 (first of all runs) to 1 (last)."""
+        first, last = self.time
+        return (run.steps.astype(np.float64) - first) / (last - first)
+
+    def marks(self, run: RunRidges) -> list[Mark]:
+        """Return what of a run is out of view; empty if nothing is."""
+        low, high = number(float(f"{self.edges[0]:.3g}")), number(float(f"{self.edges[-1]:.3g}"))
+        found: list[Mark] = []
+        sides: tuple[tuple[Side, NDArray[np.int64], str], ...] = (
+            ("below", run.below, f"below {low}"),
+            ("above", run.above, f"above {high}"),
+            ("nonfinite", run.nonfinite, "not finite"),
+        )
+        for side, counts, place in sides:
+            at = np.flatnonzero(counts)
+            if len(at):
+                words = tuple(f"step {run.steps[i]}: {layers(counts[i])} {place}" for i in at)
+                found.append(Mark(side, run.steps[at], counts[at], words))
+        return found
+
+
+def ridgeline(
+    runs: Run | Sequence[Run],
+    quantity: str = "trust_ratio",
+    *,
+    style: Literal["3d", "flat"] = "3d",
+    theme: ThemeName = "light",
+    ridges: int = 80,
+    buckets: int = 160,
+    scale: Literal["auto", "log", "linear"] = "auto",
+    view: View = "robust",
+    smooth: bool = True,
+) -> go.Figure:
+    """Draw how a quantity is distributed over the layers, step after step.
+
+    One panel a run, all on the same axes, so that equal heights mean equally many layers. The
+    first step is at the far end (or the top), later ones in front of it; colour tells the time.
+    Small marks at an axis' end count the layers that are out of view there.
+
+    Parameters
+    ----------
+    style : "3d" or "flat"
+        To be turned with the mouse, or seen from the front with each ridge a little lower.
+    theme : "light" or "dark"
+    runs, quantity, ridges, buckets, scale, view, smooth
+        See :func:`ridgeline_data`.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        Show it with ``config=trustlens.figures.PLOTLY_CONFIG``.
+
+    Raises
+    ------
+    UsageError
+        As :func:`ridgeline_data`; or there is no such style or theme.
+    MissingDependencyError
+        Plotly is not installed.
+    """
+    if style not in ("3d", "flat"):
+        raise UsageError(f"'{style}' is not a style; choose one of: 3d, flat")
+    look = theme_of(theme)
+    data = ridgeline_data(
+        runs, quantity, ridges=ridges, buckets=buckets, scale=scale, view=view, smooth=smooth
+    )
+    return (draw_3d if style == "3d" else draw_flat)(data, look)
+
+
+def ridgeline_data(
+    runs: Run | Sequence[Run],
+    quantity: str = "trust_ratio",
+    *,
+    ridges: int = 80,
+    buckets: int = 160,
+    scale: Literal["auto", "log", "linear"] = "auto",
+    view: View = "robust",
+    smooth: bool = True,
+) -> RidgelineData:
+    """Return histograms of a quantity over the layers, at up to ``ridges`` steps of each run.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+        Drawn on the same buckets, and at the same steps where they recorded the same.
+    quantity : str
+        A recorded or derived quantity.
+    ridges : int
+        Steps to show: those recorded nearest to an even division of the time of all the runs,
+        each run's first and last included; of a long run the means of as many stretches of steps,
+        or of half as many.
+    buckets : int
+        Buckets of the axis.
+    scale : "auto", "log" or "linear"
+        ``"auto"`` is the scale that the quantity reads best on.
+    view : "robust", "full" or (low, high)
+        What the axis covers: all values but the far-out ones (over all runs, see
+        ``trustlens.element_bins.robust_range``), all of them, or the values from low to high.
+    smooth : bool
+        Whether each layer is a Gaussian bump of :data:`BANDWIDTH`, normalised to 1 within the axis
+        (a kernel density estimate, times the number of layers), or counted in its bucket.
+
+    Raises
+    ------
+    UsageError
+        No run, no such quantity, scale or view, or fewer than one ridge or bucket.
+    """
+    chosen = run_list(runs)
+    measured = quantity_named(quantity)
+    if buckets < 1:
+        raise UsageError(f"{buckets} buckets cannot be drawn; take at least 1")
+    span = span_of(chosen)
+    read = [read_sample(run, quantity, ridges, span) for run in chosen]
+    axis = choose_scale(scale, measured, [part.values for part in read])
+    edges = _edges([part.values for part in read], axis, view, buckets)
+    parts = zip(chosen, assign_colors(chosen), read, strict=True)
+    drawn = tuple(
+        _ridges(run, color, part, edges=edges, scale=axis, quantity=measured, smooth=smooth)
+        for run, color, part in parts
+    )
+    return RidgelineData(measured, axis, edges, drawn)
+
+
+def layers(count: int) -> str:
+    """Return a count of layers in words."""
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _edges(
+    values: Sequence[NDArray[np.float64]], scale: Scale, view: View, buckets: int
+) -> NDArray[np.float64]:
+    low, high = view_range(values, scale, view) or (0.1, 10.0)
+    margin = 3 * BANDWIDTH if isinstance(view, str) else 0.0  # room for whole bumps
+    return axis_edges(low, high, buckets, scale, margin=margin)
+
+
+def _ridges(
+    run: Run,
+    color: str,
+    read: LayerValues,
+    *,
+    edges: NDArray[np.float64],
+    scale: Scale,
+    quantity: Quantity,
+    smooth: bool,
+) -> RunRidges:
+    buckets = len(edges) - 1
+    first, last = on_axis(edges[[0, -1]], scale)
+    share = (on_axis(read.values, scale) - first) / (last - first)
+    row, column = np.nonzero((share >= 0) & (share <= 1))
+    heights = _heights(share[row, column], row, len(read.steps), buckets, smooth)
+    return RunRidges(
+        name=run.name,
+        label=run.label,
+        color=color,
+        steps=read.steps,
+        heights=heights.astype(np.float32),
+        below=(share < 0).sum(axis=1),
+        above=(share > 1).sum(axis=1),
+        nonfinite=read.nonfinite.sum(axis=1),
+        layers=len(run.layer_names),
+        width=read.width,
+        note=why_empty(run, read, quantity),
+    )
+
+
+def _heights(
+    share: NDArray[np.float64], row: NDArray[np.intp], rows: int, buckets: int, smooth: bool
+) -> NDArray[np.float64]:
+    """Return the histogram of each row; ``share`` is where a value lies on the axis, 0 to 1."""
+    if not smooth:
+        bucket = np.minimum((share * buckets).astype(np.intp), buckets - 1)
+        counts = np.bincount(row * buckets + bucket, minlength=rows * buckets)
+        return counts.reshape(rows, buckets).astype(np.float64)
+    # Linear binning: each layer is shared between the two nearest cells of a finer grid, which
+    # the kernel then smooths (Wand, "Fast computation of multivariate kernel estimators", 1994).
+    cells = buckets * _FINER
+    position = np.clip(share * cells - 0.5, 0, cells - 1)
+    cell = np.minimum(position.astype(np.intp), cells - 2)
+    part = position - cell
+    at = row * cells + cell
+    counts = np.bincount(at, 1 - part, rows * cells) + np.bincount(at + 1, part, rows * cells)
+    return counts.reshape(rows, cells) @ _kernel(buckets)
+
+
+@lru_cache(maxsize=8)
+def _kernel(buckets: int) -> NDArray[np.float64]:
+    """Return how a layer in each cell spreads over the buckets; each row adds up to 1."""
+    cells = buckets * _FINER
+    cell = (np.arange(cells) + 0.5) / cells
+    bucket = (np.arange(buckets) + 0.5) / buckets
+    weight = np.exp(-0.5 * ((bucket - cell[:, None]) / BANDWIDTH) ** 2)
+    return weight / weight.sum(axis=1, keepdims=True)

@@ -1,0 +1,236 @@
+"""The compiled loop of LAMB's and LARS's step, ``fused.c``, and the layers that it is given."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from trustlens.kernels.build import load
+from trustlens.optim.foreach import number
+
+_log: Final = logging.getLogger("trustlens")
+
+_SOURCE: Final = Path(__file__).with_name("fused.c")
+
+LAMB: Final = 0
+"""The first of an optimizer's passes; the second comes behind it."""
+LARS: Final = 2
+_GRADIENTS: Final = 4
+
+DEBIAS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "rate": 2, "first": 3}
+"""``Options.debias`` by Lamb's option."""
+
+_PLACES: Final = {  # of `Layer`, fused.c
+    "weight": 0,
+    "grad": 1,
+    "exp_avg": 2,
+    "momentum_buffer": 2,
+    "exp_avg_sq": 3,
+    "step": 4,
+    "trust_ratio": 5,
+    "size": 6,
+}
+_SUMS: Final = 16
+_OF_MOMENTUM: Final = [7, 8]  # among the sums
+_OF_VARIANCE: Final = [9, 10]
+
+_PARALLEL: Final = 1 << 20
+"""Elements from which on several threads are faster than one."""
+
+
+class _Options(ctypes.Structure):
+    """``Options`` of fused.c."""
+
+    _fields_ = (
+        ("rate", ctypes.c_double),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("epsilon", ctypes.c_double),
+        ("decay", ctypes.c_double),
+        ("kept", ctypes.c_double),
+        ("divisor", ctypes.c_double),
+        ("debias", ctypes.c_int32),
+        ("decays_inside", ctypes.c_int32),
+        ("ratio_before_decay", ctypes.c_int32),
+        ("ratio_of_sum", ctypes.c_int32),
+    )
+
+
+@dataclass(slots=True)
+class Options:
+    """A group's options in this step; LARS's momentum is β₁. Numbers may be tensors of one."""
+
+    rate: float | Tensor
+    beta1: float | Tensor
+    beta2: float | Tensor = 0.0
+    epsilon: float | Tensor = 0.0
+    decay: float | Tensor = 0.0
+    divisor: float | Tensor = 1.0  # of the gradients
+    debias: int = 0
+    decays_inside: bool = True  # else the weights are decayed first
+    ratio_before_decay: bool = True
+    ratio_of_sum: bool = False
+
+    def packed(self) -> _Options:
+        """Return them as the loop reads them."""
+        rate, decay = number(self.rate), number(self.decay)
+        return _Options(
+            rate=rate,
+            beta1=number(self.beta1),
+            beta2=number(self.beta2),
+            epsilon=number(self.epsilon),
+            decay=decay,
+            kept=1.0 if self.decays_inside else 1 - rate * decay,
+            divisor=number(self.divisor),
+            debias=self.debias,
+            decays_inside=self.decays_inside and decay != 0,
+            ratio_before_decay=self.ratio_before_decay,
+            ratio_of_sum=self.ratio_of_sum,
+        )
+
+
+class Rows:
+    """Layers on the CPU that are stepped together: n of one group, each with a gradient.
+
+    Parameters
+    ----------
+    params : list of Tensor
+        Dense, contiguous, of one of `dtypes`; the same list in each step, as long as the same
+        layers have a gradient.
+    entries : mapping of str to list of Tensor
+        What of their state is read and written.
+    """
+
+    dtypes: Final = frozenset({torch.float32})
+
+    def __init__(self, params: list[Tensor], entries: Mapping[str, list[Tensor]]) -> None:
+        self.params = params
+        self._packed = np.zeros((len(params), len(set(_PLACES.values()))), np.int64)
+        self._packed[:, _PLACES["size"]] = [p.numel() for p in params]
+        for name, tensors in {"weight": params, **entries}.items():
+            self._packed[:, _PLACES[name]] = list(map(Tensor.data_ptr, tensors))
+
+    def take(self, grads: list[int]) -> None:
+        """Take the gradients that lie at these addresses, as long as parameters keep them."""
+        self._packed[:, _PLACES["grad"]] = grads
+
+    def grad_norms(self) -> Tensor:
+        """Return the norms of the gradients, float64 (n,)."""
+        squares = _zeros(len(self.params), 2)
+        self._run(_GRADIENTS, _Options(), squares, None, None)
+        return squares[:, 0].sqrt()
+
+    def step(
+        self,
+        optimizer: int,
+        options: Options,
+        ratios: Callable[[Tensor, Tensor], Tensor],
+        *,
+        measures: bool,
+    ) -> Tensor | None:
+        """Step the layers; return their sums, float64 (n, 16), if asked for.
+
+        Parameters
+        ----------
+        optimizer : int
+            ``LAMB`` or ``LARS``.
+        options : Options
+            Those of the group.
+        ratios : callable
+            Makes the trust ratios of the norms above and below the line, all float64 (n,).
+        measures : bool
+            Whether to return the sums of ``trustlens.recording.statistics.SUMS``.
+        """
+        sums = self._no_sums(optimizer) if measures else None
+        packed = options.packed()
+        squares = _zeros(len(self.params), 2)
+        self._run(optimizer, packed, squares, None, sums)
+        above, below = squares.sqrt_().unbind(1)
+        self._run(optimizer + 1, packed, None, ratios(above, below).contiguous(), sums)
+        increment_version(self.params)
+        return sums
+
+    def _no_sums(self, optimizer: int) -> Tensor:
+        """Return zeros to add to; NaN, which stays so, for what the optimizer does not have."""
+        sums = _zeros(len(self.params), _SUMS)
+        if optimizer == LARS:
+            sums[:, _OF_VARIANCE] = torch.nan
+            if not self._packed[0, _PLACES["momentum_buffer"]]:
+                sums[:, _OF_MOMENTUM] = torch.nan
+        return sums
+
+    def _run(
+        self,
+        which: int,
+        options: _Options,
+        squares: Tensor | None,
+        ratios: Tensor | None,
+        sums: Tensor | None,
+    ) -> None:
+        loop = library()
+        if loop is None:
+            raise RuntimeError("the loop of the fused step is not there")
+        elements = int(self._packed[:, _PLACES["size"]].sum())
+        done = loop.trustlens_pass(
+            which,
+            self._packed.ctypes.data,
+            len(self._packed),
+            ctypes.addressof(options),
+            torch.get_num_threads() if elements >= _PARALLEL else 1,
+            *(None if t is None else t.data_ptr() for t in (squares, ratios, sums)),
+        )
+        if not done:
+            raise MemoryError("for the step of the optimizer")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the loop, built at its first use; None where it cannot be had."""
+    try:
+        loop = load(_SOURCE)
+        pointer = ctypes.c_void_p
+        loop.trustlens_pass.argtypes = (
+            *(ctypes.c_int, pointer, ctypes.c_int64, pointer, ctypes.c_int),
+            *(pointer, pointer, pointer),
+        )
+        _check(loop)
+    except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
+        _log.info("trustlens: no fused step (%s: %s)", type(error).__name__, error)
+        return None
+    return loop
+
+
+def _check(loop: ctypes.CDLL) -> None:
+    """Raise ArithmeticError if it does not step right."""
+    w = torch.linspace(-1, 2, 19, dtype=torch.float32, device="cpu")  # no random numbers are drawn
+    g, m, v, expected = w.cos(), torch.zeros_like(w), torch.zeros_like(w), w.clone()
+    step, ratio = (torch.zeros((), dtype=torch.float32, device="cpu") for _ in range(2))
+    # 19 elements, of which some do not fill a vector
+    layer = np.array([[t.data_ptr() for t in (w, g, m, v, step, ratio)] + [19]], np.int64)
+    options = _Options(
+        rate=0.5, beta1=0.9, beta2=0.99, epsilon=1e-3, decay=0.1, kept=1, divisor=1, debias=1,
+        decays_inside=1,
+    )  # fmt: skip
+    squares, ratios = _zeros(1, 2), torch.full((1,), 2.0, dtype=torch.float64, device="cpu")
+    given = (layer.ctypes.data, 1, ctypes.addressof(options), 1)
+    loop.trustlens_pass(LAMB, *given, squares.data_ptr(), None, None)
+    loop.trustlens_pass(LAMB + 1, *given, None, ratios.data_ptr(), None)
+    u = g / (g.abs() + 1e-3) + 0.1 * expected
+    norms = torch.stack([expected.square().sum(), u.square().sum()]).double()
+    stepped = torch.allclose(w, expected - u, rtol=1e-5, atol=1e-5) and step == 1 and ratio == 2
+    if not (stepped and torch.allclose(squares[0], norms, rtol=1e-5)):
+        raise ArithmeticError("the compiled step is not right")
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device="cpu")

@@ -1,0 +1,1 @@
+"""Measuring one step of one optimizer, on the device."""

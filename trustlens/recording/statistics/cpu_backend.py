@@ -1,0 +1,252 @@
+"""The sums on the CPU by a compiled loop: one read of the tensors, and no temporaries.
+
+The loop is ``cpu.c``. Where it cannot be built (:mod:`trustlens.kernels.build`), or what was built
+does not count right, there is no :class:`Compiled`, and the portable sums are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import logging
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trustlens.kernels.build import load
+from trustlens.recording.optimizers import Direction
+from trustlens.recording.statistics import SUMS, LayerStep, numbers_of
+from trustlens.recording.statistics.elements import BUCKETS, count_steps
+from trustlens.recording.statistics.reference import measure as measure_plainly
+from trustlens.recording.statistics.torch_backend import Portable
+from trustlens.schema import ELEMENTS
+
+_log: Final = logging.getLogger("trustlens")
+
+_SOURCE: Final = Path(__file__).with_name("cpu.c")
+
+_DTYPES: Final = {torch.float32: 1, torch.float64: 2, torch.bfloat16: 3, torch.float16: 4}
+_TENSORS: Final = ("after", "before", "grad", "base", "variance", "momentum")
+_GRAD: Final = _TENSORS.index("grad")
+_LAYER: Final = np.dtype(  # `Layer` of cpu.c
+    [
+        ("data", np.int64, len(_TENSORS)),
+        ("dtype", np.int32, len(_TENSORS)),
+        ("size", np.int64),
+        ("form", np.int64),
+    ]
+)
+
+_PARALLEL: Final = 1 << 17
+"""Elements from which on several threads are faster than one: torch's own, which are awake."""
+
+
+class Compiled:
+    """Measures with the compiled loop, and portably what it cannot read."""
+
+    name: Final = "cpu"
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._portable = Portable()
+
+    @classmethod
+    def if_possible(cls) -> Compiled | None:
+        """Return the compiled sums; None where they cannot be had. Built at their first use."""
+        library = _load()
+        return None if library is None else cls(library)
+
+    def measure(self, steps: Sequence[LayerStep]) -> Tensor:
+        """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on the CPU."""
+        dense = [_dense(step) for step in steps]  # alive until they were read
+        readable = [i for i, tensors in enumerate(dense) if tensors is not None]
+        layers = np.zeros(len(readable), _LAYER)
+        forms: list[Direction] = []
+        for layer, i in zip(layers, readable, strict=True):
+            _pack(layer, dense[i] or (), steps[i].after.numel())
+            form = steps[i].direction
+            layer["form"] = -1 if form is None else len(forms)
+            forms += [] if form is None else [form]
+        by_loop = self.run(layers, forms)
+        if len(readable) == len(steps):
+            return by_loop
+        sums = torch.empty((len(steps), len(SUMS)), dtype=torch.float64, device="cpu")
+        sums[readable] = by_loop
+        for i in set(range(len(steps))).difference(readable):
+            sums[i] = self._portable.measure([steps[i]])[0]
+        return sums
+
+    def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
+        """Return the sums, and element histograms as :func:`count_steps`."""
+        return self.measure(steps), self._count(steps)
+
+    def _count(self, steps: Sequence[LayerStep]) -> Tensor:
+        counts = torch.zeros((len(steps), len(ELEMENTS), BUCKETS), dtype=torch.int64, device="cpu")
+        for counted, step in zip(counts, steps, strict=True):
+            tensors = _dense(LayerStep(step.before, step.after, step.grad, None))
+            if tensors is None:
+                counted.copy_(count_steps([step])[0])
+                continue
+            layer = np.zeros(1, _LAYER)
+            _pack(layer[0], tensors, step.after.numel())
+            self.count_at(layer.ctypes.data, 1, step.after.numel(), counted)
+        return counts
+
+    def count_at(self, layers: int, count: int, elements: int, counts: Tensor) -> None:
+        """Add the element histograms of so many layers, which lie packed at this address."""
+        threads = _threads(elements)
+        if not self._library.trustlens_count(layers, count, threads, counts.data_ptr()):
+            raise MemoryError("for the element histograms")
+
+    def prepare(self, steps: Sequence[LayerStep]) -> Prepared | None:
+        """Return these layers ready to be measured again; None if the loop cannot read them."""
+        layers = np.zeros(len(steps), _LAYER)
+        for layer, step in zip(layers, steps, strict=True):
+            tensors = _dense(step)
+            given = _tensors(step)
+            if tensors is None or any(map(_is_other, tensors, given)):
+                return None
+            _pack(layer, tensors, step.after.numel())
+        return Prepared(self, layers)
+
+    def run(self, layers: NDArray[Any], forms: Sequence[Direction]) -> Tensor:
+        """Return the sums of packed layers, float64 of shape (layers, len(SUMS)).
+
+        Their tensors must be alive.
+        """
+        return self.run_at(layers.ctypes.data, len(layers), int(layers["size"].sum()), forms)
+
+    def run_at(self, layers: int, count: int, elements: int, forms: Sequence[Direction]) -> Tensor:
+        """Return the sums of so many layers, which lie packed at this address."""
+        sums = torch.empty((count, len(SUMS)), dtype=torch.float64, device="cpu")
+        numbers = array("d", itertools.chain.from_iterable(map(numbers_of, forms)))
+        done = self._library.trustlens_measure(
+            layers, count, numbers.buffer_info()[0], _threads(elements), sums.data_ptr()
+        )
+        if not done:
+            raise MemoryError("for the sums of the layers")
+        return sums
+
+
+class Prepared:
+    """Layers whose tensors lie where they lay, but for their gradients."""
+
+    def __init__(self, compiled: Compiled, layers: NDArray[Any]) -> None:
+        self._compiled = compiled
+        self._layers = layers
+        self._grads, self._form_of = layers["data"][:, _GRAD], layers["form"]
+        self._lie = layers.ctypes.data, len(layers), int(layers["size"].sum())
+
+    def measure(
+        self,
+        grads: NDArray[np.int64],
+        forms: Sequence[Direction],
+        form_of: NDArray[np.int64],
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
+
+        Parameters
+        ----------
+        grads : int64 (layers,)
+            Where the gradients lie, dense and of the dtype of the first ones; 0 where there is
+            none.
+        forms : sequence of Direction
+            Of which the numbers are read.
+        form_of : int64 (layers,)
+            The place of each layer's among them.
+        counts : Tensor, optional
+            What the element histograms are added to: int64 of shape (layers, 3, BUCKETS).
+        """
+        self._grads[:] = grads
+        self._form_of[:] = form_of
+        if counts is not None:
+            self._compiled.count_at(*self._lie, counts)
+        return self._compiled.run_at(*self._lie, forms)
+
+
+def gather(places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the float32 numbers that lie at these addresses of the host's memory."""
+    library = _load()
+    if library is None:
+        return np.array([ctypes.c_float.from_address(int(at)).value for at in places], np.float32)
+    numbers = np.empty(len(places), np.float32)
+    library.trustlens_gather(places.ctypes.data, len(places), numbers.ctypes.data)
+    return numbers
+
+
+def _threads(elements: int) -> int:
+    return torch.get_num_threads() if elements >= _PARALLEL else 1
+
+
+def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
+    form = step.direction
+    of_form = (None, None, None) if form is None else (form.base, form.variance, form.momentum)
+    return (step.after, step.before, step.grad, *of_form)
+
+
+def _dense(step: LayerStep) -> tuple[Tensor | None, ...] | None:
+    """Return a layer's tensors as the loop reads them; None if it cannot."""
+    if step.direction is not None and not is_at_hand(step.direction):
+        return None
+    tensors = _tensors(step)
+    if any(t is not None and (t.dtype not in _DTYPES or not t.is_cpu) for t in tensors):
+        return None
+    # Elements are read in the order of the indices, whatever order they lie in.
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
+def _is_other(dense: Tensor | None, given: Tensor | None) -> bool:
+    return dense is not given
+
+
+def _pack(layer: Any, tensors: Sequence[Tensor | None], size: int) -> None:
+    layer["data"] = [0 if t is None else t.data_ptr() for t in tensors]
+    layer["dtype"] = [0 if t is None else _DTYPES[t.dtype] for t in tensors]
+    layer["size"] = size
+
+
+def is_at_hand(form: Direction) -> bool:
+    """Tell whether all numbers are; what lies on an accelerator is not read."""
+    return not any(isinstance(number, Tensor) for number in numbers_of(form))
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | None:
+    try:
+        library = load(_SOURCE)
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        library.trustlens_measure.argtypes = (pointer, size, pointer, ctypes.c_int, pointer)
+        library.trustlens_count.argtypes = (pointer, size, ctypes.c_int, pointer)
+        library.trustlens_gather.argtypes = (pointer, size, pointer)
+        library.trustlens_gather.restype = None
+        _check(Compiled(library))
+    except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
+        _log.info("trustlens: the sums are not compiled (%s: %s)", type(error).__name__, error)
+        return None
+    return library
+
+
+def _check(compiled: Compiled) -> None:
+    """Raise ArithmeticError if it does not count right."""
+    steps: list[LayerStep] = []
+    for size in (3, 5000):  # not of random numbers, which are the training's
+        w = torch.linspace(-1, 2, size, dtype=torch.float32, device="cpu")
+        g, v = w.cos(), w.square()
+        for before in (None, 1.001 * w):
+            form = Direction(
+                rate=0.01, base=g, base_share=2.0, variance=v, epsilon=1e-3, momentum=g, decay=0.1
+            )
+            steps.append(LayerStep(before, w, g, form))
+        steps.append(LayerStep(w, w, None, None))
+    if not torch.allclose(
+        compiled.measure(steps), measure_plainly(steps), rtol=1e-5, atol=0, equal_nan=True
+    ):
+        raise ArithmeticError("the compiled sums are not right")

@@ -1,0 +1,213 @@
+"""The sums on any device that torch has, with torch's own operations.
+
+The tensors are walked in chunks that fit the processor's cache, and every intermediate lives in
+a few scratch buffers of a chunk's size: nothing of the model's size is made. Arithmetic is in
+float64, so that squares of what float32 can hold neither overflow nor vanish, except on devices
+that have no float64 (MPS), where it is in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trustlens.recording.optimizers import Direction
+from trustlens.recording.statistics import MAXIMA, SUMS, LayerStep, undo
+from trustlens.recording.statistics.elements import count_steps
+
+CHUNK: Final = 1 << 14
+"""Elements of a chunk: ten float64 buffers of this length are 1.3 MiB.
+
+It is below what torch splits over threads. `torch.dot` and `torch.sqrt` are avoided for the same
+reason: MKL splits them at any size, and then waits milliseconds for its threads on a busy machine.
+"""
+
+_NO_FLOAT64: Final = frozenset({"mps"})
+_BUFFERS: Final = 10
+
+
+class _Pieces(NamedTuple):
+    """The tensors of a layer, flat, or a chunk of each."""
+
+    after: Tensor
+    before: Tensor | None
+    grad: Tensor | None
+    base: Tensor | None
+    variance: Tensor | None
+    momentum: Tensor | None
+
+    def at(self, start: int) -> _Pieces:
+        """Return the chunk that begins at this element."""
+        end = start + CHUNK
+        others = (None if each is None else each[start:end] for each in self[1:])
+        return _Pieces(self.after[start:end], *others)
+
+
+class Portable:
+    """Measures layer by layer, chunk by chunk; keeps its scratch from step to step."""
+
+    name: Final = "portable"
+
+    def __init__(self) -> None:
+        self._scratch: dict[torch.device, Tensor] = {}
+
+    def measure(self, steps: Sequence[LayerStep]) -> Tensor:
+        """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
+
+        The layers lie on one device, and so does the result (float32 where it has no float64).
+        """
+        return torch.stack([self._layer(step) for step in steps])
+
+    def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
+        """Return the sums, and element histograms as :func:`count_steps`."""
+        return self.measure(steps), count_steps(steps)
+
+    def _layer(self, step: LayerStep) -> Tensor:
+        scratch = self._buffers(step.after.device)
+        form = step.direction
+        layer = _Pieces(
+            step.after.reshape(-1),
+            *(
+                None if tensor is None else tensor.reshape(-1)
+                for tensor in (
+                    step.before,
+                    step.grad,
+                    form.base if form else None,
+                    form.variance if form else None,
+                    form.momentum if form else None,
+                )
+            ),
+        )
+        size = step.after.numel()
+        chunks = [
+            _measure_chunk(layer.at(start), scratch[:, : min(CHUNK, size - start)], form)
+            for start in range(0, max(size, 1), CHUNK)
+        ]
+        if len(chunks) == 1:
+            return chunks[0]
+        rows = torch.stack(chunks)
+        return torch.cat([rows[:, :-MAXIMA].sum(0), rows[:, -MAXIMA:].amax(0)])
+
+    def _buffers(self, device: torch.device) -> Tensor:
+        if device not in self._scratch:
+            dtype = torch.float32 if device.type in _NO_FLOAT64 else torch.float64
+            self._scratch[device] = torch.empty((_BUFFERS, CHUNK), dtype=dtype, device=device)
+        return self._scratch[device]
+
+
+def _measure_chunk(pieces: _Pieces, scratch: Tensor, form: Direction | None) -> Tensor:
+    """Return the sums of one chunk, shape (len(SUMS),); `scratch` has a row a buffer."""
+    after, w, g, d, den, v, u, spare, broken, extra = scratch.unbind()
+    after.copy_(pieces.after)
+    if pieces.grad is not None:
+        g.copy_(pieces.grad)
+    known = form is not None and pieces.grad is not None
+    divides = False
+    if form is not None and known:
+        divides = _start_direction(form, pieces, (g, d, den, v, spare))
+    if pieces.before is not None:
+        w.copy_(pieces.before)
+    elif form is not None and known:
+        step = spare.copy_(d) if not divides else torch.div(d, den, out=spare)
+        undo(w.copy_(after), step.mul_(form.rate), form, pieces.after.dtype)
+    else:
+        w.copy_(after)
+    update = after.sub_(w)
+    sums = {
+        "weight_squares": _dot(w, w, spare),
+        "update_squares": _dot(update, update, spare),
+        "update_dot_weight": _dot(update, w, spare),
+        "update_max": _largest(update, spare),
+    }
+    torch.mul(w, 0.0, out=broken)  # 0 where finite, else NaN, which is not zero
+    if pieces.grad is not None:
+        broken.add_(torch.mul(g, 0.0, out=spare))
+        sums["grad_squares"] = _dot(g, g, spare)
+        sums["grad_max"] = _largest(g, spare)
+        sums["zero_grad"] = w.numel() - torch.count_nonzero(g)
+    sums["nonfinite"] = torch.count_nonzero(broken)
+    if form is not None and known:
+        _finish_direction(form, (w, update, d), den if divides else None, spare)
+        sums |= _sums_of_averages(form, pieces, (g, v, spare, extra))
+        sums |= _sums_of_direction(form, (w, update, d, u), spare)
+    missing = torch.full((), torch.nan, dtype=w.dtype, device=w.device)
+    return torch.stack([sums.get(name, missing).to(w.dtype) for name in SUMS])
+
+
+def _start_direction(form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ...]) -> bool:
+    """Make v̂, what of d·den does not need w, and den; tell whether there is a denominator."""
+    g, d, den, v, spare = buffers
+    d.zero_()
+    _add_share(d, g, form.grad_share, spare)
+    if pieces.base is not None:
+        _add_share(d, spare.copy_(pieces.base), form.base_share, spare)
+    if pieces.variance is None:
+        return False
+    v.copy_(pieces.variance).mul_(form.variance_share)
+    if form.divides:
+        torch.rsqrt(v, out=den).reciprocal_().add_(form.epsilon)
+    return form.divides
+
+
+def _finish_direction(
+    form: Direction, chunk: tuple[Tensor, Tensor, Tensor], den: Tensor | None, spare: Tensor
+) -> None:
+    """Make d of it, with what needs w; divided once: where den is 0, ∞ − ∞ would be NaN."""
+    w, update, d = chunk
+    _add_share(d, w, form.weight_share, spare)
+    if den is not None:
+        d.div_(den)
+    _add_share(d, update, form.update_share, spare)
+
+
+def _sums_of_averages(
+    form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    g, v, spare, extra = buffers
+    sums: dict[str, Tensor] = {}
+    if pieces.momentum is not None:
+        m = extra.copy_(pieces.momentum)
+        sums["grad_dot_momentum"] = _dot(g, m, spare)
+        sums["momentum_squares"] = _dot(m, m, spare)
+    if pieces.variance is not None:
+        sums["variance_sum"] = v.sum()
+        torch.mul(g, g, out=spare).div_(v.clamp_(min=form.epsilon**2))
+        sums["surprise_sum"] = spare.sum()
+    return sums
+
+
+def _sums_of_direction(
+    form: Direction, chunk: tuple[Tensor, Tensor, Tensor, Tensor], spare: Tensor
+) -> dict[str, Tensor]:
+    w, update, d, u = chunk
+    torch.add(d, w, alpha=form.decay, out=u) if form.decay else u.copy_(d)
+    moved, wanted = torch.ne(update, 0), torch.ne(u, 0)
+    return {
+        "direction_squares": _dot(u, u, spare),
+        "undecayed_squares": _dot(d, d, spare),
+        "undecayed_dot_weight": _dot(d, w, spare),
+        "swallowed": torch.count_nonzero(wanted & ~moved),
+    }
+
+
+def _add_share(total: Tensor, values: Tensor, share: float | Tensor, spare: Tensor) -> None:
+    if _is_there(share):
+        total.add_(torch.mul(values, share, out=spare))
+
+
+def _is_there(share: float | Tensor) -> bool:
+    """Tell whether a term is there at all: 0·∞ would be NaN."""
+    return isinstance(share, Tensor) or share != 0
+
+
+def _dot(a: Tensor, b: Tensor, spare: Tensor) -> Tensor:
+    return torch.mul(a, b, out=spare).sum()
+
+
+def _largest(values: Tensor, spare: Tensor) -> Tensor:
+    if values.numel() == 0:
+        return values.sum()
+    return torch.abs(values, out=spare).amax()

@@ -1,0 +1,184 @@
+"""The sums on a GPU: a kernel over all layers of a kind at once, and no waiting.
+
+The kernels are ``triton_kernels.py``; Triton comes with PyTorch where there are GPUs. Where it is
+missing, or what it built does not count right, there is no :class:`Multi`, and the portable sums
+are used.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trustlens.kernels.device import all_are, is_interpreted
+from trustlens.recording.optimizers import Direction
+from trustlens.recording.statistics import LayerStep
+from trustlens.recording.statistics.elements import BUCKETS, count_steps
+from trustlens.recording.statistics.reference import measure as measure_plainly
+from trustlens.recording.statistics.torch_backend import Portable
+from trustlens.recording.statistics.triton_launch import ALIGNMENT, Kind, PackedLayer, Prepared
+from trustlens.schema import ELEMENTS
+
+_log: Final = logging.getLogger("trustlens")
+
+_DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_UNREAD: Final = PackedLayer(None, (0, 0, 0, 0, 0), 0, 0)
+
+
+class Multi:
+    """Measures with the kernels, and portably what they cannot read."""
+
+    name: Final = "cuda"
+
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
+        self._portable = Portable()
+        self._prepared: tuple[Any, Prepared] | None = None
+
+    @classmethod
+    def if_possible(cls, device: torch.device | None = None) -> Multi | None:
+        """Return the sums by kernels on a GPU, else the current one; None if they cannot be had.
+
+        The first time on a device a kernel is built and tried, and waited for.
+        """
+        if device is None:
+            device = _usual_device()
+        kernels = None if device is None else _load(device)
+        return None if kernels is None else cls(kernels)
+
+    def measure(self, steps: Sequence[LayerStep]) -> Tensor:
+        """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
+
+        The layers lie on one device, and so does the result.
+        """
+        return self._measure(steps, None)
+
+    def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
+        """Return the sums, and element histograms as :func:`count_steps`, of one pass."""
+        shape, device = (len(steps), len(ELEMENTS), BUCKETS), steps[0].after.device
+        counts = torch.zeros(shape, dtype=torch.int64, device=device)
+        return self._measure(steps, counts), counts
+
+    def _measure(self, steps: Sequence[LayerStep], counts: Tensor | None) -> Tensor:
+        device = steps[0].after.device
+        kept: list[Tensor] = []  # alive until the kernels that read them are on their way
+        layers = [_packed(step, kept) for step in steps]
+        key = [layer[:-1] for layer in layers]
+        if self._prepared is None or self._prepared[0] != (device, key):
+            self._prepared = ((device, key), Prepared(self._kernels, layers, device))
+        grads = [layer.grad for layer in layers]
+        sums = self._prepared[1].measure(grads, *_forms(steps), counts=counts)
+        for i, layer in enumerate(layers):
+            if layer.kind is None:
+                sums[i] = self._portable.measure([steps[i]])[0]
+                if counts is not None:
+                    counts[i] = count_steps([steps[i]])[0]
+        return sums
+
+    def prepare(self, steps: Sequence[LayerStep]) -> Prepared | None:
+        """Lay out layers whose tensors, but for the gradients, will be where they are now.
+
+        None if some cannot be read as they lie: of an odd dtype, or not contiguous.
+        """
+        kept: list[Tensor] = []
+        layers = [_packed(step, kept) for step in steps]
+        there = {id(tensor) for step in steps for tensor in _tensors(step)}
+        if any(layer.kind is None for layer in layers) or {id(tensor) for tensor in kept} - there:
+            return None
+        return Prepared(self._kernels, layers, steps[0].after.device)
+
+
+def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
+    """Return what the kernels read, in the order of `Kind.dtypes`."""
+    form = step.direction
+    of_form = (None, None, None) if form is None else (form.base, form.variance, form.momentum)
+    return (step.after, step.before, step.grad, *of_form)
+
+
+def _packed(step: LayerStep, kept: list[Tensor]) -> PackedLayer:
+    """Return a layer as the kernels read it, `_UNREAD` if they cannot."""
+    places: list[int] = []
+    dtypes: list[torch.dtype | None] = []
+    for tensor in _tensors(step):
+        if tensor is None:
+            places.append(0)
+            dtypes.append(None)
+            continue
+        if tensor.dtype not in _DTYPES or tensor.device != step.after.device:
+            return _UNREAD
+        # Elements are read in the order of the indices, whatever order they lie in.
+        dense = tensor if tensor.is_contiguous() else tensor.contiguous()
+        kept.append(dense)
+        places.append(dense.data_ptr())
+        dtypes.append(dense.dtype)
+    after, before, grad, *of_form = places
+    has = (step.grad is not None) | (bool(dtypes[5]) << 1) | (bool(dtypes[4]) << 2)
+    dtypes[2] = dtypes[2] or dtypes[0]  # one may come
+    same = dtypes[5] is not None and (of_form[0], dtypes[3]) == (of_form[2], dtypes[5])
+    aligned = not any(place % ALIGNMENT for place in (after, before, *of_form))
+    kind = Kind(tuple(dtypes), same, aligned)
+    return PackedLayer(kind, (after, before, *of_form), step.after.numel(), has, grad)
+
+
+def _forms(steps: Sequence[LayerStep]) -> tuple[list[Direction], list[int]]:
+    """Return the directions whose numbers differ, and the place of each step's among them."""
+    places: dict[tuple[Any, ...], int] = {}
+    forms: list[Direction] = []
+    form_of: list[int] = []
+    for step in steps:
+        form = step.direction
+        if form is None:
+            form_of.append(-1)
+            continue
+        given = (
+            form.rate, form.grad_share, form.base_share, form.weight_share, form.update_share,
+            form.variance_share, form.epsilon, form.decay, form.kept, form.divides,
+        )  # fmt: skip
+        # A tensor is compared by what it is: to look at its value would wait.
+        key = tuple((id(value),) if isinstance(value, Tensor) else value for value in given)
+        place = places.setdefault(key, len(forms))
+        if place == len(forms):
+            forms.append(form)
+        form_of.append(place)
+    return forms, form_of
+
+
+def _usual_device() -> torch.device | None:
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if is_interpreted() else None
+
+
+@functools.cache
+def _load(device: torch.device) -> Any:
+    try:
+        from trustlens.recording.statistics import triton_kernels  # noqa: PLC0415 — may be missing
+
+        _check(Multi(triton_kernels), device)
+    except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
+        _log.info("trustlens: no sums by kernels (%s: %s)", type(error).__name__, error)
+        return None
+    return triton_kernels
+
+
+def _check(multi: Multi, device: torch.device) -> None:
+    """Raise ArithmeticError if it does not count right."""
+    steps: list[LayerStep] = []
+    for size in (3, 5000):  # not of random numbers, which are the training's
+        w = torch.linspace(-1, 2, size, dtype=torch.float32, device=device)
+        g, v = w.cos(), w.square()
+        form = Direction(
+            rate=0.01, base=g, base_share=2.0, variance=v, epsilon=1e-3, momentum=g, decay=0.1
+        )
+        # As most are trained: so this kernel is built in time.
+        steps += [LayerStep(None, w, g, form), LayerStep(None, 1e25 * w, g, form)]
+    got, truth = multi.measure(steps), measure_plainly(steps)
+    right = ((got - truth).abs() <= 1e-5 * truth.abs()) | (got.isnan() & truth.isnan())
+    if not all_are(right):
+        raise ArithmeticError("the kernels' sums are not right")

@@ -1,0 +1,234 @@
+"""Layers laid out on a GPU, and the kernels started on them: see ``cuda.py``."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trustlens.kernels.device import OPTIONS, brought, on
+from trustlens.recording.optimizers import Direction
+from trustlens.recording.statistics import SUMS, numbers_of
+
+CHUNK: Final = 1 << 15
+"""Elements that one program sums: enough to hide what it does once."""
+
+BLOCK: Final = 1 << 10
+"""Elements it does at a time: a lane then adds 32 numbers in float32."""
+
+_ROWS: Final = 64  # chunks of a layer that are added at a time
+
+ALIGNMENT: Final = 16  # bytes that a thread reads at once
+
+_NO_NUMBERS: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
+
+
+class Kind(NamedTuple):
+    """What a kernel is compiled for; the dtypes are of after, before, gradient, x, v and m."""
+
+    dtypes: tuple[torch.dtype | None, ...]
+    base_is_momentum: bool
+    aligned: bool  # but for the gradient, whose address changes
+
+
+class PackedLayer(NamedTuple):
+    """A layer as the kernels read it."""
+
+    kind: Kind | None  # None: not read, and of no size
+    addresses: tuple[int, ...]  # of after, before, x, v and m
+    size: int
+    has: int
+    grad: int = 0
+
+
+class _Group(NamedTuple):
+    """Layers of one kind: a launch."""
+
+    kinds: tuple[Any, ...]  # as the kernel has them
+    wide: bool
+    first: int
+    chunks: int
+
+
+class Prepared:
+    """Some layers whose tensors stay where they are, measured again and again.
+
+    Parameters
+    ----------
+    kernels : module
+        ``triton_kernels``.
+    layers : sequence
+        The layers, packed.
+    device : torch.device
+        Where they lie.
+    """
+
+    def __init__(self, kernels: Any, layers: Sequence[PackedLayer], device: torch.device) -> None:
+        self._kernels = kernels
+        self._device = device
+        self._count = len(layers)
+        fields, chunks, self._groups = _laid_out(kernels, layers)
+        self._layers, self._chunks = brought(fields, device), brought(chunks, device)
+        self._changing = torch.empty(0, dtype=torch.int64, device=device)
+        self._sent = b""
+        self._gathered = b"", self._changing
+        self._grads_aligned = False
+
+    def measure(
+        self,
+        grads: Sequence[int] | NDArray[np.int64],
+        forms: Sequence[Direction],
+        form_of: Sequence[int] | NDArray[np.int64],
+        out: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        """Return the sums of each layer in this step, float64 of shape (layers, len(SUMS)).
+
+        Parameters
+        ----------
+        grads : sequence of int
+            The address of each layer's gradient, contiguous and of the dtype that it was prepared
+            with (else of the weights'); 0 where there is none.
+        forms : sequence of Direction
+            The numbers of the directions; their tensors are not looked at. Some may lie on the
+            device, without dimensions, or of shape (n,) for the n layers of a form in their order.
+        form_of : sequence of int
+            The place of each layer's direction among them; -1 where none is known.
+        out : Tensor, optional
+            Where the sums go, rows of any stride.
+        counts : Tensor, optional
+            What the element histograms are added to: int64 of shape (layers, 3, BUCKETS).
+        """
+        double: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
+        if out is None:
+            out = torch.empty((self._count, len(SUMS)), **double)
+        forms_there = self._send(grads, forms, form_of)
+        scratch = torch.empty((len(self._chunks), len(SUMS)), **double)
+        with on(self._device):
+            for group in self._groups:
+                self._launch(group, forms_there, scratch, counts)
+            self._kernels.add_chunks[(self._count,)](
+                *(self._layers, self._changing, scratch, out, self._count, out.stride(0)),
+                ROWS=_ROWS,
+                **OPTIONS,
+            )
+        return out
+
+    def _launch(self, group: _Group, forms: Tensor, scratch: Tensor, counts: Tensor | None) -> None:
+        self._kernels.measure_chunks[(group.chunks,)](
+            self._layers,
+            self._changing,
+            forms,
+            self._chunks,
+            scratch,
+            self._changing if counts is None else counts,
+            group.first,
+            self._count,
+            KINDS=(*group.kinds, self._grads_aligned),
+            WIDE=group.wide,
+            COUNT=counts is not None,
+            CHUNK=CHUNK,
+            BLOCK=BLOCK,
+            **OPTIONS,
+        )
+
+    def _send(
+        self,
+        grads: Sequence[int] | NDArray[np.int64],
+        forms: Sequence[Direction],
+        form_of: Sequence[int] | NDArray[np.int64],
+    ) -> Tensor:
+        """Bring what changed to the device, in one copy; return the forms' numbers there."""
+        values, places, tensors, row_of = _table(forms, np.asarray(form_of, np.int64))
+        packed = b"".join(
+            (_packed_ints(grads), row_of.tobytes(), array("d", values), _packed_ints(places))
+        )
+        if packed != self._sent:
+            changing = np.frombuffer(packed, np.int64)
+            self._changing, self._sent = brought(changing, self._device), packed
+            self._grads_aligned = not (changing[: self._count] % ALIGNMENT).any()
+        start, end = 2 * self._count, 2 * self._count + len(values)
+        there = self._changing[start:end].view(torch.float64)
+        if tensors:  # numbers that lie on the device are put in there
+            there.index_copy_(0, self._changing[end:], torch.cat(tensors).double())
+        return there
+
+    def gather(self, places: NDArray[np.int64]) -> Tensor:
+        """Return the float32 numbers that lie at these addresses of the device, of their shape."""
+        packed = places.tobytes()
+        if packed != self._gathered[0]:
+            self._gathered = packed, brought(places, self._device)
+        numbers = torch.empty(len(places), dtype=torch.float32, device=self._device)
+        with on(self._device):
+            self._kernels.gather[(-(-len(places) // BLOCK),)](
+                self._gathered[1], numbers, len(places), BLOCK=BLOCK
+            )
+        return numbers
+
+
+def _table(
+    forms: Sequence[Direction], form_of: NDArray[np.int64]
+) -> tuple[list[float], list[int], list[Tensor], NDArray[np.int64]]:
+    """Return the numbers of all forms, row by row, and the row of each layer.
+
+    Those that lie on the device are 0; beside the numbers, where these are and their tensors.
+    """
+    values: list[float] = []
+    places: list[int] = []
+    tensors: list[Tensor] = []
+    first_of: list[int] = []
+    of_many: list[tuple[int, int]] = []
+    for i, form in enumerate(forms):
+        row = numbers_of(form)
+        first, n = len(values), max((v.numel() for v in row if isinstance(v, Tensor)), default=1)
+        first_of.append(first // len(row))
+        of_many += [(i, n)] if n > 1 else []
+        values += n * [0.0 if isinstance(value, Tensor) else value for value in row]
+        for column, value in enumerate(row):
+            if isinstance(value, Tensor):
+                places += range(first + column, len(values), len(row))
+                tensors.append(value.detach().reshape(-1).expand(n))
+    row_of = np.array([*first_of, -1], np.int64)[form_of]
+    for i, n in of_many:
+        row_of[form_of == i] = first_of[i] + np.arange(n)
+    return values or list(_NO_NUMBERS), places, tensors, row_of
+
+
+def _laid_out(
+    kernels: Any, layers: Sequence[PackedLayer]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Group]]:
+    """Return the tables of the layers and of the chunks, those of a kind together."""
+    from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — may be missing
+
+    by_kind: dict[Kind, list[int]] = {}
+    for i, layer in enumerate(layers):
+        if layer.kind is not None and layer.size:
+            by_kind.setdefault(layer.kind, []).append(i)
+    fields = np.zeros((len(layers), kernels.FIELDS.value), np.int64)
+    for i, layer in enumerate(layers):
+        fields[i] = (*layer.addresses, layer.size, 0, 0, layer.has)
+    owners: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    groups: list[_Group] = []
+    total = 0
+    for kind, members in by_kind.items():
+        first = total
+        for i in members:
+            chunks = -(-layers[i].size // CHUNK)
+            fields[i, 6:8] = total, chunks
+            owners.append(np.full(chunks, i))
+            total += chunks
+        dtypes = [dtype_of(dtype) for dtype in kind.dtypes]
+        kinds = (*dtypes, kind.base_is_momentum, kind.aligned)
+        groups.append(_Group(kinds, torch.float64 in kind.dtypes, first, total - first))
+    owner = np.concatenate(owners)
+    chunk = np.stack([owner, np.arange(total) - fields[owner, 6]], axis=1)
+    return fields, chunk, groups
+
+
+def _packed_ints(values: Sequence[int] | NDArray[np.int64]) -> bytes:
+    return np.asarray(values, np.int64).tobytes()

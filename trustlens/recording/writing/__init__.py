@@ -1,0 +1,1 @@
+"""From measured steps to files and listeners, on the writer thread."""

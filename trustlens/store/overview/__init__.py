@@ -1,0 +1,1 @@
+"""The overview: the same rows at coarser steps."""

@@ -1,0 +1,1 @@
+"""Recording to an object store: lease, staging folder and uploader."""

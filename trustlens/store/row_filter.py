@@ -1,0 +1,77 @@
+"""Which rows of a table are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trustlens.store.arrow import codes, column, numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which rows are asked for: all, unless said.
+
+    Attributes
+    ----------
+    first, last : int, optional
+        Steps from this one, up to and with that one.
+    steps : int64 array, optional
+        These steps only, ascending.
+    texts : mapping of str to texts
+        By column, the texts that it may have.
+    """
+
+    first: int | None = None
+    last: int | None = None
+    steps: NDArray[np.int64] | None = None
+    texts: Mapping[str, Collection[str]] = field(default_factory=dict[str, Collection[str]])
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns that tell whether a row is one of them."""
+        of_steps = self.first is not None or self.last is not None or self.steps is not None
+        return (*(("step",) if of_steps else ()), *self.texts)
+
+    def may_be_between(self, first: int, last: int) -> bool:
+        """Tell whether any of these steps may be among those."""
+        if self.steps is not None:
+            place = int(np.searchsorted(self.steps, first))
+            return place < len(self.steps) and int(self.steps[place]) <= last
+        return (self.first is None or self.first <= last) and (
+            self.last is None or self.last >= first
+        )
+
+    def whatever(self, name: str) -> Rows:
+        """Return the same rows with any text in that column."""
+        return replace(self, texts={key: among for key, among in self.texts.items() if key != name})
+
+    def of(self, table: pa.Table) -> pa.Table:
+        """Return those rows of a table."""
+        keep = np.ones(table.num_rows, np.bool_)
+        if "step" in self.needs:
+            step = numbers(table["step"])
+            if self.first is not None:
+                keep &= step >= self.first
+            if self.last is not None:
+                keep &= step <= self.last
+            if self.steps is not None and len(step):
+                low, high = np.searchsorted(self.steps, (step.min(), step.max() + 1))
+                keep &= np.isin(step, self.steps[low:high])
+        for name, texts in self.texts.items():
+            keep &= _are_among(table[name], texts)
+        return table if keep.all() else table.filter(column(keep, pa.bool_()))
+
+
+ALL: Final = Rows()
+
+
+def _are_among(names: pa.ChunkedArray, texts: Collection[str]) -> NDArray[np.bool_]:
+    places, present = codes(names)
+    wanted = np.array([text in texts for text in present], np.bool_)
+    return np.ones(len(names), np.bool_) if wanted.all() else wanted[places]

@@ -1,0 +1,1 @@
+"""Sealed segments: the sorted Parquet files of a table."""
