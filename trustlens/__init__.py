@@ -12,6 +12,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trustlens._version import __version__
 from trustlens.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -23,12 +24,11 @@ if TYPE_CHECKING:
     from trustlens.errors import TrustlensError
     from trustlens.recording.recorder import Recorder, record
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Recorder",
     "Run",
     "TrustlensError",
+    "__version__",
     "export",
     "figures",
     "find_runs",

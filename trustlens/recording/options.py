@@ -15,17 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import trustlens
+from trustlens._version import __version__
 from trustlens.errors import UsageError
+from trustlens.recording.unwrap import calls_hooks, unwrapped
 from trustlens.store.layout import LayerInfo, OptimizerInfo, RunInfo
 from trustlens.store.remote_location import RemotePlace
 from trustlens.store.segments.precision import MANTISSA
 
 BEING_RECORDED: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
 """Optimizers that are being recorded: hooking one twice would count each step twice."""
-
-_INNER: Final = ("optimizer", "_optimizer", "optim", "base")
-"""Where a wrapper keeps the optimizer that it wraps."""
 
 
 def checked_optimizers(given: Any) -> list[Optimizer]:
@@ -39,17 +37,6 @@ def checked_optimizers(given: Any) -> list[Optimizer]:
     if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
         raise UsageError("record got the same optimizer twice; give each one once")
     return optimizers
-
-
-def unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer within those that only wrap it, whose own hooks torch never calls.
-
-    Accelerate's, Lightning's and Lookahead are such: they hand each step on to another one.
-    """
-    if _is_hooked(optimizer) or not hasattr(optimizer, "param_groups"):
-        return optimizer
-    inner = (getattr(optimizer, name, None) for name in _INNER)
-    return next((unwrapped(one) for one in inner if hasattr(one, "param_groups")), optimizer)
 
 
 def check_options(**given: Any) -> None:
@@ -100,21 +87,13 @@ _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
 """What each option may be: a test, and the words for it."""
 
 
-def _is_hooked(optimizer: Any) -> bool:
-    return (
-        isinstance(optimizer, Optimizer)
-        and "_optimizer_step_pre_hooks" in vars(optimizer)
-        and getattr(type(optimizer).step, "hooked", False)  # torch wraps it in __init__
-    )
-
-
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise UsageError(
             f"record got {type(optimizer).__name__!r} for an optimizer; "
             "give a torch.optim.Optimizer or a list of them"
         )
-    if not _is_hooked(optimizer):
+    if not calls_hooks(optimizer):
         raise UsageError(
             f"torch calls no hooks of the {type(optimizer).__name__} given to record, so its steps "
             "cannot be seen; have it call torch.optim.Optimizer.__init__, or give the optimizer "
@@ -157,7 +136,7 @@ def describe_run(
         layers=tuple(layers),
         config=plain(config),
         versions={
-            "trustlens": trustlens.__version__,
+            "trustlens": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from trustlens.recording.hooks.grad_scaler import follow_scalers, found_inf, leave_scalers
-from trustlens.recording.options import unwrapped
+from trustlens.recording.unwrap import unwrapped
 
 Result = TypeVar("Result")
 

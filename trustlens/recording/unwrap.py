@@ -1,0 +1,32 @@
+"""Find the torch optimizer inside the objects that wrap it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from torch.optim import Optimizer
+
+_INNER: Final = ("optimizer", "_optimizer", "optim", "base")
+"""Attributes in which wrappers keep the optimizer that they wrap."""
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer whose step hooks torch calls, looking inside wrappers.
+
+    Accelerate's, Lightning's and Lookahead's wrappers have ``param_groups`` and pass each step to
+    an inner optimizer; torch calls the hooks of the inner one only. An object in which no such
+    optimizer is found is returned as it is.
+    """
+    if calls_hooks(optimizer) or not hasattr(optimizer, "param_groups"):
+        return optimizer
+    inner = (getattr(optimizer, name, None) for name in _INNER)
+    return next((unwrapped(one) for one in inner if hasattr(one, "param_groups")), optimizer)
+
+
+def calls_hooks(optimizer: Any) -> bool:
+    """Return whether torch calls the step hooks that are registered on this object."""
+    return (
+        isinstance(optimizer, Optimizer)
+        and "_optimizer_step_pre_hooks" in vars(optimizer)
+        and getattr(type(optimizer).step, "hooked", False)  # torch wraps it in __init__
+    )
