@@ -4,27 +4,47 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint browser bench bench-files clean
+.PHONY: help setup demo test lint browser constraints bench bench-files clean
 
 help:
 	@echo "make demo     train Adam and LAMB on real digits while the dashboard shows them"
 	@echo "make test     check style, types and behaviour (sets itself up)"
 	@echo "make bench    measure what recording costs beside other packages; write the README's tables"
 	@echo "make bench-files   measure a run's files beside other formats and readers: an hour or two, 20 GB"
-	@echo "make setup    make the environment in $(VENV)"
+	@echo "make setup    make the environment in $(VENV), with the versions of constraints.txt"
 	@echo "make clean    remove what was built"
+
+# $(call environment,FOLDER,TORCH,OPTIONS): make a virtual environment in FOLDER, then install TORCH,
+# then what OPTIONS name. PyTorch comes first and by version: as a dependency of another package, it
+# would bring gigabytes of CUDA to a machine without a GPU.
+define environment
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	@echo "installing $(2)"
+	$(1)/bin/python -m pip install --quiet "$(2)"
+	$(1)/bin/python -m pip install --quiet $(3)
+endef
+TORCH := $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
+PINNED := --constraint constraints.txt --build-constraint constraints.txt
 
 setup: $(READY)
 
-# PyTorch comes first and by version: left to a dependency it would bring gigabytes of CUDA to a
-# machine without a GPU.
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	@if command -v nvidia-smi >/dev/null; then torch="torch>=2.11"; else torch="torch==2.13.0"; fi; \
-	  echo "installing $$torch"; $(BIN)/python -m pip install --quiet "$$torch"
-	$(BIN)/python -m pip install --quiet --group test --editable ".[all]"
+$(READY): pyproject.toml constraints.txt
+	$(call environment,$(VENV),$(TORCH),$(PINNED) --group test --editable ".[all]")
 	touch $@
+
+# Renew the pinned versions of every tool and dependency: the newest that pyproject.toml allows.
+# Run it on a machine without a GPU; PyTorch's own pins stay out of the list.
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --upgrade pip
+	build/constraints/bin/python -m pip install --quiet "$(TORCH)"
+	build/constraints/bin/python -m pip install --quiet --group test --editable ".[all]"
+	{ echo "# The versions that \`make setup\` installs; \`make constraints\` renews them."; \
+	  build/constraints/bin/python -m pip freeze --all --exclude-editable \
+	  | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(torch|triton)=='; } > constraints.txt
+	rm -rf build/constraints
 
 # The pages are tested in the system's own Chromium.
 browser:
@@ -33,8 +53,8 @@ browser:
 	  $$as apt-get update -qq && $$as apt-get install -y -qq chromium >/dev/null; }
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
 test: lint browser
@@ -47,11 +67,7 @@ demo: $(READY)
 # torch if they had their way.
 BENCH := build/bench
 $(BENCH)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	@if command -v nvidia-smi >/dev/null; then torch="torch>=2.11"; else torch="torch==2.13.0"; fi; \
-	  echo "installing $$torch"; $(BENCH)/bin/python -m pip install --quiet "$$torch"
-	$(BENCH)/bin/python -m pip install --quiet --group bench --editable ".[all]"
+	$(call environment,$(BENCH),$(TORCH),--group bench --editable ".[all]")
 	$(BENCH)/bin/python -m pip install --quiet --no-deps \
 	  backpack-for-pytorch==1.7.1 cockpit-for-pytorch==1.0.2 timm==1.0.31
 	touch $@
