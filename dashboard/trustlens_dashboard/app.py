@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from dash import Dash
-from flask import abort, request
+from flask import Response, abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from trustlens.errors import UsageError
+from trustlens.figures.ridgelines import canvas
 from trustlens.figures.theme import THEMES, Theme
 from trustlens_dashboard.frame import callbacks as frame_callbacks
 from trustlens_dashboard.frame.layout import frame
@@ -86,6 +88,8 @@ def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
     )
     if hosts is not None:
         _answer_only_to(app, hosts)
+    app.config.external_scripts = [_serve(app, "canvas.js", canvas.script(), "text/javascript")]
+    app.config.external_stylesheets = [_serve(app, "canvas.css", canvas.style(), "text/css")]
     icon = app.get_asset_url("icon.svg")
     app.index_string = _INDEX.replace("<!--icon-->", icon).replace("<!--colors-->", _colors())
     app.layout = frame(links(None))
@@ -151,6 +155,17 @@ def _answer_only_to(app: Dash, hosts: frozenset[str]) -> None:
             abort(400, f"This dashboard does not answer to the name '{host}'.")
 
     app.server.before_request(check)
+
+
+def _serve(app: Dash, name: str, text: str, kind: str) -> str:
+    """Serve a text that is not in the assets folder; return its path, which changes with it."""
+
+    def answer() -> Response:
+        return Response(text, mimetype=kind, headers={"Cache-Control": "max-age=31536000"})
+
+    app.server.add_url_rule(f"{app.config.routes_pathname_prefix}{name}", name, answer)
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return f"{app.get_relative_path(f'/{name}')}?m={digest}"
 
 
 def _everywhere(host: str) -> bool:

@@ -96,7 +96,7 @@ PAINTER = """(yaws) => yaws.map(([yaw, pitch]) => {
     const run = group.panels[0].run;
     const buckets = group.payload.axis.buckets;
     const view = camera.look({ ...camera.HOME, yaw, pitch }, 600, 450);
-    const color = (s) => `rgb(${40 + ((s * 67) % 200)}, ${40 + ((s * 131) % 200)}, ${40 + s})`;
+    const color = (s) => [40 + ((s * 67) % 200), 40 + ((s * 131) % 200), 40 + s];
     const images = [0, 1].map((own) => {
         const canvas = Object.assign(document.createElement("canvas"), { width: 600, height: 450 });
         const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -108,7 +108,7 @@ PAINTER = """(yaws) => yaws.map(([yaw, pitch]) => {
         });
         if (own) surface.paint(context, geometry, run, view, buckets, styles, 1);
         else for (const s of geometry.order.slice().reverse()) {
-            context.fillStyle = color(s);
+            context.fillStyle = `rgb(${color(s)})`;
             for (const [from, to] of run.pieces[s]) {
                 const at = Array.from({ length: to - from + 1 }, (_, i) => s * buckets + from + i);
                 context.beginPath();

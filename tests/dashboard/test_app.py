@@ -11,6 +11,7 @@ import pytest
 from dash import Dash
 
 from trustlens.errors import UsageError
+from trustlens.figures.ridgelines import canvas
 from trustlens_dashboard import ids
 from trustlens_dashboard.app import _listen, create_app, serve
 from trustlens_dashboard.pages import LAYOUTS, page_at
@@ -25,15 +26,22 @@ def test_the_page_needs_no_other_host(app: Dash) -> None:
     page = app.server.test_client().get("/").text
     assert '<html lang="en">' in page
     assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page)
-    for asset in ("ridgelines/1_camera.js", "trustlens.css", "icon.svg"):
+    for asset in ("callbacks.js", "trustlens.css", "icon.svg"):
         assert f"/assets/{asset}" in page
 
 
-def test_scripts_come_in_their_order(app: Dash) -> None:
-    page = app.server.test_client().get("/").text
-    parts = ["1_camera", "2_surface", "3_box", "4_input", "5_ridgelines"]
-    places = [page.index(f"/assets/ridgelines/{part}.js") for part in parts]
-    assert places == sorted(places)
+def test_the_canvas_is_served_as_the_figures_package_has_it(app: Dash) -> None:
+    client = app.server.test_client()
+    page = client.get("/").text
+    [script] = re.findall(r'src="(/canvas\.js\?m=[0-9a-f]{12})"', page)
+    [style] = re.findall(r'href="(/canvas\.css\?m=[0-9a-f]{12})"', page)
+    for path, text, kind in (
+        (script, canvas.script(), "text/javascript"),
+        (style, canvas.style(), "text/css"),
+    ):
+        answer = client.get(path)
+        assert (answer.text, answer.mimetype) == (text, kind)
+        assert "max-age" in answer.headers["Cache-Control"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from support.runs import layers_table, run_info, steps_table, synthetic_values
 from trustlens.figures._curves import curves_data
 from trustlens.figures._debias import debias_data
 from trustlens.figures._heatmap import heatmap, heatmap_data
-from trustlens.figures.ridgelines.data import ridgeline, ridgeline_data
+from trustlens.figures.ridgelines.canvas import payload
+from trustlens.figures.ridgelines.data import ridgeline_data
+from trustlens.figures.ridgelines.figure import ridgeline
 from trustlens.schema import QUANTITIES
 from trustlens.store.writer import RunWriter
-from trustlens_dashboard.pages.ridgelines.payload import payload
 
 STEPS = 3000
 LAYERS = ["a.weight", "a.bias", "b.weight", "b.bias"]
@@ -67,7 +68,7 @@ def test_ridges_are_of_the_means(run: trustlens.Run) -> None:
     data = ridgeline_data([run, run], "weight_norm", ridges=12, smooth=False)
     assert [ridges.width for ridges in data.runs] == [256, 256]
     assert data.runs[0].heights.sum(axis=1).tolist() == [4.0] * 12
-    (told, _) = payload(data, ["x", "y"], ["", ""])["runs"]
+    (told, _) = payload(data, ["x", "y"])["runs"]
     assert told["note"] == "4 layers · each ridge the means of 256 steps"
     assert ridgeline(run, "trust_ratio").data
 

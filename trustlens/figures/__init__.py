@@ -8,7 +8,8 @@ from trustlens.figures._curves import curves, curves_data
 from trustlens.figures._debias import debias, debias_data
 from trustlens.figures._heatmap import heatmap, heatmap_data
 from trustlens.figures._smoothing import smoothing, smoothing_data
-from trustlens.figures.ridgelines.data import ridgeline, ridgeline_data
+from trustlens.figures.ridgelines.data import ridgeline_data
+from trustlens.figures.ridgelines.figure import ridgeline
 from trustlens.figures.theme import PLOTLY_CONFIG
 
 __all__ = [

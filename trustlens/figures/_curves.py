@@ -11,10 +11,18 @@ from numpy.typing import NDArray
 
 from trustlens.analysis.names import quantity as quantity_named
 from trustlens.analysis.run import Run
-from trustlens.element_bins import Scale, axis_edges, on_axis, ticks
 from trustlens.errors import UsageError
+from trustlens.figures.axis import (
+    Scale,
+    View,
+    axis_edges,
+    on_axis,
+    parse_scale,
+    ticks,
+    view_range,
+)
 from trustlens.figures.panels import Panel, caption, panels, step_ticks
-from trustlens.figures.sampling import View, run_list, view_range
+from trustlens.figures.sampling import run_list
 from trustlens.figures.theme import (
     Theme,
     ThemeName,
@@ -197,16 +205,15 @@ def _extremes(read: Coarse) -> _Series:
 
 
 def _scale(values: Sequence[NDArray[np.float64]], quantity: Quantity | None, scale: str) -> Scale:
-    if scale not in ("auto", "log", "linear"):
-        raise UsageError(f"'{scale}' is not a scale; choose one of: auto, log, linear")
-    if scale != "auto":
-        return "log" if scale == "log" else "linear"
-    pooled = np.concatenate([part[np.isfinite(part)] for part in values])
-    if not pooled.size or pooled.min() <= 0:
-        return "linear"
-    if quantity is not None:
-        return quantity.scale
-    return "log" if pooled.max() > _STEEP * np.median(pooled) else "linear"
+    def auto() -> Scale:
+        pooled = np.concatenate([part[np.isfinite(part)] for part in values])
+        if not pooled.size or pooled.min() <= 0:
+            return "linear"
+        if quantity is not None:
+            return quantity.scale
+        return "log" if pooled.max() > _STEEP * np.median(pooled) else "linear"
+
+    return parse_scale(scale, auto)
 
 
 def _range(values: Sequence[NDArray[np.float64]], scale: Scale, view: View) -> tuple[float, float]:

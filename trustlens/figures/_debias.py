@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.analysis.run import Run
-from trustlens.element_bins import Scale, axis_edges, number, on_axis, ticks
 from trustlens.errors import UsageError
+from trustlens.figures.axis import Scale, axis_edges, number, on_axis, parse_scale, ticks
 from trustlens.figures.panels import Panel, caption, panels
 from trustlens.figures.sampling import read_sample, span_of
 from trustlens.figures.theme import (
@@ -217,8 +217,7 @@ def debias(
         Plotly is not installed.
     """
     look = theme_of(theme)
-    if scale not in ("linear", "log"):
-        raise UsageError(f"'{scale}' is not a scale; choose one of: linear, log")
+    scale = parse_scale(scale)
     data = debias_data(betas, steps=steps, run=run)
     rows = -(-len(data.panels) // 3)
     words = "1/(1−βᵗ), by which an average that began at 0 is multiplied"

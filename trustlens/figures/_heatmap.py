@@ -10,16 +10,9 @@ from numpy.typing import NDArray
 
 from trustlens.analysis.names import quantity as quantity_named
 from trustlens.analysis.run import Run
-from trustlens.element_bins import Scale, axis_edges, on_axis, ticks
+from trustlens.figures.axis import Scale, View, axis_edges, on_axis, ticks, view_range
 from trustlens.figures.panels import quantity_axis, sentence_case, step_ticks
-from trustlens.figures.sampling import (
-    View,
-    choose_scale,
-    read_sample,
-    span_of,
-    view_range,
-    why_empty,
-)
+from trustlens.figures.sampling import choose_scale, read_sample, span_of, why_empty
 from trustlens.figures.theme import (
     Theme,
     ThemeName,
@@ -31,6 +24,7 @@ from trustlens.figures.theme import (
     say,
     theme_of,
 )
+from trustlens.figures.words import counted
 from trustlens.schema import Quantity
 
 if TYPE_CHECKING:
@@ -198,15 +192,13 @@ def _extent(data: HeatmapData) -> str:
     steps = "one step" if len(data.steps) == 1 else f"{len(data.steps)} steps"
     if data.width > 1:
         steps = f"{len(data.steps)} means of {data.width:,} steps"
-    layers = "1 layer" if len(data.layers) == 1 else f"{len(data.layers)} layers"
-    parts = [f"{layers} × {steps}"]
-    parts += [
-        f"{count} value{'' if count == 1 else 's'} {words}"
-        for count, words in (
-            (data.below, "below the scale"),
-            (data.above, "above the scale"),
-        )
-        if count
+    parts = [
+        f"{counted(len(data.layers), 'layer')} × {steps}",
+        *(
+            f"{counted(count, 'value')} {side} the scale"
+            for count, side in ((data.below, "below"), (data.above, "above"))
+            if count
+        ),
     ]
     return ", ".join(parts)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trustlens.element_bins import number, ticks
+from trustlens.figures.axis import number, ticks
 from trustlens.figures.theme import Theme, plain
 from trustlens.schema import Quantity
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from trustlens.figures.ridgelines.data import RunRidges
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +72,12 @@ def quantity_axis(quantity: Quantity) -> str:
     return f"{plain(quantity.title)} {plain(quantity.symbol)}"
 
 
-def run_caption(figure: go.Figure, run: RunRidges, panel: Panel, theme: Theme) -> None:
-    """Write above a panel which run it shows, and how much of it."""
-    square = f'<span style="color:{theme.runs[run.color].line}">■</span>'
-    caption(figure, f"{square} <b>{plain(run.label, 44)}</b>", extent(run), panel, theme)
+def run_caption(
+    figure: go.Figure, label: str, panel: Panel, theme: Theme, *, color: str, below: str
+) -> None:
+    """Write above a panel which run it shows; ``color`` is its key, ``below`` the second line."""
+    square = f'<span style="color:{theme.runs[color].line}">■</span>'
+    caption(figure, f"{square} <b>{plain(label, 44)}</b>", below, panel, theme)
 
 
 def caption(figure: go.Figure, text: str, below: str, panel: Panel, theme: Theme) -> None:
@@ -95,24 +95,3 @@ def caption(figure: go.Figure, text: str, below: str, panel: Panel, theme: Theme
         showarrow=False,
         font={"size": 14, "color": theme.ink},
     )
-
-
-def extent(run: RunRidges) -> str:
-    """Return in words how many layers and steps are drawn, and how many layers are out of view."""
-    layers = "1 layer" if run.layers == 1 else f"{run.layers} layers"
-    if not len(run.steps):
-        return f"{layers}, no steps"
-    if len(run.steps) == 1:
-        said = f"{layers}, one step: {run.steps[0]}"
-    else:
-        said = f"{layers} at {len(run.steps)} steps from {run.steps[0]} to {run.steps[-1]}"
-    outside = [
-        f"{int(counts.max())} {where}"
-        for counts, where in (
-            (run.below, "below"),
-            (run.above, "above"),
-            (run.nonfinite, "not finite"),
-        )
-        if counts.any()
-    ]
-    return f"{said}<br>out of view: up to {', '.join(outside)}" if outside else said

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.analysis.run import Run
-from trustlens.element_bins import Scale, check_range, full_range, on_axis, robust_range
 from trustlens.errors import UsageError
+from trustlens.figures.axis import Scale, on_axis, parse_scale
 from trustlens.schema import Quantity
-
-View = Literal["robust", "full"] | tuple[float, float]
-"""All values but the far-out ones, all of them, or from low to high."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,27 +124,13 @@ def choose_scale(scale: str, quantity: Quantity, values: Sequence[NDArray[np.flo
 
     A log axis is chosen only where there is a value above 0 to stand on it.
     """
-    if scale not in ("auto", "log", "linear"):
-        raise UsageError(f"'{scale}' is not a scale; choose one of: auto, log, linear")
-    if scale != "auto":
-        return "log" if scale == "log" else "linear"
-    on_log = any(np.isfinite(on_axis(part, "log")).any() for part in values)
-    some = any(np.isfinite(part).any() for part in values)
-    return "log" if quantity.scale == "log" and (on_log or not some) else "linear"
 
+    def auto() -> Scale:
+        on_log = any(np.isfinite(on_axis(part, "log")).any() for part in values)
+        some = any(np.isfinite(part).any() for part in values)
+        return "log" if quantity.scale == "log" and (on_log or not some) else "linear"
 
-def view_range(
-    values: Sequence[NDArray[np.float64]], scale: Scale, view: View
-) -> tuple[float, float] | None:
-    """Return the lowest and highest value of a view over all the values; ``None`` without any."""
-    if isinstance(view, str):
-        if view not in ("robust", "full"):
-            raise UsageError(f"'{view}' is not a view; choose 'robust', 'full' or (low, high)")
-        pooled = np.concatenate([part.ravel() for part in values])
-        return robust_range(pooled, scale) if view == "robust" else full_range(pooled, scale)
-    low, high = view
-    check_range(low, high, scale)
-    return low, high
+    return parse_scale(scale, auto)
 
 
 def why_empty(run: Run, read: LayerValues, quantity: Quantity) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trustlens.analysis.discovery import open_run
 from trustlens.figures.theme import THEMES
 from trustlens.schema import QUANTITIES
 from trustlens_dashboard.library import Library
 from trustlens_dashboard.pages.ridgelines import view as page
-from trustlens_dashboard.pages.ridgelines.payload import payload
-from trustlens_dashboard.pages.ridgelines.readout import picture_in_words, view
 from trustlens_dashboard.selection import Selection
 
 Maker = Callable[..., Path]
@@ -33,44 +29,6 @@ def pair(synthetic_run: Maker, tmp_path: Path) -> tuple[Library, str]:
     library = Library(tmp_path)
     a, b = (entry.id for entry in library.entries())
     return library, Selection(a, b).search()
-
-
-def heights(run: dict[str, Any], buckets: int) -> np.ndarray:
-    packed = np.frombuffer(base64.b64decode(run["heights"]), "<u2")
-    return packed.reshape(-1, buckets) * run["factor"]
-
-
-def test_the_payload_holds_the_data_of_the_figure(synthetic_run: Maker) -> None:
-    ratio = np.full((20, 10), 0.1)
-    ratio[:, 0] = 1e6  # far out: out of view
-    ratio[:, 1:5] = np.geomspace(0.05, 2, 20)[:, None]
-    bad = np.zeros((20, 10))
-    bad[15:, 9] = 4
-    ratio[15:, 9] = np.nan
-    run = open_run(
-        synthetic_run("run", layers=10, steps=20, values={"trust_ratio": ratio, "nonfinite": bad})
-    )
-    data = view([run], "trust_ratio", "auto", "robust")
-    sent = json.loads(json.dumps(payload(data, ["id"], ["words"]), allow_nan=False))
-    [drawn] = sent["runs"]
-    got = heights(drawn, sent["axis"]["buckets"])
-    np.testing.assert_allclose(got, data.runs[0].heights, atol=sent["height"]["top"] / 65535)
-    outside = np.add(np.add(drawn["below"], drawn["above"]), drawn["nonfinite"])
-    np.testing.assert_allclose(got.sum(axis=1) + outside, 10, atol=0.01)
-    assert drawn["above"] == [1] * 20
-    assert drawn["nonfinite"] == [0] * 15 + [1] * 5
-    assert drawn["steps"] == list(range(1, 21))
-
-
-def test_the_height_axis_counts_layers_at_the_same_place(synthetic_run: Maker) -> None:
-    ratio = np.tile([0.1, 1, 1, 10, 10, 10, 10, 10], (3, 1))
-    run = open_run(synthetic_run("run", layers=8, steps=3, values={"trust_ratio": ratio}))
-    data = view([run], "trust_ratio", "auto", "full")
-    sent = payload(data, ["id"], ["words"])
-    heaps = heights(sent["runs"][0], 160)[0]
-    [one] = [tick["at"] / 2 for tick in sent["height"]["ticks"] if tick["label"] == "2"]
-    crests = [heaps[first : first + 40].max() / one for first in (0, 60, 120)]
-    assert crests == pytest.approx([1, 2, 5], rel=0.04)  # a bump may lie between two buckets
 
 
 def test_two_runs_share_axis_steps_and_heights(pair: tuple[Library, str]) -> None:
@@ -157,18 +115,6 @@ def test_runs_of_different_models_have_all_layers_in_the_table(
     assert by_layer["only.one"]["value1"] is None
     assert by_layer["only.one"]["ratio"] is None
     assert by_layer["shared"]["ratio"] is not None
-
-
-def test_words_tell_what_the_picture_shows_and_hides(synthetic_run: Maker) -> None:
-    ratio = np.full((30, 12), 0.2)
-    ratio[:, :3] *= np.array([0.8, 1.1, 1.3])
-    ratio[9:12, 11] = 1e9
-    run = open_run(synthetic_run("wild", layers=12, steps=30, values={"trust_ratio": ratio}))
-    data = view([run], "trust_ratio", "auto", "robust")
-    words = picture_in_words(data, data.runs[0])
-    assert "12 layers at 30 steps, from 1 to 30" in words
-    assert "up to 1 above" in words
-    assert "between steps 10 and 12" in words
 
 
 @pytest.mark.parametrize(

@@ -5,32 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.analysis.names import quantity as quantity_named
 from trustlens.analysis.run import Run
-from trustlens.element_bins import Scale, axis_edges, number, on_axis
 from trustlens.errors import UsageError
-from trustlens.figures.ridgelines.plotly_3d import draw_3d
-from trustlens.figures.ridgelines.plotly_flat import draw_flat
+from trustlens.figures.axis import Scale, View, axis_edges, on_axis, readable, view_range
 from trustlens.figures.sampling import (
     LayerValues,
-    View,
     choose_scale,
     read_sample,
     run_list,
     span_of,
-    view_range,
     why_empty,
 )
-from trustlens.figures.theme import ThemeName, assign_colors, theme_of
+from trustlens.figures.theme import assign_colors
+from trustlens.figures.words import counted
 from trustlens.schema import Quantity
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Side = Literal["below", "above", "nonfinite"]
 
@@ -78,6 +72,15 @@ class RunRidges:
     width: int
     note: str
 
+    def out_of_view(self) -> dict[Side, NDArray[np.int64]]:
+        """Return ``below``, ``above`` and ``nonfinite``, those of them that count any layer."""
+        sides: dict[Side, NDArray[np.int64]] = {
+            "below": self.below,
+            "above": self.above,
+            "nonfinite": self.nonfinite,
+        }
+        return {side: counts for side, counts in sides.items() if counts.any()}
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -86,6 +89,8 @@ class Mark:
     Attributes
     ----------
     side : "below", "above" or "nonfinite"
+    place : str
+        The side in words, such as "above 12.5".
     steps : int64 array of shape (marks,)
         Steps at which there are any.
     counts : int64 array of shape (marks,)
@@ -95,6 +100,7 @@ class Mark:
     """
 
     side: Side
+    place: str
     steps: NDArray[np.int64]
     counts: NDArray[np.int64]
     words: tuple[str, ...]
@@ -152,67 +158,18 @@ class RidgelineData:
         return (run.steps.astype(np.float64) - first) / (last - first)
 
     def marks(self, run: RunRidges) -> list[Mark]:
-        """Return what of a run is out of view; empty if nothing is."""
-        low, high = number(float(f"{self.edges[0]:.3g}")), number(float(f"{self.edges[-1]:.3g}"))
+        """Return where layers of a run are out of view; empty if none are."""
+        places: dict[Side, str] = {
+            "below": f"below {readable(self.edges[0])}",
+            "above": f"above {readable(self.edges[-1])}",
+            "nonfinite": "not finite",
+        }
         found: list[Mark] = []
-        sides: tuple[tuple[Side, NDArray[np.int64], str], ...] = (
-            ("below", run.below, f"below {low}"),
-            ("above", run.above, f"above {high}"),
-            ("nonfinite", run.nonfinite, "not finite"),
-        )
-        for side, counts, place in sides:
-            at = np.flatnonzero(counts)
-            if len(at):
-                words = tuple(f"step {run.steps[i]}: {layers(counts[i])} {place}" for i in at)
-                found.append(Mark(side, run.steps[at], counts[at], words))
+        for side, counts in run.out_of_view().items():
+            at, place = np.flatnonzero(counts), places[side]
+            words = tuple(f"step {run.steps[i]}: {counted(counts[i], 'layer')} {place}" for i in at)
+            found.append(Mark(side, place, run.steps[at], counts[at], words))
         return found
-
-
-def ridgeline(
-    runs: Run | Sequence[Run],
-    quantity: str = "trust_ratio",
-    *,
-    style: Literal["3d", "flat"] = "3d",
-    theme: ThemeName = "light",
-    ridges: int = 80,
-    buckets: int = 160,
-    scale: Literal["auto", "log", "linear"] = "auto",
-    view: View = "robust",
-    smooth: bool = True,
-) -> go.Figure:
-    """Draw how a quantity is distributed over the layers, step after step.
-
-    One panel a run, all on the same axes, so that equal heights mean equally many layers. The
-    first step is at the far end (or the top), later ones in front of it; colour tells the time.
-    Small marks at an axis' end count the layers that are out of view there.
-
-    Parameters
-    ----------
-    style : "3d" or "flat"
-        To be turned with the mouse, or seen from the front with each ridge a little lower.
-    theme : "light" or "dark"
-    runs, quantity, ridges, buckets, scale, view, smooth
-        See :func:`ridgeline_data`.
-
-    Returns
-    -------
-    plotly.graph_objects.Figure
-        Show it with ``config=trustlens.figures.PLOTLY_CONFIG``.
-
-    Raises
-    ------
-    UsageError
-        As :func:`ridgeline_data`; or there is no such style or theme.
-    MissingDependencyError
-        Plotly is not installed.
-    """
-    if style not in ("3d", "flat"):
-        raise UsageError(f"'{style}' is not a style; choose one of: 3d, flat")
-    look = theme_of(theme)
-    data = ridgeline_data(
-        runs, quantity, ridges=ridges, buckets=buckets, scale=scale, view=view, smooth=smooth
-    )
-    return (draw_3d if style == "3d" else draw_flat)(data, look)
 
 
 def ridgeline_data(
@@ -243,7 +200,7 @@ def ridgeline_data(
         ``"auto"`` is the scale that the quantity reads best on.
     view : "robust", "full" or (low, high)
         What the axis covers: all values but the far-out ones (over all runs, see
-        ``trustlens.element_bins.robust_range``), all of them, or the values from low to high.
+        ``trustlens.figures.axis.robust_range``), all of them, or the values from low to high.
     smooth : bool
         Whether each layer is a Gaussian bump of :data:`BANDWIDTH`, normalised to 1 within the axis
         (a kernel density estimate, times the number of layers), or counted in its bucket.
@@ -267,11 +224,6 @@ def ridgeline_data(
         for run, color, part in parts
     )
     return RidgelineData(measured, axis, edges, drawn)
-
-
-def layers(count: int) -> str:
-    """Return a count of layers in words."""
-    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _edges(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trustlens.element_bins import on_axis, ticks
+from trustlens.figures.axis import on_axis, ticks
 from trustlens.figures.panels import (
     Panel,
     panels,
@@ -16,6 +16,8 @@ from trustlens.figures.panels import (
     run_caption,
     whole_ticks,
 )
+from trustlens.figures.ridgelines.data import Mark, RidgelineData, RunRidges
+from trustlens.figures.ridgelines.words import extent
 from trustlens.figures.theme import (
     Theme,
     color_at,
@@ -29,8 +31,6 @@ from trustlens.figures.theme import (
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from trustlens.figures.ridgelines.data import Mark, RidgelineData, RunRidges
 
 _ASPECT: Final = {"x": 1.35, "y": 1.6, "z": 0.62}
 _CAMERA: Final = {
@@ -47,7 +47,7 @@ def draw_3d(data: RidgelineData, theme: Theme) -> go.Figure:
     figure = new_figure(theme, *quantity_heading(data.quantity), height=110 + 530 * rows)
     for number, (run, panel) in enumerate(zip(data.runs, panels(len(data.runs)), strict=True), 1):
         scene = "scene" if number == 1 else f"scene{number}"
-        run_caption(figure, run, panel, theme)
+        run_caption(figure, run.label, panel, theme, color=run.color, below=extent(run))
         figure.update_layout({scene: _scene(data, panel, theme)})
         if run.note:
             say(figure, plain(run.note), theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trustlens.element_bins import on_axis, ticks
+from trustlens.figures.axis import on_axis, ticks
 from trustlens.figures.panels import (
     Panel,
     panels,
@@ -15,6 +15,8 @@ from trustlens.figures.panels import (
     run_caption,
     whole_ticks,
 )
+from trustlens.figures.ridgelines.data import Mark, RidgelineData, RunRidges
+from trustlens.figures.ridgelines.words import extent
 from trustlens.figures.theme import (
     Theme,
     alpha,
@@ -28,8 +30,6 @@ from trustlens.figures.theme import (
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from trustlens.figures.ridgelines.data import Mark, RidgelineData, RunRidges
 
 _TALL: Final = 0.22
 """Height of the tallest ridge, as a share of the time axis."""
@@ -46,7 +46,7 @@ def draw_flat(data: RidgelineData, theme: Theme) -> go.Figure:
     ):
         suffix = "" if number == 1 else str(number)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        run_caption(figure, run, panel, theme)
+        run_caption(figure, run.label, panel, theme, color=run.color, below=extent(run))
         figure.update_layout(
             {
                 f"xaxis{suffix}": _value_axis(data, panel, suffix, theme),

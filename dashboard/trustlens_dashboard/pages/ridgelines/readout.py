@@ -8,9 +8,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from trustlens import element_bins as bins
 from trustlens.analysis.run import Run
-from trustlens.figures.ridgelines.data import RidgelineData, RunRidges, ridgeline_data
+from trustlens.figures.axis import readable
+from trustlens.figures.ridgelines.data import RidgelineData, ridgeline_data
+from trustlens.figures.words import counted
 from trustlens.schema import QUANTITIES
 
 RIDGES = 100
@@ -44,48 +45,6 @@ def drawn_steps(data: RidgelineData) -> list[int]:
 def nearest(steps: Sequence[int] | np.ndarray[Any, Any], step: int) -> int | None:
     """Return the one of the steps that is nearest, the earlier of two; None of none."""
     return min((int(s) for s in steps), key=lambda s: (abs(s - step), s), default=None)
-
-
-def picture_in_words(data: RidgelineData, run: RunRidges) -> str:
-    """Return what the ridgelines of a run show, for those who do not see them."""
-    if run.note:
-        return f"{run.label}: {run.note}"
-    name = f"{data.quantity.title} {data.quantity.symbol}"
-    steps = f"{len(run.steps)} step{'' if len(run.steps) == 1 else 's'}"
-    if run.width > 1:
-        steps = f"{len(run.steps)} stretches of {run.width:,} steps, the means of each"
-    middles = [_middle(data, run, row) for row in (0, len(run.steps) - 1)]
-    first, last = ("none" if m is None else readable(m) for m in middles)
-    text = (
-        f"{run.label}: ridgelines of the {name} over {run.layers} layers at {steps}, from "
-        f"{run.steps[0]} to {run.steps[-1]}. The middle of the layers lies at {first} at first and "
-        f"at {last} at last."
-    )
-    return " ".join([text, out_of_view(data, run)]).strip()
-
-
-def out_of_view(data: RidgelineData, run: RunRidges) -> str:
-    """Return a sentence on the layers that the picture does not hold; empty if there are none."""
-    parts: list[str] = []
-    low, high = (readable(edge) for edge in data.edges[[0, -1]])
-    for counts, where in (
-        (run.below, f"below {low}"),
-        (run.above, f"above {high}"),
-        (run.nonfinite, "not finite"),
-    ):
-        if counts.any():
-            first, last = run.steps[np.flatnonzero(counts)[[0, -1]]]
-            when = f"at step {first}" if first == last else f"between steps {first} and {last}"
-            parts.append(f"up to {int(counts.max())} {where} ({when})")
-    return f"Layers out of view: {'; '.join(parts)}." if parts else ""
-
-
-def _middle(data: RidgelineData, run: RunRidges, row: int) -> float | None:
-    """Return the value that half of the layers in view lie below."""
-    total = np.cumsum(run.heights[row], dtype=np.float64)
-    if total[-1] <= 0:
-        return None
-    return float(data.edges[int(np.searchsorted(total, total[-1] / 2)) + 1])
 
 
 def values_at(run: Run, step: int | None, quantity: str) -> dict[str, float | None]:
@@ -128,10 +87,5 @@ def step_in_words(
     rest = f"; {missing} without a finite value" if missing else ""
     return (
         f"{name}, step {step}: median {symbol} {middle}, from {low} to {high} "
-        f"over {known.size} layer{'' if known.size == 1 else 's'}{rest}."
+        f"over {counted(known.size, 'layer')}{rest}."
     )
-
-
-def readable(value: float) -> str:
-    """Return a number with three significant digits."""
-    return bins.number(float(f"{value:.3g}"))

@@ -9,16 +9,15 @@ from typing import Any, Final
 from dash import html
 
 from trustlens.errors import TrustlensError
+from trustlens.figures.ridgelines import canvas
+from trustlens.figures.ridgelines.words import out_of_view
 from trustlens.schema import QUANTITIES
 from trustlens_dashboard.components import empty
 from trustlens_dashboard.components.grid import NUMBER
 from trustlens_dashboard.library import Library
-from trustlens_dashboard.pages.ridgelines.payload import payload
 from trustlens_dashboard.pages.ridgelines.readout import (
     drawn_steps,
     nearest,
-    out_of_view,
-    picture_in_words,
     step_in_words,
     step_rows,
     values_at,
@@ -68,7 +67,7 @@ def picture(
     low, high = (steps[0], steps[-1]) if steps else (0, 1)
     hidden = [(run.label, text) for run in data.runs if (text := out_of_view(data, run))]
     return (
-        payload(data, list(runs), [picture_in_words(data, run) for run in data.runs]),
+        canvas.payload(data, list(runs)),
         low,
         max(high, low + 1),
         [{"value": value} for value in steps],

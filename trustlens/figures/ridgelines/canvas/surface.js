@@ -2,7 +2,7 @@
  *
  * Each ridge is an upright curtain from its crest down to the floor. From the nearest to the farthest, a
  * horizon per column of pixels remembers how high the nearer ones reach; what lies below is never painted
- * (a floating horizon: exact, because every column looks along one vertical plane, see 1_camera.js).
+ * (a floating horizon: exact, because every column looks along one vertical plane, see camera.js).
  * What is left is painted from the farthest to the nearest straight into the pixels, each column by
  * itself, with a smooth crest line: several times faster than as many filled paths.
  */
@@ -138,19 +138,26 @@
     return stretches;
   }
 
-  function rgb(color) {
-    const hex = color.startsWith("#");
-    return hex ? [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16)) : color.match(/\d+/g).map(Number);
+  /** The red, green and blue of a colour such as "#2b5fd0", 0 to 255. */
+  function rgb(hex) {
+    return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
   }
 
-  /** The shades of one ridge from its foot up, packed as the pixels are. */
+  /** A colour with a part (0 to 1) of another in it; both are [red, green, blue]. */
+  function mix(a, b, part) {
+    return a.map((v, i) => Math.round(v + (b[i] - v) * part));
+  }
+
+  /** A colour as one pixel of an image. */
+  function packed([red, green, blue]) {
+    return (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0;
+  }
+
+  /** The shades of one ridge from its foot up, as pixels; both colours are [red, green, blue]. */
   function shades(foot, fill) {
-    const [a, b] = [rgb(foot), rgb(fill)];
-    return Uint32Array.from({ length: SHADES }, (_, i) => {
-      const t = Math.min(1, i / (SHADES * 0.62));
-      const [r, g, bl] = a.map((v, k) => Math.round(v + (b[k] - v) * t));
-      return 0xff000000 | (bl << 16) | (g << 8) | r;
-    });
+    return Uint32Array.from({ length: SHADES }, (_, i) =>
+      packed(mix(foot, fill, Math.min(1, i / (SHADES * 0.62)))),
+    );
   }
 
   function blend(under, over, part) {
@@ -237,8 +244,8 @@
           const [a, b] = [geometry.sx[i], geometry.sx[i + 1]];
           if ((x - a) * (x - b) > 0) continue;
           const part = a === b ? 0 : (x - a) / (b - a);
-          const mix = (v) => v[i] + part * (v[i + 1] - v[i]);
-          if (y > mix(geometry.crest) - 3 && y < mix(geometry.base) + 1) {
+          const along = (v) => v[i] + part * (v[i + 1] - v[i]);
+          if (y > along(geometry.crest) - 3 && y < along(geometry.base) + 1) {
             return { ridge: s, bucket: Math.round(i - s * buckets + part) };
           }
         }
@@ -247,5 +254,5 @@
     return null;
   }
 
-  window.trustlens.surface = { unpack, place, paint, shades, rgb, trace, hit };
+  window.trustlens.surface = { unpack, place, paint, rgb, mix, packed, shades, trace, hit };
 })();

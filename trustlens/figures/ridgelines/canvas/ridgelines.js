@@ -1,9 +1,8 @@
-/* Linked 3D ridgelines on 2D canvases: the component. See ridgelines_surface.js for the drawing.
+/* Linked 3D ridgelines on 2D canvases: the component. The ridges are drawn by surface.js.
  *
- * window.trustlens.ridgelines.show(element, payload, step) fills the element with one canvas a run;
- * all of them share a camera, the axes and the heights. The payload is made by
- * dashboard/components/ridgeline_payload.py. Drag turns, the wheel zooms, a double click resets, the
- * arrow keys turn, + and - zoom, 0 resets.
+ * window.trustlens.ridgelines.show(element, payload, step) fills the element with one canvas for each
+ * run; all canvases share a camera, the axes and the heights. The payload is made by payload.py. Drag
+ * turns, the wheel zooms, a double click resets, the arrow keys turn, + and - zoom, 0 resets.
  */
 "use strict";
 
@@ -16,27 +15,10 @@
     return document.documentElement.dataset.mantineColorScheme === "dark" ? "dark" : "light";
   }
 
-  function mix(a, b, part) {
-    const [p, q] = [a, b].map(window.trustlens.surface.rgb);
-    return `rgb(${p.map((v, i) => Math.round(v + (q[i] - v) * part)).join(",")})`;
-  }
-
-  function packed(color) {
-    const [r, g, b] = window.trustlens.surface.rgb(color);
-    return (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
-  }
-
-  /** The colour of a ramp (a list of colours) at 0..1. */
-  function along(ramp, t) {
-    const at = t * (ramp.length - 1);
-    const i = Math.min(ramp.length - 2, Math.floor(at));
-    return mix(ramp[i], ramp[i + 1], at - i);
-  }
-
-  /** How a ridge is drawn: `pale` is how far its foot fades into the paper. */
+  /** How a ridge is drawn: `pale` is how far its foot fades into the paper. Colours are [r, g, b]. */
   function ridgeStyle(color, paper, pale, line, lineWidth) {
-    const shades = window.trustlens.surface.shades(mix(color, paper, pale), color);
-    return { color, shades, line: packed(line), lineWidth };
+    const { mix, packed, shades } = window.trustlens.surface;
+    return { color, shades: shades(mix(color, paper, pale), color), line: packed(line), lineWidth };
   }
 
   function el(name, className, parent) {
@@ -77,13 +59,12 @@
 
     /** One style a ridge; the chosen one is stronger, the pointed-at one lighter. */
     makeStyles(scheme, colors) {
-      const run = this.run;
-      const ramp = run.ramp[scheme];
-      const { lo, hi } = this.group.payload.steps;
-      return run.steps.map((step) => {
-        const color = along(ramp, hi > lo ? (step - lo) / (hi - lo) : 1);
-        const dark = scheme === "dark";
-        return ridgeStyle(color, colors.paper, dark ? 0.62 : 0.5, mix(color, colors.crest, dark ? 0.6 : 0.55), 1);
+      const { rgb, mix } = window.trustlens.surface;
+      const [paper, crest] = [colors.paper, colors.crest].map(rgb);
+      const [pale, light] = scheme === "dark" ? [0.62, 0.6] : [0.5, 0.55];
+      return this.run.ridgeColors[scheme].map((hex) => {
+        const color = rgb(hex);
+        return ridgeStyle(color, paper, pale, mix(color, crest, light), 1);
       });
     }
 
@@ -132,10 +113,11 @@
       if (hover) special.push([this.ridgeOf(hover.step), 1.6]);
       if (chosen !== null) special.push([chosen, 2.4]);
       if (special.length === 0) return this.styles;
+      const [paper, ink] = [colors.paper, colors.ink].map(window.trustlens.surface.rgb);
       const styles = this.styles.slice();
       for (const [s, lineWidth] of special) {
         if (s === null) continue;
-        styles[s] = ridgeStyle(this.styles[s].color, colors.paper, 0.25, colors.ink, lineWidth);
+        styles[s] = ridgeStyle(this.styles[s].color, paper, 0.25, ink, lineWidth);
       }
       return styles;
     }

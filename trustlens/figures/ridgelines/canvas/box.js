@@ -3,9 +3,14 @@
 
 (() => {
   const { DEPTH, HEIGHT, project } = window.trustlens.camera;
-  const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
-  const TITLE_FONT = '600 12.5px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+  const LABEL = "12px";
+  const TITLE = "600 12.5px";
   const LABEL_GAP = 24; // pixels between two labels of an axis, at least
+
+  /** The text is in the font of the page around the canvas. */
+  function setFont(context, weightAndSize) {
+    context.font = `${weightAndSize} ${getComputedStyle(context.canvas).fontFamily}`;
+  }
 
   /** Where the box's far and near sides are in this view. */
   function sides(view) {
@@ -72,7 +77,7 @@
   /** Draws labels along one edge; `at` gives a tick's place in the box, `out` a point further outward.
    *  `gap` is room for what stands between the edge and the labels, `taken` a place to keep free. */
   function edge(context, view, marks, { at, out, title, gap = 0, taken = null }, colors) {
-    context.font = FONT;
+    setFont(context, LABEL);
     context.textBaseline = "middle";
     context.fillStyle = colors.muted;
     context.strokeStyle = colors.axis;
@@ -127,7 +132,7 @@
     context.save();
     context.translate(mx - Math.sin(angle) * side * distance, my + Math.cos(angle) * side * distance);
     context.rotate(angle);
-    context.font = TITLE_FONT;
+    setFont(context, TITLE);
     context.fillStyle = colors.ink;
     context.textAlign = "center";
     context.fillText(title, 0, 0);
@@ -160,7 +165,7 @@
     const [x, y] = project(view, ...at);
     const [nx, ny] = outward(view, at, [at[0] * 1.2, at[1], 0]);
     const text = step.toLocaleString("en").replaceAll(",", "\u202f");
-    context.font = TITLE_FONT;
+    setFont(context, TITLE);
     const width = context.measureText(text).width + 10;
     const near = x + nx * (7 + gap);
     const left = nx >= 0 ? near : near - width;
@@ -177,7 +182,7 @@
 
   /** A sentence in the middle, where there is nothing to draw. */
   function say(context, text, width, height, colors) {
-    context.font = TITLE_FONT;
+    setFont(context, TITLE);
     context.fillStyle = colors.ink;
     context.textAlign = "center";
     context.textBaseline = "middle";

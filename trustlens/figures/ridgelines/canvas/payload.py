@@ -1,4 +1,4 @@
-"""What the ridgelines' canvas needs, from the same data as the Plotly figure."""
+"""The JSON that the canvas draws, made of the same data as the Plotly figure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from trustlens import element_bins as bins
+from trustlens.figures.axis import on_axis, ticks
 from trustlens.figures.ridgelines.data import BANDWIDTH, RidgelineData, RunRidges
-from trustlens.figures.theme import THEMES
+from trustlens.figures.ridgelines.words import note, summary
+from trustlens.figures.theme import THEMES, color_at
 
 
-def payload(
-    data: RidgelineData, run_ids: Sequence[str], summaries: Sequence[str]
-) -> dict[str, Any]:
-    """Return the data as JSON can hold it; heights as base64 of uint16 of a common top.
+def payload(data: RidgelineData, run_ids: Sequence[str]) -> dict[str, Any]:
+    """Return the ridgelines as JSON: what ``trustlens.ridgelines.show`` in the browser takes.
+
+    Heights are uint16 in base64, as shares of a top that all runs have in common.
 
     Parameters
     ----------
     data : RidgelineData
-        As ``trustlens.figures.ridgeline.ridgeline_data`` made it.
-    run_ids, summaries : sequence of str
-        Of each run: its opaque id, and a sentence that says what its picture shows.
+        As ``trustlens.figures.ridgeline_data`` returns it.
+    run_ids : sequence of str
+        An id for each run; it becomes the ``data-run`` of the run's canvas.
     """
     steps = [run.steps for run in data.runs if len(run.steps)]
     first = min((int(s[0]) for s in steps), default=0)
@@ -39,7 +40,7 @@ def payload(
             "hi": last,
             "ticks": [
                 {"at": at, "label": label}
-                for at, label in bins.ticks(first, max(last, first + 1), "linear", 5)
+                for at, label in ticks(first, max(last, first + 1), "linear", 5)
                 if at == int(at)
             ],
         },
@@ -47,7 +48,7 @@ def payload(
             "top": top,
             "ticks": [
                 {"at": layers * bump, "label": label}
-                for layers, label in bins.ticks(0, top / bump, "linear", 4)
+                for layers, label in ticks(0, top / bump, "linear", 4)
                 if layers == int(layers)
             ],
         },
@@ -65,17 +66,17 @@ def payload(
             for name, theme in THEMES.items()
         },
         "runs": [
-            _run(run, run_id, summary, top)
-            for run, run_id, summary in zip(data.runs, run_ids, summaries, strict=True)
+            _run(data, run, run_id, (first, last))
+            for run, run_id in zip(data.runs, run_ids, strict=True)
         ],
     }
 
 
 def _axis(data: RidgelineData) -> dict[str, Any]:
     low, high = float(data.edges[0]), float(data.edges[-1])
-    first, last = (float(x) for x in bins.on_axis(data.edges[[0, -1]], data.scale))
-    ticks = bins.ticks(low, high, data.scale, 6)
-    places = bins.on_axis(np.array([value for value, _ in ticks]), data.scale)
+    first, last = (float(x) for x in on_axis(data.edges[[0, -1]], data.scale))
+    marks = ticks(low, high, data.scale, 6)
+    places = on_axis(np.array([value for value, _ in marks]), data.scale)
     share = (places - first) / (last - first)
     return {
         "scale": data.scale,
@@ -85,22 +86,19 @@ def _axis(data: RidgelineData) -> dict[str, Any]:
         "symbol": data.quantity.symbol,
         "title": f"{data.quantity.title} {data.quantity.symbol}",
         "ticks": [
-            {"at": float(at), "label": label} for at, (_, label) in zip(share, ticks, strict=True)
+            {"at": float(at), "label": label} for at, (_, label) in zip(share, marks, strict=True)
         ],
     }
 
 
-def _run(run: RunRidges, run_id: str, summary: str, top: float) -> dict[str, Any]:
-    factor = top / 65535
+def _run(data: RidgelineData, run: RunRidges, run_id: str, span: tuple[int, int]) -> dict[str, Any]:
+    factor = data.peak / 65535
     packed = np.round(run.heights / factor).astype("<u2")
-    told = f" · {int(run.steps[-1]):,} steps".replace(",", "\u202f") if len(run.steps) else ""
-    if run.width > 1:
-        told = f" · each ridge the means of {run.width:,} steps".replace(",", "\u202f")
     return {
         "id": run_id,
         "label": run.label,
-        "note": f"{run.layers} layer{'' if run.layers == 1 else 's'}{told}",
-        "summary": summary,
+        "note": note(run),
+        "summary": summary(data, run),
         "empty": run.note,
         "layers": run.layers,
         "steps": run.steps.tolist(),
@@ -110,5 +108,15 @@ def _run(run: RunRidges, run_id: str, summary: str, top: float) -> dict[str, Any
         "above": run.above.tolist(),
         "nonfinite": run.nonfinite.tolist(),
         "color": {name: theme.runs[run.color].line for name, theme in THEMES.items()},
-        "ramp": {name: list(theme.runs[run.color].ramp) for name, theme in THEMES.items()},
+        "ridgeColors": _ridge_colors(run, span),
+    }
+
+
+def _ridge_colors(run: RunRidges, span: tuple[int, int]) -> dict[str, list[str]]:
+    """Return the colour of each ridge by theme: along the run's ramp, from first to last step."""
+    first, last = span
+    shares = [(step - first) / (last - first) if last > first else 1.0 for step in run.steps]
+    return {
+        name: [color_at(theme.runs[run.color].ramp, share) for share in shares]
+        for name, theme in THEMES.items()
     }

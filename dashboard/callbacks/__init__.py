@@ -1,1 +1,0 @@
-"""Callbacks: one-line adapters from a selection to what the page functions return."""
