@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint browser constraints bench bench-files clean
+.PHONY: help setup demo test lint browser constraints wheel bench bench-files clean
 
 help:
 	@echo "make demo     train Adam and LAMB on real digits while the dashboard shows them"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench    measure what recording costs beside other packages; write the README's tables"
 	@echo "make bench-files   measure a run's files beside other formats and readers: an hour or two, 20 GB"
 	@echo "make setup    make the environment in $(VENV), with the versions of constraints.txt"
+	@echo "make wheel    build the wheel, with the C loops compiled for this platform, into dist/"
 	@echo "make clean    remove what was built"
 
 # $(call environment,FOLDER,TORCH,OPTIONS): make a virtual environment in FOLDER, then install TORCH,
@@ -63,6 +64,10 @@ test: lint browser
 demo: $(READY)
 	$(BIN)/python sample_runs/demo.py
 
+# A wheel with the loops compiled for this platform; without TRUSTLENS_COMPILE it has none.
+wheel: $(READY)
+	TRUSTLENS_COMPILE=1 $(BIN)/python -m build --wheel --no-isolation
+
 # In an environment of its own, with the other packages; those installed last would bring another
 # torch if they had their way.
 BENCH := build/bench
@@ -73,13 +78,13 @@ $(BENCH)/.ready: pyproject.toml
 	touch $@
 
 bench: $(BENCH)/.ready
-	$(BENCH)/bin/python benchmarks/run.py
-	$(BENCH)/bin/python benchmarks/table.py
+	$(BENCH)/bin/python -m benchmarks.overhead
+	$(BENCH)/bin/python -m benchmarks.pages
 
 # The runs that are measured are recorded first, and kept in build/files.
 bench-files: $(READY)
-	$(BIN)/python benchmarks/files.py --tenfold
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks.files --tenfold
+	$(BIN)/python -m benchmarks.pages
 
 clean:
 	rm -rf $(VENV) build dist

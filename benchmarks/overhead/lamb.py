@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from contenders import Trustlens, Watcher, contender
-from measure import Contender, compare
-from models import fused_adamw, tensors
+from benchmarks.common.contenders import Trustlens, Watcher, contender
+from benchmarks.common.measure import Contender, compare
+from benchmarks.common.models import fused_adamw, tensors
 from trustlens.optim import Lamb, Lars
 
 PACKAGES = ("torch-optimizer", "pytorch_optimizer", "timm")

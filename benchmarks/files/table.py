@@ -1,25 +1,24 @@
-"""The tables of what a run's files cost, for the terminal and the README."""
+"""The tables of what a run's files cost, for the terminal and the pages."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).with_name("results") / "files.json"
-BEGIN, END = "<!-- files -->", "<!-- /files -->"
-MISSING = "not measured"
-FAILS = "does not run"
+from benchmarks.common.results import RESULTS
+from benchmarks.common.tables import FAILS, MISSING, shown
+
+RESULT = RESULTS / "files.json"
 
 HOW = (
-    "Medians of a question that was asked before: trustlens keeps up to 64 MiB of what it unpacked "
-    "of the overview. The first time is that of a process which has just opened the run. The "
-    "others' times for a query are on the same Parquet files. TensorBoard's are "
-    "scaled: what its EventAccumulator took for each scalar of one layer, times those of the "
-    "quantity that is asked about, all of which it reads, as if the file had no other quantity."
+    "Medians of repeated queries; trustlens caches up to 64 MiB of decompressed overview data. "
+    "The first time is measured in a process that has just opened the run. pyarrow, DuckDB and "
+    "Polars query the same Parquet files. TensorBoard's time is extrapolated: the time that its "
+    "EventAccumulator needs for one scalar, times the number of scalars of the quantity, since it "
+    "reads all of them; the file is assumed to hold no other quantity."
 )
 
 Result = Mapping[str, Any]
@@ -34,6 +33,7 @@ class Row:
     goal: str
     find: Find
     unit: str
+    summary: str = ""  # what the README calls it, if it is shown there
 
 
 def of_run(kind: str, key: str) -> Find:
@@ -65,52 +65,68 @@ def slower_at_ten(query: str) -> Find:
 
 
 ROWS = (
-    Row("bytes per value, nothing lost", "≤ 2.5", of_run("lossless", "bytes_per_value"), "B"),
+    Row(
+        "bytes per value, lossless",
+        "≤ 2.5",
+        of_run("lossless", "bytes_per_value"),
+        "B",
+        summary="bytes per value, lossless",
+    ),
     Row(
         "bytes per value, rounded to 12 bits",
         "≤ 1.45",
         of_run("rounded", "bytes_per_value"),
         "B",
+        summary="bytes per value, `precision=12`",
     ),
     Row("the overview's share of the run", "≤ 10 %", of_run("lossless", "overview_percent"), "%"),
-    Row("written on one core, raw values", "≥ 150 MB/s", of_writing("mb_s"), "MB/s"),
-    Row("a step of 300 layers, 64 together", "≤ 30 µs", of_writing("step_us"), "µs"),
-    Row("the same, with sealing", "", of_writing("step_sealed_us"), "µs"),
     Row(
-        "a loop in Python beside the writer's thread, 200 steps/s: takes longer by",
+        "write throughput on one core, uncompressed values",
+        "≥ 150 MB/s",
+        of_writing("mb_s"),
+        "MB/s",
+    ),
+    Row(
+        "appending one step of 300 layers, in batches of 64 steps",
+        "≤ 30 µs",
+        of_writing("step_us"),
+        "µs",
+    ),
+    Row("the same, including sealing", "", of_writing("step_sealed_us"), "µs"),
+    Row(
+        "slow-down of a pure-Python loop while the writer thread writes 200 steps/s",
         "< 1 %",
         of_loop("writer", "added_percent"),
         "%",
     ),
-    Row("the same, if its rows are made already", "", of_loop("files", "added_percent"), "%"),
+    Row("the same, without building the rows", "", of_loop("files", "added_percent"), "%"),
     Row(
-        "of its time it waits for the lock, or a core", "", of_loop("writer", "waits_percent"), "%"
+        "share of its time that this loop waits for the interpreter lock or a core",
+        "",
+        of_loop("writer", "waits_percent"),
+        "%",
     ),
-    Row("as much as it does alone", "", of_loop("alone", "waits_percent"), "%"),
-    Row("the longest append in 100,000 steps", "", of_writing("longest_ms"), "ms"),
-    Row("memory of a process that wrote 1,000 steps", "", of_writing("early_peak_mib"), "MiB"),
-    Row("that wrote 100,000", "the same", of_writing("late_peak_mib"), "MiB"),
+    Row("the same share without a writer thread", "", of_loop("alone", "waits_percent"), "%"),
+    Row("longest append in 100,000 steps", "", of_writing("longest_ms"), "ms"),
+    Row("peak memory of a process that wrote 1,000 steps", "", of_writing("early_peak_mib"), "MiB"),
+    Row(
+        "peak memory of a process that wrote 100,000 steps",
+        "the same",
+        of_writing("late_peak_mib"),
+        "MiB",
+    ),
 )
 
 ASKED = {
     "open": ("open the run", "≤ 15 ms"),
-    "ridges": ("all layers in 100 buckets of steps or fewer", "≤ 4 ms"),
-    "heatmap": ("all layers in 400 buckets or fewer", "≤ 10 ms"),
-    "curve": ("one layer, all steps, in 1,000 buckets or fewer", "≤ 6 ms"),
+    "ridges": ("all layers, at most 100 buckets of steps", "≤ 4 ms"),
+    "heatmap": ("all layers, at most 400 buckets", "≤ 10 ms"),
+    "curve": ("one layer, at most 1,000 buckets", "≤ 6 ms"),
     "latest": ("all layers, the last 256 steps", "≤ 10 ms"),
-    "one_layer": ("one layer, every step, as they are", ""),
-    "at_steps": ("all layers at 100 steps, as they are", ""),
+    "one_layer": ("one layer, every step", ""),
+    "at_steps": ("all layers at 100 steps", ""),
 }
 OTHERS = ("pyarrow", "DuckDB", "Polars")
-
-
-def shown(value: float, unit: str) -> str:
-    """Return a number with its unit, to three digits or so; many seconds as such."""
-    if unit == "ms" and value >= 1e4:
-        value, unit = value / 1e3, "s"
-    digits = next((n for n, bound in ((2, 10), (1, 100)) if abs(value) < bound), 0)
-    text = f"{value:,.{digits}f}".replace("-", "−")
-    return f"{text.removeprefix('−') if float(f'{value:.{digits}f}') == 0 else text} {unit}"
 
 
 def cell(find: Find, result: Result, unit: str) -> str:
@@ -129,12 +145,25 @@ def ours(result: Result) -> list[str]:
     ]
 
 
+def summary(result: Result) -> list[str]:
+    """Return the README's table: the size of the files, and our times of three queries."""
+    lines = [f"| {result.get('what', 'the files of a run')} | |", "|---|---|"]
+    lines += [
+        f"| {row.summary} | {cell(row.find, result, row.unit)} |" for row in ROWS if row.summary
+    ]
+    for query in ("open", "heatmap", "curve"):
+        time = cell(_time("once", query, "trustlens"), result, "ms")
+        lines.append(f"| {ASKED[query][0]} | {time} |")
+    return lines
+
+
 def formats(result: Result) -> list[str]:
     """Return the table of the same numbers in other formats, the smallest first."""
     entries: Result = result.get("sizes", {}).get("formats", {})
     names = sorted(entries, key=lambda name: entries[name].get("bytes_per_value", float("inf")))
-    lines = ["| the same numbers, written on one core | bytes per value | raw values | of |"]
-    lines.append("|---|---|---|---|")
+    head = ["the same values in other formats, one core", "bytes per value"]
+    head += ["write throughput", "measured on"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|"]
     for name in names:
         entry = entries[name]
         size = cell(lambda _, entry=entry: entry["bytes_per_value"], result, "B")
@@ -147,7 +176,7 @@ def formats(result: Result) -> list[str]:
 
 def queries(result: Result) -> list[str]:
     """Return the table of the queries."""
-    head = ["asked, warm", "goal", "**trustlens**", "its first time", "at 10 × the steps"]
+    head = ["query, warm", "goal", "**trustlens**", "first time", "with 10 × the steps"]
     head += [*OTHERS, "TensorBoard"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for query, (what, goal) in ASKED.items():
@@ -159,7 +188,7 @@ def queries(result: Result) -> list[str]:
         cells = [what, goal, own, first, ten, *others, "" if query == "open" else board]
         lines.append(f"| {' | '.join(cells)} |")
     memory = [cell(_peak("once", engine), result, "MiB") for engine in ("trustlens", *OTHERS)]
-    cells = [f"{ASKED['heatmap'][0]}: memory of the process, at most", "", memory[0], ""]
+    cells = [f"{ASKED['heatmap'][0]}: peak memory of the process", "", memory[0], ""]
     cells += [cell(_peak("tenfold", "trustlens"), result, "MiB"), *memory[1:], ""]
     return [*lines, f"| {' | '.join(cells)} |"]
 
@@ -197,17 +226,3 @@ def block(result: Result) -> str:
 def read(path: Path = RESULT) -> Result:
     """Return the result; empty if there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def replaced(text: str, result: Result) -> str:
-    """Return a page with the tables between its markers.
-
-    Raises
-    ------
-    ValueError
-        The markers are not there, once.
-    """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"got a page without {BEGIN} … {END}; put them where the tables belong")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{block(result)}\n\n{END}", text)

@@ -1,27 +1,15 @@
-"""Write the README's tables of costs from ``benchmarks/results/*.json``.
-
-python benchmarks/table.py
-
-Those of the files are in ``files_table.py``.
-"""
+"""The tables of what recording costs, from ``benchmarks/results/*.json``."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import files_table
-
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-RESULTS = HERE / "results"
-BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-MISSING = "not measured"
-FAILS = "does not run"
+from benchmarks.common.results import RESULTS
+from benchmarks.common.tables import FAILS, MISSING, shown
 
 Result = Mapping[str, Any]
 Results = Mapping[str, Result]
@@ -36,6 +24,7 @@ class Row:
     case: str
     find: Callable[[Result], float | None]
     unit: str
+    summary: str = ""  # what the README calls it, if it is shown there
 
     def value(self, results: Results) -> str:
         """Return the figure as text."""
@@ -73,20 +62,47 @@ def many_beside_few(result: Result) -> float:
 
 GPU = "on a GPU: "
 ROWS = (
-    Row("GPT, 10.9 M parameters, batch 8 × 256, every step", "≤ 1.2 %", "gpt", added(), "%"),
-    Row("the same, in times of the usual loop", "≤ 0.12", "gpt", beside_the_loop, "×"),
-    Row("MNIST CNN, batch 512, every step", "≤ 0.3 %", "mnist", added(), "%"),
     Row(
-        "100 M parameters in 150 tensors, in times of the fused AdamW step",
+        "GPT, 10.9 M parameters, batch 8 × 256, every step",
+        "≤ 1.2 %",
+        "gpt",
+        added(),
+        "%",
+        summary="GPT of 10.9 M parameters, on the CPU",
+    ),
+    Row(
+        "the same, relative to a per-parameter `.norm().item()` loop",
+        "≤ 0.12",
+        "gpt",
+        beside_the_loop,
+        "×",
+    ),
+    Row(
+        "MNIST CNN, batch 512, every step",
+        "≤ 0.3 %",
+        "mnist",
+        added(),
+        "%",
+        summary="MNIST CNN of 0.43 M parameters, on the CPU",
+    ),
+    Row(
+        "100 M parameters in 150 tensors, relative to the fused AdamW step",
         "≤ 0.9 ×",
         "large",
         added(times=0.01),
         "×",
     ),
     Row("150 tensors of 32 × 32", "≤ 200 µs", "small", added(per="ms", times=1e3), "µs"),
-    Row("a step that is not recorded", "< 20 µs", "gap", added(per="ms", times=1e3), "µs"),
-    Row("our LAMB recorded, beside itself", "0", "lamb", added("Lamb, recorded"), "%"),
-    Row("our LARS recorded, beside itself", "0", "lamb", added("Lars, recorded"), "%"),
+    Row(
+        "a step that is not recorded",
+        "< 20 µs",
+        "gap",
+        added(per="ms", times=1e3),
+        "µs",
+        summary="a step that is not recorded (`every=1000`)",
+    ),
+    Row("overhead of recording our LAMB", "0", "lamb", added("Lamb, recorded"), "%"),
+    Row("overhead of recording our LARS", "0", "lamb", added("Lars, recorded"), "%"),
     Row(f"{GPU}GPT-2, bf16, batch 32 × 1024, every step", "≤ 0.5 %", "gpu-gpt2", added(), "%"),
     Row(
         f"{GPU}the same with element histograms at every step",
@@ -96,7 +112,7 @@ ROWS = (
         "%",
     ),
     Row(
-        f"{GPU}sums of 1 B parameters, in times of reading them at copy bandwidth",
+        f"{GPU}sums of 1 B parameters, relative to reading them once at copy bandwidth",
         "≤ 1.25 ×",
         "gpu-kernel",
         noted("times_reading"),
@@ -109,17 +125,23 @@ ROWS = (
         added("trustlens, 150 layers", "ms", 1e3),
         "µs",
     ),
-    Row(f"{GPU}3,000 layers, in times of that", "≤ 2 ×", "gpu-host", many_beside_few, "×"),
+    Row(f"{GPU}3,000 layers, relative to 150 layers", "≤ 2 ×", "gpu-host", many_beside_few, "×"),
     Row(f"{GPU}memory on the device", "≤ 16 MiB", "gpu-memory", noted("device_mib"), "MiB"),
     Row(
-        "importing the recorder, beyond torch and its optimizer",
+        "importing the recorder, after torch and its optimizers",
         "≤ 50 ms",
         "start",
         noted("import_record_ms"),
         "ms",
     ),
     Row("`record()`", "", "start", noted("record_ms"), "ms"),
-    Row("`record()`, building its loop once", "", "start", noted("record_building_ms"), "ms"),
+    Row(
+        "`record()`, with the one-time build of the compiled loop",
+        "",
+        "start",
+        noted("record_building_ms"),
+        "ms",
+    ),
     Row(
         "`close()` after 20,000 steps of 50 layers", "≤ 1 s", "start", noted("close_ms", 1e-3), "s"
     ),
@@ -135,27 +157,27 @@ LAMBS = {
 }
 
 
-def shown(value: float, unit: str) -> str:
-    """Return a number with its unit, to three digits or so."""
-    digits = next((n for n, bound in ((2, 10), (1, 100)) if abs(value) < bound), 0)
-    text = f"{value:.{digits}f}".replace("-", "−")
-    return f"{text.removeprefix('−') if float(f'{value:.{digits}f}') == 0 else text} {unit}"
-
-
 def figures(results: Results) -> list[str]:
-    """Return the table of what was to be reached."""
+    """Return the table of goals and measurements."""
     lines = ["| what recording adds | goal | measured |", "|---|---|---|"]
     return lines + [f"| {row.what} | {row.goal} | {row.value(results)} |" for row in ROWS]
 
 
+def summary(results: Results) -> list[str]:
+    """Return the README's table: some of the rows, without goals."""
+    lines = ["| recording every step adds | |", "|---|---|"]
+    shortened = [(row.summary, row.value(results)) for row in ROWS if row.summary]
+    return lines + [f"| {what} | {value} |" for what, value in shortened]
+
+
 def side_by_side(results: Results) -> list[str]:
-    """Return the table of who adds what to the same step, the cheapest first."""
+    """Return the table of what each package adds to the same step, the cheapest first."""
     found = {case: results.get(case, {}).get("contenders", {}) for case in SIDE_BY_SIDE}
     names = dict.fromkeys(name for entries in found.values() for name in entries)
     names.pop("plain", None)
     order = sorted(names, key=lambda name: [_added(found[case].get(name)) for case in SIDE_BY_SIDE])
     head = " | ".join(SIDE_BY_SIDE.values())
-    lines = [f"| at every step | {head} | on threads of its own, GPT |", "|---|---|---|---|"]
+    lines = [f"| at every step | {head} | on its own threads, GPT |", "|---|---|---|---|"]
     for name in order or ["trustlens"]:
         cells = [_cell(found[case].get(name)) for case in SIDE_BY_SIDE]
         beside = _beside(found["gpt"].get(name))
@@ -165,9 +187,9 @@ def side_by_side(results: Results) -> list[str]:
 
 
 def lambs(results: Results) -> list[str]:
-    """Return the table of LAMB's steps, in times of torch's fused AdamW."""
+    """Return the table of LAMB steps, relative to torch's fused AdamW."""
     entries = results.get("lamb", {}).get("contenders", {})
-    lines = ["| an optimizer's step | in times of torch's fused AdamW |", "|---|---|"]
+    lines = ["| optimizer step | relative to torch's fused AdamW |", "|---|---|"]
     for key, name in LAMBS.items():
         entry = entries.get(key)
         share = None if entry is None or "why" in entry else 1 + entry["added_percent"] / 100
@@ -177,7 +199,7 @@ def lambs(results: Results) -> list[str]:
 
 
 def where(results: Results) -> list[str]:
-    """Return a line for each machine and time at which something was measured."""
+    """Return one line for each machine and date of measurement."""
     places: dict[str, list[str]] = {}
     for name, result in results.items():
         machine, versions = result["machine"], result["versions"]
@@ -191,7 +213,7 @@ def where(results: Results) -> list[str]:
 
 
 def block(results: Results) -> str:
-    """Return what stands between the markers."""
+    """Return all tables as one block of Markdown."""
     parts = [figures(results), side_by_side(results), lambs(results), where(results)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -204,26 +226,6 @@ def read(folder: Path = RESULTS) -> dict[str, Result]:
         if path.exists():
             results[case] = json.loads(path.read_text(encoding="utf-8"))
     return results
-
-
-def replaced(text: str, results: Results) -> str:
-    """Return a page with the tables between its markers.
-
-    Raises
-    ------
-    ValueError
-        The markers are not there, once.
-    """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"got a page without {BEGIN} … {END}; put them where the tables belong")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{block(results)}\n\n{END}", text)
-
-
-def main() -> None:
-    """Write the README."""
-    text = replaced(README.read_text(encoding="utf-8"), read())
-    README.write_text(files_table.replaced(text, files_table.read()), encoding="utf-8")
 
 
 def _added(entry: Result | None) -> float:
@@ -240,7 +242,3 @@ def _beside(entry: Result | None) -> str:
     if entry is None or "thread_ms" not in entry or "why" in entry:
         return ""
     return shown(entry["thread_ms"] / entry["baseline_ms"] * 100, "%")
-
-
-if __name__ == "__main__":
-    main()

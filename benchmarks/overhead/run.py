@@ -1,7 +1,7 @@
 """Measure what recording costs, beside what others do.
 
-Each case runs in a fresh process of its own and leaves a file in ``benchmarks/results/``, of which
-``table.py`` writes the tables of the README.
+Each case runs in a fresh process of its own and writes a file into ``benchmarks/results/``.
+``python -m benchmarks.pages`` makes the tables of the documentation from these files.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1]))  # where trustlens is not installed
-
 import torch
 from tqdm import tqdm
 
-from cases import CASES, Case
-from measure import described, in_words
+from benchmarks.common.measure import described, in_words
+from benchmarks.common.results import RESULTS, at_least_one, write
+from benchmarks.overhead.cases import CASES, Case
 
-RESULTS = Path(__file__).with_name("results")
 EXAMPLE = """example:
-  python benchmarks/run.py                                all cases that this machine can run
-  python benchmarks/run.py --only gpt mnist --rounds 5    two of them, quickly
-  python benchmarks/run.py --only small --to /tmp/tried   leaving the results as they are
-  CC=false python benchmarks/run.py --only mnist --to /tmp/tried    as without a C compiler
+  python -m benchmarks.overhead                                all cases that this machine can run
+  python -m benchmarks.overhead --only gpt mnist --rounds 5    two of them, quickly
+  python -m benchmarks.overhead --only small --to /tmp/tried   leaving the results as they are
+  CC=false python -m benchmarks.overhead --only mnist --to /tmp/tried    as without a C compiler
+
+to measure another checkout with this one's cases (run it from a folder outside of both):
+  PYTHONPATH=/path/to/other:/path/to/this python -m benchmarks.overhead --only small --to /tmp/other
 """
 
 
@@ -37,6 +38,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=EXAMPLE,
+        prog="python -m benchmarks.overhead",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=CASES, help="these cases")
@@ -47,22 +49,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def at_least_one(text: str) -> int:
-    """Return a number of rounds."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; give 1 or more")
-    return number
-
-
 def measure(name: str, case: Case, rounds: int, folder: Path) -> None:
     """Run a case and write its file."""
     found = case.run(rounds)
     result = {"case": name, "what": case.what, **described(rounds, case.packages), **found}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-    path.with_suffix(".tmp").write_text(text + "\n", encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
+    write(folder, name, result)
 
 
 def printed(result: Mapping[str, Any]) -> str:
@@ -88,7 +79,7 @@ def printed(result: Mapping[str, Any]) -> str:
 
 def in_fresh_process(name: str, rounds: int, folder: Path) -> bool:
     """Run a case in a process of its own; return whether it came to an end."""
-    command = [sys.executable, __file__, "--here", "--only", name]
+    command = [sys.executable, "-m", "benchmarks.overhead", "--here", "--only", name]
     command += ["--rounds", str(rounds), "--to", str(folder)]
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, check=False, env=quiet)  # noqa: S603 — this script
@@ -125,7 +116,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in tqdm(runnable, desc="cases", unit="case")
     ]
     return 0 if all(ended) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

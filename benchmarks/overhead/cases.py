@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import gpu
-import lamb
-import rivals
-import start
-from contenders import Trustlens, UsualLoop, contender
-from measure import Contender, compare
-from models import Shape, Training, gpt, mnist, mnist_in_a_row, tensors
+from benchmarks.common.contenders import Trustlens, UsualLoop, contender
+from benchmarks.common.measure import Contender, compare
+from benchmarks.common.models import Shape, Training, gpt, mnist, mnist_in_a_row, tensors
+from benchmarks.overhead import gpu, lamb, rivals, start
 
 GPT = Shape(layers=6, heads=6, width=384, vocabulary=256, batch=8, length=256)
 BATCH = 512  # of the article's network

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import trustlens
-from measure import Contender, Running
-from models import Training
+from benchmarks.common.measure import Contender, Running
+from benchmarks.common.models import Training
 
 
 class Watcher:

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 import trustlens
-from contenders import noted
+from benchmarks.common.contenders import noted
 from trustlens.errors import RunError
 
 LAYERS = 300

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
-sys.path.append(str(Path(__file__).parents[1] / "sample_runs"))
+from sample_runs.network import Network
 
 SEED = 0
 
@@ -110,8 +108,6 @@ def gpt(shape: Shape, *, device: str = "cpu", autocast: bool = False) -> Trainin
 
 def mnist(batch: int) -> Training:
     """Return the article's network on random images, under fused AdamW."""
-    from experiments import Network  # noqa: PLC0415 — only here: it needs the recorder's packages
-
     torch.manual_seed(SEED)
     model = Network()
     images, labels = torch.randn(batch, 1, 28, 28), torch.randint(10, (batch,))

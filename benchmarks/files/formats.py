@@ -21,7 +21,8 @@ import pyarrow.dataset as ds
 from tqdm import tqdm
 
 from trustlens.schema import RECORDED
-from trustlens.store.layout import SCHEMAS, LayerInfo, RunInfo, read_info
+from trustlens.store.layout import SCHEMAS
+from trustlens.store.run_info import LayerInfo, RunInfo, read_info
 from trustlens.store.writer import RunWriter
 
 FLUSH = 64

@@ -17,18 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1]))  # where trustlens is not installed
-
 from tqdm import tqdm
 
-import files_table
-from files_formats import FORMATS, ROW_BYTES, size
-from files_queries import ENGINES, QUERIES
-from files_run import LAYERS, recorded
-from measure import described, quartiles
-from run import RESULTS, at_least_one
+from benchmarks.common.measure import described, quartiles
+from benchmarks.common.results import REPOSITORY, RESULTS, at_least_one, write
+from benchmarks.files import table as files_table
+from benchmarks.files.formats import FORMATS, ROW_BYTES, size
+from benchmarks.files.queries import ENGINES, QUERIES
+from benchmarks.files.recorded_run import LAYERS, recorded
 from trustlens.schema import RECORDED
-from trustlens.store.layout import read_info
+from trustlens.store.run_info import read_info
 
 PACKAGES = ("pyarrow", "duckdb", "polars", "tensorboard", "pandas")
 MANTISSA = 12  # bits
@@ -37,9 +35,9 @@ QUANTITIES = 2  # series
 OURS = "trustlens"
 TURNS = 5
 EXAMPLE = """example:
-  python benchmarks/files.py                                  100,000 steps: 2 GB in build/files
-  python benchmarks/files.py --tenfold                        and 1,000,000 of them: 20 GB
-  python benchmarks/files.py --steps 5000 --only queries --to /tmp/tried    quickly
+  python -m benchmarks.files                                  100,000 steps: 2 GB in build/files
+  python -m benchmarks.files --tenfold                        and 1,000,000 of them: 20 GB
+  python -m benchmarks.files --steps 5000 --only queries --to /tmp/tried    quickly
 """
 
 _CODE = """
@@ -60,9 +58,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=EXAMPLE,
+        prog="python -m benchmarks.files",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = Path(__file__).parents[1] / "build" / "files"
+    default = REPOSITORY / "build" / "files"
     parser.add_argument("--runs", type=Path, default=default, metavar="FOLDER", help="of the runs")
     parser.add_argument("--steps", type=at_least_one, default=100_000, metavar="N", help="of a run")
     parser.add_argument("--tenfold", action="store_true", help="ask one of ten times the steps too")
@@ -81,7 +80,7 @@ def fresh(module: str, function: str, **arguments: Any) -> Found:
         The function raised, or the process was ended; the message says which.
     """
     code = _CODE.format(module=module, function=function)
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(REPOSITORY)]
     done = subprocess.run(  # noqa: S603 — this Python, this code
         [sys.executable, "-c", code, json.dumps(arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"},
@@ -142,7 +141,7 @@ def sizes(asked: argparse.Namespace) -> Found:
 
 def written(name: str, run: Path, asked: argparse.Namespace) -> Found:
     """Return the bytes a value has in a format, and its speed on one core."""
-    one = fresh("files_formats", "measure", name=name, run=str(run), rounds=asked.rounds)
+    one = fresh("benchmarks.files.formats", "measure", name=name, run=str(run), rounds=asked.rounds)
     return {
         "steps": one["steps"],
         "bytes_per_value": round(one["bytes"] / one["rows"] / len(RECORDED), 3),
@@ -156,7 +155,9 @@ def queries(asked: argparse.Namespace) -> Found:
     runs = {"once": run, "tenfold": run_of(asked, times=10)} if asked.tenfold else {"once": run}
     found: Found = dict(answers(runs))
     steps = min(SCALARS, asked.steps)
-    one = fresh("files_formats", "accumulated", run=str(run), steps=steps, quantities=QUANTITIES)
+    one = fresh(
+        "benchmarks.files.formats", "accumulated", run=str(run), steps=steps, quantities=QUANTITIES
+    )
     found["TensorBoard"] = {
         "what": f"EventAccumulator, {one['scalars']} scalars of one layer",
         **spread("scalar_us", [each / one["scalars"] * 1e6 for each in one["seconds"]]),
@@ -178,7 +179,9 @@ def answers(runs: Mapping[str, Path]) -> dict[str, Found]:
                 for name, run in runs.items():
                     named = {"engine": engine, "query": query, "run": str(run)}
                     named["about"] = {key: found[name][key] for key in ("last", "layer", "widths")}
-                    one = tried(lambda named=named: fresh("files_queries", "measure", **named))
+                    one = tried(
+                        lambda named=named: fresh("benchmarks.files.queries", "measure", **named)
+                    )
                     entries[name].append(one)
             for name in runs:
                 entry = pooled(entries[name])
@@ -193,7 +196,7 @@ def about(run: Path) -> Found:
     """Return what a run is asked about."""
     info = read_info(run)
     layer = info.layers[len(info.layers) // 2].name
-    widths = fresh("files_queries", "widths", run=str(run))
+    widths = fresh("benchmarks.files.queries", "widths", run=str(run))
     return {"last": info.config["steps"], "layer": layer, "widths": widths}
 
 
@@ -240,11 +243,11 @@ def writing(asked: argparse.Namespace) -> Found:
     run = str(run_of(asked))
     count = min(asked.steps, 10_000)
     turns = tqdm(range(asked.rounds), desc="steps", unit="round", leave=False)
-    steps = [fresh("files_writing", "steps", run=run, count=count) for _ in turns]
+    steps = [fresh("benchmarks.files.writing", "steps", run=run, count=count) for _ in turns]
     whole = [sum(one["plain"]) + sum(one["sealing"]) for one in steps]
     plain = [each / one["of_a_batch"] for one in steps for each in one["plain"]]
-    memory = fresh("files_writing", "held", run=run)
-    beside = fresh("files_beside", "measure", run=run, rounds=6 * asked.rounds)
+    memory = fresh("benchmarks.files.writing", "held", run=run)
+    beside = fresh("benchmarks.files.beside", "measure", run=run, rounds=6 * asked.rounds)
     return {
         **spread("step_us", [each * 1e6 for each in plain], 2),
         **spread("step_sealed_us", [each / count * 1e6 for each in whole], 2),
@@ -284,22 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     for part in asked.only:
         result[part] = tried(partial(PARTS[part], asked))
-        keep(result, asked.to)  # what was measured stays, should the next part be broken off
+        write(
+            asked.to, "files", result
+        )  # what was measured stays, should the next part be broken off
         if "why" in result[part]:
             print(f"{part}: {result[part]['why']}", file=sys.stderr)
             failed = True
     print(files_table.block(result))
     return 1 if failed else 0
-
-
-def keep(result: Found, folder: Path) -> None:
-    """Write the result's file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "files.json"
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-    path.with_suffix(".tmp").write_text(text + "\n", encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

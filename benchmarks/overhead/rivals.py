@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contenders import JsonLines, Watcher, contender
-from measure import Contender
-from models import Training
+from benchmarks.common.contenders import JsonLines, Watcher, contender
+from benchmarks.common.measure import Contender
+from benchmarks.common.models import Training
 
 PACKAGES = (
     "ormas-monitor",

@@ -16,8 +16,9 @@ from typing import Any
 from tqdm import tqdm
 
 import trustlens
-from contenders import noted
-from models import tensors
+from benchmarks.common.contenders import noted
+from benchmarks.common.models import tensors
+from benchmarks.common.results import REPOSITORY
 
 SMALL = [(32, 32)] * 150
 LONG = 20_000  # steps
@@ -38,9 +39,8 @@ print(json.dumps([imported - start, time.perf_counter() - imported]))
 
 _RECORD = """
 import json, sys, tempfile, time
-sys.path.insert(0, {here!r})
 import trustlens
-from models import tensors
+from benchmarks.common.models import tensors
 trustlens.record
 training = tensors({shapes!r})
 training.optimizer.step()
@@ -62,7 +62,7 @@ def measure(rounds: int) -> dict[str, Any]:
         _fresh(_IMPORT, own)  # compiles, as an installation does
         turns = tqdm(range(rounds), desc="import", leave=False)
         imports = [_fresh(_IMPORT, own) for _ in turns]
-    code = _RECORD.format(here=str(Path(__file__).parent), shapes=SMALL)
+    code = _RECORD.format(shapes=SMALL)
     builds: list[list[float]] = []
     cached: list[list[float]] = []
     for _ in tqdm(range(rounds), desc="record", leave=False):
@@ -111,6 +111,7 @@ def close_after(steps: int) -> dict[str, Any]:
 def _fresh(code: str, environment: Mapping[str, str] | None = None) -> list[float]:
     paths = [
         str(Path(trustlens.__file__).parents[1]),
+        str(REPOSITORY),
         *os.environ.get("PYTHONPATH", "").split(os.pathsep),
     ]
     own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})}

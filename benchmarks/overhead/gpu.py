@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from contenders import Trustlens, UsualLoop, contender
-from measure import Step, compare
-from models import Shape, Training, gpt, tensors
+from benchmarks.common.contenders import Trustlens, UsualLoop, contender
+from benchmarks.common.measure import Step, compare
+from benchmarks.common.models import Shape, Training, gpt, tensors
 
 GPT2 = Shape(layers=12, heads=12, width=768, vocabulary=50304, batch=32, length=1024)
 BILLION = [(4096, 4096)] * 60  # 1.007e9 parameters

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from files_formats import FLUSH, batches, on_one_core, size, slice_of
-from files_queries import memory
-from trustlens.store.layout import read_info
+from benchmarks.files.formats import FLUSH, batches, on_one_core, size, slice_of
+from benchmarks.files.queries import memory
+from trustlens.store.run_info import read_info
 from trustlens.store.writer import RunWriter
 
 EARLY, LATE = 1_000, 100_000

@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from files_formats import slice_of
-from files_writing import numbered
-from measure import Contender, Running, Step, compare, quartiles, wall
+from benchmarks.common.measure import Contender, Running, Step, compare, quartiles, wall
+from benchmarks.files.formats import slice_of
+from benchmarks.files.writing import numbered
 from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel, WriterThread
-from trustlens.recording.writing.sink import Output
-from trustlens.recording.writing.tables import HOST_COLUMNS, KNOWN, Measured, StepRecord
-from trustlens.store.layout import RunInfo, read_info
+from trustlens.recording.writing.sink import RowSink
+from trustlens.recording.writing.tables import HOST_COLUMNS, KNOWN, Measurement, StepRecord
+from trustlens.store.run_info import RunInfo, read_info
 from trustlens.store.writer import SEGMENT_ROWS, RunWriter
 
 RATE = 200
@@ -135,7 +135,7 @@ def beside(
     """Return the loop with a writer's thread beside it, which makes the rows unless given."""
     store = RunWriter(folder / "run", info)
     names = [layer.name for layer in info.layers]
-    output = Output(store, names, (), print, several=False)
+    output = RowSink(store, names, (), print, several=False)
 
     def write(items: list[StepRecord]) -> None:
         assert rows is not None
@@ -176,7 +176,7 @@ def records_of(rows: pa.Table, info: RunInfo) -> list[StepRecord]:
             step,
             now + step,
             first=True,
-            measured=[Measured(places, sizes, known, own, Parcel(torch.from_numpy(of_step)))],
+            measured=[Measurement(places, sizes, known, own, Parcel(torch.from_numpy(of_step)))],
         )
         for step, (own, of_step) in enumerate(zip(host, sums, strict=True), 1)
     ]

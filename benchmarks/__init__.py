@@ -1,0 +1,1 @@
+"""Measure what recording costs: ``python -m benchmarks.overhead``, ``… benchmarks.files``."""
