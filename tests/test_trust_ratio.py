@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from hypothesis import strategies as st
 import support.lamb_formulas as of
 from trustlens.errors import UsageError
 from trustlens.optim import LAMB_VARIANTS, LARS_VARIANTS, Lamb, Lars
-from trustlens.schema import article_trust_ratio
 from trustlens.trust_ratio import (
     LAMB_DEFAULTS,
     LARS_DEFAULTS,
+    RatioRule,
+    article_trust_ratio,
     check_option,
     lamb_ratio,
     lars_ratio,
+    pytorch_optimizer_lars_ratio,
 )
 
 LAMB_CASES = {
@@ -115,7 +118,7 @@ def test_lars_ratio_is_what_lars_applied(case, decay):
         ratio = lars_ratio(
             options,
             weight_norm=np.array([of.norm(w) for w in before.values()]),
-            grad_norm=np.array([of.norm(of_step[n]) for n in before]),
+            undecayed_norm=np.array([of.norm(of_step[n]) for n in before]),
             direction_norm=np.array([of.norm(of_step[n] + decay * w) for n, w in before.items()]),
             **columns(learning_rate=[of.LR] * len(before), weight_decay=[decay] * len(before)),
         )
@@ -137,7 +140,7 @@ def test_trust_clip_is_that_of_larc(options, expected):
         {"trust_coefficient": 0.5, **options},
         **columns(
             weight_norm=[4, 0, 4, 4],
-            grad_norm=[1, 1, 0, 0.5],
+            undecayed_norm=[1, 1, 0, 0.5],
             direction_norm=[9, 9, 9, 9],
             learning_rate=[2, 2, 2, 0.5],
             weight_decay=[0.25, 0.25, 0.25, 0],
@@ -149,13 +152,64 @@ def test_trust_clip_is_that_of_larc(options, expected):
 norms = st.sampled_from([0.0, 1e-30, 0.3, 1.0, 70.0, 1e30, np.inf, np.nan])
 
 
+def article(r1, r2):
+    """The article's convention, in Python's floats."""
+    if math.isnan(r1) or math.isnan(r2) or (math.isinf(r1) and math.isinf(r2)):
+        return math.nan
+    return 1.0 if r1 == 0 or r2 == 0 else min(r1 / r2, 10.0)
+
+
 @given(weight=norms, direction=norms)
 def test_without_options_it_is_the_articles(weight, direction):
     r1, r2 = np.array([weight]), np.array([direction])
     rest = columns(undecayed_norm=[np.nan], learning_rate=[np.nan], weight_decay=[np.nan])
+    expected = [article(weight, direction)]
+    np.testing.assert_array_equal(article_trust_ratio(r1, r2), expected)
     np.testing.assert_array_equal(
-        lamb_ratio({}, weight_norm=r1, direction_norm=r2, **rest), article_trust_ratio(r1, r2)
+        lamb_ratio({}, weight_norm=r1, direction_norm=r2, **rest), expected
     )
+
+
+@pytest.mark.parametrize(
+    ("weight_norm", "direction_norm", "expected"),
+    [
+        (3.0, 2.0, 1.5),
+        (30.0, 2.0, 10.0),
+        (0.0, 2.0, 1.0),
+        (2.0, 0.0, 1.0),
+        (0.0, 0.0, 1.0),
+        (0.0, np.nan, np.nan),
+        (np.nan, 0.0, np.nan),
+        (np.nan, 1.0, np.nan),
+        (np.inf, np.inf, np.nan),
+        (np.inf, 1.0, 10.0),
+        (1.0, np.inf, 0.0),
+    ],
+)
+def test_the_articles_ratio_at_its_edges(weight_norm, direction_norm, expected):
+    ratio = article_trust_ratio(np.array([weight_norm]), np.array([direction_norm]))
+    np.testing.assert_array_equal(ratio, [expected])
+
+
+def test_pytorch_optimizers_lars_keeps_its_ratio_where_the_gradient_is_zero():
+    rule = RatioRule.of(pytorch_optimizer_lars_ratio, {"trust_coefficient": 0.5})
+    ratio = rule(
+        **columns(
+            weight_norm=[4, 0, 4, 4],
+            undecayed_norm=[1, 1, 0, 0],
+            direction_norm=[9, 9, 9, 9],
+            learning_rate=[2, 2, 2, 2],
+            weight_decay=[0.25, 0.25, 0.25, 0],
+        )
+    )
+    np.testing.assert_array_equal(ratio, [1.0, 1.0, 2.0, 1.0])
+
+
+def test_equal_rules_are_one_key():
+    options = {**LAMB_VARIANTS["timm"], "clip_ratio": (0.0, 1.0)}
+    first, again = RatioRule.of(lamb_ratio, options), RatioRule.of(lamb_ratio, dict(options))
+    other = RatioRule.of(lamb_ratio, LAMB_VARIANTS["timm"])
+    assert len({first, again, other, RatioRule.of(lars_ratio, options)}) == 3
 
 
 @pytest.mark.parametrize("case", LAMB_CASES)

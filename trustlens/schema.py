@@ -25,9 +25,6 @@ Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
 SCHEMA_VERSION: Final = 1
 """Version of the run directory. Raised when an older reader could misread what is written."""
 
-TRUST_RATIO_LIMIT: Final = 10.0
-"""The article's clip of the trust ratio."""
-
 Kind = Literal["norm", "ratio", "sum", "inner product", "maximum", "factor", "rate", "count"]
 
 
@@ -124,18 +121,3 @@ TABLES: Final = ("layers", "steps", "metrics", "histograms")
 
 ELEMENTS: Final = ("weight", "gradient", "update")
 """What element histograms are taken of."""
-
-
-def article_trust_ratio(
-    weight_norm: NDArray[np.float64], direction_norm: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the article's trust ratio r from r₁ and r₂, float64 of their shape.
-
-    min(r₁ / r₂, 10), and 1 where r₁ or r₂ is 0 (You et al., LAMB, Algorithm 2, with the
-    article's conventions). NaN where either norm is NaN, or both are infinite.
-    """
-    with np.errstate(all="ignore"):
-        ratio = np.minimum(weight_norm / direction_norm, TRUST_RATIO_LIMIT)
-    zero = (weight_norm == 0) | (direction_norm == 0)
-    known = ~(np.isnan(weight_norm) | np.isnan(direction_norm))
-    return np.where(zero & known, 1.0, ratio)

@@ -1,11 +1,12 @@
-"""The trust ratio as each package writes it, from a layer's norms: LAMB's ways and LARS's.
+"""The trust ratio of every LAMB and LARS variant, computed from a layer's norms (numpy only).
 
-The options are those of ``trustlens.optim.Lamb`` and ``Lars``, which say what each one means.
+The options are those of ``trustlens.optim.Lamb`` and ``Lars``; their docstrings explain each one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Final
 
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.errors import UsageError
-from trustlens.schema import TRUST_RATIO_LIMIT
 
 Options = Mapping[str, Any]
+
+TRUST_RATIO_LIMIT: Final = 10.0
+"""Upper bound of the article's trust ratio."""
 
 LAMB_VARIANTS: Final[Mapping[str, Options]] = {
     "article": {},
@@ -35,14 +38,15 @@ LAMB_VARIANTS: Final[Mapping[str, Options]] = {
     "optax": {"clip_ratio": None},
     "tensorflow-addons": {"clip_ratio": None},
 }
-"""Options of `Lamb` that make it step as a package's LAMB does with its default switches.
+"""Options with which `Lamb` steps exactly as another package's LAMB with its default switches.
 
-Left to the caller: learning rate, betas, ε and decay (``ratio_eps`` of pytorch_optimizer is
-its ε). Switches of theirs: torch-optimizer's ``debias=True`` is ``debias="rate"``;
-pytorch_optimizer's ``adam_debias=True`` is ``debias=False`` and its ``weight_decouple=False``
-is ``decay="inside"``; timm's ``trust_clip`` is ``clip_ratio=(0, 1)``, its ``decoupled_decay``
-is ``decay="first"``, its ``always_adapt`` and apex's ``use_nvlamb`` are ``always_adapt=True``;
-bitsandbytes' ``max_unorm`` is ``trust_coefficient``. Newer DeepSpeed debiases as the article.
+Learning rate, betas, ε and decay are left to the caller (``ratio_eps`` of pytorch_optimizer is its
+ε). The packages' own switches correspond to these options: torch-optimizer's ``debias=True`` is
+``debias="rate"``; pytorch_optimizer's ``adam_debias=True`` is ``debias=False`` and its
+``weight_decouple=False`` is ``decay="inside"``; timm's ``trust_clip`` is ``clip_ratio=(0, 1)``, its
+``decoupled_decay`` is ``decay="first"``, its ``always_adapt`` and apex's ``use_nvlamb`` are
+``always_adapt=True``; bitsandbytes' ``max_unorm`` is ``trust_coefficient``. Newer DeepSpeed
+debiases as the article.
 """
 
 LAMB_DEFAULTS: Final[Options] = {
@@ -56,7 +60,7 @@ LAMB_DEFAULTS: Final[Options] = {
     "unit_at_zero": True,
     "max_grad_norm": None,
 }
-"""What `Lamb` does where an option is not named: the article's way."""
+"""Default options of `Lamb`: the article's variant."""
 
 LARS_VARIANTS: Final[Mapping[str, Options]] = {
     "article": {},
@@ -65,11 +69,11 @@ LARS_VARIANTS: Final[Mapping[str, Options]] = {
     "torch-optimizer": {"trust_coefficient": 0.01, "eps": 1e-8, "always_adapt": False},
     "optax": {"trust_coefficient": 0.001, "norm": "combined"},
 }
-"""Options of `Lars` that make it step as a package's LARS does with its default switches.
+"""Options with which `Lars` steps exactly as another package's LARS with its default switches.
 
-Left to the caller: learning rate, momentum and decay. timm's ``always_adapt`` is the same here.
-The paper and optax keep η inside the momentum buffer, which differs from this only while a
-schedule changes η. torch-optimizer leaves out the decay of a layer whose gradient is 0.
+Learning rate, momentum and decay are left to the caller. timm's ``always_adapt`` is the same here.
+The paper and optax keep η inside the momentum buffer, which differs from `Lars` only while a
+schedule changes η. torch-optimizer does not decay a layer whose gradient is 0.
 """
 
 LARS_DEFAULTS: Final[Options] = {
@@ -79,29 +83,66 @@ LARS_DEFAULTS: Final[Options] = {
     "always_adapt": True,
     "trust_clip": False,
 }
-"""What `Lars` does where an option is not named; ``trust_clip`` is timm's and not one of `Lars`."""
+"""Default options of `Lars`. ``trust_clip`` is an option of timm's LARS, not of `Lars`."""
 
 
-@np.errstate(all="ignore")  # 0/0 is a convention's business, or not known
+Norms = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class RatioRule:
+    """A formula of the trust ratio with its options; equal rules compare equal and hash alike.
+
+    Attributes
+    ----------
+    formula : callable
+        :func:`lamb_ratio`, :func:`lars_ratio` or :func:`pytorch_optimizer_lars_ratio`.
+    options : tuple of (str, value)
+        Its options, as items.
+    """
+
+    formula: Callable[..., Norms]
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, formula: Callable[..., Norms], options: Options) -> RatioRule:
+        """Return the rule with a mapping of options."""
+        return cls(formula, tuple(options.items()))
+
+    def __call__(self, **norms: Norms) -> Norms:
+        """Return the trust ratio from the arguments that the formula takes."""
+        return self.formula(dict(self.options), **norms)
+
+
+def article_trust_ratio(weight_norm: Norms, direction_norm: Norms) -> Norms:
+    """Return the article's trust ratio r from r₁ and r₂, float64 of their shape.
+
+    min(r₁ / r₂, 10), and 1 where r₁ or r₂ is 0 (You et al., "Large Batch Optimization for Deep
+    Learning", 2019, Algorithm 2, with the article's conventions). NaN where either norm is NaN or
+    both are infinite.
+    """
+    return _ratio_within_bounds(LAMB_DEFAULTS, weight_norm, direction_norm)
+
+
 def lamb_ratio(
     options: Options,
     *,
-    weight_norm: NDArray[np.float64],
-    undecayed_norm: NDArray[np.float64],
-    direction_norm: NDArray[np.float64],
-    learning_rate: NDArray[np.float64],
-    weight_decay: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    weight_norm: Norms,
+    undecayed_norm: Norms,
+    direction_norm: Norms,
+    learning_rate: Norms,
+    weight_decay: Norms,
+) -> Norms:
     """Return the trust ratio r that a LAMB applies.
 
-    Formulas: You et al., "Large Batch Optimization for Deep Learning", 2019, Algorithm 2, and
-    what each package makes of it (:data:`LAMB_VARIANTS`).
+    Formulas: You et al., "Large Batch Optimization for Deep Learning", 2019, Algorithm 2, and the
+    packages' variants of it (:data:`LAMB_VARIANTS`).
 
     Parameters
     ----------
     options : mapping
-        Options of ``trustlens.optim.Lamb``; :data:`LAMB_DEFAULTS` hold where one is missing.
-        ``debias`` and ``max_grad_norm`` are in the direction already and change nothing here.
+        Options of ``trustlens.optim.Lamb``; missing ones are taken from :data:`LAMB_DEFAULTS`.
+        ``debias`` and ``max_grad_norm`` are already part of the direction and have no effect here.
     weight_norm, undecayed_norm, direction_norm : float64 (rows,)
         ‖w‖ before the step, ‖d‖ and ‖d + λw‖.
     learning_rate, weight_decay : float64 (rows,)
@@ -117,41 +158,48 @@ def lamb_ratio(
     if chosen["decay"] == "inside":
         below = direction_norm
     elif chosen["decay"] == "first":
-        above = np.abs(1 - learning_rate * weight_decay) * weight_norm
-    one = below == 0
-    if chosen["unit_at_zero"]:
-        one |= above == 0
-    bound = chosen["clip_weight_norm"]
-    bounded = above if bound is None else np.minimum(above, bound)
-    ratio = chosen["trust_coefficient"] * bounded / (below + chosen["ratio_eps"])
-    if chosen["clip_ratio"] is not None:
-        ratio = np.clip(ratio, *chosen["clip_ratio"])
-    ratio = np.where(one & ~np.isnan(above + below), 1.0, ratio)
+        with np.errstate(all="ignore"):
+            above = np.abs(1 - learning_rate * weight_decay) * weight_norm
+    ratio = _ratio_within_bounds(chosen, above, below)
     return ratio if chosen["always_adapt"] else np.where(weight_decay == 0, 1.0, ratio)
+
+
+@np.errstate(all="ignore")  # 0/0 becomes 1 or stays NaN
+def _ratio_within_bounds(options: Options, above: Norms, below: Norms) -> Norms:
+    """Return LAMB's r₁/r₂ within its bounds, 1 where a norm is 0. All options must be given."""
+    one = below == 0
+    if options["unit_at_zero"]:
+        one |= above == 0
+    bound = options["clip_weight_norm"]
+    bounded = above if bound is None else np.minimum(above, bound)
+    ratio = options["trust_coefficient"] * bounded / (below + options["ratio_eps"])
+    if options["clip_ratio"] is not None:
+        ratio = np.clip(ratio, *options["clip_ratio"])
+    return np.where(one & ~np.isnan(above + below), 1.0, ratio)
 
 
 @np.errstate(all="ignore")
 def lars_ratio(
     options: Options,
     *,
-    weight_norm: NDArray[np.float64],
-    grad_norm: NDArray[np.float64],
-    direction_norm: NDArray[np.float64],
-    learning_rate: NDArray[np.float64],
-    weight_decay: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    weight_norm: Norms,
+    undecayed_norm: Norms,
+    direction_norm: Norms,
+    learning_rate: Norms,
+    weight_decay: Norms,
+) -> Norms:
     """Return the trust ratio r that a LARS applies.
 
     Formulas: You et al., "Large Batch Training of Convolutional Networks", 2017, Algorithm 1, and
-    what each package makes of it (:data:`LARS_VARIANTS`).
+    the packages' variants of it (:data:`LARS_VARIANTS`).
 
     Parameters
     ----------
     options : mapping
-        Options of ``trustlens.optim.Lars``; :data:`LARS_DEFAULTS` hold where one is missing. One
-        more, of timm: ``trust_clip`` makes it min(r/η, 1), as LARC does.
-    weight_norm, grad_norm, direction_norm : float64 (rows,)
-        ‖w‖ before the step, ‖g‖ and ‖g + λw‖.
+        Options of ``trustlens.optim.Lars``; missing ones are taken from :data:`LARS_DEFAULTS`.
+        One more, from timm: ``trust_clip`` makes the ratio min(r/η, 1), as LARC does.
+    weight_norm, undecayed_norm, direction_norm : float64 (rows,)
+        ‖w‖ before the step, ‖d‖ and ‖d + λw‖. The direction d of a LARS is the gradient.
     learning_rate, weight_decay : float64 (rows,)
         η and λ.
 
@@ -163,7 +211,7 @@ def lars_ratio(
     chosen = {**LARS_DEFAULTS, **options}
     measured = below = direction_norm
     if chosen["norm"] == "sum":
-        measured, below = grad_norm, grad_norm + weight_decay * weight_norm
+        measured, below = undecayed_norm, undecayed_norm + weight_decay * weight_norm
     one = ((weight_norm == 0) | (measured == 0)) & ~np.isnan(weight_norm + measured)
     ratio = chosen["trust_coefficient"] * weight_norm / (below + chosen["eps"])
     ratio = np.where(one, 1.0, ratio)
@@ -172,13 +220,32 @@ def lars_ratio(
     return ratio if chosen["always_adapt"] else np.where(weight_decay == 0, 1.0, ratio)
 
 
+@np.errstate(all="ignore")
+def pytorch_optimizer_lars_ratio(
+    options: Options,
+    *,
+    weight_norm: Norms,
+    undecayed_norm: Norms,
+    weight_decay: Norms,
+    **_: Norms,
+) -> Norms:
+    """Return the trust ratio of pytorch_optimizer's LARS: c·‖w‖ / (‖g‖ + λ‖w‖).
+
+    Unlike other LARS, it does not apply 1 where g is 0 and λ is not. Arguments as for
+    :func:`lars_ratio`; the only option is ``trust_coefficient``.
+    """
+    below = undecayed_norm + weight_decay * weight_norm
+    ratio = options["trust_coefficient"] * weight_norm / below
+    return np.where((weight_norm == 0) | (below == 0), 1.0, ratio)
+
+
 def check_option(owner: str, name: str, value: Any) -> None:
-    """Require that an option of a ratio, or a weight decay, is in its range.
+    """Check that an option of a ratio, or a weight decay, is in its range.
 
     Raises
     ------
     UsageError
-        It is not; the message begins with `owner`, who was given it.
+        The value is out of range. The message begins with `owner`, which received it.
     """
     fits, remedy = _RANGES[name]
     if not fits(value):
@@ -192,29 +259,29 @@ def _one_of(*choices: bool | str) -> tuple[Callable[[Any], bool], str]:
     return fits, f"choose one of {', '.join(repr(choice) for choice in choices)}"
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and 0 <= float(value) < float("inf")
 
 
-def _bound(value: Any) -> bool:
-    return value is None or (_number(value) and value > 0)
+def _is_bound(value: Any) -> bool:
+    return value is None or (_is_number(value) and value > 0)
 
 
-def _bounds(value: Any) -> bool:
+def _is_pair_of_bounds(value: Any) -> bool:
     if value is None:
         return True
     pair = isinstance(value, (tuple, list)) and len(value) == 2
     return pair and all(isinstance(end, Real) for end in value) and 0 <= value[0] <= value[1]
 
 
-_AT_LEAST_0: Final = (_number, "give a number of at least 0")
-_ABOVE_0: Final = (_bound, "give a number above 0, or None")
+_AT_LEAST_0: Final = (_is_number, "give a number of at least 0")
+_ABOVE_0: Final = (_is_bound, "give a number above 0, or None")
 
 _RANGES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "debias": _one_of(True, False, "rate", "first"),
     "decay": _one_of("inside", "first", "beside"),
     "norm": _one_of("sum", "combined"),
-    "clip_ratio": (_bounds, "give a lower and an upper bound, such as (0, 10), or None"),
+    "clip_ratio": (_is_pair_of_bounds, "give a lower and an upper bound, such as (0, 10), or None"),
     "clip_weight_norm": _ABOVE_0,
     "trust_coefficient": _AT_LEAST_0,
     "ratio_eps": _AT_LEAST_0,

@@ -255,7 +255,7 @@ def test_a_count_that_lies_on_an_accelerator_is_read_as_a_run_is_resumed_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To read it is to wait. No such device is needed to see it."""
-    monkeypatch.setattr(resume, "reading_waits", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr(resume, "is_on_accelerator", lambda value: isinstance(value, torch.Tensor))
     waits: list[bool] = []
 
     def count(optimizer: torch.optim.Optimizer, *, wait: bool = True) -> int | None:

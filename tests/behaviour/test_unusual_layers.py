@@ -178,7 +178,7 @@ def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
 def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
     """There the count stays a tensor: reading it would wait. No such device is needed to see it."""
     for module in (form, kept, plan, rows, watch):
-        monkeypatch.setattr(module, "reading_waits", lambda value: isinstance(value, torch.Tensor))
+        monkeypatch.setattr(module, "is_on_accelerator", torch.is_tensor)
     (p,) = parameters_of((30, 4))
     case = CASES[name]
     optimizer = case.make([{"params": [p], "lr": 0.01, "weight_decay": 0.1}])

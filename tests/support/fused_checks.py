@@ -12,7 +12,7 @@ from support.devices import DEVICE, no_waiting
 from support.fused_steps import CHECKS, give_gradients, layers, state_of, twins, values
 from trustlens.optim import LAMB_VARIANTS, Lamb, Lars
 from trustlens.recording.optimizers.direction import Stepped
-from trustlens.recording.optimizers.third_party import lamb_direction, lars_direction
+from trustlens.recording.optimizers.own import lamb_direction, lars_direction
 from trustlens.recording.statistics import SUMS, LayerStep
 from trustlens.recording.statistics.reference import measure
 

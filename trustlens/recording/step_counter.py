@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from trustlens.errors import UsageError
 from trustlens.recording.measuring.probe import Watch
-from trustlens.recording.optimizers import reading_waits
+from trustlens.recording.optimizers import is_on_accelerator
 from trustlens.store.gaps import REPAIRED
 from trustlens.store.layout import LayerInfo, RunInfo
 from trustlens.store.reader import read_table
@@ -252,7 +252,7 @@ def own_count(optimizer: Optimizer, *, wait: bool = True) -> int | None:
         for one in given
         if isinstance(one, (int, float)) or (isinstance(one, Tensor) and one.numel() == 1)
     ]
-    if not numbers or (not wait and any(reading_waits(one) for one in numbers)):
+    if not numbers or (not wait and any(is_on_accelerator(one) for one in numbers)):
         return None
     return max(int(one) for one in numbers)
 

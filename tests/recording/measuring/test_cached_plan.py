@@ -217,7 +217,7 @@ def test_elements_are_counted_as_when_looking_at_each_layer(
 
 def without_sums(family: Family) -> Family:
     """The same optimizers, whose weights are copied and whose sums are made as those of others."""
-    return replace(family, yields=False, keeps_weights=False)
+    return replace(family, provides_sums=False, provides_weights_before=False)
 
 
 @needs_compiler

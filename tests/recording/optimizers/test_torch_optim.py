@@ -184,7 +184,7 @@ def equal(one, other):
 def on_a_device(monkeypatch):
     """Have numbers that are tensors treated as if they lay on a device; reading one then fails."""
     for module in (form, kept, rows, plan, watch):
-        monkeypatch.setattr(module, "reading_waits", lambda value: isinstance(value, torch.Tensor))
+        monkeypatch.setattr(module, "is_on_accelerator", torch.is_tensor)
 
     def waiting(*_):
         raise AssertionError("a number that lies on a device was read")

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from trustlens.kernels.device import brought
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.measuring.layers import Layer
-from trustlens.recording.optimizers import Direction, reading_waits
+from trustlens.recording.optimizers import Direction, is_on_accelerator
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.cpu_backend import Compiled, gather, is_at_hand
 from trustlens.recording.statistics.elements import BUCKETS
@@ -291,11 +291,11 @@ class Plan:
                 ratios = [state["trust_ratio"].reshape(()) for state in alike.states]
                 known.append((alike.rows, "trust_ratio", torch.stack(ratios)))
             rate = alike.group.get("lr")
-            if isinstance(rate, Tensor) and reading_waits(rate):
+            if isinstance(rate, Tensor) and is_on_accelerator(rate):
                 known.append((alike.rows, "learning_rate", rate))
         for i, form in enumerate(forms):
             for name, factor in (("debias1", form.debias1), ("debias2", form.debias2)):
-                if isinstance(factor, Tensor) and reading_waits(factor):
+                if isinstance(factor, Tensor) and is_on_accelerator(factor):
                     known.append((np.flatnonzero(form_of == i), name, factor))
         if not known:
             return None
@@ -349,7 +349,7 @@ def _kind_of(
         keeps_ratio=applied is not None,
         known=known_of(step),
         waits=not (yields or is_at_hand(form)),
-        count_waits=reading_waits(state.get("step")),
+        count_waits=is_on_accelerator(state.get("step")),
     )
 
 

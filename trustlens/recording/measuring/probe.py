@@ -19,7 +19,7 @@ from trustlens.recording.hooks.optimizer import Call, Guard, StepHooks
 from trustlens.recording.measuring.cached_plan import Plan, Seen, Yielded
 from trustlens.recording.measuring.layers import Layer
 from trustlens.recording.measuring.snapshots import Kept, untraced
-from trustlens.recording.optimizers import Stepped, family_of, reading_waits
+from trustlens.recording.optimizers import Stepped, family_of, is_on_accelerator
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.cpu_backend import Compiled
 from trustlens.recording.statistics.torch_backend import Portable
@@ -120,7 +120,7 @@ class Watch:
         if not measure:
             return None
         args, kwargs = call
-        if self.family.yields:
+        if self.family.provides_sums:
             self.optimizer.measures = not histograms
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         self._kept.take(closure, everything=histograms)
@@ -157,7 +157,7 @@ class Watch:
         if not self._measures:
             return []
         self._measures = False
-        if self.family.yields:
+        if self.family.provides_sums:
             self.optimizer.measures = False
         with untraced():
             measured = self._again(histograms=histograms)
@@ -202,7 +202,7 @@ class Watch:
 
     def _yielded(self) -> set[int]:
         """Return the places of the layers whose sums the optimizer made itself."""
-        if not self.family.yields:
+        if not self.family.provides_sums:
             return set()
         there = {id(p) for parameters, _ in self.optimizer.measured for p in parameters}
         return {i for i, (_, layer) in enumerate(self._layers) if id(layer.parameter) in there}
@@ -223,7 +223,7 @@ class Watch:
         if yielded:
             return Plan.of(self.optimizer, look, seen, Yielded(self.optimizer))
         sums = self._sums(device)
-        if not self.family.alike or isinstance(sums, Portable):
+        if not self.family.cacheable or isinstance(sums, Portable):
             return None
         return Plan.of(self.optimizer, look, seen, sums)
 
@@ -280,7 +280,7 @@ class Watch:
         beside = [
             _column([d.trust_ratio if d else None for d in directions], sums),
             *(
-                _column([value if reading_waits(value) else None for value in values], sums)
+                _column([value if is_on_accelerator(value) else None for value in values], sums)
                 for values in (
                     rates,
                     [d.debias1 if d else None for d in directions],

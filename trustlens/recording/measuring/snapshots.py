@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trustlens.recording.measuring.layers import Layer
-from trustlens.recording.optimizers import Family, Group, number, reading_waits
+from trustlens.recording.optimizers import Family, Group, float_or_tensor, is_on_accelerator
 
 SMALL: Final = 1 << 8
 """Elements up to which a layer's weights are copied always: that costs next to nothing, and so few
@@ -90,7 +90,7 @@ class Kept:
         for i, layer in enumerate(self._layers):
             parameter = layer.parameter
             undone = of_group[id(layer.group)] and self._can_undo(i, layer)
-            if (undone or self._family.keeps_weights) and not self._everything:
+            if (undone or self._family.provides_weights_before) and not self._everything:
                 self._weights[i] = None
             elif self._everything or closure is not None or self._moves(parameter):
                 sources.append(parameter)
@@ -101,8 +101,8 @@ class Kept:
                 self._weights[i] = None
         copies = [copy for copy in self._weights if copy is not None]
         _copy(sources, copies)
-        note = self._family.note
-        spoils = any(self._family.spoils_grad(group) for group in groups)
+        note = self._family.state_entry_before
+        spoils = any(self._family.overwrites_grad(group) for group in groups)
         self._routines.pop(self._everything, None)
         if not (self._new or note or spoils):
             routine = _Routine(of_groups, still, self._weights, sources, copies)
@@ -116,7 +116,7 @@ class Kept:
 
     def take_grads(self) -> None:
         """Copy the gradients as they are now, where the step may write over them."""
-        spoils = self._family.spoils_grad
+        spoils = self._family.overwrites_grad
         with untraced():
             self._grads = [
                 _copied(layer.parameter.grad) if spoils(layer.group) else None
@@ -126,7 +126,7 @@ class Kept:
     def weights(self, place: int) -> Tensor | None:
         """Return a layer's weights from before the step; None if no copy was needed."""
         weights = self._weights[place]
-        if weights is None and self._family.keeps_weights:
+        if weights is None and self._family.provides_weights_before:
             return self._optimizer.before.get(self._layers[place].parameter)
         return weights
 
@@ -149,9 +149,9 @@ class Kept:
 
     def _undoes(self, group: Group) -> bool:
         """Tell whether the weights of this group's layers follow from the state after a step."""
-        if not self._family.undoes(group):
+        if not self._family.invertible(group):
             return False
-        rate = number(group["lr"])
+        rate = float_or_tensor(group["lr"])
         if isinstance(rate, Tensor):
             return True
         decay = sum(float(group.get(name, 0.0)) for name in ("weight_decay", "lambd"))
@@ -203,7 +203,7 @@ def _is_new(state: Mapping[str, Any] | None) -> bool:
     if not state:
         return True
     count = state.get("step")  # Adagrad has its state from the beginning
-    return count is not None and not reading_waits(count) and int(count) == 0
+    return count is not None and not is_on_accelerator(count) and int(count) == 0
 
 
 def _copy(sources: list[Tensor], copies: list[Tensor]) -> None:

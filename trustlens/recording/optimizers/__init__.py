@@ -1,20 +1,18 @@
-"""What each optimizer family did in a step: in closed form from its state, or measured.
+"""Computes what an optimizer did in a step from its state, for every optimizer family.
 
-``form`` has the one formula and what a family is; ``plain`` knows torch.optim, ``layerwise`` the
-LAMB and LARS of this and other packages, ``measured`` reads a direction off the weights;
-``families`` finds the family of an optimizer. To add
-one, write a function from a layer's step to its :class:`Direction` and list it there.
+``direction`` has the formula that all share and describes a family; ``torch_optim``, ``own`` and
+``third_party`` have the families' directions in closed form; ``measured`` computes a direction
+from the change of the weights. ``registry`` has the one table of optimizers and says how to add
+one.
 """
 
 from trustlens.recording.optimizers.direction import (
     Direction,
     Family,
     Group,
-    RatioRule,
     Stepped,
-    number,
-    reading_waits,
-    steps_done,
+    float_or_tensor,
+    is_on_accelerator,
 )
 from trustlens.recording.optimizers.registry import family_of
 
@@ -22,10 +20,8 @@ __all__ = [
     "Direction",
     "Family",
     "Group",
-    "RatioRule",
     "Stepped",
     "family_of",
-    "number",
-    "reading_waits",
-    "steps_done",
+    "float_or_tensor",
+    "is_on_accelerator",
 ]

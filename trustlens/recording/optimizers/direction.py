@@ -1,16 +1,16 @@
-"""The one formula of every direction, and what a family is.
+"""The update formula that all optimizers share, and the description of an optimizer family.
 
-Every direction d is the same formula with other constants::
+Every optimizer's direction d is the same formula with other coefficients::
 
     d = (a·g + b·x + c·w) / (√(h·v) + ε) + e·Δw
 
-the denominator being 1 where the optimizer does not divide. d is defined by what the step does
-with it: ``Δw = −η(d + λw)``, η being the learning rate of the layer's group and λ its decoupled
-weight decay; what an optimizer multiplies its rate by (Adagrad's decay of the rate, Adafactor's
-scale) is part of d. Only LAMB and LARS have a ratio, and factors of the rate, outside d.
+The denominator is 1 if the optimizer does not divide. d is defined by what the step does with it:
+``Δw = −η(d + λw)``, where η is the learning rate of the layer's group and λ its decoupled weight
+decay. Other factors of the learning rate (Adagrad's decay of the rate, Adafactor's scale) are part
+of d; only LAMB and LARS have a trust ratio, and factors of the rate, outside d.
 
-``x`` and ``v`` are tensors of the optimizer's state as they lie, wherever its formula allows, so
-that the sums over a layer need no temporary of its size.
+``x`` and ``v`` are the tensors of the optimizer's state themselves wherever the formula allows it,
+so that computing the sums over a layer allocates nothing of the layer's size.
 """
 
 from __future__ import annotations
@@ -20,59 +20,53 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from trustlens.trust_ratio import RatioRule
 
 State = Mapping[str, Any]
 Group = Mapping[str, Any]
 
-RatioRule = Callable[..., NDArray[np.float64]]
-"""The trust ratio that an optimizer applied and did not keep, from what was measured.
 
-Called with ``weight_norm``, ``undecayed_norm``, ``direction_norm``, ``learning_rate`` and
-``weight_decay``, float64 arrays of shape (rows,), and returns one.
-"""
-
-
-@dataclass(slots=True)  # not frozen: made for each layer in each step, in a third of the time
+@dataclass(slots=True)  # not frozen: one is made per layer and step, and that triples the time
 class Direction:
-    """How one layer's direction d follows from g, x, v, w and Δw, and what was applied beside it.
+    """The coefficients of one layer's direction d, and what the optimizer applied besides d.
+
+    A coefficient is a float, or a tensor on the layer's device if reading it would synchronize.
+    Such a tensor has no dimensions, or the shape (n,) if this object describes n layers at once.
 
     Attributes
     ----------
     rate : float or Tensor
-        What the step multiplied the direction by: η, and for LAMB what else is outside d. A tensor,
-        here and below, has no dimensions and lies on the layer's device. Where the direction is
-        that of n layers at once, it may be of shape (n,).
+        The factor that the step multiplied d by: η, for LAMB including the factors outside d.
     base : Tensor, optional
-        x, of the parameter's shape.
+        x, in the parameter's shape.
     grad_share, base_share, weight_share, update_share : float or Tensor
         a, b, c and e of the formula.
     variance : Tensor, optional
-        v, of the parameter's shape.
+        v, in the parameter's shape.
     variance_share : float or Tensor
-        h: v̂ = h·v.
+        h, so that v̂ = h·v.
     divides : bool
-        Whether d is divided by √v̂ + ε; if not, v is only recorded.
+        Whether d is divided by √v̂ + ε. If not, v is recorded but not used.
     epsilon : float
         ε, outside the root.
     momentum : Tensor, optional
         m, to be recorded; often the same tensor as ``base``.
     decay : float or None
-        Decoupled weight decay λ. None: not known, and then ``d`` holds d + λw.
+        Decoupled weight decay λ. None if λ is not known; ``d`` then holds d + λw.
     kept : float or Tensor, optional
-        What the decay leaves of w, where the optimizer rounds that number before it multiplies;
-        else it is 1 − η(c + λ).
+        The factor that the decay multiplies w by, if the optimizer rounds it first. If None, it is
+        1 − η(c + λ).
     debias1, debias2 : float or Tensor, optional
-        The debias factors that were applied; None where there is no average to debias.
+        The debias factors that were applied; None if there is no average to debias.
     trust_ratio : Tensor, optional
-        The ratio that the optimizer applied.
+        The trust ratio that the optimizer applied, if its state holds it.
     ratio_rule : RatioRule, optional
-        The same where the optimizer keeps none.
+        How to compute that ratio from the recorded norms, if its state does not hold it.
     measured : bool
-        Whether d was read off the weights: then it has their rounding.
+        Whether d was computed from the change of the weights, and so has their rounding error.
     """
 
     rate: float | Tensor = math.nan
@@ -95,30 +89,31 @@ class Direction:
     measured: bool = False
 
 
-@dataclass(slots=True)  # as above
+@dataclass(slots=True)  # not frozen, as `Direction`
 class Stepped:
-    """One layer whose step is done, as a family is given it.
+    """One layer after the optimizer's step: the argument of :attr:`Family.direction`.
 
-    Complex tensors come as real ones with a last dimension of 2.
+    All tensors are on the layer's device. Complex ones are given as real tensors with a last
+    dimension of size 2.
 
     Attributes
     ----------
     group : mapping
-        The options of its parameter group.
+        The options of the layer's parameter group.
     state : mapping
-        What the optimizer keeps of it.
+        The optimizer's state of the layer, after the step.
     grad : Tensor
-        The gradient that the step used, of the loss that goes down; dense.
+        The gradient that the step used: dense, and negated if the optimizer maximizes.
     after : Tensor
-        The parameter now.
+        The parameter after the step.
     before : Tensor, optional
-        The parameter before the step, if a copy was kept.
+        The parameter before the step, if it was copied.
     given_grad : Tensor
-        The gradient as the optimizer was given it, maybe sparse.
-    noted : Tensor, optional
-        What the family noted of the state before the step.
+        The gradient as the optimizer received it; may be sparse.
+    entry_before : Tensor, optional
+        The value before the step of the state entry that :attr:`Family.state_entry_before` names.
     optimizer : Any
-        The optimizer itself.
+        The optimizer.
     """
 
     group: Group
@@ -127,99 +122,104 @@ class Stepped:
     after: Tensor
     before: Tensor | None
     given_grad: Tensor
-    noted: Tensor | None
+    entry_before: Tensor | None
     optimizer: Any
 
     @property
     def rate(self) -> float | Tensor:
-        """The learning rate η: a number, or a tensor where it lies on an accelerator."""
-        return number(self.group["lr"])
+        """The learning rate η: a float, or a tensor if it is on an accelerator."""
+        return float_or_tensor(self.group["lr"])
 
     @property
     def steps(self) -> int | Tensor:
-        """The layer's own step count t."""
-        return steps_done(self.state, self.group)
+        """The layer's own step count t, or 0 if the optimizer keeps none.
+
+        Some optimizers keep one count per group. A count on an accelerator is a tensor, since
+        reading it would synchronize.
+        """
+        step = self.state.get("step", self.group.get("step", 0))
+        return step if is_on_accelerator(step) else int(step)
 
 
-def never(group: Group) -> bool:  # noqa: ARG001 — the form of what a family tells of a group
-    """Return False, whatever the options."""
+def never(group: Group) -> bool:  # noqa: ARG001 — has the signature of a flag of `Family`
+    """Return False for every group."""
     return False
 
 
-def always(group: Group) -> bool:  # noqa: ARG001 — as above
-    """Return True, whatever the options."""
+def always(group: Group) -> bool:  # noqa: ARG001 — has the signature of a flag of `Family`
+    """Return True for every group."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What is known of optimizers of one kind.
+    """A kind of optimizer: how its direction is computed, and what the recorder can rely on.
+
+    Flags that depend on an optimizer's options are functions of a parameter group.
 
     Attributes
     ----------
     name : str
-        What the field calls it; empty if it is not known.
+        The name in the literature (``"Adam"``, ``"LAMB"``); empty if the optimizer is unknown.
     direction : callable
-        Returns a layer's direction; None if it cannot be told in this step.
-    undoes : callable
-        Whether, with these options, the weights before a step follow from the state after it, as
-        ``w = (w' + η·(a·g + b·x)/(√v̂ + ε)) / (1 − η(c + λ))``. Else a copy of them is kept.
-    spoils_grad : callable
-        Whether, with these options, ``p.grad`` after the step may be another than the step used:
-        it is copied then.
+        Takes a :class:`Stepped` and returns the layer's :class:`Direction`, or None if it is not
+        known in this step.
+    invertible : callable
+        Whether the weights before a step can be computed from the state after it, as
+        ``w = (w' + η·(a·g + b·x)/(√v̂ + ε)) / (1 − η(c + λ))``. If not, the recorder copies them
+        before each step.
+    overwrites_grad : callable
+        Whether the step may change ``p.grad``. If so, the recorder copies it first.
     grad_factor : callable, optional
-        Given the optimizer and all gradients as it was given them, what the step multiplies them
-        by without a trace in ``p.grad``. Optional, as is the trace: where there is one, it is 1.
+        Takes the optimizer and the gradients that it received, and returns the factor by which the
+        step scales them without writing it back to ``p.grad`` (internal clipping, for example).
+        Returns 1 if the step scales ``p.grad`` in place.
     uses_first_grad : bool
-        Whether the gradient to be copied is that of the first call of a step's closure.
-    alike : bool
-        Whether the directions of a group's layers at one step count differ by their tensors only,
-        and those are entries of the state as they lie (or ``trust_ratio``): if not, a layer's
-        direction is made anew in each step.
-    yields : bool
-        Whether it makes the sums itself while it steps, where it can: see ``Lamb.measured``.
-    keeps_weights : bool
-        Whether it then keeps the weights from before the step of all others: see ``Lars.before``.
-    note : str, optional
-        An entry of the state, without dimensions, that ``direction`` needs as it was before.
+        Whether the gradient to copy is the one after the first call of a step's closure.
+    cacheable : bool
+        Whether the directions of layers of the same group and step count differ only in their
+        tensors, all of which are entries of the state. If not, the direction of each layer is
+        computed again in each step.
+    provides_sums : bool
+        Whether the optimizer's fused step can compute the recorded sums itself; see
+        ``Lamb.measured``.
+    provides_weights_before : bool
+        Whether such an optimizer also keeps the weights before the step of the layers that it did
+        not step fused; see ``Lars.before``.
+    state_entry_before : str, optional
+        A state entry (a tensor without dimensions) whose value before the step ``direction``
+        needs.
     variant : str, optional
-        The key of ``LAMB_VARIANTS`` or ``LARS_VARIANTS`` that it steps as.
+        The key of ``LAMB_VARIANTS`` or ``LARS_VARIANTS`` that describes the optimizer.
     """
 
     name: str
     direction: Callable[[Stepped], Direction | None]
-    undoes: Callable[[Group], bool] = never
-    spoils_grad: Callable[[Group], bool] = never
+    invertible: Callable[[Group], bool] = never
+    overwrites_grad: Callable[[Group], bool] = never
     grad_factor: Callable[[Any, Sequence[Tensor]], float | Tensor] | None = None
     uses_first_grad: bool = False
-    alike: bool = False
-    yields: bool = False
-    keeps_weights: bool = False
-    note: str | None = None
+    cacheable: bool = False
+    provides_sums: bool = False
+    provides_weights_before: bool = False
+    state_entry_before: str | None = None
     variant: str | None = None
 
 
-def steps_done(state: State, group: Group) -> int | Tensor:
-    """Return the layer's own step count t; 0 where the optimizer keeps none.
+def float_or_tensor(value: float | Tensor) -> float | Tensor:
+    """Return a number as a Python float, or as a tensor if reading it would synchronize.
 
-    Some keep one count for a whole group. A count that lies on an accelerator stays a tensor,
-    since reading it would wait.
+    A tensor on an accelerator is returned detached, without dimensions if it has one element.
     """
-    step = state.get("step", group.get("step", 0))
-    return step if reading_waits(step) else int(step)
-
-
-def number(value: float | Tensor) -> float | Tensor:
-    """Return an option as a float; one that lies on an accelerator as it is, one each of some."""
     if isinstance(value, Tensor):
         value = value.detach()
-        if reading_waits(value):
+        if is_on_accelerator(value):
             return value.reshape(()) if value.numel() == 1 else value
     return float(value)
 
 
-def reading_waits(value: Any) -> bool:
-    """Tell whether to read this number is to wait for an accelerator."""
+def is_on_accelerator(value: Any) -> bool:
+    """Return whether a number is a tensor on an accelerator, so that reading it synchronizes."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
@@ -230,8 +230,8 @@ def debias_factors(group: Group, t: int | Tensor) -> tuple[float | Tensor, float
 
 
 def debias_factor(beta: float | Tensor, t: int | Tensor) -> float | Tensor:
-    """Return 1/(1 − βᵗ)."""
-    beta = number(beta)
+    """Return 1/(1 − βᵗ); a tensor if β or t is a tensor on an accelerator."""
+    beta = float_or_tensor(beta)
     if isinstance(beta, Tensor):
         return -1 / torch.expm1(t * beta.log())
     if beta == 0:
@@ -241,6 +241,6 @@ def debias_factor(beta: float | Tensor, t: int | Tensor) -> float | Tensor:
     return 1 / (1 - beta**t)
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, or in float32 where the device has none."""
+def upcast(tensor: Tensor) -> Tensor:
+    """Return a tensor as float64, or as float32 on devices without float64."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()

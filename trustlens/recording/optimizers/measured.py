@@ -1,18 +1,24 @@
-"""Optimizers whose direction is read off the weights, which are copied before the step."""
+"""Directions that are computed from the change of the weights.
+
+The recorder copies the weights of such layers before each step.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from trustlens.recording.optimizers.direction import Direction, Family, Stepped, always, number
+from trustlens.recording.optimizers.direction import Direction, Stepped, float_or_tensor
 
 
 def measured(s: Stepped, decay: float | None = None) -> Direction | None:
-    """Return d + λw, or d where λ is given, as the weights show it: −Δw/η."""
+    """Return −Δw/η as the direction: d + λw, or d if ``decay`` gives λ.
+
+    None if the group has no learning rate or it is 0.
+    """
     rate = s.group.get("lr")
     if rate is None:
         return None
-    rate = number(rate)
+    rate = float_or_tensor(rate)
     if not isinstance(rate, Tensor) and rate == 0:
         return None
     momentum = s.state.get("momentum_buffer")
@@ -29,6 +35,12 @@ def measured(s: Stepped, decay: float | None = None) -> Direction | None:
     )
 
 
-# What these do with the gradient could only be had by doing it again.
-MUON = Family("Muon", lambda s: measured(s, float(s.group["weight_decay"])))
-LBFGS = Family("LBFGS", lambda s: measured(s, 0.0), spoils_grad=always, uses_first_grad=True)
+# What these two do with the gradient could only be reproduced by running them again.
+def muon(s: Stepped) -> Direction | None:
+    """Return the measured direction of `torch.optim.Muon`."""
+    return measured(s, float(s.group["weight_decay"]))
+
+
+def lbfgs(s: Stepped) -> Direction | None:
+    """Return the measured direction of `torch.optim.LBFGS`."""
+    return measured(s, 0.0)

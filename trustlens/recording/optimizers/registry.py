@@ -1,55 +1,111 @@
-"""Which family an optimizer is of."""
+"""The table of all known optimizers.
+
+To add an optimizer, write the function that returns its direction (in ``torch_optim``, ``own``,
+``third_party`` or ``measured``), add one line to :data:`FAMILIES`, and add its options as a case
+to ``tests/support/supported.py`` (torch.optim) or ``tests/support/third_party.py``.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-import torch
 from torch.optim import Optimizer
 
-from trustlens.optim import Lamb, Lars
-from trustlens.recording.optimizers import third_party as layerwise
-from trustlens.recording.optimizers import torch_optim as plain
-from trustlens.recording.optimizers.direction import Family
-from trustlens.recording.optimizers.measured import LBFGS, MUON
+from trustlens.recording.optimizers import measured, own, third_party
+from trustlens.recording.optimizers import torch_optim as to
+from trustlens.recording.optimizers.direction import Family, always
 
-_TORCH: Final = {
-    "AdamW": plain.ADAMW,  # before Adam, from which it inherits
-    "Adam": plain.ADAM,
-    "SGD": plain.SGD,
-    "NAdam": plain.NADAM,
-    "RAdam": plain.RADAM,
-    "Adamax": plain.ADAMAX,
-    "Adagrad": plain.ADAGRAD,
-    "RMSprop": plain.RMSPROP,
-    "Rprop": plain.RPROP,
-    "Adadelta": plain.ADADELTA,
-    "ASGD": plain.ASGD,
-    "Adafactor": plain.ADAFACTOR,
-    "SparseAdam": plain.SPARSE_ADAM,
-    "Muon": MUON,
-    "LBFGS": LBFGS,
-}
+_GRAD_OVERWRITTEN: Final[Mapping[str, Any]] = {"overwrites_grad": always, "uses_first_grad": True}
 
-FAMILIES: Final[Mapping[type[Optimizer], Family]] = {
-    # An older torch lacks the newest of them.
-    **{getattr(torch.optim, name): of for name, of in _TORCH.items() if hasattr(torch.optim, name)},
-    Lamb: layerwise.LAMB,
-    Lars: layerwise.LARS,
+FAMILIES: Final[Mapping[tuple[str, str], Family | Callable[[], Family]]] = {
+    ("torch", "Adam"): Family("Adam", to.adam, always, cacheable=True),
+    ("torch", "AdamW"): Family("AdamW", to.adam, always, cacheable=True),
+    ("torch", "SGD"): Family(
+        "SGD",
+        to.sgd,
+        always,
+        overwrites_grad=to.adds_momentum_to_grad,
+        uses_first_grad=True,
+        cacheable=True,
+    ),
+    ("torch", "NAdam"): Family("NAdam", to.nadam, to.without_coupled_decay),
+    ("torch", "RAdam"): Family("RAdam", to.radam, always, cacheable=True),
+    ("torch", "Adamax"): Family("Adamax", to.adamax, always),
+    ("torch", "Adagrad"): Family("Adagrad", to.adagrad, to.without_coupled_decay, cacheable=True),
+    ("torch", "RMSprop"): Family("RMSprop", to.rmsprop, to.is_rmsprop_invertible, cacheable=True),
+    ("torch", "Rprop"): Family("Rprop", to.rprop, always),
+    ("torch", "Adadelta"): Family("Adadelta", to.adadelta, to.without_coupled_decay),
+    ("torch", "ASGD"): Family("ASGD", to.asgd, always, state_entry_before="eta"),
+    ("torch", "Adafactor"): Family("Adafactor", to.adafactor, to.takes_short_steps),
+    ("torch", "SparseAdam"): Family("SparseAdam", to.sparse_adam, always),
+    ("torch", "Muon"): Family("Muon", measured.muon),
+    ("torch", "LBFGS"): Family("LBFGS", measured.lbfgs, **_GRAD_OVERWRITTEN),
+    ("trustlens", "Lamb"): Family("LAMB", own.own_lamb, own.is_lamb_invertible, provides_sums=True),
+    ("trustlens", "Lars"): Family(
+        "LARS", own.lars_direction, provides_sums=True, provides_weights_before=True
+    ),
+    ("pytorch_lamb", "Lamb"): Family("LAMB", third_party.pytorch_lamb, variant="pytorch-lamb"),
+    ("torch_optimizer", "Lamb"): Family(
+        "LAMB", third_party.pytorch_lamb, variant="torch-optimizer"
+    ),
+    ("pytorch_optimizer", "Lamb"): Family(
+        "LAMB", third_party.pytorch_optimizer_lamb, variant="pytorch_optimizer"
+    ),
+    # Older versions of timm clip p.grad in place: its norm is then within the bound.
+    ("timm", "Lamb"): Family(
+        "LAMB", third_party.timm_lamb, variant="timm", grad_factor=third_party.clip_factor
+    ),
+    ("apex", "FusedLAMB"): Family(
+        "LAMB",
+        third_party.apex_lamb,
+        variant="apex",
+        grad_factor=third_party.clip_factor,
+        **_GRAD_OVERWRITTEN,
+    ),
+    ("deepspeed", "FusedLamb"): third_party.deepspeed_lamb,
+    ("bitsandbytes", "lamb"): Family("LAMB", third_party.bitsandbytes_lamb, variant="bitsandbytes"),
+    ("torch_optimizer", "LARS"): Family(
+        "LARS", third_party.torch_optimizer_lars, variant="torch-optimizer"
+    ),
+    ("timm", "Lars"): Family("LARS", third_party.timm_lars, variant="timm", **_GRAD_OVERWRITTEN),
+    ("pytorch_optimizer", "LARS"): Family(
+        "LARS",
+        third_party.pytorch_optimizer_lars,
+        grad_factor=third_party.sign_factor,
+        **_GRAD_OVERWRITTEN,
+    ),
+    ("bitsandbytes", "lars"): Family("LARS", third_party.bitsandbytes_lars),
 }
-"""The families that are told by their class."""
+"""The family of each optimizer by package and class, or a function that returns it per optimizer.
+
+bitsandbytes has one class for all: its key is the name that the optimizer has there.
+"""
+
+UNKNOWN: Final = Family("", third_party.unknown, overwrites_grad=always)
+"""The family of an optimizer that is not in the table."""
 
 
 def family_of(optimizer: Optimizer) -> Family:
-    """Return the family of an optimizer; ``layerwise.UNKNOWN`` if it is of none that is known.
+    """Return the family of an optimizer, :data:`UNKNOWN` if the table does not contain it.
 
-    A subclass counts as its parent only if it steps as its parent does.
+    A subclass has its parent's family only if it inherits its parent's ``step``.
     """
-    # Unwrapped, since torch wraps `step` anew in each class whose first optimizer is made.
-    step = inspect.unwrap(type(optimizer).step)
-    for known, family in FAMILIES.items():
-        if isinstance(optimizer, known) and step is inspect.unwrap(known.step):
-            return family
-    return layerwise.third_party(optimizer) or layerwise.UNKNOWN
+    step = _step_of(type(optimizer))
+    for kind in type(optimizer).__mro__:
+        if _step_of(kind) is not step:
+            continue
+        package, name = kind.__module__.partition(".")[0], kind.__qualname__
+        if package == "bitsandbytes":
+            name = getattr(optimizer, "optimizer_name", "")
+        family = FAMILIES.get((package, name))
+        if family is not None:
+            return family if isinstance(family, Family) else family()
+    return UNKNOWN
+
+
+def _step_of(kind: type) -> Any:
+    """Return a class's ``step`` without the wrapper that torch adds for the first instance."""
+    step = getattr(kind, "step", None)
+    return None if step is None else inspect.unwrap(step)

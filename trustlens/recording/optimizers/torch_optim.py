@@ -1,13 +1,12 @@
-"""The optimizers of torch.optim, which have no trust ratio of their own.
+"""The directions of the optimizers of torch.optim, which have no trust ratio of their own.
 
-Formulas are those of their documentation; where it and the code differ, of the code. A coupled
-decay is part of the gradient that the averages are made of, so that it shows in d by itself or,
-where the gradient stands in the formula, as ``c·w``.
+The formulas are those of torch's documentation, or of its code where the two differ. A coupled
+weight decay is added to the gradient before the averages are computed: it is contained in the
+averages, and appears as ``c·w`` only where the formula uses the gradient itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,14 +15,12 @@ from torch import Tensor
 
 from trustlens.recording.optimizers.direction import (
     Direction,
-    Family,
     Group,
     Stepped,
-    always,
     debias_factor,
     debias_factors,
-    number,
-    wide,
+    float_or_tensor,
+    upcast,
 )
 from trustlens.recording.optimizers.measured import measured
 
@@ -31,46 +28,49 @@ _HALF: Final = (torch.bfloat16, torch.float16)
 
 
 def _decoupled(group: Group) -> float:
-    """Return λ; 0 where the decay goes into the gradient."""
+    """Return λ, or 0 if the decay is added to the gradient."""
     return float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
 
 
 def _coupled(group: Group) -> float:
-    """Return the decay that goes into the gradient; 0 where it is decoupled."""
+    """Return the decay that is added to the gradient, or 0 if it is decoupled."""
     return 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
 
 
 def _kept(s: Stepped, decay: float) -> float | Tensor | None:
-    """Return 1 − ηλ as `Tensor.mul_` has it: rounded to the weights' float32, or the rate's."""
+    """Return 1 − ηλ as `Tensor.mul_` uses it: rounded to the weights' float32 or the rate's."""
     if s.group.get("fused"):
         return None
-    kept = number(1 - s.group["lr"] * decay)
+    kept = float_or_tensor(1 - s.group["lr"] * decay)
     if isinstance(kept, Tensor) or s.after.dtype != torch.float32:
         return kept
     return float(np.float32(kept))
 
 
-def _debias_factor(s: Stepped, which: int, *, tensor: Any = None) -> float | Tensor:
-    """Return 1/(1 − βᵗ) as the step had it.
+def _applied_debias_factor(s: Stepped, which: int, *, tensor: Any = None) -> float | Tensor:
+    """Return 1/(1 − βᵗ) with the rounding of torch's step.
 
-    `tensor` tells whether t is a tensor to the step: then βᵗ, like that of a β that is one, and
-    1 − βᵗ are rounded to its float32.
+    If the step computes with t as a tensor (`tensor`), or β is a tensor, βᵗ and 1 − βᵗ are rounded
+    to its float32; else this is :func:`debias_factor`.
     """
     beta = s.group["betas"][which]
     if s.group.get("fused") or not (tensor or isinstance(beta, Tensor)):
         return debias_factor(beta, s.steps)
-    return 1 / number(1 - beta ** (s.state["step"] if tensor else s.steps))
+    return 1 / float_or_tensor(1 - beta ** (s.state["step"] if tensor else s.steps))
 
 
 def without_coupled_decay(group: Group) -> bool:
-    """Tell whether no decay goes into the gradient: w would then stand under the fraction."""
+    """Return whether no decay is added to the gradient; if one is, d contains w nonlinearly."""
     return _coupled(group) == 0
 
 
-def _adam(s: Stepped) -> Direction:
-    # AMSGrad divides by the largest v so far (Reddi et al. 2018).
+def adam(s: Stepped) -> Direction:
+    """Return the direction of Adam or AdamW (Kingma and Ba 2015; Loshchilov and Hutter 2019).
+
+    With AMSGrad, v is the largest one so far (Reddi et al. 2018).
+    """
     tensor = s.group.get("capturable") or s.group.get("differentiable")
-    factor1, factor2 = (_debias_factor(s, which, tensor=tensor) for which in (0, 1))
+    factor1, factor2 = (_applied_debias_factor(s, which, tensor=tensor) for which in (0, 1))
     momentum = s.state["exp_avg"]
     return Direction(
         rate=s.rate,
@@ -80,7 +80,7 @@ def _adam(s: Stepped) -> Direction:
         variance_share=factor2,
         epsilon=s.group["eps"],
         momentum=momentum,
-        # A subclass of Adam, AdamW is told by its groups alone.
+        # The groups say whether the decay is decoupled: AdamW is a subclass of Adam.
         decay=_decoupled(s.group),
         kept=_kept(s, _decoupled(s.group)),
         debias1=factor1,
@@ -88,15 +88,16 @@ def _adam(s: Stepped) -> Direction:
     )
 
 
-def _nadam(s: Stepped) -> Direction:
-    # Dozat 2016: gradient and momentum each with a factor of its own. What stands for β₁ᵗ is a
-    # product of the decay rates of all steps, this one and, for m, the next.
+def nadam(s: Stepped) -> Direction:
+    """Return the direction of NAdam (Dozat 2016)."""
+    # Gradient and momentum have a factor each. In place of β₁ᵗ they use the product of the decay
+    # rates of all steps up to this one, and for m up to the next.
     group, t = s.group, s.steps
-    beta1, decay = number(group["betas"][0]), group["momentum_decay"]
+    beta1, decay = float_or_tensor(group["betas"][0]), group["momentum_decay"]
     mu, following = (beta1 * (1 - 0.5 * 0.96 ** (n * decay)) for n in (t, t + 1))
-    product = number(s.state["mu_product"])
+    product = float_or_tensor(s.state["mu_product"])
     factor1 = 1 / (1 - product * following)
-    factor2 = _debias_factor(s, 1, tensor=group["capturable"])
+    factor2 = _applied_debias_factor(s, 1, tensor=group["capturable"])
     grad_share = (1 - mu) / (1 - product)
     momentum = s.state["exp_avg"]
     return Direction(
@@ -116,26 +117,31 @@ def _nadam(s: Stepped) -> Direction:
     )
 
 
-def _radam(s: Stepped) -> Direction:
-    # Liu et al. 2020, Algorithm 2: divided only once the variance can be told.
+def radam(s: Stepped) -> Direction:
+    """Return the direction of RAdam (Liu et al. 2020, Algorithm 2).
+
+    It is divided by √v̂ only from the step on in which the variance can be estimated.
+    """
     group = s.group
     t = s.state["step"] if group["capturable"] else s.steps
     beta2 = group["betas"][1]
-    factor1, factor2 = (_debias_factor(s, n, tensor=group["capturable"]) for n in (0, 1))
+    factor1, factor2 = (_applied_debias_factor(s, n, tensor=group["capturable"]) for n in (0, 1))
     longest = 2 / (1 - beta2) - 1
-    # A small difference of large numbers: in the order in which torch has it.
-    length = number(longest - 2 * t * (beta2**t) / (1 - beta2**t))
+    # A small difference of large numbers, therefore computed in torch's order.
+    length = float_or_tensor(longest - 2 * t * (beta2**t) / (1 - beta2**t))
     above, below = (length - 4) * (length - 2) * longest, (longest - 4) * (longest - 2) * length
     momentum, variance, eps = s.state["exp_avg"], s.state["exp_avg_sq"], group["eps"]
     share, base, divides = factor1, momentum, False
-    if isinstance(length, Tensor):  # on an accelerator: which of the two it is, is not read
+    if isinstance(
+        length, Tensor
+    ):  # on an accelerator: both cases, since reading `length` would synchronize
         steady = length > 5
         scale = ((above / below) ** 0.5).nan_to_num() / factor2**0.5
-        base = torch.where(steady, scale / (wide(variance).sqrt() + eps), 1.0) * momentum
+        base = torch.where(steady, scale / (upcast(variance).sqrt() + eps), 1.0) * momentum
         factor2 = torch.where(steady, factor2, 1.0)
     elif length <= 5:
         factor2 = 1.0
-    else:  # in torch's code ε stands beside √v, not √v̂
+    else:  # torch adds ε to √v, not to √v̂
         share, divides, eps = factor1 * (above / below) ** 0.5, True, eps * factor2**0.5
     return Direction(
         rate=s.rate,
@@ -153,21 +159,24 @@ def _radam(s: Stepped) -> Direction:
     )
 
 
-def _adamax(s: Stepped) -> Direction:
-    # Kingma and Ba 2015, section 7.1: divided by an infinity norm, which is no second moment.
-    factor1 = _debias_factor(s, 0, tensor=s.group["capturable"])
+def adamax(s: Stepped) -> Direction:
+    """Return the direction of Adamax (Kingma and Ba 2015, section 7.1).
+
+    It is divided by an infinity norm, which is not a second moment and not recorded.
+    """
+    factor1 = _applied_debias_factor(s, 0, tensor=s.group["capturable"])
     momentum = s.state["exp_avg"]
     return Direction(
         rate=s.rate,
-        base=wide(momentum) / wide(s.state["exp_inf"]),
+        base=upcast(momentum) / upcast(s.state["exp_inf"]),
         base_share=factor1,
         momentum=momentum,
         debias1=factor1,
     )
 
 
-def _adagrad(s: Stepped) -> Direction:
-    # Duchi et al. 2011; the rate falls by itself with `lr_decay`.
+def adagrad(s: Stepped) -> Direction:
+    """Return the direction of Adagrad (Duchi et al. 2011), including the decay of its rate."""
     share = 1 / (1 + (s.steps - 1) * s.group["lr_decay"])
     return Direction(
         rate=s.rate,
@@ -179,12 +188,13 @@ def _adagrad(s: Stepped) -> Direction:
     )
 
 
-def _rmsprop(s: Stepped) -> Direction:
+def rmsprop(s: Stepped) -> Direction:
+    """Return the direction of RMSprop."""
     variance = s.state["square_avg"]
     if s.group["centered"]:
         mean = s.state["grad_avg"]
         variance = variance.addcmul(mean, mean, value=-1)
-    if s.group["momentum"] > 0:  # what was divided is in the buffer
+    if s.group["momentum"] > 0:  # the buffer contains the quotients
         buffer = s.state["momentum_buffer"]
         return Direction(
             rate=s.rate,
@@ -207,51 +217,57 @@ def _rmsprop(s: Stepped) -> Direction:
     )
 
 
-def _adadelta(s: Stepped) -> Direction | None:
-    # Zeiler 2012, Algorithm 1. The state has the average of δ² with this step's δ in it already:
-    # it is taken out first. δ² = (old + ε)·x, new = ρ·old + (1 − ρ)·δ².
+def adadelta(s: Stepped) -> Direction | None:
+    """Return the direction of Adadelta (Zeiler 2012, Algorithm 1).
+
+    None if a coupled decay needs the weights before the step and they were not copied.
+    """
+    # The state's average of δ² already contains this step's δ, so the old average is computed
+    # from it: δ² = (old + ε)·x, new = ρ·old + (1 − ρ)·δ².
     rho, eps, decay = s.group["rho"], s.group["eps"], _coupled(s.group)
     square = s.state["square_avg"]
-    grad = wide(s.grad)
+    grad = upcast(s.grad)
     if decay:
         if s.before is None:
             return None
-        grad = grad + decay * wide(s.before)
-    x = grad**2 / (wide(square) + eps)
+        grad = grad + decay * upcast(s.before)
+    x = grad**2 / (upcast(square) + eps)
     below = (rho + (1 - rho) * x).clamp_(min=torch.finfo(x.dtype).tiny)  # ρ may be 0, and g
-    old = ((wide(s.state["acc_delta"]) - (1 - rho) * eps * x) / below).clamp_(min=0)
+    old = ((upcast(s.state["acc_delta"]) - (1 - rho) * eps * x) / below).clamp_(min=0)
     return Direction(
         rate=s.rate,
-        base=(old + eps).sqrt_() / (wide(square) + eps).sqrt_() * grad,
+        base=(old + eps).sqrt_() / (upcast(square) + eps).sqrt_() * grad,
         base_share=1.0,
         variance=square,
         divides=False,
-        epsilon=eps**0.5,  # it stands inside the root: never below it
+        epsilon=eps**0.5,  # torch adds ε inside the root
         debias2=1.0,
     )
 
 
-def _rprop(s: Stepped) -> Direction | None:
-    # Riedmiller and Braun 1993. `prev` is the gradient without the elements that turned.
+def rprop(s: Stepped) -> Direction | None:
+    """Return the direction of Rprop (Riedmiller and Braun 1993); None if the rate is 0."""
+    # `prev` is the gradient with 0 for the elements whose sign changed.
     rate = s.rate
     if not isinstance(rate, Tensor) and rate == 0:
         return None
     return Direction(
         rate=rate,
-        base=wide(s.state["prev"]).sign() * wide(s.state["step_size"]) / rate,
+        base=upcast(s.state["prev"]).sign() * upcast(s.state["step_size"]) / rate,
         base_share=1.0,
     )
 
 
-def _asgd(s: Stepped) -> Direction | None:
-    # Polyak and Juditsky 1992: w ← w − η'·(λw + g), η' being what the step before left.
+def asgd(s: Stepped) -> Direction | None:
+    """Return the direction of ASGD (Polyak and Juditsky 1992); None if the rate is 0."""
+    # w ← w − η'·(λw + g), where η' is the state's `eta` after the previous step.
     rate, decay = s.rate, s.group["lambd"]
     if not isinstance(rate, Tensor) and rate == 0:
         return None
-    eta = s.noted
-    if eta is None:  # in its first step: the rate, in the digits in which the state keeps it
+    eta = s.entry_before
+    if eta is None:  # the first step: the rate, rounded to the dtype of `eta`
         eta = torch.as_tensor(s.group["lr"], dtype=s.state["eta"].dtype)
-    share = number(eta) / rate
+    share = float_or_tensor(eta) / rate
     return Direction(
         rate=rate,
         grad_share=share,
@@ -260,29 +276,32 @@ def _asgd(s: Stepped) -> Direction | None:
     )
 
 
-def _adafactor(s: Stepped) -> Direction:
-    # Shazeer and Stern 2018, Algorithms 4 and 5, in torch's form: the rate is relative to the
-    # layer's root mean square R, and the update is clipped at `d`.
+def adafactor(s: Stepped) -> Direction:
+    """Return the direction of Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5).
+
+    In torch's form, the rate is relative to the layer's root mean square, and the update is clipped
+    at `d`.
+    """
     group, t = s.group, s.steps
     eps1, eps2 = group["eps"]
-    if eps1 is None:  # in torch's code that of the first one's dtype holds for the whole group
+    if eps1 is None:  # torch uses that of the first parameter's dtype for the whole group
         first = next(p for p in group["params"] if p.grad is not None)
         eps1 = torch.finfo(first.dtype).eps
     rate, decay = s.rate, float(group["weight_decay"])
     if "row_var" in s.state:
-        row, column = wide(s.state["row_var"]), wide(s.state["col_var"])
+        row, column = upcast(s.state["row_var"]), upcast(s.state["col_var"])
         variance = row @ column / row.mean(dim=-2, keepdim=True).clamp(min=eps1)
     else:
-        variance = wide(s.state["variance"])
-    update = wide(s.grad) * variance.clamp(min=eps1**2).rsqrt_()
+        variance = upcast(s.state["variance"])
+    update = upcast(s.grad) * variance.clamp(min=eps1**2).rsqrt_()
     size = update.numel()
     share = _least(1 / (rate * t**0.5)) if isinstance(rate, Tensor) or rate else 1.0
     share = share / _at_least(1.0, update.norm() / (size**0.5 * group["d"]))
     kept = 1 - rate * decay
     if s.before is None:
-        norm = _norm_before(wide(s.after), update, rate * share / size**0.5, kept)
+        norm = _norm_before(upcast(s.after), update, rate * share / size**0.5, kept)
     else:
-        norm = wide(s.before).norm()
+        norm = upcast(s.before).norm()
     return Direction(
         rate=rate,
         base=update,
@@ -296,9 +315,9 @@ def _adafactor(s: Stepped) -> Direction:
     )
 
 
-def _stays_near(group: Group) -> bool:
-    """Tell whether ‖Δw‖ < ‖w‖ for sure: else two norms before the step may fit the one after."""
-    rate, most = number(group["lr"]), group["d"] + group["weight_decay"]
+def takes_short_steps(group: Group) -> bool:
+    """Return whether ‖Δw‖ < ‖w‖ is certain; if not, ‖w‖ before the step may be ambiguous."""
+    rate, most = float_or_tensor(group["lr"]), group["d"] + group["weight_decay"]
     return not isinstance(rate, Tensor) and rate * most < 0.9
 
 
@@ -307,26 +326,26 @@ def _least(value: Any) -> Any:
 
 
 def _at_least(least: float, value: Tensor) -> Tensor:
-    """Return the larger one; as Python's `max`, which is torch's code here, the first for NaN."""
+    """Return max(least, value), and `least` for NaN as Python's `max` in torch's code."""
     return torch.fmax(value, torch.full_like(value, least))
 
 
 def _norm_before(after: Tensor, update: Tensor, share: Any, kept: Any) -> Tensor:
-    """Return ‖w‖ from w' = kept·w − ‖w‖·share·q: the positive root of a quadratic equation."""
+    """Return ‖w‖ from w' = kept·w − ‖w‖·share·update: the positive root of a quadratic."""
     a = kept**2 - share**2 * update.square().sum()
     b = share * (after * update).sum()
     return (b + (b * b + a * after.square().sum()).clamp(min=0).sqrt()) / a
 
 
-def _sparse_adam(s: Stepped) -> Direction:
-    # Adam for the rows that have a gradient; the others stay, with their averages. In torch's
-    # code ε stands beside √v, not √v̂.
+def sparse_adam(s: Stepped) -> Direction:
+    """Return the direction of SparseAdam: Adam's for the rows that have a gradient, else 0."""
+    # torch adds ε to √v, not to √v̂.
     factor1, factor2 = debias_factors(s.group, s.steps)
     given = s.given_grad.coalesce()
     touched = torch.zeros_like(s.grad, dtype=torch.bool)
     touched[given.indices().unbind()] = True
     momentum, variance = s.state["exp_avg"], s.state["exp_avg_sq"]
-    d = wide(momentum) / (wide(variance).sqrt() + s.group["eps"])
+    d = upcast(momentum) / (upcast(variance).sqrt() + s.group["eps"])
     return Direction(
         rate=s.rate,
         base=d * touched,
@@ -341,17 +360,18 @@ def _sparse_adam(s: Stepped) -> Direction:
     )
 
 
-def _adds_into_grad(group: Group) -> bool:
-    """Tell whether torch may add the momentum to ``p.grad`` itself: its loop over lists does."""
+def adds_momentum_to_grad(group: Group) -> bool:
+    """Return whether torch may add the momentum to ``p.grad`` itself, as its foreach loop does."""
     copies = group["weight_decay"] or group["maximize"] or group["fused"]
     return group["nesterov"] and not copies and group["foreach"] is not False
 
 
-def _sgd(s: Stepped) -> Direction | None:
-    # A buffer may be left from when there was momentum.
+def sgd(s: Stepped) -> Direction | None:
+    """Return the direction of SGD; None if it must be measured and the rate is 0."""
+    # A buffer may be left from an earlier setting with momentum.
     buffer = s.state.get("momentum_buffer") if s.group["momentum"] else None
     if buffer is not None and s.group.get("fused") and s.after.dtype in _HALF:
-        return measured(s, 0.0)  # torch's fused step keeps another buffer than it applies
+        return measured(s, 0.0)  # torch's fused step stores another buffer than it applies
     decay = _coupled(s.group)
     if buffer is None:
         return Direction(rate=s.rate, grad_share=1.0, weight_share=decay)
@@ -368,21 +388,6 @@ def _sgd(s: Stepped) -> Direction | None:
     )
 
 
-ADAM = Family("Adam", _adam, always, alike=True)
-ADAMW = replace(ADAM, name="AdamW")  # what it does, the groups say
-SGD = Family("SGD", _sgd, always, spoils_grad=_adds_into_grad, uses_first_grad=True, alike=True)
-NADAM = Family("NAdam", _nadam, without_coupled_decay)
-RADAM = Family("RAdam", _radam, always, alike=True)
-ADAMAX = Family("Adamax", _adamax, always)
-ADAGRAD = Family("Adagrad", _adagrad, without_coupled_decay, alike=True)
-RMSPROP = Family(
-    "RMSprop",
-    _rmsprop,
-    lambda group: group["momentum"] > 0 or without_coupled_decay(group),
-    alike=True,
-)
-RPROP = Family("Rprop", _rprop, always)
-ADADELTA = Family("Adadelta", _adadelta, without_coupled_decay)
-ASGD = Family("ASGD", _asgd, always, note="eta")
-ADAFACTOR = Family("Adafactor", _adafactor, _stays_near)
-SPARSE_ADAM = Family("SparseAdam", _sparse_adam, always)
+def is_rmsprop_invertible(group: Group) -> bool:
+    """Return whether RMSprop's weights before a step follow from the state after it."""
+    return group["momentum"] > 0 or without_coupled_decay(group)

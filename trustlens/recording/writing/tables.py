@@ -11,12 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trustlens.recording.optimizers import Direction, RatioRule, reading_waits
+from trustlens.recording.optimizers import Direction, is_on_accelerator
 from trustlens.recording.statistics import SUMS, LayerStep
 from trustlens.recording.transfer import Parcel, opened_scalar
-from trustlens.schema import COUNTS, ELEMENTS, RECORDED, article_trust_ratio
+from trustlens.schema import COUNTS, ELEMENTS, RECORDED
 from trustlens.store.arrow import column, columns_of, dictionary
 from trustlens.store.layout import SCHEMAS
+from trustlens.trust_ratio import RatioRule, article_trust_ratio
 
 HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
 """What the hook knows without asking the device."""
@@ -89,7 +90,7 @@ def host_of(direction: Direction | None, rate: Any = None) -> tuple[float, ...]:
 
 def at_hand(value: float | Tensor | None) -> float:
     """Return a number as a float; NaN for None, and for what lies on an accelerator."""
-    return _NAN if value is None or reading_waits(value) else float(value)
+    return _NAN if value is None or is_on_accelerator(value) else float(value)
 
 
 @dataclass(slots=True)  # not frozen, as `Direction`
@@ -292,8 +293,11 @@ def _quantities(
 
 def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np.float64]]) -> None:
     """Put in the trust ratios of optimizers that apply one and do not keep it."""
-    for rule in {id(rule): rule for rule in rules if rule is not None}.values():
-        rows = np.array([each is rule for each in rules])
+    rows_of: dict[RatioRule, list[int]] = {}
+    for row, rule in enumerate(rules):
+        if rule is not None:
+            rows_of.setdefault(rule, []).append(row)
+    for rule, rows in rows_of.items():
         values["trust_ratio"][rows] = rule(
             **{
                 name: values[name][rows]
