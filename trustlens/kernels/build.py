@@ -1,85 +1,99 @@
-"""C sources of this package as shared libraries, built by the machine's own compiler at first use.
+"""Load the C loops of this package as shared libraries.
 
-What was built is kept in the user's cache folder, under a name that tells its sources, compiler
-and processor. No compiler is needed to install or to use the package: who asks for a library has
-another way where there is none.
+A wheel for a common platform contains them ready-built, one variant for each vector width; the
+widest that this processor can run is loaded. Otherwise a loop is compiled at its first use and
+kept in the user's cache folder, under a name derived from its sources, the compiler and the
+processor. Neither is required: every caller has a slower way without compiled loops.
+
+All variants share PyTorch's OpenMP threads, because `torch` is imported before they are loaded.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
+import logging
 import platform
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from trustlens.cache_folder import cache_folder
+import torch
 
-_HEADERS: Final = Path(__file__).parent
-_FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-Wno-psabi")
-_ATTEMPTS: Final = (  # from the fastest on; some compilers do not know the first ones
+from trustlens.cache_folder import cache_folder
+from trustlens.kernels.compile import BASELINE, FLAGS, X86_VARIANTS, compile_library, find_compiler
+
+READY_BUILT: Final = Path(__file__).with_name("ready_built")
+"""The folder of the ready-built libraries; only wheels for one platform have it."""
+
+_log: Final = logging.getLogger("trustlens")
+
+_FOLDER: Final = Path(__file__).parent
+_ATTEMPTS: Final = (  # the fastest first; some compilers reject the first ones
     ("-march=native", "-fopenmp"),
     ("-march=native",),
     (),
 )
-_SECONDS: Final = 60  # that a compiler may take
 
 
 def load(source: Path) -> ctypes.CDLL:
-    """Return the library of a C source, building it where this was not done on this machine yet.
+    """Return the library of a C source: ready-built if there is one, else compiled here.
 
     Raises
     ------
     OSError
-        There is no compiler, it fails, or what it built cannot be loaded.
+        There is no ready-built library that can be loaded, and no compiler, or the compiler fails,
+        or the compiled library cannot be loaded.
     """
-    return ctypes.CDLL(str(_library(source)))
+    ready = ready_built(source)
+    if ready is not None:
+        try:
+            return ctypes.CDLL(str(ready))
+        except OSError as error:
+            _log.info("trustlens: '%s' cannot be loaded: %s", ready, error)
+    return ctypes.CDLL(str(compiled_here(source)))
 
 
-def _library(source: Path) -> Path:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or ""
-    if not compiler:
-        raise FileNotFoundError("no C compiler")
-    texts = [path.read_bytes() for path in (source, *sorted(_HEADERS.glob("*.h")))]
-    told = (compiler, _processor(), repr((_FLAGS, _ATTEMPTS)))
-    key = b"\n".join([*texts, *(each.encode() for each in told)])
-    name = f"{source.stem}-{hashlib.sha256(key).hexdigest()[:20]}.so"
-    path = cache_folder() / name
+def ready_built(source: Path) -> Path | None:
+    """Return the ready-built library for this processor, or None if the package has none."""
+    variants = list(X86_VARIANTS)
+    # "AVX512", "AVX2" or "DEFAULT"; other architectures have names of their own and one variant.
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    widest = variants.index(capability if capability in variants else BASELINE)
+    for variant in variants[widest:]:
+        path = READY_BUILT / f"{source.stem}-{variant}.so"
+        if path.exists():
+            return path
+    return None
+
+
+def compiled_here(source: Path) -> Path:
+    """Return the library compiled on this machine, from the cache folder if it is there.
+
+    Raises
+    ------
+    OSError
+        There is no compiler, or it fails.
+    """
+    compiler = find_compiler()
+    texts = [path.read_bytes() for path in (source, *sorted(_FOLDER.glob("*.h")))]
+    settings = (compiler, _processor(), repr((FLAGS, _ATTEMPTS)))
+    key = b"\n".join([*texts, *(each.encode() for each in settings)])
+    path = cache_folder() / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:20]}.so"
     if not path.exists():
-        _build(compiler, source, path)
+        # Renamed when complete: other processes may compile it at the same time.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            compiled = Path(folder) / path.name
+            compile_library(compiler, source, compiled, _ATTEMPTS)
+            compiled.replace(path)
     return path
 
 
-def _build(compiler: str, source: Path, path: Path) -> None:
-    # Under a name of its own first: other processes may build it at the same time.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        failed = ""
-        for flags in _ATTEMPTS:
-            options = [*_FLAGS, *flags, f"-I{_HEADERS}", str(source), "-o", str(made), "-lm"]
-            done = subprocess.run(  # noqa: S603 — the user's own compiler
-                [*compiler.split(), *options],
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                check=False,
-            )
-            if done.returncode == 0:
-                made.replace(path)
-                return
-            failed = done.stderr.strip()
-    raise OSError(f"{compiler} says: {failed[-200:]}")
-
-
 def _processor() -> str:
-    """Return what tells processors apart: a home folder may be that of many machines."""
+    """Return what identifies the processor: machines of several kinds may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(told)))
+    fields = ("model name", "flags", "Features")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(fields)))

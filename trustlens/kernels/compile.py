@@ -1,0 +1,81 @@
+"""Compile a C source of this package into a shared library.
+
+Standard library only: the build hook of the wheel runs this file without installing the package.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-Wno-psabi")
+
+BASELINE: Final = "baseline"
+"""The variant that every processor of an architecture can run."""
+
+X86_VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
+    # The features that PyTorch requires for its kernels of the same name.
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
+    "avx2": ("-mavx2", "-mfma"),
+    BASELINE: (),
+}
+"""Compiler flags of each variant for x86-64, from the widest vectors to the narrowest."""
+
+_HEADERS: Final = Path(__file__).parent
+_TIMEOUT: Final = 60  # seconds
+
+
+def find_compiler() -> str:
+    """Return the command of the C compiler: ``$CC``, or ``cc`` or ``gcc`` on the path.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        raise FileNotFoundError("no C compiler")
+    return compiler
+
+
+def compile_library(
+    compiler: str, source: Path, target: Path, attempts: Iterable[tuple[str, ...]]
+) -> None:
+    """Compile a source to a shared library, with the first flags that the compiler accepts.
+
+    Parameters
+    ----------
+    compiler : str
+        The compiler's command; it may contain options.
+    source, target : Path
+        The C file, and the library to write.
+    attempts : iterable of tuple of str
+        Flags to add to `FLAGS`; the next ones are tried if the compiler fails.
+
+    Raises
+    ------
+    OSError
+        The compiler fails with all of them, or takes longer than 60 s.
+    """
+    message = ""
+    for flags in attempts:
+        command = [*compiler.split(), *FLAGS, *flags, f"-I{_HEADERS}", str(source)]
+        try:
+            done = subprocess.run(  # noqa: S603 — the user's own compiler
+                [*command, "-o", str(target), "-lm"],
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise OSError(f"{compiler} did not end in {_TIMEOUT} s") from error
+        if done.returncode == 0:
+            return
+        message = done.stderr.strip()
+    raise OSError(f"{compiler} failed: {message[-200:]}")
