@@ -122,7 +122,7 @@ def test_a_run_follows_its_run_json(tmp_path: Path) -> None:
     writer.change_info(lambda _: info)  # as when a layer is added in front
     writer.append("layers", layers_table(np.array([1]), ["a", "b"], {}))
     writer.flush()
-    assert run.overview("trust_ratio").rows.shape == (1, 2)
+    assert run.downsample("trust_ratio").rows.shape == (1, 2)
     assert run.layer_names == ["b", "a"]
     assert len(run.layers(layers=["b"])) == 1
     writer.close(writer.info.closed_at("2026-11-01T00:00:00+00:00"))
@@ -137,33 +137,33 @@ def test_a_run_json_that_did_not_change_is_not_read_again(
     synthetic_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed, left = (trustlens.open_run(synthetic_run(f"{c}", close=c)) for c in (True, False))
-    monkeypatch.delattr("trustlens.analysis.run.read_info")
+    monkeypatch.delattr("trustlens.analysis.tables.read_info")
     for run in (closed, left):
         assert run.status == ("closed" if run is closed else "recording")
-        run.overview("trust_ratio"), run.layers(layers=run.layer_names[:1])
+        run.downsample("trust_ratio"), run.layers(layers=run.layer_names[:1])
 
 
 @pytest.mark.parametrize("steps", [(100, 50), (1, 2**70), (1,), (1, 2, 3), (1, 2.5), ("a", 3), 7])
 def test_spans_that_are_none_are_named(synthetic_run: Make, steps: Any) -> None:
     run = trustlens.open_run(synthetic_run())
     with pytest.raises(UsageError, match=rf"steps={re.escape(repr(steps))} is no span"):
-        run.overview("trust_ratio", steps=steps)
+        run.downsample("trust_ratio", steps=steps)
 
 
 @pytest.mark.parametrize("points", [0, -1, 2.5, "7", None])
 def test_points_that_are_no_number_of_them_are_named(synthetic_run: Make, points: Any) -> None:
     run = trustlens.open_run(synthetic_run())
     with pytest.raises(UsageError, match=rf"points={points!r} cannot be shown"):
-        run.overview("trust_ratio", points)
+        run.downsample("trust_ratio", points)
 
 
 @pytest.mark.parametrize("number", [2**70, 1.5, "1", True])
 def test_numbers_that_no_step_has_are_named(synthetic_run: Make, number: Any) -> None:
     run = trustlens.open_run(synthetic_run())
     for read in (run.layers, run.recorded_steps, run.trust_ratio):
-        with pytest.raises(UsageError, match=r"steps=\[.*\] has what is no number of a step"):
+        with pytest.raises(UsageError, match=r"steps=\[.*\] has a value that is not a step number"):
             read(steps=[number])
-    assert run.overview("trust_ratio", np.int64(3), steps=(-5, 2**53)).rows.sum() > 0
+    assert run.downsample("trust_ratio", np.int64(3), steps=(-5, 2**53)).rows.sum() > 0
 
 
 def test_a_run_that_fell_silent_was_interrupted(synthetic_run: Make) -> None:

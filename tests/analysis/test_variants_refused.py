@@ -22,7 +22,7 @@ from support.lamb_training import (
 from support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
 from trustlens.errors import UsageError
 from trustlens.optim import Lars
-from trustlens.store.layout import OptimizerInfo, read_info, write_info
+from trustlens.store.run_info import OptimizerInfo, read_info, write_info
 from trustlens.store.writer import RunWriter
 
 # What clips all gradients together.

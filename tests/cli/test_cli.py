@@ -18,7 +18,7 @@ import trustlens
 from support.runs import make_run
 from trustlens.analysis.diagnose import diagnose
 from trustlens.cli import main
-from trustlens.store.layout import OptimizerInfo, read_info, write_info
+from trustlens.store.run_info import OptimizerInfo, read_info, write_info
 
 Make = Callable[..., Path]
 
@@ -109,7 +109,7 @@ def test_names_cannot_steer_the_terminal(
 
 def test_a_terminal_without_these_letters_is_no_error(synthetic_run: Make) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "trustlens.cli", "show", str(synthetic_run("run", layers=["λ"]))],
+        [sys.executable, "-m", "trustlens", "show", str(synthetic_run("run", layers=["λ"]))],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
@@ -272,7 +272,7 @@ def test_bad_words_are_one_line_and_status_2(
 def test_a_reader_that_leaves_early_is_no_error(synthetic_run: Make, layers: int) -> None:
     path = synthetic_run("run", layers=layers, steps=2)
     show = subprocess.Popen(
-        [sys.executable, "-m", "trustlens.cli", "show", str(path)],
+        [sys.executable, "-m", "trustlens", "show", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

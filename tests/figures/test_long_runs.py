@@ -117,6 +117,6 @@ def test_a_long_run_that_is_healthy_has_no_finding_either_way(
     run = trustlens.Run(tmp_path)
     assert run.is_long
     assert run.diagnose().empty
-    monkeypatch.setattr("trustlens.analysis.run.LONG", STEPS)
+    monkeypatch.setattr("trustlens.analysis.tables.LONG", STEPS)
     assert not run.is_long
     assert run.diagnose().empty

@@ -31,7 +31,7 @@ def test_it_prints_what_the_runs_hold(tmp_path: Path) -> None:
     assert "lowest 0.25 at step 11" in printed
     assert "92.50 % at the end, best 95.00 % at step 21" in printed
     assert "0.1 to 0.4 at step 1, highest 7.5 at step 31 (block1.weight)" in printed
-    assert "no layer left its past" in printed
+    assert "no anomalies" in printed
 
 
 def test_a_run_without_a_trust_ratio_is_told_too(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from trustlens.errors import UsageError
 from trustlens.schema import QUANTITIES, Quantity
-from trustlens.store.layout import OptimizerInfo
+from trustlens.store.run_info import OptimizerInfo
 
 FAMILIES: Final = {
     "Adam": "Adam",

@@ -11,10 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trustlens.analysis.names import family_of
-from trustlens.analysis.run import Run
-from trustlens.analysis.tables import StepSelection, steps_by_layers
+from trustlens.analysis.tables import RunTables, StepSelection, steps_by_layers
 from trustlens.errors import UsageError
-from trustlens.store.layout import OptimizerInfo
+from trustlens.store.run_info import OptimizerInfo
 from trustlens.trust_ratio import LAMB_DEFAULTS, LAMB_VARIANTS, check_option, lamb_ratio
 
 Columns = Mapping[str, NDArray[np.float64]]
@@ -48,7 +47,7 @@ _FIRST: Final = 0.99  # of 1/(1−β₁), the debias factor of a first step
 
 
 def trust_ratio(
-    run: Run, variant: str, steps: StepSelection, given: Mapping[str, Any]
+    run: RunTables, variant: str, steps: StepSelection, given: Mapping[str, Any]
 ) -> pd.DataFrame:
     """Return the trust ratio as steps × layers; see :meth:`Run.trust_ratio`."""
     options = _options(variant, given)
@@ -90,7 +89,9 @@ def _options(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**LAMB_DEFAULTS, **LAMB_VARIANTS[variant], **given}
 
 
-def _debiased_inside(run: Run, of: Columns, layers: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+def _debiased_inside(
+    run: RunTables, of: Columns, layers: NDArray[np.integer[Any]]
+) -> NDArray[np.bool_]:
     """Return for each layer whether its d is m̂/(√v̂+ε); else it is m/(√v+ε).
 
     Raises
@@ -149,7 +150,7 @@ def _applies_debias_inside(optimizer: OptimizerInfo, group: Mapping[str, Any]) -
     return group.get("debias", usual) is True and bool(group.get("bias_correction", True))
 
 
-def _check_debias_known(run: Run, outside: NDArray[np.bool_]) -> None:
+def _check_debias_known(run: RunTables, outside: NDArray[np.bool_]) -> None:
     """Require the debias factors of layers whose d is m/(√v+ε)."""
     if not outside.any():
         return
@@ -186,7 +187,9 @@ def _direction_norm(of: Columns, decay: NDArray[np.float64]) -> NDArray[np.float
     return np.where(decay == of["weight_decay"], of["direction_norm"], norm)
 
 
-def _check_never_clipped(run: Run, bound: float, last: int, inside: NDArray[np.bool_]) -> None:
+def _check_never_clipped(
+    run: RunTables, bound: float, last: int, inside: NDArray[np.bool_]
+) -> None:
     """Require that no optimizer's gradients together passed `bound` up to step `last`."""
     optimizers = run.info.optimizers
     asked = [number for number, info in enumerate(optimizers) if not _clips_itself(info, bound)]
@@ -223,12 +226,12 @@ def _clips_itself(optimizer: OptimizerInfo, bound: float) -> bool:
 
 
 def _why_not_from_the_start(
-    run: Run, rows: pd.DataFrame, last: int, inside: NDArray[np.bool_]
+    run: RunTables, rows: pd.DataFrame, last: int, inside: NDArray[np.bool_]
 ) -> str | None:
     """Return why the gradients of one optimizer's steps up to `last` are not all known, or None."""
     steps = rows["step"].to_numpy()
     known = set(steps.tolist())
-    if run.info.recorder.get("every", 1) == 1:  # else a step without rows was not looked at
+    if run.info.recording.every == 1:  # else a step without rows was not looked at
         known |= set(run.steps()["step"])
     missing = set(range(1, last + 1)) - known
     if missing:
@@ -245,5 +248,5 @@ def _why_not_from_the_start(
     return None
 
 
-def _told(run: Run, optimizer: OptimizerInfo, why: str) -> str:
+def _told(run: RunTables, optimizer: OptimizerInfo, why: str) -> str:
     return f"trust_ratio of run '{run.name}' was asked for, a run of {optimizer.name} {why}"

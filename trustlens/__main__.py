@@ -1,4 +1,4 @@
-"""Run the command line as ``python -m trustlens.cli``."""
+"""Run the command line as ``python -m trustlens``."""
 
 import sys
 

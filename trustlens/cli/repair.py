@@ -1,0 +1,40 @@
+"""``trustlens repair``: recover a run whose process died while it recorded."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trustlens.cli.parser import Subparsers, add_command, add_run
+from trustlens.cli.terminal import FOUND, OK, say
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "repair",
+        run,
+        "recover an interrupted run; status 1 if rows are lost",
+        "trustlens repair runs/lamb",
+    )
+    add_run(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Seal what the process left, or upload it; status 1 if rows are lost."""
+    from trustlens.store.location import place  # noqa: PLC0415
+    from trustlens.store.remote.uploader import repair_spool  # noqa: PLC0415
+    from trustlens.store.repair import repair  # noqa: PLC0415
+
+    directory = place(options.run_path)
+    found = repair(directory) if isinstance(directory, Path) else repair_spool(directory)
+    if found is not None and not isinstance(directory, Path):
+        say(f"all of '{options.run_path}' is uploaded now")
+    elif not found:
+        say(f"'{options.run_path}' needs no repair")
+    for left in found or ():
+        say(f"{left.table}: {left.rows} rows sealed")
+        if left.torn:
+            say(f"{left.table}: {left.torn} bytes of an incomplete batch were discarded")
+    return FOUND if any(left.torn for left in found or ()) else OK

@@ -1,0 +1,82 @@
+"""From the signals of all layers to a ranked list of findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from trustlens.diagnosis.episodes import Array, Episode, alarm_of, blame, episodes_of, events_of
+from trustlens.diagnosis.signals import LayerRows, Signal, signals_of
+
+CALM: Final = 10  # quiet recorded steps after which an alarm is over
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The worst episode of one layer.
+
+    Attributes
+    ----------
+    step : int
+        The onset.
+    layer : str
+    kind : str
+        "not finite", "exploding", "vanishing" or "frozen".
+    score : float
+        The departure as a multiple of where the alarm begins; infinite if not finite.
+    evidence : str
+        A sentence.
+    """
+
+    step: int
+    layer: str
+    kind: str
+    score: float
+    evidence: str
+
+
+def find(rows: LayerRows) -> list[Finding]:
+    """Return one finding for each layer that had an alarm, most suspect first."""
+    if not len(rows.steps) or not rows.layers:
+        return []
+    signals = signals_of(rows)
+    score = np.stack([np.nan_to_num(s.score, nan=0.0, posinf=np.inf) for s in signals])
+    worst = score.max(axis=0)
+    alarm = np.logical_or.reduce([alarm_of(each) for each in score])
+    broken = ~np.isfinite(rows["weight_norm"])
+    findings: dict[int, Finding] = {}
+    for event in events_of(episodes_of(alarm, gap=CALM), worst):
+        for episode in sorted(event, key=lambda e: blame(e, worst, broken)):
+            if episode.layer not in findings:
+                findings[episode.layer] = _finding(episode, rows, signals, score)
+    return list(findings.values())
+
+
+def _finding(episode: Episode, rows: LayerRows, signals: list[Signal], score: Array) -> Finding:
+    layer, first, last = episode.layer, episode.first, episode.last
+    during = score[:, first : last + 1, layer]
+    place = int(during[:, 0].argmax())
+    signal = signals[place]
+    step, kind = int(rows.steps[first]), signal.kind
+    value, usual = float(signal.value[first, layer]), float(signal.usual[first, layer])
+    if kind == "not finite":
+        count = 0 if np.isnan(value) else int(value)
+        evidence = f"{count:,} elements of gradient or weight not finite"
+    elif kind == "exploding":
+        evidence = f"{signal.name} {value:.2g} is {value / usual:.3g} × its past"
+        worst = first + int(during[place].argmax())
+        if worst > first and np.isfinite(during[place]).all():
+            times = signal.value[worst, layer] / signal.usual[worst, layer]
+            evidence += f", {times:.3g} × at step {rows.steps[worst]}"
+    elif kind == "frozen":
+        evidence = f"its {signal.name} is 0, though its learning rate is not"
+    else:
+        evidence = f"{signal.name} {value:.2g} is 1/{usual / value:.3g} of its past"
+    infinite = np.flatnonzero(np.isinf(during.max(axis=0)))
+    if len(infinite) and kind != "not finite":
+        evidence += f"; not finite from step {rows.steps[first + infinite[0]]}"
+    if last < len(rows.steps) - 1:
+        evidence += f"; over after step {rows.steps[last]}"
+    return Finding(step, rows.layers[layer], kind, float(during.max()), evidence)
