@@ -12,7 +12,7 @@ from threading import Thread
 
 from playwright.sync_api import sync_playwright
 
-from trustlens.cli import recorded_runs
+from trustlens.cli.demo import recorded_runs
 from trustlens_dashboard.app import serve
 from trustlens_dashboard.library import Library
 from trustlens_dashboard.selection import Selection
@@ -24,7 +24,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 def main() -> None:
     """Serve the sample runs and take one picture a theme."""
     root = recorded_runs()
-    found = {entry.path.name: entry.id for entry in Library(root).entries()}
+    found = {entry.path.name: entry.id for entry in Library(root).snapshot().entries}
     path = "/ridgelines" + Selection(*(found[name] for name in RUNS)).search()
     served: SimpleQueue[str] = SimpleQueue()
     Thread(

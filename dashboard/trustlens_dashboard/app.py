@@ -17,16 +17,10 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from trustlens.errors import UsageError
 from trustlens.figures.ridgelines import canvas
 from trustlens.figures.theme import THEMES, Theme
-from trustlens_dashboard.frame import callbacks as frame_callbacks
-from trustlens_dashboard.frame.layout import frame
-from trustlens_dashboard.frame.navigation import links
+from trustlens_dashboard.frame import callbacks
+from trustlens_dashboard.frame.layout import TICK_MS, frame
 from trustlens_dashboard.library import Library
-from trustlens_dashboard.pages import LAYOUTS
-from trustlens_dashboard.pages.layers import callbacks as layers
-from trustlens_dashboard.pages.ridgelines import callbacks as ridgelines
-from trustlens_dashboard.pages.runs import callbacks as runs
-from trustlens_dashboard.pages.smoothing import callbacks as smoothing
-from trustlens_dashboard.pages.training import callbacks as training
+from trustlens_dashboard.pages import all_pages
 
 LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 """This machine's names for itself."""
@@ -76,7 +70,9 @@ def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
     Dash
         The application; ``.server`` is its WSGI application.
     """
-    library = Library(root)
+    # Callbacks of one tick share a snapshot; the next tick finds a new one.
+    library = Library(root, max_age=TICK_MS / 2000)
+    pages = all_pages()
     app = Dash(
         "trustlens_dashboard",
         title="trustlens",
@@ -92,10 +88,11 @@ def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
     app.config.external_stylesheets = [_serve(app, "canvas.css", canvas.style(), "text/css")]
     icon = app.get_asset_url("icon.svg")
     app.index_string = _INDEX.replace("<!--icon-->", icon).replace("<!--colors-->", _colors())
-    app.layout = frame(links(None))
-    app.validation_layout = [frame(()), *(layout() for layout in LAYOUTS.values())]
-    for callbacks in (frame_callbacks, runs, ridgelines, training, layers, smoothing):
-        callbacks.register(app, library)
+    app.layout = frame(pages)
+    app.validation_layout = [app.layout, *(page.layout() for page in pages)]
+    callbacks.register(app, library, pages)
+    for page in pages:
+        page.register(app, library)
     return app
 
 

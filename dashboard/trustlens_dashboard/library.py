@@ -1,4 +1,4 @@
-"""The runs in a folder, under ids that say nothing of the disk.
+"""The runs in a folder, under ids that reveal nothing of the disk.
 
 A browser names a run by such an id only. It is looked up among the runs that were found below the
 root, so that no text from a browser ever becomes a path.
@@ -7,48 +7,64 @@ root, so that no text from a browser ever becomes a path.
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 
 from trustlens.analysis.discovery import find_runs
-from trustlens.analysis.run import Run
+from trustlens.analysis.run import Run, Status
 from trustlens.errors import TrustlensError
 from trustlens.store.layout import RUN_FILE
+from trustlens.store.reader import fingerprint
+from trustlens_dashboard.results import Results
+
+RESULT_BYTES: Final = 64 * 2**20
+"""How much a library keeps of what was computed from its runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A run that was found: opened, or with the sentence that says why it cannot be."""
+    """A run that was found: opened, or with the error that says why it cannot be.
+
+    ``changed`` is the time of its last change of ``run.json``, in ns; 0 if there is none.
+    """
 
     id: str
     path: Path
     name: str
     run: Run | None
+    changed: int
     error: str = ""
 
 
-class Library:
-    """The runs below a folder. Every call looks at the disk anew.
+@dataclass(frozen=True, slots=True)
+class State:
+    """A text that changes when there is something new to read of a run, and the run's status."""
 
-    Parameters
+    version: str
+    status: Status
+
+
+class Snapshot:
+    """The runs below a folder at one moment.
+
+    Attributes
     ----------
     root : Path
-        A folder that holds runs, or a run itself. It may appear later.
+    entries : tuple of Entry
+        The runs, by path; those outside the root (by a link) are left out.
+    results : Results
+        What was computed from runs of the library; all its snapshots share it.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
-        self._open: dict[Path, tuple[int, Entry]] = {}
-
-    def entries(self) -> list[Entry]:
-        """Return the runs there are now, by path; those outside the root (by a link) are not."""
-        try:
-            paths = find_runs(self.root)
-        except TrustlensError:
-            return []
-        inside = [path for path in paths if path.resolve().is_relative_to(self.root)]
-        return [entry for path in inside if (entry := self._entry(path)) is not None]
+    def __init__(self, root: Path, entries: Sequence[Entry], results: Results) -> None:
+        self.root = root
+        self.entries = tuple(entries)
+        self.results = results
+        self._states: dict[Run, State] = {}
 
     def chosen(self, *run_ids: str | None) -> list[Run]:
         """Return the runs of those ids that can be read, in that order, each once."""
@@ -56,30 +72,90 @@ class Library:
 
     def chosen_by_id(self, *run_ids: str | None) -> dict[str, Run]:
         """Return the same by their ids."""
-        there = {entry.id: entry.run for entry in self.entries()}
+        there = {entry.id: entry.run for entry in self.entries}
         return {run_id: run for run_id in run_ids if run_id and (run := there.get(run_id))}
 
     def listing(self) -> list[list[Any]]:
-        """Return what changes when a run appears, goes, or is recorded anew under the same name."""
-        return [
-            [entry.id, entry.name, entry.error, _changed(entry.path)] for entry in self.entries()
-        ]
+        """Return a value that changes when a run appears, goes, or is replaced by another."""
+        return [[entry.id, entry.name, entry.error, entry.changed] for entry in self.entries]
+
+    def state(self, run: Run) -> State:
+        """Return the state of a run, read from the disk once for each snapshot.
+
+        Raises
+        ------
+        TrustlensError, OSError
+            The run is being removed or replaced, or must not be read.
+        """
+        known = self._states.get(run)
+        if known is None:
+            known = self._states[run] = State(fingerprint(run.path), run.status)
+        return known
+
+    def version(self, entry: Entry) -> list[str]:
+        """Return a value that changes when a run does: its state, or why there is none."""
+        if entry.run is None:
+            return [entry.error]
+        try:
+            state = self.state(entry.run)
+        except (TrustlensError, OSError) as error:
+            return [str(error)]
+        return [state.version, state.status]
+
+
+class Library:
+    """The runs below a folder, found anew for each snapshot.
+
+    Parameters
+    ----------
+    root : Path
+        A folder that holds runs, or a run itself. It may appear later.
+    max_age : float
+        Seconds for which a snapshot is handed out again instead of searching the folder.
+    """
+
+    def __init__(self, root: Path, max_age: float = 0.0) -> None:
+        self._root = root.resolve()
+        self._max_age = max_age
+        self._lock = Lock()  # held during a search: who comes meanwhile shares its snapshot
+        self._last: Snapshot | None = None
+        self._found_at = 0.0
+        self._entries: dict[Path, Entry] = {}
+        self._results = Results(RESULT_BYTES)
+
+    def snapshot(self) -> Snapshot:
+        """Return the runs there are now, or were at most ``max_age`` seconds ago."""
+        with self._lock:
+            last = self._last
+            if last is None or time.monotonic() - self._found_at >= self._max_age:
+                last = self._last = self._search()
+                self._found_at = time.monotonic()
+            return last
+
+    def _search(self) -> Snapshot:
+        try:
+            paths = find_runs(self._root)
+        except TrustlensError:
+            paths = []
+        inside = [path for path in paths if path.resolve().is_relative_to(self._root)]
+        entries = [entry for path in inside if (entry := self._entry(path)) is not None]
+        self._entries = {entry.path: entry for entry in entries}
+        self._results.keep_only({entry.run for entry in entries if entry.run is not None})
+        return Snapshot(self._root, entries, self._results)
 
     def _entry(self, path: Path) -> Entry | None:
         changed = _changed(path)
-        known = self._open.get(path)
-        if known is not None and known[0] == changed:
-            return known[1]
-        run_id = _identify(path.relative_to(self.root))
+        known = self._entries.get(path)
+        if known is not None and known.changed == changed:
+            return known
+        run_id = _identify(path.relative_to(self._root))
         try:
             run = Run(path)
-            entry = Entry(run_id, path, run.name, run)
         except TrustlensError as error:
             if not changed:
-                return None  # it went while we looked
-            entry = Entry(run_id, path, path.name, None, str(error))
-        self._open[path] = (changed, entry)
-        return entry
+                return None  # it was removed meanwhile
+            return Entry(run_id, path, path.name, None, changed, str(error))
+        return Entry(run_id, path, run.name, run, changed)
 
 
 def _identify(relative: Path) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import socket
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from dash import Dash
+from dash.development.base_component import Component
 
 from trustlens.errors import UsageError
 from trustlens.figures.ridgelines import canvas
-from trustlens_dashboard import ids
+from trustlens_dashboard import pages
 from trustlens_dashboard.app import _listen, create_app, serve
-from trustlens_dashboard.pages import LAYOUTS, page_at
+from trustlens_dashboard.frame import ids as frame_ids
+from trustlens_dashboard.frame.navigation import show
+
+PAGES = [module.name for module in pkgutil.iter_modules(pages.__path__)]
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +72,32 @@ def test_there_is_no_door_for_agents(app: Dash, path: str) -> None:
 
 
 def test_every_id_is_written_once_and_used(app: Dash) -> None:
-    named = {value for key, value in vars(ids).items() if key.isupper()}
+    modules = [frame_ids, *(import_module(f"{pages.__name__}.{name}.ids") for name in PAGES)]
+    named = [value for ids in modules for key, value in vars(ids).items() if key.isupper()]
     text = json.dumps([layout.to_plotly_json() for layout in app.validation_layout], default=vars)
-    assert len(named) == sum(key.isupper() for key in vars(ids))
+    assert len(named) == len(set(named))
     missing = [name for name in named if f'"{name}"' not in text]
     assert not missing
 
 
-@pytest.mark.parametrize("path", [*LAYOUTS, "/nowhere", None])
+def test_no_id_is_repeated_in_a_script() -> None:
+    named = {value for key, value in vars(frame_ids).items() if key.isupper()}
+    for name in PAGES:
+        ids = vars(import_module(f"{pages.__name__}.{name}.ids"))
+        named |= {value for key, value in ids.items() if key.isupper()}
+    assert named
+    for path in Path(create_app.__code__.co_filename).with_name("assets").glob("*.js"):
+        repeated = named & set(re.findall(r'"([^"]*)"', path.read_text(encoding="utf-8")))
+        assert not repeated, path
+
+
+@pytest.mark.parametrize("path", [*(page.path for page in pages.all_pages()), "/nowhere", None])
 def test_each_path_has_a_page(path: str | None) -> None:
-    assert page_at(path) is not None
+    shown, toolbar, quantity = show(pages.all_pages(), path)
+    assert isinstance(shown, Component)
+    hidden = {"display": "none"}
+    assert (toolbar == hidden) == (path in ("/", "/nowhere", None))
+    assert (quantity == hidden) == (path not in ("/ridgelines", "/layers"))
 
 
 def test_a_port_in_use_is_told_in_a_line(tmp_path: Path) -> None:

@@ -1,22 +1,23 @@
-"""The other pages, and the frame around them: what their functions return."""
+"""All pages: that each folder is a page, and that no run breaks one."""
 
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dash import no_update
 from plotly.utils import PlotlyJSONEncoder
 
-from trustlens.analysis import run as run_module
 from trustlens.figures.theme import THEMES
-from trustlens.store.reader import fingerprint
-from trustlens_dashboard.frame import navigation
-from trustlens_dashboard.library import Library
+from trustlens_dashboard import pages
+from trustlens_dashboard.app import create_app
+from trustlens_dashboard.frame import live
+from trustlens_dashboard.library import Library, Snapshot
 from trustlens_dashboard.pages.layers import view as layers_page
 from trustlens_dashboard.pages.runs import table as run_table
 from trustlens_dashboard.pages.runs import view as runs_page
@@ -25,17 +26,10 @@ from trustlens_dashboard.pages.training import view as training_page
 from trustlens_dashboard.selection import Selection
 
 Maker = Callable[..., Path]
-LAMB = "trustlens.optim.lamb.Lamb"
-
-
-def library_of(tmp_path: Path) -> tuple[Library, str]:
-    library = Library(tmp_path)
-    chosen = [entry.id for entry in library.entries() if entry.run is not None][:2]
-    return library, Selection(*chosen, *[""] * (2 - len(chosen))).search()
 
 
 @pytest.fixture
-def strange(synthetic_run: Maker, tmp_path: Path) -> tuple[Library, list[str]]:
+def strange(synthetic_run: Maker, tmp_path: Path) -> tuple[Snapshot, list[str]]:
     """Every kind of run that has next to nothing in it, and an address for each."""
     nan = np.full((3, 2), np.nan)
     synthetic_run("no-layers", layers=0, steps=4)
@@ -54,8 +48,8 @@ def strange(synthetic_run: Maker, tmp_path: Path) -> tuple[Library, list[str]]:
     (tmp_path / "torn-live" / "steps" / "000099.parquet").write_bytes(b"torn")
     (tmp_path / "no-run").mkdir()
     (tmp_path / "no-run" / "run.json").write_text("[]")
-    library = Library(tmp_path)
-    return library, ["", *(Selection(e.id, "").search() for e in library.entries())]
+    snapshot = Library(tmp_path).snapshot()
+    return snapshot, ["", *(Selection(e.id, "").search() for e in snapshot.entries)]
 
 
 def sendable(*values: Any) -> None:
@@ -64,181 +58,102 @@ def sendable(*values: Any) -> None:
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_strange_runs_break_no_page(strange: tuple[Library, list[str]], theme: Any) -> None:
-    library, searches = strange
+def test_strange_runs_break_no_page(strange: tuple[Snapshot, list[str]], theme: Any) -> None:
+    snapshot, searches = strange
     for search in searches:
-        sendable(runs_page.fill(library, None)[0], run_table.version(library))
-        sendable(navigation.news(library, search, None, None)[:2])
-        sendable(layers_page.overview(library, search, "a")[1:])
-        sendable(layers_page.picture(library, search, "b", theme))
-        _, layer = layers_page.layer_options(library, search, None)
-        sendable(layers_page.over_time(library, search, layer, theme))
+        sendable(runs_page.fill(snapshot, None)[0], run_table.version(snapshot))
+        sendable(live.news(snapshot, search, None, None)[:2])
+        sendable(layers_page.overview(snapshot, search, "a")[1:])
+        sendable(layers_page.picture(snapshot, search, "b", theme))
+        _, layer = layers_page.layer_options(snapshot, search, None)
+        sendable(layers_page.over_time(snapshot, search, layer, theme))
         for scale in ("auto", "log"):
             sendable(training_page.picture(
-                library, search, more=None, names=None, scale=scale, theme=theme))  # fmt: skip
-        for option in smoothing_page.series_options(library, search):
-            sendable(smoothing_page.smoothed(library, search, betas=["0.9"],
+                snapshot, search, more=None, names=None, scale=scale, theme=theme))  # fmt: skip
+        for option in smoothing_page.series_options(snapshot, search):
+            sendable(smoothing_page.smoothed(snapshot, search, betas=["0.9"],
                      series=option["value"], debiased="both", theme=theme))  # fmt: skip
         for recorded in ("none", "a", "b"):
             sendable(smoothing_page.factors(
-                library, search, betas=[], recorded=recorded, theme=theme))  # fmt: skip
+                snapshot, search, betas=[], recorded=recorded, theme=theme))  # fmt: skip
 
 
-def test_the_list_has_a_row_for_each_run(synthetic_run: Maker, tmp_path: Path) -> None:
-    weight = np.full((60, 8), 2.0)
-    weight[40:, 3] *= np.exp(np.arange(20))
-    metrics = {"loss": np.linspace(2, 0.5, 60), "train/accuracy": np.linspace(0, 0.9, 60)}
-    synthetic_run("adam", steps=60, metrics=metrics, lr=0.02)
-    synthetic_run("lamb", steps=60, optimizer=LAMB, values={"weight_norm": weight}, close=False)
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "run.json").write_text("{")
-    adam, lamb, torn = run_table.rows(Library(tmp_path))
-    assert {key: adam[key] for key in ("name", "optimizer", "lr", "layers", "steps", "status")} == {
-        "name": "adam", "optimizer": "Adam", "lr": 0.02, "layers": 8, "steps": 60,
-        "status": "closed",
-    }  # fmt: skip
-    assert (adam["loss"], adam["accuracy"]) == (0.5, 0.9)
-    assert lamb["status"] == "recording"
-    assert "block1.bias" in lamb["verdict"]
-    assert lamb["findings"] > 0
-    assert torn["status"] == "damaged"
-    assert "run.json" in torn["verdict"]
+ADDED = {
+    "__init__.py": """
+        from trustlens_dashboard.page import Page
+        from trustlens_dashboard.pages.added import callbacks, layout
+
+        PAGE = Page(
+            order=99, path="/added", title="Added",
+            layout=layout.layout, register=callbacks.register, uses_quantity=True,
+        )
+    """,
+    "layout.py": """
+        from dash import html
+
+        def layout():
+            return html.Div(id="added-words")
+    """,
+    "callbacks.py": """
+        from dash import Input, Output
+
+        def register(app, library):
+            @app.callback(Output("added-words", "children"), Input("url", "search"))
+            def words(search):
+                return f"{len(library.snapshot().entries)} runs at {search}"
+    """,
+}
 
 
-def test_a_run_that_the_system_does_not_let_it_read_leaves_the_others_in_the_list(
-    synthetic_run: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refusing(directory: Path) -> str:
-        if directory.name == "bad":
-            raise PermissionError(13, "Permission denied", "bad/layers")
-        return fingerprint(directory)
-
-    synthetic_run("bad")
-    synthetic_run("good")
-    monkeypatch.setattr(run_module, "fingerprint", refusing)
-    (bad, good), version, *_ = runs_page.fill(Library(tmp_path), None)
-    assert (bad["status"], good["status"]) == ("damaged", "closed")
-    assert bad["verdict"] == "[Errno 13] Permission denied: 'bad/layers'"
-    assert [len(row) for row in version] == [2, 3]
+@pytest.fixture
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of a page beside the others."""
+    folder = tmp_path / "pages" / "added"
+    folder.mkdir(parents=True)
+    for name, text in ADDED.items():
+        (folder / name).write_text(textwrap.dedent(text))
+    known = set(sys.modules)
+    monkeypatch.setattr(pages, "__path__", [*pages.__path__, str(folder.parent)])
+    for name in ("added", "added.layout", "added.callbacks"):
+        monkeypatch.setitem(sys.modules, f"trustlens_dashboard.pages.{name}", None)
+        del sys.modules[f"trustlens_dashboard.pages.{name}"]
+    assert known == set(sys.modules)
 
 
-def test_an_unchanged_list_is_not_sent_again(synthetic_run: Maker, tmp_path: Path) -> None:
-    library = Library(tmp_path)
-    rows, version, words, style = runs_page.fill(library, None)
-    assert (rows, style) == ([], {"display": "none"})
-    assert "trustlens.record(" in str(words)
-    synthetic_run("first", steps=2)
-    rows, version, words, style = runs_page.fill(library, version)
-    assert ([row["name"] for row in rows], words, style) == (["first"], None, {})
-    assert runs_page.fill(library, json.loads(json.dumps(version))) == (no_update,) * 4
+@pytest.mark.usefixtures("added")
+def test_a_page_is_added_by_adding_its_folder(synthetic_run: Maker, tmp_path: Path) -> None:
+    synthetic_run("run", steps=1)
+    app = create_app(tmp_path)
+    client = app.server.test_client()
+
+    def call(output: str, prop: str, value: str) -> Any:
+        """The answer of the callback with these outputs, as a browser gets it."""
+        outputs = [part.rsplit(".", 1) for part in output.strip(".").split("...")]
+        sent = [{"id": name, "property": key} for name, key in outputs]
+        body = {
+            "output": output,
+            "outputs": sent if output.startswith("..") else sent[0],
+            "inputs": [{"id": "url", "property": prop, "value": value}],
+            "changedPropIds": [f"url.{prop}"],
+        }
+        return client.post("/_dash-update-component", json=body).json["response"]
+
+    links = json.dumps(call("navigation.children", "search", "?q=r"))
+    assert '"href": "/added?q=r"' in links
+    assert links.index("/smoothing") < links.index("/added")
+    shown = call("..page.children...toolbar.style...quantity-box.style..", "pathname", "/added")
+    assert shown["page"]["children"]["props"]["id"] == "added-words"
+    assert (shown["toolbar"]["style"], shown["quantity-box"]["style"]) == ({}, {})
+    answer = call("added-words.children", "search", "?q=r")
+    assert answer == {"added-words": {"children": "1 runs at ?q=r"}}
+    layout = json.loads(client.get("/_dash-layout").text)
+    assert '"/added": "Added"' in json.dumps(layout)
 
 
-def test_ticking_rows_chooses_the_runs() -> None:
-    def tick(search: str, *names: str) -> Any:
-        return runs_page.tick(search, [{"id": name} for name in names])
-
-    start = Selection("x", "y", "grad_norm").search()
-    assert tick(start, "x", "y") is no_update
-    assert Selection.parse(tick(start, "x")) == Selection("x", "", "grad_norm")
-    assert Selection.parse(tick(start, "y")) == Selection("y", "", "grad_norm")
-    assert Selection.parse(tick(start, "x", "y", "z")) == Selection("y", "z", "grad_norm")
-    assert tick(start) is no_update
-    assert runs_page.tick(start, {"ids": ["x", "y"]}) is no_update
-
-
-def test_the_toolbar_and_the_address_agree(synthetic_run: Maker, tmp_path: Path) -> None:
-    synthetic_run("adam", steps=2)
-    synthetic_run("lamb", steps=2, optimizer=LAMB)
-    library = Library(tmp_path)
-    search, a, options, b, *_ = navigation.synchronise(library, "", None)
-    assert Selection.parse(search) == Selection(a, b)
-    assert [option["label"] for option in options] == [
-        "adam · Adam, lr 0.01",
-        "lamb · LAMB, lr 0.01",
-    ]
-    again = navigation.synchronise(library, search, None)
-    assert again[0] is no_update
-    changed = navigation.synchronise(library, search, Selection(b, "", "grad_norm"))
-    assert Selection.parse(changed[0]) == Selection(b, "", "grad_norm")
-    assert (changed[1], changed[3], changed[5], changed[6]) == (b, None, "grad_norm", "")
-    assert changed[7] == {"background": "var(--tl-run-red)"}
-
-
-def test_news_only_when_there_is_something_new(synthetic_run: Maker, tmp_path: Path) -> None:
-    synthetic_run("live", steps=5, close=False)
-    library, search = library_of(tmp_path)
-    listing, cursor, words = navigation.news(library, search, None, None)
-    assert "live: recording, step 5" in str(words)
-    listing, cursor = json.loads(json.dumps([listing, cursor]))
-    assert navigation.news(library, search, listing, cursor) == (no_update,) * 3
-    synthetic_run("other", steps=1)
-    news = navigation.news(library, search, listing, cursor)
-    assert [row[1] for row in news[0]] == ["live", "other"]
-    assert news[1] is no_update
-
-
-def test_the_layers_table_holds_the_last_step(synthetic_run: Maker, tmp_path: Path) -> None:
-    weight = np.full((60, 4), 2.0)
-    weight[40:, 2] *= np.exp(np.arange(20))
-    path = synthetic_run("run", layers=4, steps=60, values={"weight_norm": weight})
-    library, search = library_of(tmp_path)
-    words, findings, style, title, rows = layers_page.overview(library, search, "a")
-    assert "block1.weight" in words.children
-    assert findings[0]["layer"] == "block1.weight"
-    assert style == {}
-    assert title == f"The layers of {path.name} at step 60"
-    assert [row["weight_norm"] for row in rows] == pytest.approx(weight[-1].tolist())
-    assert [bool(row["finding"]) for row in rows] == [False, False, True, False]
-    assert layers_page.layer_options(library, search, None)[1] == "block1.weight"
-
-
-def test_a_click_names_its_layer(synthetic_run: Maker, tmp_path: Path) -> None:
-    synthetic_run("run", layers=["<a>", "b$c"], steps=3)
-    library, search = library_of(tmp_path)
-    figure, _ = layers_page.picture(library, search, "a", "light")
-    for shown, name in zip(figure.data[0].y, ["<a>", "b$c"], strict=True):
-        event = {"points": [{"y": shown}]}
-        assert layers_page.clicked(library, search, event) == name
-    assert layers_page.clicked(library, search, {"rowId": "b$c"}) == "b$c"
-    assert layers_page.clicked(library, search, None) is None
-    assert layers_page.layer_options(library, search, "gone")[1] == "<a>"
-
-
-def test_training_shows_chosen_runs_and_names(synthetic_run: Maker, tmp_path: Path) -> None:
-    for name in ("one", "three", "two"):
-        synthetic_run(name, steps=9)
-    library = Library(tmp_path)
-    ids = [entry.id for entry in library.entries()]
-    search = Selection(ids[0], ids[1]).search()
-    assert [o["value"] for o in training_page.options(library, search)] == [ids[2]]
-    figure, _, names, rows = training_page.picture(
-        library, search, more=[ids[2], ids[0]], names=["loss", "gone"], scale="auto", theme="light"
-    )
-    assert names == ["loss", "test_accuracy"]
-    lines = [trace for trace in figure.data if trace.mode and "lines" in trace.mode]
-    assert len(lines) == 3
-    assert len(rows) == 6
-    assert rows[0]["last"] == pytest.approx(2.3 * np.exp(-9 / 20))
-
-
-def test_smoothing_takes_the_runs_own_loss(synthetic_run: Maker, tmp_path: Path) -> None:
-    synthetic_run("run", steps=30)
-    library, search = library_of(tmp_path)
-    options = smoothing_page.series_options(library, search)
-    assert [option["value"] for option in options] == ["example", "a:loss", "a:test_accuracy"]
-    figure, _ = smoothing_page.smoothed(
-        library, search, betas=["0.9"], series="a:loss", debiased="with", theme="light"
-    )
-    np.testing.assert_allclose(figure.data[0].y, 2.3 * np.exp(-np.arange(1, 31) / 20))
-
-
-def test_zoom_is_kept_until_the_view_changes(synthetic_run: Maker, tmp_path: Path) -> None:
-    synthetic_run("run", steps=30)
-    library, search = library_of(tmp_path)
-
-    def revision(**options: Any) -> str:
-        chosen = {"more": None, "names": None, "scale": "auto", "theme": "light", **options}
-        return training_page.picture(library, search, **chosen)[0].layout.uirevision
-
-    assert revision() == revision(theme="dark")
-    assert revision() != revision(names=["loss"])
+def test_the_pages_differ_in_path_title_and_order() -> None:
+    found = pages.all_pages()
+    assert [page.path for page in found] == [
+        "/", "/ridgelines", "/training", "/layers", "/smoothing",
+    ]  # fmt: skip
+    for names in ([page.title for page in found], [page.order for page in found]):
+        assert len(set(names)) == len(found)

@@ -5,39 +5,33 @@
   const SETTLE_MS = 180;
   let settling = 0;
 
-  /** Draws the ridgelines; the table of the chosen step follows once the slider rests. */
-  function showRidgelines(payload, step) {
-    const element = document.getElementById("ridgelines");
+  /** Draws the ridgelines in an element; the store of the step is set once the slider rests. */
+  function showRidgelines(payload, step, elementId, storeId) {
+    const element = document.getElementById(elementId);
     if (!element) return;
     if (payload) window.trustlens.ridgelines.show(element, payload, step);
     clearTimeout(settling);
     settling = setTimeout(() => {
-      if (document.getElementById("ridgelines") && payload) {
-        window.dash_clientside.set_props("step", { data: step });
+      if (document.getElementById(elementId) && payload) {
+        window.dash_clientside.set_props(storeId, { data: step });
       }
     }, SETTLE_MS);
   }
 
-  /** The browser's window is named after the page. */
-  function nameWindow(path) {
-    const name = {
-      "/": "Runs",
-      "/ridgelines": "Ridgelines",
-      "/training": "Training",
-      "/layers": "Layers",
-      "/smoothing": "Debias & smoothing",
-    }[path];
-    document.title = name ? `${name} · trustlens` : "trustlens";
+  /** The browser's window is named after the page; titles are by path. */
+  function nameWindow(path, titles) {
+    document.title = titles[path] ? `${titles[path]} · trustlens` : "trustlens";
   }
 
   /** Light or dark, now and whenever it changes: the server draws the figures in it. */
-  function followTheme() {
+  function followTheme(storeId) {
     const root = document.documentElement;
     const theme = () => root.dataset.mantineColorScheme || "light";
-    new MutationObserver(() => window.dash_clientside.set_props("theme", { data: theme() })).observe(
-      root,
-      { attributes: true, attributeFilter: ["data-mantine-color-scheme"] },
-    );
+    const report = () => window.dash_clientside.set_props(storeId, { data: theme() });
+    new MutationObserver(report).observe(root, {
+      attributes: true,
+      attributeFilter: ["data-mantine-color-scheme"],
+    });
     return theme();
   }
 

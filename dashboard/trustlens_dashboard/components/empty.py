@@ -8,7 +8,7 @@ from typing import Final
 import dash_mantine_components as dmc
 from dash import html
 
-from trustlens_dashboard.library import Library
+from trustlens_dashboard.library import Snapshot
 
 FIVE_LINES: Final = """import trustlens
 with trustlens.record(optimizer, "{runs}/lamb", model=model, config={{"lr": 0.01}}) as recorder:
@@ -35,9 +35,9 @@ def no_runs(root: Path) -> dmc.Paper:
     )
 
 
-def no_run(library: Library) -> str:
-    """Return what a page says that has no run to show."""
-    if library.entries():
+def no_run(snapshot: Snapshot) -> str:
+    """Return the sentence of a page that has no run to show."""
+    if snapshot.entries:
         return "Choose a run above."
     return "There are no runs here yet. The list of runs says how to make one."
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx
 
-from trustlens_dashboard import ids
-from trustlens_dashboard.frame import navigation
+from trustlens_dashboard.frame import ids, live, navigation, toolbar
 from trustlens_dashboard.library import Library
-from trustlens_dashboard.pages import page_at
+from trustlens_dashboard.page import Page
 from trustlens_dashboard.selection import Selection
 
 
-def register(app: Dash, library: Library) -> None:
+def register(app: Dash, library: Library, pages: Sequence[Page]) -> None:
     """Register the frame's callbacks."""
 
     @app.callback(
@@ -23,11 +23,11 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.URL, "pathname"),
     )
     def go(path: str) -> Any:
-        return page_at(path), *navigation.visibility(path)
+        return navigation.show(pages, path)
 
     @app.callback(Output(ids.NAVIGATION, "children"), Input(ids.URL, "search"))
     def navigate(search: str) -> Any:
-        return navigation.links(search)
+        return navigation.links(pages, search)
 
     @app.callback(
         Output(ids.URL, "search"),
@@ -50,7 +50,7 @@ def register(app: Dash, library: Library) -> None:
         wanted = shortcut if ctx.triggered_id == ids.SHORTCUT else quantity
         picked = ctx.triggered_id in (ids.RUN_A, ids.RUN_B, ids.QUANTITY, ids.SHORTCUT)
         chosen = Selection(a, b or "", wanted) if picked else None
-        return navigation.synchronise(library, search, chosen)
+        return toolbar.synchronise(library.snapshot(), search, chosen)
 
     @app.callback(
         Output(ids.LISTING, "data"),
@@ -62,14 +62,15 @@ def register(app: Dash, library: Library) -> None:
         State(ids.CURSOR, "data"),
     )
     def follow(_tick: int, search: str, listing: Any, cursor: Any) -> Any:
-        return navigation.news(library, search, listing, cursor)
+        return live.news(library.snapshot(), search, listing, cursor)
 
     app.clientside_callback(
         ClientsideFunction("trustlens", "nameWindow"),
         Input(ids.URL, "pathname"),
+        Input(ids.TITLES, "data"),
     )
     app.clientside_callback(
         ClientsideFunction("trustlens", "followTheme"),
         Output(ids.THEME, "data"),
-        Input(ids.THEME_TOGGLE, "id"),
+        Input(ids.THEME, "id"),
     )

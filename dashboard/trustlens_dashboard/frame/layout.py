@@ -9,19 +9,18 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from trustlens.figures.theme import FONT, THEMES, mix
-from trustlens.schema import QUANTITIES
-from trustlens_dashboard import ids
 from trustlens_dashboard.components.graph import aria
+from trustlens_dashboard.frame import ids
+from trustlens_dashboard.frame.navigation import links, titles
+from trustlens_dashboard.frame.toolbar import toolbar
+from trustlens_dashboard.page import Page
 
 TICK_MS: Final = 1500
 """How often the page asks whether there is something new."""
 
-SHORTCUTS: Final = {"trust_ratio": "r", "weight_norm": "r₁", "direction_norm": "r₂"}
-"""The article's three quantities."""
 
-
-def frame(links: Sequence[Any]) -> dmc.MantineProvider:
-    """Return the whole page but for what stands in its middle; ``links`` lead to the pages."""
+def frame(pages: Sequence[Page]) -> dmc.MantineProvider:
+    """Return the document around the pages: header, toolbar, and an empty place for a page."""
     return dmc.MantineProvider(
         [
             dcc.Location(id=ids.URL, refresh="callback-nav"),
@@ -29,9 +28,10 @@ def frame(links: Sequence[Any]) -> dmc.MantineProvider:
             dcc.Store(id=ids.LISTING),
             dcc.Store(id=ids.CURSOR),
             dcc.Store(id=ids.THEME),
+            dcc.Store(id=ids.TITLES, data=titles(pages)),
             dmc.AppShell(
                 [
-                    dmc.AppShellHeader(_header(links)),
+                    dmc.AppShellHeader(_header(pages)),
                     dmc.AppShellMain(
                         dmc.Container(
                             [toolbar(), html.Div(id=ids.PAGE)], size=1560, px="lg", py="md"
@@ -75,7 +75,7 @@ def _palette() -> dict[str, list[str]]:
     }
 
 
-def _header(links: Sequence[Any]) -> dmc.Group:
+def _header(pages: Sequence[Page]) -> dmc.Group:
     return dmc.Group(
         [
             dmc.Anchor(
@@ -84,7 +84,12 @@ def _header(links: Sequence[Any]) -> dmc.Group:
                 className="brand",
                 underline="never",
             ),
-            html.Nav(list(links), id=ids.NAVIGATION, className="navigation", **aria(label="Pages")),
+            html.Nav(
+                links(pages, None),
+                id=ids.NAVIGATION,
+                className="navigation",
+                **aria(label="Pages"),
+            ),
             html.Div(id=ids.LIVE, className="live"),
             dmc.ColorSchemeToggle(
                 id=ids.THEME_TOGGLE,
@@ -100,54 +105,4 @@ def _header(links: Sequence[Any]) -> dmc.Group:
         gap="lg",
         px="lg",
         h="100%",
-    )
-
-
-def toolbar() -> html.Div:
-    """Return the row that says what is looked at: run A, run B, the quantity."""
-    return html.Div(
-        [
-            _run_select(ids.RUN_A, ids.DOT_A, "Run A", clearable=False),
-            _run_select(ids.RUN_B, ids.DOT_B, "Run B", clearable=True),
-            html.Div(
-                [
-                    dmc.Select(
-                        id=ids.QUANTITY,
-                        label="Quantity",
-                        data=[
-                            {"value": name, "label": f"{q.title} · {q.symbol}"}
-                            for name, q in QUANTITIES.items()
-                        ],
-                        searchable=True,
-                        allowDeselect=False,
-                        maxDropdownHeight=420,
-                        w=270,
-                    ),
-                    dmc.SegmentedControl(
-                        id=ids.SHORTCUT,
-                        data=[{"value": name, "label": sign} for name, sign in SHORTCUTS.items()],
-                        attributes={"root": aria(label="The article's three quantities")},
-                    ),
-                ],
-                id=ids.QUANTITY_BOX,
-                className="quantity-box",
-            ),
-        ],
-        id=ids.TOOLBAR,
-        className="toolbar",
-    )
-
-
-def _run_select(select_id: str, dot_id: str, label: str, *, clearable: bool) -> dmc.Select:
-    return dmc.Select(
-        id=select_id,
-        label=label,
-        placeholder="none",
-        searchable=True,
-        clearable=clearable,
-        allowDeselect=clearable,
-        leftSection=html.Span(id=dot_id, className="dot"),
-        nothingFoundMessage="No such run",
-        maxDropdownHeight=420,
-        w=300,
     )

@@ -1,120 +1,47 @@
-"""What the frame's callbacks return: selection, navigation, what is being recorded."""
+"""The pages: links to them, the one that an address shows, and what it needs of the toolbar."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import dash_mantine_components as dmc
-from dash import html, no_update
+from dash import html
 
-from trustlens.errors import TrustlensError
-from trustlens.figures.theme import assign_colors
-from trustlens_dashboard.frame.layout import SHORTCUTS
-from trustlens_dashboard.library import Entry, Library
-from trustlens_dashboard.selection import Selection, settle
-
-PAGES: Final = {
-    "/": "Runs",
-    "/ridgelines": "Ridgelines",
-    "/training": "Training",
-    "/layers": "Layers",
-    "/smoothing": "Debias & smoothing",
-}
-"""The pages by path, in the order of the navigation."""
-
-USES_QUANTITY: Final = ("/ridgelines", "/layers")
+from trustlens_dashboard.page import Page
 
 
-def links(search: str | None) -> list[dmc.NavLink]:
-    """Return the navigation; the selection goes along from page to page."""
+def links(pages: Sequence[Page], search: str | None) -> list[dmc.NavLink]:
+    """Return a link to each page, with the address's query: the selection stays the same."""
     return [
-        dmc.NavLink(label=name, href=path + (search or ""), active="exact", className="nav-link")
-        for path, name in PAGES.items()
+        dmc.NavLink(
+            label=page.title, href=page.path + (search or ""), active="exact", className="nav-link"
+        )
+        for page in pages
     ]
 
 
-def synchronise(library: Library, search: str | None, chosen: Selection | None) -> tuple[Any, ...]:
-    """Return the address's query and what the toolbar shows, in step with each other.
+def show(pages: Sequence[Page], path: str | None) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """Return the page at a path of the address, and the styles of the toolbar and its quantity.
 
-    ``chosen`` is what the user picked in the toolbar; None if the address has the say.
-    The query is ``no_update`` where it stands as it should.
+    The styles hide what the page does not use.
     """
-    entries = library.entries()
-    selection = settle(chosen or Selection.parse(search), entries)
-    wanted = selection.search()
-    options = [
-        {"value": entry.id, "label": entry.run.label} for entry in entries if entry.run is not None
-    ]
-    first, second = dots(library, selection)
-    return (
-        wanted if wanted != search else no_update,
-        selection.a,
-        options,
-        selection.b or None,
-        options,
-        selection.quantity,
-        selection.quantity if selection.quantity in SHORTCUTS else "",
-        first,
-        second,
+    page = next((page for page in pages if page.path == (path or "/")), None)
+    hidden = {"display": "none"}
+    if page is None:
+        return _no_page(), hidden, hidden
+    return page.layout(), {} if page.uses_runs else hidden, {} if page.uses_quantity else hidden
+
+
+def titles(pages: Sequence[Page]) -> dict[str, str]:
+    """Return the title of each page by its path."""
+    return {page.path: page.title for page in pages}
+
+
+def _no_page() -> html.Div:
+    return html.Div(
+        [
+            dmc.Title("There is no such page", order=1, size="h2"),
+            dmc.Text(["Go to the ", dmc.Anchor("list of runs", href="/"), "."]),
+        ]
     )
-
-
-def dots(library: Library, selection: Selection) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the style of the two coloured marks beside the runs' names."""
-    ids = [run_id for run_id in (selection.a, selection.b) if run_id]
-    colors = dict(zip(ids, assign_colors(library.chosen(*ids)), strict=False))
-    first, second = (
-        {"background": f"var(--tl-run-{colors[run_id]})"} if run_id in colors else {}
-        for run_id in (selection.a, selection.b)
-    )
-    return first, second
-
-
-def visibility(path: str | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the style of the toolbar and of its quantity: there where the page uses them."""
-    return (
-        {} if path in PAGES and path != "/" else {"display": "none"},
-        {} if path in USES_QUANTITY else {"display": "none"},
-    )
-
-
-def news(library: Library, search: str | None, listing: Any, cursor: Any) -> tuple[Any, Any, Any]:
-    """Return the list of runs, the state of the selected ones, and the words on what is live.
-
-    Each is ``no_update`` where nothing has changed.
-    """
-    entries = library.entries()
-    now = library.listing()
-    selection = Selection.parse(search)
-    by_id = {entry.id: entry for entry in entries}
-    selected = [by_id[i] for i in dict.fromkeys((selection.a, selection.b)) if i in by_id]
-    state = [_state(entry) for entry in selected]
-    if state == cursor and now == listing:
-        return no_update, no_update, no_update
-    return (
-        now if now != listing else no_update,
-        state if state != cursor else no_update,
-        live(selected),
-    )
-
-
-def _state(entry: Entry) -> list[str]:
-    try:
-        return [entry.id, *((entry.run.status, entry.run.version) if entry.run else ())]
-    except TrustlensError as error:  # it is going, or being replaced
-        return [entry.id, str(error)]
-
-
-def live(selected: Sequence[Entry]) -> list[Any]:
-    """Return one badge for each selected run that is being recorded."""
-    badges: list[Any] = []
-    for entry in selected:
-        try:
-            if entry.run is None or entry.run.status != "recording":
-                continue
-            words = f"{entry.name}: recording, step {entry.run.last_step}"
-        except TrustlensError:
-            continue  # damaged: the page itself says so
-        badges.append(html.Span([html.Span(className="pulse"), words], className="badge recording"))
-    return badges

@@ -1,35 +1,15 @@
-"""The pages: what stands where. Each module has ``layout()``; the numbers come by callbacks."""
+"""The pages, one folder each. A folder is found by itself: nothing else lists the pages."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import importlib
+import pkgutil
 
-import dash_mantine_components as dmc
-from dash import html
-
-from trustlens_dashboard.pages.layers import layout as layers
-from trustlens_dashboard.pages.ridgelines import layout as ridgelines
-from trustlens_dashboard.pages.runs import layout as runs
-from trustlens_dashboard.pages.smoothing import layout as smoothing
-from trustlens_dashboard.pages.training import layout as training
-
-LAYOUTS: Final = {
-    "/": runs.layout,
-    "/ridgelines": ridgelines.layout,
-    "/training": training.layout,
-    "/layers": layers.layout,
-    "/smoothing": smoothing.layout,
-}
+from trustlens_dashboard.page import Page
 
 
-def page_at(path: str | None) -> Any:
-    """Return the page at a path of the address; a friendly sentence if there is none."""
-    layout = LAYOUTS.get(path or "/")
-    if layout is not None:
-        return layout()
-    return html.Div(
-        [
-            dmc.Title("There is no such page", order=1, size="h2"),
-            dmc.Text(["Go to the ", dmc.Anchor("list of runs", href="/"), "."]),
-        ]
-    )
+def all_pages() -> list[Page]:
+    """Return the ``PAGE`` of each folder of this package, in the order of the navigation."""
+    folders = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+    found = [importlib.import_module(f"{__name__}.{name}").PAGE for name in folders]
+    return sorted(found, key=lambda page: page.order)

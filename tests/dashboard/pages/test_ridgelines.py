@@ -12,7 +12,7 @@ import pytest
 
 from trustlens.figures.theme import THEMES
 from trustlens.schema import QUANTITIES
-from trustlens_dashboard.library import Library
+from trustlens_dashboard.library import Library, Snapshot
 from trustlens_dashboard.pages.ridgelines import view as page
 from trustlens_dashboard.selection import Selection
 
@@ -22,18 +22,18 @@ FRESH = page.Slider(0, 1)
 
 
 @pytest.fixture
-def pair(synthetic_run: Maker, tmp_path: Path) -> tuple[Library, str]:
+def pair(synthetic_run: Maker, tmp_path: Path) -> tuple[Snapshot, str]:
     """Adam with 60 steps and LAMB with 40, and the address that shows both."""
     synthetic_run("adam", steps=60, layers=12, seed=1)
     synthetic_run("lamb", steps=40, layers=12, seed=2, optimizer=LAMB)
-    library = Library(tmp_path)
-    a, b = (entry.id for entry in library.entries())
-    return library, Selection(a, b).search()
+    snapshot = Library(tmp_path).snapshot()
+    a, b = (entry.id for entry in snapshot.entries)
+    return snapshot, Selection(a, b).search()
 
 
-def test_two_runs_share_axis_steps_and_heights(pair: tuple[Library, str]) -> None:
-    library, search = pair
-    sent = page.picture(library, search, "auto", "robust", FRESH)[0]
+def test_two_runs_share_axis_steps_and_heights(pair: tuple[Snapshot, str]) -> None:
+    snapshot, search = pair
+    sent = page.picture(snapshot, search, "auto", "robust", FRESH)[0]
     assert (sent["steps"]["lo"], sent["steps"]["hi"]) == (1, 60)
     assert len({run["factor"] for run in sent["runs"]}) == 1
     assert [run["color"]["light"] for run in sent["runs"]] == [
@@ -49,22 +49,22 @@ def test_two_runs_share_axis_steps_and_heights(pair: tuple[Library, str]) -> Non
 def test_the_payload_is_small(synthetic_run: Maker, tmp_path: Path) -> None:
     for name in ("one", "two"):
         synthetic_run(name, layers=8, steps=150)
-    library = Library(tmp_path)
-    search = Selection(*(entry.id for entry in library.entries())).search()
-    sent = json.dumps(page.picture(library, search, "auto", "full", FRESH)[0])
+    snapshot = Library(tmp_path).snapshot()
+    search = Selection(*(entry.id for entry in snapshot.entries)).search()
+    sent = json.dumps(page.picture(snapshot, search, "auto", "full", FRESH)[0])
     assert len(sent) < 100_000  # two runs, 100 ridges of 160 buckets each
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @pytest.mark.parametrize("scale", ["auto", "log", "linear"])
 def test_every_quantity_on_every_scale(
-    pair: tuple[Library, str], quantity: str, scale: str
+    pair: tuple[Snapshot, str], quantity: str, scale: str
 ) -> None:
-    library, search = pair
+    snapshot, search = pair
     selection = Selection.parse(search)
     address = Selection(selection.a, selection.b, quantity).search()
     for reach in ("robust", "full"):
-        result = page.picture(library, address, scale, reach, FRESH)
+        result = page.picture(snapshot, address, scale, reach, FRESH)
         json.dumps(result[0], allow_nan=False)
         assert result[0] is not None
 
@@ -79,11 +79,11 @@ def test_a_slider_at_the_end_follows_and_one_in_the_middle_stays() -> None:
     assert page._step(page.Slider(7, 9), []) == 0
 
 
-def test_the_table_says_what_the_run_holds(pair: tuple[Library, str]) -> None:
-    library, search = pair
-    words, columns, rows = page.numbers(library, search, "auto", "robust", 25)
-    adam, lamb = (run.matrix("trust_ratio", steps=[25]).iloc[0] for run in library.chosen(
-        *(entry.id for entry in library.entries())))  # fmt: skip
+def test_the_table_says_what_the_run_holds(pair: tuple[Snapshot, str]) -> None:
+    snapshot, search = pair
+    words, columns, rows = page.numbers(snapshot, search, "auto", "robust", 25)
+    adam, lamb = (run.matrix("trust_ratio", steps=[25]).iloc[0] for run in snapshot.chosen(
+        *(entry.id for entry in snapshot.entries)))  # fmt: skip
     assert [row["value0"] for row in rows] == pytest.approx(adam.tolist())
     assert [row["value1"] for row in rows] == pytest.approx(lamb.tolist())
     assert [row["ratio"] for row in rows] == pytest.approx((lamb / adam).tolist())
@@ -93,9 +93,11 @@ def test_the_table_says_what_the_run_holds(pair: tuple[Library, str]) -> None:
     assert "over 12 layers." in words[0].children
 
 
-def test_beyond_the_end_of_the_shorter_run_its_last_step_is_told(pair: tuple[Library, str]) -> None:
-    library, search = pair
-    _, columns, _ = page.numbers(library, search, "auto", "robust", 60)
+def test_beyond_the_end_of_the_shorter_run_its_last_step_is_told(
+    pair: tuple[Snapshot, str],
+) -> None:
+    snapshot, search = pair
+    _, columns, _ = page.numbers(snapshot, search, "auto", "robust", 60)
     assert [column["headerName"] for column in columns[1:3]] == [
         "r · adam · step 60",
         "r · lamb · step 40",
@@ -107,9 +109,9 @@ def test_runs_of_different_models_have_all_layers_in_the_table(
 ) -> None:
     synthetic_run("one", layers=["shared", "only.one"], steps=2)
     synthetic_run("two", layers=["only.two", "shared"], steps=2)
-    library = Library(tmp_path)
-    search = Selection(*(entry.id for entry in library.entries())).search()
-    _, _, rows = page.numbers(library, search, "auto", "robust", 2)
+    snapshot = Library(tmp_path).snapshot()
+    search = Selection(*(entry.id for entry in snapshot.entries)).search()
+    _, _, rows = page.numbers(snapshot, search, "auto", "robust", 2)
     by_layer = {row["layer"]: row for row in rows}
     assert list(by_layer) == ["shared", "only.one", "only.two"]
     assert by_layer["only.one"]["value1"] is None
@@ -137,20 +139,20 @@ def test_a_run_with_nothing_to_draw_says_why(
     synthetic_run: Maker, tmp_path: Path, options: dict[str, Any], sentence: str
 ) -> None:
     synthetic_run("strange", **options)
-    library = Library(tmp_path)
-    search = Selection(library.entries()[0].id, "").search()
-    sent, *_ = page.picture(library, search, "auto", "robust", FRESH)
+    snapshot = Library(tmp_path).snapshot()
+    search = Selection(snapshot.entries[0].id, "").search()
+    sent, *_ = page.picture(snapshot, search, "auto", "robust", FRESH)
     assert sentence in sent["runs"][0]["empty"]
     assert sentence in sent["runs"][0]["summary"]
-    page.numbers(library, search, "auto", "robust", 1)
+    page.numbers(snapshot, search, "auto", "robust", 1)
 
 
 def test_one_step_is_a_ridge(synthetic_run: Maker, tmp_path: Path) -> None:
     synthetic_run("short", steps=1)
-    library = Library(tmp_path)
-    search = Selection(library.entries()[0].id, "").search()
+    snapshot = Library(tmp_path).snapshot()
+    search = Selection(snapshot.entries[0].id, "").search()
     sent, low, high, marks, value, disabled, *_ = page.picture(
-        library, search, "auto", "robust", FRESH
+        snapshot, search, "auto", "robust", FRESH
     )
     assert (low, high, marks, value, disabled) == (1, 2, [{"value": 1}], 1, True)
     assert sent["runs"][0]["empty"] == ""
@@ -158,11 +160,12 @@ def test_one_step_is_a_ridge(synthetic_run: Maker, tmp_path: Path) -> None:
 
 def test_without_a_run_and_with_a_damaged_table(synthetic_run: Maker, tmp_path: Path) -> None:
     library = Library(tmp_path)
-    assert page.picture(library, "", "auto", "robust", FRESH)[0] is None
+    assert page.picture(library.snapshot(), "", "auto", "robust", FRESH)[0] is None
     path = synthetic_run("torn", steps=3)
     for file in (path / "layers").glob("*.parquet"):
         file.write_bytes(b"torn")
-    search = Selection(library.entries()[0].id, "").search()
-    *_, message = page.picture(library, search, "auto", "robust", FRESH)
+    snapshot = library.snapshot()
+    search = Selection(snapshot.entries[0].id, "").search()
+    *_, message = page.picture(snapshot, search, "auto", "robust", FRESH)
     assert "damaged" in message.children
-    assert "damaged" in page.numbers(library, search, "auto", "robust", 1)[0].children
+    assert "damaged" in page.numbers(snapshot, search, "auto", "robust", 1)[0].children

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dash_mantine_components as dmc
 from dash import html
 
-from trustlens_dashboard import ids
 from trustlens_dashboard.components.graph import aria, graph
 from trustlens_dashboard.components.grid import NUMBER, grid
+from trustlens_dashboard.pages.layers import ids
 from trustlens_dashboard.pages.layers.view import TABLE_COLUMNS
 
 
@@ -18,12 +18,12 @@ def layout() -> html.Div:
             html.Div(
                 [
                     dmc.SegmentedControl(
-                        id=ids.LAYERS_RUN,
+                        id=ids.RUN,
                         data=[{"value": "a", "label": "Run A"}, {"value": "b", "label": "Run B"}],
                         value="a",
                         attributes={"root": aria(label="Which run")},
                     ),
-                    html.Div(id=ids.LAYERS_VERDICT, className="verdict", role="status"),
+                    html.Div(id=ids.VERDICT, className="verdict", role="status"),
                 ],
                 className="page-head",
             ),
@@ -31,7 +31,7 @@ def layout() -> html.Div:
                 [
                     dmc.Title("Layers that left their own past", order=2, size="h4", mb="xs"),
                     grid(
-                        ids.LAYERS_FINDINGS,
+                        ids.FINDINGS,
                         [
                             {"field": "layer", "headerName": "Layer", "flex": 2, "minWidth": 180},
                             {"field": "kind", "headerName": "What", "width": 120},
@@ -49,10 +49,10 @@ def layout() -> html.Div:
                         height="210px",
                     ),
                 ],
-                id=ids.LAYERS_FINDINGS_BOX,
+                id=ids.FINDINGS_BOX,
                 className="section",
             ),
-            dmc.Paper(graph(ids.LAYERS_HEATMAP, class_name="graph scrolling"), className="card"),
+            dmc.Paper(graph(ids.HEATMAP, class_name="graph scrolling"), className="card"),
             dmc.Paper(
                 [
                     dmc.Select(
@@ -67,7 +67,7 @@ def layout() -> html.Div:
                 ],
                 className="card",
             ),
-            dmc.Title(id=ids.LAYERS_TABLE_TITLE, order=2, size="h4", mb="xs"),
-            grid(ids.LAYERS_GRID, TABLE_COLUMNS, row_id="layer", height="520px"),
+            dmc.Title(id=ids.TABLE_TITLE, order=2, size="h4", mb="xs"),
+            grid(ids.GRID, TABLE_COLUMNS, row_id="layer", height="520px"),
         ]
     )

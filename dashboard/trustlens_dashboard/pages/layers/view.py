@@ -20,7 +20,7 @@ from trustlens_dashboard.components import empty
 from trustlens_dashboard.components.graph import placed, sentence
 from trustlens_dashboard.components.grid import NUMBER
 from trustlens_dashboard.diagnosed import diagnosed
-from trustlens_dashboard.library import Library
+from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection
 
 TABLE: Final = (
@@ -51,31 +51,31 @@ TABLE_COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
 )  # fmt: skip
 
 
-def run_of(library: Library, search: str | None, which: str) -> Run | None:
+def run_of(snapshot: Snapshot, search: str | None, which: str) -> Run | None:
     """Return the run A or B of the address; where there is no B, A."""
     selection = Selection.parse(search)
-    runs = library.chosen(selection.a, selection.b)
+    runs = snapshot.chosen(selection.a, selection.b)
     if not runs:
         return None
     return runs[-1] if which == "b" else runs[0]
 
 
-def choices(library: Library, search: str | None) -> list[dict[str, str]]:
+def choices(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
     """Return the options of the switch between the two runs, by their names."""
     selection = Selection.parse(search)
-    runs = library.chosen(selection.a, selection.b)
+    runs = snapshot.chosen(selection.a, selection.b)
     return [{"value": key, "label": run.name} for key, run in zip("ab", runs, strict=False)] or [
         {"value": "a", "label": "Run A"}
     ]
 
 
-def overview(library: Library, search: str | None, which: str) -> tuple[Any, ...]:
+def overview(snapshot: Snapshot, search: str | None, which: str) -> tuple[Any, ...]:
     """Return verdict, findings, style of their box, title of the table, and its rows."""
-    run = run_of(library, search, which)
+    run = run_of(snapshot, search, which)
     if run is None:
-        return empty.no_run(library), [], {"display": "none"}, "", []
+        return empty.no_run(snapshot), [], {"display": "none"}, "", []
     try:
-        findings = diagnosed(run)
+        findings = diagnosed(snapshot, run)
         rows = table_rows(run, findings)
         words = verdict(findings, run)
         last = run.last_step
@@ -122,12 +122,12 @@ def table_rows(run: Run, findings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def picture(
-    library: Library, search: str | None, which: str, theme: ThemeName
+    snapshot: Snapshot, search: str | None, which: str, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
     """Return the heatmap and the style of its place."""
-    run = run_of(library, search, which)
+    run = run_of(snapshot, search, which)
     if run is None:
-        return sentence(empty.no_run(library), theme), {"height": "200px"}
+        return sentence(empty.no_run(snapshot), theme), {"height": "200px"}
     try:
         figure = heatmap(run, Selection.parse(search).quantity, theme=theme)
     except TrustlensError as error:
@@ -136,11 +136,11 @@ def picture(
 
 
 def over_time(
-    library: Library, search: str | None, layer: str | None, theme: ThemeName
+    snapshot: Snapshot, search: str | None, layer: str | None, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
     """Return one layer's curves in both runs, and the style of their place."""
     selection = Selection.parse(search)
-    runs = library.chosen(selection.a, selection.b)
+    runs = snapshot.chosen(selection.a, selection.b)
     if not runs or layer is None:
         return sentence("There is no layer to show.", theme), {"height": "200px"}
     names = list(dict.fromkeys((selection.quantity, *OVER_TIME)))[: len(OVER_TIME)]
@@ -152,34 +152,41 @@ def over_time(
 
 
 def layer_options(
-    library: Library, search: str | None, chosen: str | None
+    snapshot: Snapshot, search: str | None, chosen: str | None
 ) -> tuple[Any, str | None]:
     """Return the layers of both runs as options, and the chosen one if it is there, else one.
 
     Without a choice it is the most suspect layer, or the first.
     """
     selection = Selection.parse(search)
-    runs = library.chosen(selection.a, selection.b)
+    runs = snapshot.chosen(selection.a, selection.b)
     names = list(dict.fromkeys(name for run in runs for name in run.layer_names))
     if chosen not in names:
-        chosen = next((layer for run in runs for layer in _suspects(run)), None)
+        chosen = next((layer for run in runs for layer in _suspects(snapshot, run)), None)
         chosen = chosen or (names[0] if names else None)
     return names, chosen
 
 
-def _suspects(run: Run) -> list[str]:
+def _suspects(snapshot: Snapshot, run: Run) -> list[str]:
     try:
-        return [str(name) for name in diagnosed(run)["layer"]]
+        return [str(name) for name in diagnosed(snapshot, run)["layer"]]
     except TrustlensError:
         return []
 
 
-def clicked(library: Library, search: str | None, event: Any) -> str | None:
+def pick(
+    snapshot: Snapshot, search: str | None, event: Any, layer: str | None
+) -> tuple[Any, str | None]:
+    """Return the options of layers, and the layer that was clicked on, else the one given."""
+    return layer_options(snapshot, search, clicked(snapshot, search, event) or layer)
+
+
+def clicked(snapshot: Snapshot, search: str | None, event: Any) -> str | None:
     """Return the layer that a click on the heatmap or in a table speaks of, or None."""
     if not event:
         return None
     if "rowId" in event:
         return str(event["rowId"])
     shown = str(event["points"][0]["y"])
-    names, _ = layer_options(library, search, None)
+    names, _ = layer_options(snapshot, search, None)
     return next((name for name in names if plain(name) == shown), None)

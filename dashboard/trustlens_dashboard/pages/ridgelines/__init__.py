@@ -1,1 +1,13 @@
-"""The page ``ridgelines``."""
+"""The page of ridgelines: how a quantity is distributed over the layers, in two runs."""
+
+from trustlens_dashboard.page import Page
+from trustlens_dashboard.pages.ridgelines import callbacks, layout
+
+PAGE = Page(
+    order=2,
+    path="/ridgelines",
+    title="Ridgelines",
+    layout=layout.layout,
+    register=callbacks.register,
+    uses_quantity=True,
+)

@@ -6,8 +6,9 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 
-from trustlens_dashboard import ids
+from trustlens_dashboard.frame import ids as frame
 from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages.ridgelines import ids
 from trustlens_dashboard.pages.ridgelines import view as page
 
 
@@ -15,38 +16,44 @@ def register(app: Dash, library: Library) -> None:
     """Register the page's callbacks."""
 
     @app.callback(
-        Output(ids.RIDGELINES_DATA, "data"),
+        Output(ids.DATA, "data"),
         Output(ids.STEP_SLIDER, "min"),
         Output(ids.STEP_SLIDER, "max"),
         Output(ids.STEP_SLIDER, "marks"),
         Output(ids.STEP_SLIDER, "value"),
         Output(ids.STEP_SLIDER, "disabled"),
-        Output(ids.RIDGELINES_FORMULA, "children"),
-        Output(ids.RIDGELINES_MESSAGE, "children"),
-        Input(ids.URL, "search"),
-        Input(ids.CURSOR, "data"),
-        Input(ids.RIDGELINES_SCALE, "value"),
-        Input(ids.RIDGELINES_VIEW, "value"),
+        Output(ids.FORMULA, "children"),
+        Output(ids.MESSAGE, "children"),
+        Input(frame.URL, "search"),
+        Input(frame.CURSOR, "data"),
+        Input(ids.SCALE, "value"),
+        Input(ids.VIEW, "value"),
         State(ids.STEP_SLIDER, "value"),
         State(ids.STEP_SLIDER, "max"),
     )
     def draw(search: str, _cursor: Any, scale: str, view: str, step: int, last: int) -> Any:
-        return page.picture(library, search, scale, view, page.Slider(step, last))
+        return page.picture(library.snapshot(), search, scale, view, page.Slider(step, last))
 
     @app.callback(
         Output(ids.STEP_SUMMARY, "children"),
         Output(ids.STEP_GRID, "columnDefs"),
         Output(ids.STEP_GRID, "rowData"),
         Input(ids.STEP, "data"),
-        State(ids.URL, "search"),
-        State(ids.RIDGELINES_SCALE, "value"),
-        State(ids.RIDGELINES_VIEW, "value"),
+        State(frame.URL, "search"),
+        State(ids.SCALE, "value"),
+        State(ids.VIEW, "value"),
     )
     def numbers(step: Any, search: str, scale: str, view: str) -> Any:
-        return page.numbers(library, search, scale, view, step) if step else (no_update,) * 3
+        return (
+            page.numbers(library.snapshot(), search, scale, view, step)
+            if step
+            else (no_update,) * 3
+        )
 
     app.clientside_callback(
         ClientsideFunction("trustlens", "showRidgelines"),
-        Input(ids.RIDGELINES_DATA, "data"),
+        Input(ids.DATA, "data"),
         Input(ids.STEP_SLIDER, "value"),
+        State(ids.RIDGELINES, "id"),
+        State(ids.STEP, "id"),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from trustlens_dashboard import ids
 from trustlens_dashboard.components.graph import choice
 from trustlens_dashboard.components.grid import grid
+from trustlens_dashboard.pages.ridgelines import ids
 
 
 def layout() -> html.Div:
@@ -16,14 +16,14 @@ def layout() -> html.Div:
         [
             html.Div(
                 [
-                    html.Div(id=ids.RIDGELINES_FORMULA, className="formula"),
+                    html.Div(id=ids.FORMULA, className="formula"),
                     choice(
-                        ids.RIDGELINES_SCALE,
+                        ids.SCALE,
                         "Scale",
                         {"auto": "Auto", "log": "Log", "linear": "Linear"},
                     ),
                     choice(
-                        ids.RIDGELINES_VIEW,
+                        ids.VIEW,
                         "Range",
                         {"robust": "Most layers", "full": "Every layer"},
                     ),
@@ -32,7 +32,7 @@ def layout() -> html.Div:
             ),
             dmc.Paper(
                 [
-                    html.Div(id=ids.RIDGELINES_MESSAGE),
+                    html.Div(id=ids.MESSAGE),
                     html.Div(id=ids.RIDGELINES, className="ridgelines"),
                     html.Div(
                         [
@@ -67,7 +67,7 @@ def layout() -> html.Div:
                 row_id="layer",
                 height="340px",
             ),
-            dcc.Store(id=ids.RIDGELINES_DATA),
+            dcc.Store(id=ids.DATA),
             dcc.Store(id=ids.STEP),
         ]
     )

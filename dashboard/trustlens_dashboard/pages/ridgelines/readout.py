@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,28 +13,31 @@ from trustlens.figures.axis import readable
 from trustlens.figures.ridgelines.data import RidgelineData, ridgeline_data
 from trustlens.figures.words import counted
 from trustlens.schema import QUANTITIES
+from trustlens_dashboard.library import Snapshot
 
 RIDGES = 100
 """Steps that are drawn of each run; more would stand closer than their lines are wide."""
 
 
-def view(runs: Sequence[Run], quantity: str, scale: str, reach: str) -> RidgelineData:
-    """Return the ridgelines of the runs as they are on disk now; remembered until they change."""
-    versions = tuple(run.version for run in runs)
-    return _view(tuple(runs), versions, quantity, scale, reach)
-
-
-@lru_cache(maxsize=16)
-def _view(
-    runs: tuple[Run, ...], _versions: tuple[str, ...], quantity: str, scale: str, reach: str
+def view(
+    snapshot: Snapshot, runs: Sequence[Run], quantity: str, scale: str, reach: str
 ) -> RidgelineData:
-    return ridgeline_data(
+    """Return the ridgelines of the runs as they are on disk; kept until one of them changes."""
+    compute = partial(
+        ridgeline_data,
         runs,
         quantity,
         ridges=RIDGES,
         scale=cast("Literal['auto', 'log', 'linear']", scale),
         view=cast("Literal['robust', 'full']", reach),
     )
+    versions = tuple(snapshot.state(run).version for run in runs)
+    what = ("ridgelines", quantity, scale, reach)
+    return snapshot.results.get(what, tuple(runs), versions, compute, _size)
+
+
+def _size(data: RidgelineData) -> int:
+    return sum(run.heights.nbytes + 4 * run.steps.nbytes for run in data.runs)
 
 
 def drawn_steps(data: RidgelineData) -> list[int]:

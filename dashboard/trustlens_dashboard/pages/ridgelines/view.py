@@ -14,7 +14,7 @@ from trustlens.figures.ridgelines.words import out_of_view
 from trustlens.schema import QUANTITIES
 from trustlens_dashboard.components import empty
 from trustlens_dashboard.components.grid import NUMBER
-from trustlens_dashboard.library import Library
+from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.pages.ridgelines.readout import (
     drawn_steps,
     nearest,
@@ -44,7 +44,7 @@ class Slider:
 
 
 def picture(
-    library: Library, search: str, scale: str, reach: str, slider: Slider
+    snapshot: Snapshot, search: str, scale: str, reach: str, slider: Slider
 ) -> tuple[Any, ...]:
     """Return payload, slider (min, max, marks, value, disabled), formula and message.
 
@@ -56,11 +56,11 @@ def picture(
         html.Span(measured.symbol, className="symbol"),
         html.Span(f"{measured.title} = {measured.formula}"),
     ]
-    runs = library.chosen_by_id(selection.a, selection.b)
+    runs = snapshot.chosen_by_id(selection.a, selection.b)
     if not runs:
-        return None, 0, 1, [], 0, True, formula, empty.sentence(empty.no_run(library))
+        return None, 0, 1, [], 0, True, formula, empty.sentence(empty.no_run(snapshot))
     try:
-        data = view(list(runs.values()), selection.quantity, scale, reach)
+        data = view(snapshot, list(runs.values()), selection.quantity, scale, reach)
     except TrustlensError as error:
         return None, 0, 1, [], 0, True, formula, empty.sentence(str(error))
     steps = drawn_steps(data)
@@ -86,14 +86,14 @@ def _step(slider: Slider, steps: Sequence[int]) -> int:
     return nearest(steps, stood) or steps[-1]
 
 
-def numbers(library: Library, search: str, scale: str, reach: str, step: int) -> tuple[Any, ...]:
+def numbers(snapshot: Snapshot, search: str, scale: str, reach: str, step: int) -> tuple[Any, ...]:
     """Return the summary, the columns and the rows of the table for one step."""
     selection = Selection.parse(search)
-    runs = library.chosen(selection.a, selection.b)
+    runs = snapshot.chosen(selection.a, selection.b)
     if not runs:
         return [], [_LAYER], []
     try:
-        data = view(runs, selection.quantity, scale, reach)
+        data = view(snapshot, runs, selection.quantity, scale, reach)
         steps = [nearest(run.steps, step) for run in data.runs]
         columns = [
             values_at(run, at, selection.quantity) for run, at in zip(runs, steps, strict=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 from dash import Dash, Input, Output, State
 
-from trustlens_dashboard import ids
+from trustlens_dashboard.frame import ids as frame
 from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages.runs import ids
 from trustlens_dashboard.pages.runs import view as page
 
 
@@ -15,31 +16,31 @@ def register(app: Dash, library: Library) -> None:
     """Register the page's callbacks."""
 
     @app.callback(
-        Output(ids.RUNS_GRID, "rowData"),
-        Output(ids.RUNS_VERSION, "data"),
-        Output(ids.RUNS_EMPTY, "children"),
-        Output(ids.RUNS_BOX, "style"),
-        Input(ids.TICK, "n_intervals"),
-        State(ids.RUNS_VERSION, "data"),
+        Output(ids.GRID, "rowData"),
+        Output(ids.VERSION, "data"),
+        Output(ids.EMPTY, "children"),
+        Output(ids.BOX, "style"),
+        Input(frame.TICK, "n_intervals"),
+        State(ids.VERSION, "data"),
     )
     def fill(_tick: int, known: Any) -> Any:
-        return page.fill(library, known)
+        return page.fill(library.snapshot(), known)
 
     @app.callback(
-        Output(ids.URL, "search", allow_duplicate=True),
-        Input(ids.RUNS_GRID, "selectedRows"),
-        State(ids.URL, "search"),
+        Output(frame.URL, "search", allow_duplicate=True),
+        Input(ids.GRID, "selectedRows"),
+        State(frame.URL, "search"),
         prevent_initial_call=True,
     )
     def tick(ticked: Any, search: str) -> Any:
         return page.tick(search, ticked)
 
     @app.callback(
-        Output(ids.RUNS_GRID, "selectedRows"),
-        Output(ids.RUNS_CHOSEN, "children"),
-        Input(ids.URL, "search"),
-        Input(ids.RUNS_VERSION, "data"),
-        State(ids.RUNS_GRID, "selectedRows"),
+        Output(ids.GRID, "selectedRows"),
+        Output(ids.CHOSEN, "children"),
+        Input(frame.URL, "search"),
+        Input(ids.VERSION, "data"),
+        State(ids.GRID, "selectedRows"),
     )
     def mark(search: str, _version: Any, ticked: Any) -> Any:
-        return page.mark(library, search, ticked)
+        return page.mark(library.snapshot(), search, ticked)

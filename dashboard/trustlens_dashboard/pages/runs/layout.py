@@ -5,8 +5,8 @@ from __future__ import annotations
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from trustlens_dashboard import ids
 from trustlens_dashboard.components.grid import grid
+from trustlens_dashboard.pages.runs import ids
 from trustlens_dashboard.pages.runs.table import COLUMNS
 
 
@@ -14,18 +14,18 @@ def layout() -> html.Div:
     """Return the page."""
     return html.Div(
         [
-            html.Div(id=ids.RUNS_EMPTY),
+            html.Div(id=ids.EMPTY),
             html.Div(
                 [
                     html.Div(
                         [
                             dmc.Title("Runs", order=1, size="h2"),
-                            html.Div(id=ids.RUNS_CHOSEN, className="runs-chosen", role="status"),
+                            html.Div(id=ids.CHOSEN, className="runs-chosen", role="status"),
                         ],
                         className="page-head",
                     ),
                     grid(
-                        ids.RUNS_GRID,
+                        ids.GRID,
                         COLUMNS,
                         row_id="id",
                         options={
@@ -43,8 +43,8 @@ def layout() -> html.Div:
                         },
                     ),
                 ],
-                id=ids.RUNS_BOX,
+                id=ids.BOX,
             ),
-            dcc.Store(id=ids.RUNS_VERSION),
+            dcc.Store(id=ids.VERSION),
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any, Final
 
 import pandas as pd
@@ -13,7 +13,7 @@ from trustlens.analysis.run import Run
 from trustlens.errors import TrustlensError
 from trustlens_dashboard.components.grid import NUMBER
 from trustlens_dashboard.diagnosed import diagnosed
-from trustlens_dashboard.library import Entry, Library
+from trustlens_dashboard.library import Entry, Snapshot
 from trustlens_dashboard.selection import learning_rate
 
 COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
@@ -54,38 +54,33 @@ COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
 )
 
 
-def version(library: Library) -> list[list[str]]:
-    """Return what changes whenever a row would."""
-    return [[entry.id, *_state(entry)] for entry in library.entries()]
+def version(snapshot: Snapshot) -> list[list[str]]:
+    """Return a value that changes whenever a row would."""
+    return [[entry.id, *snapshot.version(entry)] for entry in snapshot.entries]
 
 
-def _state(entry: Entry) -> list[str]:
-    try:
-        return [entry.run.version, entry.run.status] if entry.run else [entry.error]
-    except (TrustlensError, OSError) as error:  # it is going, being replaced, or not to be read
-        return [str(error)]
-
-
-def rows(library: Library) -> list[dict[str, Any]]:
+def rows(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return one row a run; a run that cannot be read says why."""
-    return [_row(entry, library) for entry in library.entries()]
+    return [_row(snapshot, entry) for entry in snapshot.entries]
 
 
-def _row(entry: Entry, library: Library) -> dict[str, Any]:
-    path = entry.path.relative_to(library.root).as_posix()
+def _row(snapshot: Snapshot, entry: Entry) -> dict[str, Any]:
+    path = entry.path.relative_to(snapshot.root).as_posix()
     base = {"id": entry.id, "name": entry.name, "path": path}
     if entry.run is None:
         return {**base, "status": "damaged", "verdict": entry.error, "findings": 0}
     try:
-        return {**base, **_summary(entry.run, entry.run.version), "status": entry.run.status}
+        state = snapshot.state(entry.run)
+        compute = partial(_summary, snapshot, entry.run)
+        summary = snapshot.results.get("summary", (entry.run,), state.version, compute, _size)
     except (TrustlensError, OSError) as error:
         return {**base, "status": "damaged", "verdict": str(error), "findings": 0}
+    return {**base, **summary, "status": state.status}
 
 
-@lru_cache(maxsize=512)
-def _summary(run: Run, _version: str) -> dict[str, Any]:
+def _summary(snapshot: Snapshot, run: Run) -> dict[str, Any]:
     metrics = run.metrics()
-    findings = diagnosed(run)
+    findings = diagnosed(snapshot, run)
     return {
         "optimizer": run.family,
         "lr": learning_rate(run),
@@ -96,6 +91,10 @@ def _summary(run: Run, _version: str) -> dict[str, Any]:
         "verdict": verdict(findings, run),
         "findings": len(findings),
     }
+
+
+def _size(summary: dict[str, Any]) -> int:
+    return 1000 + len(summary["verdict"])
 
 
 def _last(metrics: pd.DataFrame, word: str) -> float | None:

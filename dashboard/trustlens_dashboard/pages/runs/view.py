@@ -10,19 +10,19 @@ import dash_mantine_components as dmc
 from dash import html, no_update
 
 from trustlens_dashboard.components import empty
-from trustlens_dashboard.library import Library
+from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.pages.runs import table as run_table
 from trustlens_dashboard.selection import Selection
 
 
-def fill(library: Library, known: Any) -> tuple[Any, ...]:
+def fill(snapshot: Snapshot, known: Any) -> tuple[Any, ...]:
     """Return rows, their version, what stands in their place, and the style of the grid's box."""
-    version = run_table.version(library)
+    version = run_table.version(snapshot)
     if version == known:
         return (no_update,) * 4
-    rows = run_table.rows(library)
+    rows = run_table.rows(snapshot)
     if not rows:
-        return rows, version, empty.no_runs(library.root), {"display": "none"}
+        return rows, version, empty.no_runs(snapshot.root), {"display": "none"}
     return rows, version, None, {}
 
 
@@ -35,11 +35,11 @@ def tick(search: str | None, ticked: Any) -> Any:
     return no_update if wanted == selection.search() else wanted
 
 
-def mark(library: Library, search: str | None, ticked: Any) -> tuple[Any, list[Any]]:
+def mark(snapshot: Snapshot, search: str | None, ticked: Any) -> tuple[Any, list[Any]]:
     """Return the rows to tick, as the address says, and the words on what is compared."""
     selection = Selection.parse(search)
     chosen = [run_id for run_id in (selection.a, selection.b) if run_id]
-    names = [run.name for run in library.chosen(*chosen)]
+    names = [run.name for run in snapshot.chosen(*chosen)]
     # Setting what is ticked already would only tick it again.
     rows = no_update if set(_ids(ticked)) == set(chosen) else {"ids": chosen}
     return rows, _words(names, selection.search())

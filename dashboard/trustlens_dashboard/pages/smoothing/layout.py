@@ -5,8 +5,8 @@ from __future__ import annotations
 import dash_mantine_components as dmc
 from dash import html
 
-from trustlens_dashboard import ids
 from trustlens_dashboard.components.graph import choice, graph
+from trustlens_dashboard.pages.smoothing import ids
 from trustlens_dashboard.pages.smoothing.view import BETAS, EXAMPLE
 
 
@@ -17,7 +17,7 @@ def layout() -> html.Div:
             html.Div(
                 [
                     dmc.MultiSelect(
-                        id=ids.SMOOTHING_BETAS,
+                        id=ids.BETAS,
                         label="β",
                         data=list(BETAS),
                         value=["0.5", "0.9", "0.99"],
@@ -26,7 +26,7 @@ def layout() -> html.Div:
                         w=330,
                     ),
                     dmc.Select(
-                        id=ids.SMOOTHING_SERIES,
+                        id=ids.SERIES,
                         label="Series",
                         data=[{"value": EXAMPLE, "label": "a noisy example"}],
                         value=EXAMPLE,
@@ -34,14 +34,14 @@ def layout() -> html.Div:
                         w=330,
                     ),
                     choice(
-                        ids.SMOOTHING_DEBIASED,
+                        ids.DEBIASED,
                         "Debias factor",
                         {"both": "Side by side", "without": "Without", "with": "With"},
                     ),
                 ],
                 className="page-head bottom",
             ),
-            dmc.Paper(graph(ids.SMOOTHING_GRAPH), className="card"),
+            dmc.Paper(graph(ids.GRAPH), className="card"),
             html.Div(
                 choice(
                     ids.DEBIAS_RECORDED,

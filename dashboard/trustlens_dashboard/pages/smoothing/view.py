@@ -14,19 +14,19 @@ from trustlens.figures._smoothing import smoothing
 from trustlens.figures.theme import ThemeName
 from trustlens_dashboard.components import empty
 from trustlens_dashboard.components.graph import placed, sentence
-from trustlens_dashboard.library import Library
+from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection
 
 BETAS: Final = ("0.5", "0.8", "0.9", "0.95", "0.99", "0.999")
 EXAMPLE: Final = "example"
 
 
-def series_options(library: Library, search: str | None) -> list[dict[str, str]]:
+def series_options(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
     """Return what can be smoothed: an example, and what the two runs logged."""
     options = [{"value": EXAMPLE, "label": "a noisy example"}]
     selection = Selection.parse(search)
     for key, run_id in (("a", selection.a), ("b", selection.b)):
-        for run in library.chosen(run_id):
+        for run in snapshot.chosen(run_id):
             try:
                 names = run.metrics()["name"].unique()
             except TrustlensError:
@@ -38,7 +38,7 @@ def series_options(library: Library, search: str | None) -> list[dict[str, str]]
 
 
 def smoothed(
-    library: Library,
+    snapshot: Snapshot,
     search: str | None,
     *,
     betas: Sequence[str],
@@ -52,18 +52,18 @@ def smoothed(
         return sentence("Choose a β.", theme), {"height": "200px"}
     with_it = {"both": None, "with": True, "without": False}[debiased]
     try:
-        values = _series(library, search, series or EXAMPLE)
+        values = _series(snapshot, search, series or EXAMPLE)
         figure = smoothing(values, chosen, debias=with_it, theme=theme)
     except TrustlensError as error:
         figure = sentence(str(error), theme)
     return placed(figure, search, series, debiased)
 
 
-def _series(library: Library, search: str | None, series: str) -> NDArray[np.float64] | None:
+def _series(snapshot: Snapshot, search: str | None, series: str) -> NDArray[np.float64] | None:
     """Return the values of a metric of run A or B; None stands for the example."""
     key, _, name = series.partition(":")
     selection = Selection.parse(search)
-    runs = library.chosen({"a": selection.a, "b": selection.b}.get(key))
+    runs = snapshot.chosen({"a": selection.a, "b": selection.b}.get(key))
     if not runs:
         return None
     metrics = runs[0].metrics()
@@ -71,20 +71,20 @@ def _series(library: Library, search: str | None, series: str) -> NDArray[np.flo
 
 
 def factors(
-    library: Library, search: str | None, *, betas: Sequence[str], recorded: str, theme: ThemeName
+    snapshot: Snapshot, search: str | None, *, betas: Sequence[str], recorded: str, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
     """Return the figure of the debias factors and the style of its place.
 
     With a run the panels are those of its own β, and its recorded factors stand beside.
     """
     selection = Selection.parse(search)
-    runs = library.chosen({"a": selection.a, "b": selection.b}.get(recorded))
+    runs = snapshot.chosen({"a": selection.a, "b": selection.b}.get(recorded))
     chosen = sorted(float(beta) for beta in betas)
     try:
         if runs:
             figure = debias(run=runs[0], theme=theme)
         elif recorded != "none":
-            figure = sentence(empty.no_run(library), theme)
+            figure = sentence(empty.no_run(snapshot), theme)
         else:
             figure = debias(chosen or None, theme=theme)
     except TrustlensError as error:

@@ -6,9 +6,10 @@ from typing import Any
 
 from dash import Dash, Input, Output
 
-from trustlens_dashboard import ids
 from trustlens_dashboard.components.graph import theme_name
+from trustlens_dashboard.frame import ids as frame
 from trustlens_dashboard.library import Library
+from trustlens_dashboard.pages.training import ids
 from trustlens_dashboard.pages.training import view as page
 
 
@@ -16,26 +17,26 @@ def register(app: Dash, library: Library) -> None:
     """Register the page's callbacks."""
 
     @app.callback(
-        Output(ids.TRAINING_RUNS, "data"),
-        Input(ids.URL, "search"),
-        Input(ids.LISTING, "data"),
+        Output(ids.RUNS, "data"),
+        Input(frame.URL, "search"),
+        Input(frame.LISTING, "data"),
     )
     def options(search: str, _listing: Any) -> Any:
-        return page.options(library, search)
+        return page.options(library.snapshot(), search)
 
     @app.callback(
-        Output(ids.TRAINING_GRAPH, "figure"),
-        Output(ids.TRAINING_GRAPH, "style"),
-        Output(ids.TRAINING_NAMES, "data"),
-        Output(ids.TRAINING_GRID, "rowData"),
-        Input(ids.URL, "search"),
-        Input(ids.CURSOR, "data"),
-        Input(ids.TRAINING_RUNS, "value"),
-        Input(ids.TRAINING_NAMES, "value"),
-        Input(ids.TRAINING_SCALE, "value"),
-        Input(ids.THEME, "data"),
+        Output(ids.GRAPH, "figure"),
+        Output(ids.GRAPH, "style"),
+        Output(ids.NAMES, "data"),
+        Output(ids.GRID, "rowData"),
+        Input(frame.URL, "search"),
+        Input(frame.CURSOR, "data"),
+        Input(ids.RUNS, "value"),
+        Input(ids.NAMES, "value"),
+        Input(ids.SCALE, "value"),
+        Input(frame.THEME, "data"),
     )
     def picture(search: str, _cursor: Any, more: Any, names: Any, scale: str, theme: str) -> Any:
         return page.picture(
-            library, search, more=more, names=names, scale=scale, theme=theme_name(theme)
+            library.snapshot(), search, more=more, names=names, scale=scale, theme=theme_name(theme)
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dash_mantine_components as dmc
 from dash import html
 
-from trustlens_dashboard import ids
 from trustlens_dashboard.components.graph import choice, graph
 from trustlens_dashboard.components.grid import NUMBER, grid
+from trustlens_dashboard.pages.training import ids
 
 
 def layout() -> html.Div:
@@ -17,7 +17,7 @@ def layout() -> html.Div:
             html.Div(
                 [
                     dmc.MultiSelect(
-                        id=ids.TRAINING_RUNS,
+                        id=ids.RUNS,
                         label="More runs",
                         placeholder="beside A and B",
                         searchable=True,
@@ -26,7 +26,7 @@ def layout() -> html.Div:
                         className="wide",
                     ),
                     dmc.MultiSelect(
-                        id=ids.TRAINING_NAMES,
+                        id=ids.NAMES,
                         label="What was logged",
                         placeholder="everything",
                         searchable=True,
@@ -35,16 +35,16 @@ def layout() -> html.Div:
                         className="wide",
                     ),
                     choice(
-                        ids.TRAINING_SCALE,
+                        ids.SCALE,
                         "Scale",
                         {"auto": "Auto", "log": "Log", "linear": "Linear"},
                     ),
                 ],
                 className="page-head bottom",
             ),
-            dmc.Paper(graph(ids.TRAINING_GRAPH), className="card"),
+            dmc.Paper(graph(ids.GRAPH), className="card"),
             grid(
-                ids.TRAINING_GRID,
+                ids.GRID,
                 [
                     {"field": "run", "headerName": "Run", "flex": 2, "minWidth": 180},
                     {"field": "name", "headerName": "Logged", "flex": 1, "minWidth": 130},

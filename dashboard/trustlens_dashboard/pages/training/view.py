@@ -13,22 +13,22 @@ from trustlens.figures._curves import curves
 from trustlens.figures.theme import ThemeName
 from trustlens_dashboard.components import empty
 from trustlens_dashboard.components.graph import placed, sentence
-from trustlens_dashboard.library import Library
+from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection
 
 
-def options(library: Library, search: str | None) -> list[dict[str, str]]:
+def options(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
     """Return the runs to choose from beside A and B."""
     selection = Selection.parse(search)
     return [
         {"value": entry.id, "label": entry.run.label}
-        for entry in library.entries()
+        for entry in snapshot.entries
         if entry.run is not None and entry.id not in (selection.a, selection.b)
     ]
 
 
 def picture(
-    library: Library,
+    snapshot: Snapshot,
     search: str | None,
     *,
     more: Sequence[str] | None,
@@ -37,9 +37,9 @@ def picture(
     theme: ThemeName,
 ) -> tuple[Any, ...]:
     """Return the figure, the style of its place, the names to choose from, and the table's rows."""
-    runs = _runs(library, search, more)
+    runs = _runs(snapshot, search, more)
     if not runs:
-        return sentence(empty.no_run(library), theme), {"height": "200px"}, [], []
+        return sentence(empty.no_run(snapshot), theme), {"height": "200px"}, [], []
     try:
         rows = [row for run in runs for row in table_rows(run)]
         logged = list(dict.fromkeys(str(row["name"]) for row in rows))
@@ -52,9 +52,9 @@ def picture(
     return *placed(figure, search, more, names, scale), logged, rows
 
 
-def _runs(library: Library, search: str | None, more: Sequence[str] | None) -> list[Run]:
+def _runs(snapshot: Snapshot, search: str | None, more: Sequence[str] | None) -> list[Run]:
     selection = Selection.parse(search)
-    return library.chosen(*dict.fromkeys((selection.a, selection.b, *(more or ()))))
+    return snapshot.chosen(*dict.fromkeys((selection.a, selection.b, *(more or ()))))
 
 
 def table_rows(run: Run) -> list[dict[str, Any]]:

@@ -1,0 +1,107 @@
+"""The row of controls above a page: run A, run B, the quantity."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import dash_mantine_components as dmc
+from dash import html, no_update
+
+from trustlens.figures.theme import assign_colors
+from trustlens.schema import QUANTITIES
+from trustlens_dashboard.components.graph import aria
+from trustlens_dashboard.frame import ids
+from trustlens_dashboard.library import Snapshot
+from trustlens_dashboard.selection import Selection, settle
+
+SHORTCUTS: Final = {"trust_ratio": "r", "weight_norm": "r₁", "direction_norm": "r₂"}
+"""The article's three quantities."""
+
+
+def toolbar() -> html.Div:
+    """Return the controls that choose what the pages show."""
+    return html.Div(
+        [
+            _run_select(ids.RUN_A, ids.DOT_A, "Run A", clearable=False),
+            _run_select(ids.RUN_B, ids.DOT_B, "Run B", clearable=True),
+            html.Div(
+                [
+                    dmc.Select(
+                        id=ids.QUANTITY,
+                        label="Quantity",
+                        data=[
+                            {"value": name, "label": f"{q.title} · {q.symbol}"}
+                            for name, q in QUANTITIES.items()
+                        ],
+                        searchable=True,
+                        allowDeselect=False,
+                        maxDropdownHeight=420,
+                        w=270,
+                    ),
+                    dmc.SegmentedControl(
+                        id=ids.SHORTCUT,
+                        data=[{"value": name, "label": sign} for name, sign in SHORTCUTS.items()],
+                        attributes={"root": aria(label="The article's three quantities")},
+                    ),
+                ],
+                id=ids.QUANTITY_BOX,
+                className="quantity-box",
+            ),
+        ],
+        id=ids.TOOLBAR,
+        className="toolbar",
+    )
+
+
+def _run_select(select_id: str, dot_id: str, label: str, *, clearable: bool) -> dmc.Select:
+    return dmc.Select(
+        id=select_id,
+        label=label,
+        placeholder="none",
+        searchable=True,
+        clearable=clearable,
+        allowDeselect=clearable,
+        leftSection=html.Span(id=dot_id, className="dot"),
+        nothingFoundMessage="No such run",
+        maxDropdownHeight=420,
+        w=300,
+    )
+
+
+def synchronise(
+    snapshot: Snapshot, search: str | None, chosen: Selection | None
+) -> tuple[Any, ...]:
+    """Return the address's query and what the toolbar shows, made to agree.
+
+    ``chosen`` is the user's choice in the toolbar; None if the address decides.
+    The query is ``no_update`` if it is right already.
+    """
+    entries = snapshot.entries
+    selection = settle(chosen or Selection.parse(search), entries)
+    wanted = selection.search()
+    options = [
+        {"value": entry.id, "label": entry.run.label} for entry in entries if entry.run is not None
+    ]
+    first, second = dots(snapshot, selection)
+    return (
+        wanted if wanted != search else no_update,
+        selection.a,
+        options,
+        selection.b or None,
+        options,
+        selection.quantity,
+        selection.quantity if selection.quantity in SHORTCUTS else "",
+        first,
+        second,
+    )
+
+
+def dots(snapshot: Snapshot, selection: Selection) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the style of the two coloured marks beside the runs' names."""
+    chosen = [run_id for run_id in (selection.a, selection.b) if run_id]
+    colors = dict(zip(chosen, assign_colors(snapshot.chosen(*chosen)), strict=False))
+    first, second = (
+        {"background": f"var(--tl-run-{colors[run_id]})"} if run_id in colors else {}
+        for run_id in (selection.a, selection.b)
+    )
+    return first, second
