@@ -22,7 +22,7 @@ from torch import nn
 import trustlens
 from trustlens.cli import main
 from trustlens.errors import UsageError
-from trustlens.recording.transfer import LINGER, WriterThread
+from trustlens.recording.writing.writer_thread import LINGER, WriterThread
 
 
 def two_layers() -> nn.Sequential:
@@ -180,7 +180,7 @@ def test_a_fork_leaves_the_files_to_the_process_that_recorded(tmp_path: Path) ->
     assert run.recorded_steps().tolist() == [1, 2, 3]
     assert len(run.metrics()) == 1
     assert run.status == "closed"  # by the end of the interpreter
-    assert "stopped" not in run.info.recorder
+    assert run.info.recording.stopped is None
 
 
 def test_layers_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_where_files_are_full_what_is_not_recorded_is_a_gap(tmp_path: Path) -> N
     run = trustlens.open_run(tmp_path / "run")
     steps = run.recorded_steps()
     assert 25 <= len(steps) < 500
-    gaps = [np.arange(first, last + 1) for first, last in run.info.recorder["gaps"]]
+    gaps = [np.arange(first, last + 1) for first, last in run.info.recording.gaps]
     np.testing.assert_array_equal(np.sort(np.concatenate([steps, *gaps])), np.arange(1, 501))
     assert len(run.missing()) == len(gaps)
     assert not list((tmp_path / "run").rglob(".*"))

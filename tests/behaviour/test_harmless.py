@@ -23,13 +23,14 @@ import trustlens
 from trustlens.optim import Lamb
 from trustlens.recording import recorder
 from trustlens.recording.hooks import optimizer as hooks
-from trustlens.recording.measuring import probe as watch
-from trustlens.recording.measuring.cached_plan import Plan
-from trustlens.recording.measuring.snapshots import Kept
+from trustlens.recording.measuring import layer_reader, measurement
+from trustlens.recording.measuring.cached_plan import CachedPlan
+from trustlens.recording.measuring.measurement import Measurement
+from trustlens.recording.measuring.probe import OptimizerProbe
+from trustlens.recording.measuring.snapshots import WeightSnapshots
 from trustlens.recording.statistics.cpu_backend import Compiled
-from trustlens.recording.transfer import WriterThread
 from trustlens.recording.writing import sink as output
-from trustlens.recording.writing.tables import Measured
+from trustlens.recording.writing.writer_thread import WriterThread
 from trustlens.store import table_writer as table
 from trustlens.store import writer
 from trustlens.store.writer import RunWriter
@@ -121,14 +122,14 @@ STAGES: dict[str, tuple[Any, str]] = {
     # before the step
     "find the layers of a new group": (recorder, "find_layers"),
     "say so in run.json": (writer, "write_info"),
-    "copy the weights": (Kept, "take"),
+    "copy the weights": (WeightSnapshots, "take"),
     # after it
-    "what the family did": (watch, "Stepped"),
-    "measure": (watch.Watch, "_sums"),
-    "measure again": (Plan, "measure"),
-    "plan": (Plan, "of"),
+    "what the family did": (layer_reader, "Stepped"),
+    "measure": (OptimizerProbe, "_backend"),
+    "measure again": (CachedPlan, "measure"),
+    "plan": (CachedPlan, "of"),
     "count elements": (Compiled, "measure_and_count"),
-    "send to the host": (watch, "send"),
+    "send to the host": (measurement, "send"),
     "make a record": (recorder, "StepRecord"),
     "hand it over": (WriterThread, "put"),
     # a step that the scaler left out
@@ -196,9 +197,9 @@ def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # 
     assert run.metrics()["value"].notna().sum() >= BEFORE
     if stage in GOES_ON:
         assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
-        assert "stopped" not in run.info.recorder
+        assert run.info.recording.stopped is None
     elif stage not in NOT_TOLD:
-        assert "injected" in run.info.recorder["stopped"]
+        assert "injected" in (run.info.recording.stopped or "")
 
 
 def test_a_failure_while_the_step_calls_its_closure(
@@ -219,7 +220,7 @@ def test_a_failure_while_the_step_calls_its_closure(
                 optimizer.step(closure)
         return weight.detach()
 
-    monkeypatch.setattr(Kept, "take_grads", _raising(RuntimeError("injected")))
+    monkeypatch.setattr(WeightSnapshots, "take_grads", _raising(RuntimeError("injected")))
     assert torch.equal(trained(None), trained(tmp_path))
     assert len(caplog.records) == 1
     assert "injected" in caplog.text
@@ -238,7 +239,7 @@ def test_an_interruption_in_a_hook_is_the_users_own(
                     training.optimizer.step()
         training.optimizer.step()
     run = trustlens.open_run(tmp_path)
-    assert "stopped" not in run.info.recorder
+    assert run.info.recording.stopped is None
     weights = run.matrix("weight_norm")["group0.param0"]
     assert weights.notna().all()
     assert not training.optimizer._optimizer_step_pre_hooks
@@ -248,7 +249,7 @@ def _held(shape: tuple[int, ...] = (13, 7)) -> int:
     """Count the tensors of a layer's shape, and what was measured and not yet written."""
     gc.collect()
     return sum(
-        type(each) is Measured or (type(each) is Tensor and tuple(each.shape) == shape)
+        type(each) is Measurement or (type(each) is Tensor and tuple(each.shape) == shape)
         for each in gc.get_objects()
     )
 

@@ -8,8 +8,9 @@ import torch
 import trustlens
 from trustlens.errors import UsageError
 from trustlens.recording.measuring.layers import find_layers
-from trustlens.recording.measuring.probe import Watch
-from trustlens.recording.writing.tables import MetricRecord, tables
+from trustlens.recording.measuring.probe import OptimizerProbe
+from trustlens.recording.writing.records import MetricRecord
+from trustlens.recording.writing.tables import tables
 
 
 def test_momentum_of_sparse_gradients_is_recorded(tmp_path):
@@ -50,15 +51,15 @@ def test_no_tensors_of_the_whole_models_size():
     # Adafactor's direction is a float64 tensor: of one layer at a time, not of all.
     parameters = [torch.nn.Parameter(torch.ones(1 << 10, 1 << 10)) for _ in range(6)]
     optimizer = torch.optim.Adafactor(parameters, lr=0.01)
-    watch = Watch(optimizer)
-    watch.follow([(i, layer) for i, layer in enumerate(find_layers([optimizer], None))])
+    probe = OptimizerProbe(optimizer)
+    probe.follow([(i, layer) for i, layer in enumerate(find_layers([optimizer], None))])
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    watch.before(((optimizer,), {}), measure=True, histograms=False)
-    watch._kept.follow([layer for _, layer in watch._layers])  # as if there were no copies
+    probe.before(((optimizer,), {}), measure=True, histograms=False)
+    probe._snapshots.follow([layer for _, layer in probe._layers])  # as if there were no copies
     with torch.no_grad(), torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        watch.after(histograms=False)
+        probe.after(histograms=False)
     held = most = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":

@@ -145,8 +145,8 @@ def test_a_run_whose_optimizer_had_stepped_before_it(tmp_path: Path) -> None:
         third.train(14, recorder)
     assert_same(tmp_path / "run", tmp_path / "straight")
     with Job().record(tmp_path / "straight", resume=True):
-        recorded = trustlens.open_run(tmp_path / "straight").info.recorder
-        assert recorded["optimizer_steps_before"] == [5]
+        recorded = trustlens.open_run(tmp_path / "straight").info.recording
+        assert recorded.optimizer_steps_before == (5,)
 
 
 PROCESS = """

@@ -17,7 +17,7 @@ from torch import nn
 import trustlens
 from support.interrupted import Job, contents
 from trustlens.errors import RunError, UsageError
-from trustlens.recording import step_counter as resume
+from trustlens.recording import resume
 from trustlens.store.repair import repair
 from trustlens.store.segments import rollback as rewind
 from trustlens.store.writer import RunWriter
@@ -56,7 +56,7 @@ def test_a_rewind_is_not_dropped_and_does_not_wait(
     monkeypatch.setattr(RunWriter, "flush", hanging)
     job = Job()
     recorder = job.record(tmp_path / "run")
-    recorder._thread._capacity = 3
+    recorder._pipeline._thread._capacity = 3
     job.train(4, recorder)
     assert begun.wait(10)
     job.train(8)
@@ -64,7 +64,7 @@ def test_a_rewind_is_not_dropped_and_does_not_wait(
     disk.set()
     recorder.close()
     run = trustlens.open_run(tmp_path / "run")
-    assert run.info.recorder["dropped"] > 0
+    assert run.info.recording.dropped > 0
     assert run.last_step == 1
 
 
@@ -227,7 +227,7 @@ def test_what_was_lost_stays_told_and_what_ended_it_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lose(recorder: trustlens.Recorder, rows: int) -> None:
-        recorder._thread.dropped += rows
+        recorder._pipeline._thread.dropped += rows
 
     def fail(*_: Any) -> None:
         raise RuntimeError("injected")
@@ -242,13 +242,13 @@ def test_what_was_lost_stays_told_and_what_ended_it_does_not(
             first.train(3, recorder)
             recorder.flush()
     assert "injected" in caplog.text
-    told = trustlens.open_run(tmp_path).info.recorder
-    assert (told["dropped"], told["stopped"]) == (3, "RuntimeError: injected")
+    told = trustlens.open_run(tmp_path).info.recording
+    assert (told.dropped, told.stopped) == (3, "RuntimeError: injected")
     with first.record(tmp_path, resume=True) as recorder:
         lose(recorder, 2)
-    told = trustlens.open_run(tmp_path).info.recorder
-    assert told["dropped"] == 5
-    assert "stopped" not in told
+    told = trustlens.open_run(tmp_path).info.recording
+    assert told.dropped == 5
+    assert told.stopped is None
 
 
 def test_a_count_that_lies_on_an_accelerator_is_read_as_a_run_is_resumed_only(
@@ -273,7 +273,7 @@ def test_a_count_that_lies_on_an_accelerator_is_read_as_a_run_is_resumed_only(
         recorder.load_state_dict({"step": 4})
         first.train(7, recorder)
         assert recorder.step == 5
-    assert trustlens.open_run(tmp_path).info.recorder["optimizer_steps_before"] == [2]
+    assert trustlens.open_run(tmp_path).info.recording.optimizer_steps_before == (2,)
 
 
 def _kept(where: str, step: Any) -> torch.optim.Optimizer:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import nn
 import trustlens
 from trustlens.element_bins import element_counts
 from trustlens.errors import UsageError
-from trustlens.recording.transfer import WriterThread
+from trustlens.recording.writing.writer_thread import WriterThread
 
 
 def small_model() -> nn.Sequential:
@@ -42,12 +41,6 @@ def train(
         loss.backward()
         optimizer.step()
         after(loss)
-
-
-@pytest.fixture(autouse=True)
-def _no_recorder_is_left() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 def test_a_run_is_recorded_whole(tmp_path: Path) -> None:

@@ -1,24 +1,18 @@
-"""What is given to `record`: checked, and told in words that ``run.json`` can hold."""
+"""Check the arguments of `record`."""
 
 from __future__ import annotations
 
 import math
 import os
-import platform
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from trustlens._version import __version__
 from trustlens.errors import UsageError
 from trustlens.recording.unwrap import calls_hooks, unwrapped
-from trustlens.store.layout import LayerInfo, OptimizerInfo, RunInfo
 from trustlens.store.remote_location import RemotePlace
 from trustlens.store.segments.precision import MANTISSA
 
@@ -40,7 +34,7 @@ def checked_optimizers(given: Any) -> list[Optimizer]:
 
 
 def check_options(**given: Any) -> None:
-    """Raise UsageError if what ``record`` was given beside the optimizers is not of its kind."""
+    """Raise UsageError if an argument of ``record`` (optimizers aside) has a wrong value."""
     for name, value in given.items():
         fits, wanted = _OPTIONS[name]
         if not fits(value):
@@ -84,7 +78,7 @@ _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "a list of listeners",
     ),
 }
-"""What each option may be: a test, and the words for it."""
+"""For each option: a test of its value, and what to give, for the error message."""
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -108,52 +102,3 @@ def _check_optimizer(optimizer: Any) -> None:
         raise UsageError(
             f"this {type(optimizer).__name__} is being recorded already; close that recorder first"
         )
-
-
-def describe(optimizer: Optimizer, family: str, variant: str | None) -> OptimizerInfo:
-    """Return what ``run.json`` says of an optimizer of that family."""
-    kind = type(optimizer)
-    hidden = {"params", "param_names"}
-    groups = tuple(
-        plain({key: value for key, value in group.items() if key not in hidden})
-        for group in optimizer.param_groups
-    )
-    return OptimizerInfo(f"{kind.__module__}.{kind.__qualname__}", groups, family, variant)
-
-
-def describe_run(
-    name: str,
-    optimizers: Sequence[OptimizerInfo],
-    layers: Sequence[LayerInfo],
-    config: Mapping[str, Any],
-    **recorder: Any,
-) -> RunInfo:
-    """Return what ``run.json`` says of a run that begins now."""
-    return RunInfo(
-        name=name,
-        created=datetime.now(UTC).isoformat(),
-        optimizers=tuple(optimizers),
-        layers=tuple(layers),
-        config=plain(config),
-        versions={
-            "trustlens": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        recorder=recorder,
-    )
-
-
-def plain(value: Any) -> Any:
-    """Return the value as JSON can hold it; what it cannot hold becomes text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no NaN and no infinity
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)

@@ -1,17 +1,15 @@
-"""`record`: hooks → statistics → transfer → store.
+"""`record`: from the hooks of an optimizer to the files of a run.
 
-The hooks do what must be done while the step happens: keep what it overwrites, measure after it,
-hand the sums to the writer thread. They never raise and never wait for a device.
+The hooks do what must be done during the step: copy what it overwrites, measure after it, and hand
+the sums to the writer thread. They never raise and never wait for a device.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,29 +17,33 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trustlens.recording.description import describe_optimizer, describe_run
 from trustlens.recording.hooks.failsafe import Failsafe
-from trustlens.recording.hooks.optimizer import Call
+from trustlens.recording.hooks.optimizer import Call, StepHooks
 from trustlens.recording.measuring.layers import find_layers
-from trustlens.recording.measuring.probe import Watch
-from trustlens.recording.options import (
-    BEING_RECORDED,
-    check_options,
-    checked_optimizers,
-    describe,
-    describe_run,
-)
+from trustlens.recording.measuring.measurement import Measurement, send_to_host
+from trustlens.recording.measuring.probe import OptimizerProbe
+from trustlens.recording.options import BEING_RECORDED, check_options, checked_optimizers
+from trustlens.recording.resume import has_state, own_count, progress_of
 from trustlens.recording.step_clock import StepClock
-from trustlens.recording.step_counter import Course, Rewind, checked_state
-from trustlens.recording.transfer import NoRoomError, Parcel, WriterThread, host_scalar
-from trustlens.recording.writing.sink import Listener, Output
-from trustlens.recording.writing.tables import Measured, MetricRecord, Record, StepRecord
-from trustlens.store.gaps import DROPPED, dropped
-from trustlens.store.layout import LayerInfo, OptimizerInfo, storable
+from trustlens.recording.step_counter import (
+    Event,
+    Gap,
+    Position,
+    Progress,
+    Rollback,
+    State,
+    StepCounter,
+    StepsBefore,
+    checked_state,
+)
+from trustlens.recording.transfer import NoRoomError, Parcel, host_scalar
+from trustlens.recording.writing.pipeline import WritePipeline, open_for_writing
+from trustlens.recording.writing.records import MetricRecord, StepRecord
+from trustlens.recording.writing.sink import Listener
 from trustlens.store.location import Place, place
-from trustlens.store.remote.staging import SESSION, kept_if_well, prepared
-from trustlens.store.remote.uploader import Mirror
+from trustlens.store.run_info import LayerInfo, OptimizerInfo, RecordingInfo, storable
 from trustlens.store.segments.precision import MANTISSA
-from trustlens.store.writer import RunWriter
 
 
 def record(
@@ -58,57 +60,60 @@ def record(
     precision: int | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Recorder:
-    """Record what an optimizer does to each layer, from now on.
+    """Record what an optimizer does to each layer, from the next step on.
 
-    The training is bit for bit what it is without. Weights are copied only where what a step
-    changed cannot be told from what is there after it. Until it is closed, at the end of the
-    process at the latest, a recorder holds on to its optimizers.
+    Training results are bit-identical to training without the recorder. Weights are copied before a
+    step only if what the step changed cannot be reconstructed from the state after it. The recorder
+    keeps a reference to the optimizers until it is closed, at the latest when the process ends.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer or sequence of them
-        The optimizer, or the optimizers of one model. They stay the user's own.
+        The optimizer, or the optimizers of one model. They are used as before.
     directory : str or path
-        Where the run is written; made if it is not there. It must not hold a run, unless
+        Where the run is written; created if it does not exist. It must not hold a run, unless
         ``resume``. It may be an address such as ``s3://bucket/runs/lamb``: then the run is written
-        to this machine's disk and uploaded meanwhile.
+        to this machine's disk and uploaded in the background.
     model : torch.nn.Module, optional
         Gives the layers their names.
     name : str, optional
-        The run's name; that of the directory if not given.
+        The run's name; by default that of the directory.
     config : mapping, optional
-        Anything JSON can hold, kept in ``run.json``.
+        Anything JSON can hold, stored in ``run.json``.
     every : int
-        Record the layers at the first step and every so many after it.
+        Record the layers at step 1 and at every ``every``-th step after it.
     histograms_every : int
-        Record element histograms of weights, gradients and updates likewise; 0 for never. The
-        layers are recorded at these steps too.
+        Record element histograms of weights, gradients and updates in the same way; 0 for never.
+        The layers are recorded at these steps too.
     resume : bool
-        Go on with the run that the directory holds, if it holds one: from the step that
-        :meth:`Recorder.load_state_dict` says; else, as the first step is done, from the one that
-        the optimizer's own count of steps tells; else, where it keeps none (SGD), from the last
-        recorded one. Rows behind it are taken away, since they will come again; the files that
-        held them are kept in the run's folder ``.replaced``. Name and config stay unless given.
+        Continue the run in the directory, if there is one. The step to continue from is, in order
+        of preference: the one passed to :meth:`Recorder.load_state_dict`; the one implied by the
+        optimizer's own step count when the first step is done; the last recorded step, if the
+        optimizer keeps no count (SGD). Rows after that step are removed, so that every (step,
+        layer) appears once; the files that held them are kept in the run's folder ``.replaced``.
+        The run keeps its name and config unless new ones are given.
     fsync : bool
-        Wait, on the writer's thread, until what is written is on the disk: about once a second.
-        What was written outlives the process in any case, and with this a loss of power too.
+        Have the writer thread wait about once a second until the rows are on the disk. Rows that
+        were written survive the death of the process in any case, and with ``fsync`` also a loss of
+        power.
     precision : int, optional
-        Bits of their mantissas that the floats of ``layers`` keep, from 1 to 23: all 23 if not
-        given. With 12 a value is off by 0.0123 % at most, and the files are 40 % smaller.
+        Mantissa bits that the floats of ``layers`` keep, from 1 to 23; by default all 23. With 12
+        the relative error is 0.0123 % at most, and the files are 40 % smaller.
     listeners : sequence of Listener
-        Others that receive the rows live, such as ``trustlens.export.TensorBoardListener``.
+        Others that receive the rows while they are recorded, such as
+        ``trustlens.export.TensorBoardListener``.
 
     Returns
     -------
     Recorder
-        To log metrics and to close; a context manager.
+        Logs metrics and closes the run; a context manager.
 
     Raises
     ------
     UsageError
-        The optimizer is none, has no parameters or is being recorded already; the directory
-        holds a run (without ``resume``), is being recorded into or cannot be written; the run to
-        be resumed has a layer of another shape; an option is of another kind, or out of range.
+        ``optimizer`` is not an optimizer, has no parameters or is being recorded already; the
+        directory holds a run (without ``resume``), is being recorded into or cannot be written; a
+        layer of the run to be resumed has another shape; an option has a wrong type or value.
     RunError
         The run to be resumed cannot be read.
 
@@ -145,7 +150,16 @@ def record(
 
 
 class Recorder:
-    """Records until it is closed. Made by :func:`record`."""
+    """Records the steps of one or more optimizers until it is closed.
+
+    Created by :func:`record`. It is a context manager that closes itself, and its
+    :meth:`state_dict` belongs in the checkpoints of a training that may be resumed.
+
+    Attributes
+    ----------
+    directory : Path or address
+        Where the run is written.
+    """
 
     def __init__(
         self,
@@ -167,67 +181,52 @@ class Recorder:
         self._every = every
         self._histograms_every = histograms_every
         self._safely = Failsafe(directory, self._release)
-        self._watches = [Watch(optimizer) for optimizer in optimizers]
-        # Only ever grows: what waits for the writer thread names its layers by their place here.
-        self._names: list[str] = []
-        local, lock = prepared(directory, resume=resume)
-        with kept_if_well(lock):
-            self._course = Course(
-                local, self._watches, put=self._put, note=self._note, warn=self._safely.warn
-            )
-            info = describe_run(
-                name or (directory.absolute() if isinstance(directory, Path) else directory).name,
-                self._described(),
-                self._follow(),
-                config or {},
+        self._probes = [OptimizerProbe(optimizer) for optimizer in optimizers]
+        # Only ever grows: records that wait for the writer thread name layers by their index here.
+        self._layer_names: list[str] = []
+        # Work that needs a step number, and the optimizer whose number it is: None for the run's.
+        self._waiting: list[tuple[int | None, Callable[[], None]]] = []
+        counts = [own_count(optimizer) or 0 for optimizer in optimizers]
+        info = describe_run(
+            name or (directory.absolute() if isinstance(directory, Path) else directory).name,
+            self._describe_optimizers(),
+            self._follow_layers(),
+            config or {},
+            RecordingInfo(
                 every=every,
                 histograms_every=histograms_every,
                 precision=MANTISSA if precision is None else precision,
-                statistics=", ".join(
-                    sorted({name for each in self._watches for name in each.statistics})
-                ),
-                **({} if lock is None else {SESSION: lock.session}),
-                **self._course.noted,
-            )
-            stays = [key for key, given in (("name", name), ("config", config)) if given is None]
-            resumed = partial(self._course.resume, new=info, stays=stays)
-            self._store = RunWriter(
-                local,
-                info,
-                resume=resumed if resume else None,
-                fsync=fsync,
-                precision=precision,
-            )
-        self._mirror = None if lock is None else Mirror(local, lock)
-        self._clock = StepClock(self._course.last_time)
-        self._output = Output(
-            self._store, self._names, listeners, self._safely.warn, several=len(optimizers) > 1
+                statistics=", ".join(sorted({s for each in self._probes for s in each.statistics})),
+                optimizer_steps_before=tuple(counts),
+            ),
         )
-        self._thread: WriterThread[Record | Rewind] = WriterThread(self._output.write)
-        for watch in self._watches:
-            self._attach(watch)
-            BEING_RECORDED.add(watch.optimizer)
-            if not watch.family.name:
-                self._safely.warn(
-                    f"trustlens does not know {type(watch.optimizer).__name__}: what it does is "
-                    "measured, with a copy of the weights and gradients; what cannot be told is "
-                    "recorded as null"
-                )
+        keep = [key for key, given in (("name", name), ("config", config)) if given is None]
+        run = open_for_writing(
+            directory, info, resume=resume, keep=keep, fsync=fsync, precision=precision
+        )
+        self._steps = StepCounter(counts, run.history)
+        self._clock = StepClock(self._steps.last_time)
+        self._pipeline = WritePipeline(run, self._layer_names, listeners, self._safely)
+        for number in range(len(self._probes)):
+            self._attach(number)
         atexit.register(self.close)
 
     @property
     def step(self) -> int:
-        """The last optimizer step's number, as a resumed run can tell by now; 0 before any."""
-        return self._course.step
+        """Number of the last optimizer step; 0 before the first.
+
+        Before the first step of a resumed run it is the best estimate from what was loaded so far.
+        """
+        return self._position().step
 
     def log(self, /, **values: float | Tensor) -> None:
-        """Record metrics of the step that was done last.
+        """Record metrics of the last step.
 
         Parameters
         ----------
         **values
             One number each: a Python or numpy number, or a tensor of one element on any device,
-            which is taken without waiting. What is no number is left out, with one warning.
+            which is read without waiting. Other values are left out, with one warning.
         """
         self._safely(lambda: self._log(values))
 
@@ -237,17 +236,18 @@ class Recorder:
         Returns
         -------
         dict
-            ``step``, and ``own``, the count of each optimizer: plain integers. With
+            ``step``, and ``own``, the last step of each optimizer: plain integers. With
             :meth:`load_state_dict` it makes the recorder a ``Stateful`` of
             ``torch.distributed.checkpoint``.
         """
-        return {"step": self.step, "own": self._course.own}
+        step, own = self._position()
+        return {"step": step, "own": own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's step, in a resumed run or in mid-run; it does not wait.
+        """Continue after a checkpoint's step, in a resumed run or during a run; does not wait.
 
-        Rows behind that step are taken away, since they will come again; the files that held them
-        are kept in the run's folder ``.replaced``.
+        Rows after that step are removed, so that every (step, layer) appears once; the files that
+        held them are kept in the run's folder ``.replaced``.
 
         Parameters
         ----------
@@ -257,48 +257,35 @@ class Recorder:
         Raises
         ------
         UsageError
-            It has no ``step`` that is a whole number of 0 or more.
+            It has no ``step`` that is an integer of 0 or more.
         """
-        own = checked_state(state_dict, len(self._watches))
-        self._safely(lambda: self._course.go_to(own))
+        own = checked_state(state_dict, len(self._probes))
+        self._safely(lambda: self._apply(self._steps.go_to(own)))
 
     def flush(self) -> None:
         """Wait until everything recorded so far is in files that a reader sees.
 
-        Of a run on an object store, as long as ten seconds at the most: it may not answer.
+        For a run on an object store, wait at most 10 s for the upload.
         """
         if not self._safely.over and not self._safely.is_fork:
-            self._thread.flush()
-            self._look_at_thread()
-            if self._mirror is not None:
-                self._mirror.flush()
+            self._pipeline.flush()
 
     def close(self) -> None:
-        """Take the hooks off, write what is left, seal the run. Closing twice does nothing.
+        """Remove the hooks, write what is left and seal the run. Closing twice does nothing.
 
-        A run on an object store is uploaded; what it takes in no more, for a minute, stays here.
+        For a run on an object store, wait for the upload; give up after 60 s without progress and
+        keep the rest on this machine.
         """
         if self._safely.over:
             return
-        self._safely(self._course.end)
+        self._safely(self._end_waiting)
         self._safely.over = True
         atexit.unregister(self.close)
-        for watch in self._watches:
-            watch.detach()
-            BEING_RECORDED.discard(watch.optimizer)
-        if self._safely.is_fork:
-            return  # a fork's copy: the files are the other process's
-        self._thread.close()
-        self._look_at_thread()
-        count = dropped(self._store.info) + self._thread.dropped
-        lost: dict[str, Any] = {DROPPED: count} if count else {}
-        if self._safely.failure is not None:
-            lost["stopped"] = self._safely.failure
-        now = datetime.now(UTC).isoformat()
-        self._safely.at_last(self._output.close)
-        self._safely.at_last(lambda: self._store.close(self._store.info.closed_at(now, **lost)))
-        if self._mirror is not None:
-            self._safely.at_last(self._mirror.close)
+        for probe in self._probes:
+            probe.detach()
+            BEING_RECORDED.discard(probe.optimizer)
+        if not self._safely.is_fork:  # in a forked process the files are the other process's
+            self._pipeline.close()
 
     def __enter__(self) -> Self:
         return self
@@ -311,71 +298,144 @@ class Recorder:
     ) -> None:
         self.close()
 
-    # In the step: never raise, never wait.
-
-    def _attach(self, watch: Watch) -> None:
-        watch.attach(
+    def _attach(self, number: int) -> None:
+        probe = self._probes[number]
+        hooks = StepHooks(
+            probe.optimizer,
             self._safely,
-            before=lambda call: self._before(watch, call),
-            after=lambda: self._after(watch),
-            skipped=lambda: self._course.when_known(watch, lambda: self._stepped(watch, [], 1.0)),
+            before=lambda call: self._before(number, call),
+            after=lambda: self._after(number),
+            skipped=lambda: self._skipped(number),
             captured=lambda: self._safely.warn(
                 "trustlens does not record steps captured in a CUDA graph, whose replays run no "
                 "Python; to record them, leave optimizer.step() out of the graph"
             ),
         )
+        probe.attach(hooks)
+        BEING_RECORDED.add(probe.optimizer)
+        if not probe.family.name:
+            self._safely.warn(
+                f"trustlens does not know {type(probe.optimizer).__name__}: what it does is "
+                "measured, with a copy of the weights and gradients; quantities that cannot be "
+                "measured are recorded as null"
+            )
 
-    def _before(self, watch: Watch, call: Call) -> Call | None:
-        known, step = self._course.known(watch), watch.step + 1
-        histograms = _due(step, self._histograms_every) if known else self._histograms_every > 0
-        measure = histograms or not known or _due(step, self._every)
-        if measure and watch.has_changed:
-            layers = self._follow(self._store.info.layers)
-            described = self._described()
-            self._store.change_info(lambda info: replace(info, layers=layers, optimizers=described))
-        return watch.before(call, measure=measure, histograms=histograms)
+    # Called by the hooks, through the failsafe, in the order of a step. They must not wait.
 
-    def _after(self, watch: Watch) -> None:
-        self._course.known_after(watch)
-        histograms = _due(watch.step + 1, self._histograms_every)
-        due = histograms or _due(watch.step + 1, self._every)
+    def _before(self, number: int, call: Call) -> Call | None:
+        probe = self._probes[number]
+        self._find_step()
+        known, step = self._steps.is_known(number), self._steps.next_step(number)
+        histograms = _is_due(step, self._histograms_every) if known else self._histograms_every > 0
+        measure = histograms or not known or _is_due(step, self._every)
+        if measure and probe.has_changed:
+            layers = self._follow_layers(self._pipeline.info.layers)
+            optimizers = self._describe_optimizers()
+            self._pipeline.change_info(
+                lambda info: replace(info, layers=layers, optimizers=optimizers)
+            )
+        return probe.before(call, measure=measure, histograms=histograms)
+
+    def _after(self, number: int) -> None:
+        probe = self._probes[number]
+        if not self._steps.is_known(number):
+            self._apply(self._steps.after_step(number, has_state=has_state(probe.optimizer)))
+        step = self._steps.next_step(number)
+        histograms = _is_due(step, self._histograms_every)
+        due = histograms or _is_due(step, self._every)
         try:
-            skipped = watch.skipped()
-            measured = [] if skipped == 1.0 else watch.after(histograms=histograms)
+            skipped = probe.skipped()
+            measured = [] if skipped == 1.0 else probe.after(histograms=histograms)
+            sent = [send_to_host(each) for each in measured] if due else []
         except NoRoomError:
-            self._stepped(watch, None, 0.0)
+            self._count_step(number, None, 0.0)
         else:
-            self._stepped(watch, measured if due else [], skipped)
+            self._count_step(number, sent, skipped)
 
-    def _stepped(
-        self, watch: Watch, measured: Sequence[Measured] | None, skipped: float | Parcel
+    def _skipped(self, number: int) -> None:
+        self._find_step()
+        self._when_known(number, lambda: self._count_step(number, [], 1.0))
+
+    def _count_step(
+        self, number: int, measured: Sequence[Measurement[Parcel]] | None, skipped: float | Parcel
     ) -> None:
-        watch.step += 1  # not before the step: a closure may have raised, and then there was none
-        first = watch.step > self.step
-        self._course.step = max(self.step, watch.step)
+        # Only after the step: a closure may raise in it, and then there was none.
+        step, first = self._steps.count(number)
         if measured is None:
-            self._drop()
-        else:
-            step = StepRecord(watch.step, self._clock.now(), first, measured, skipped)
-            self._put(step, sum(part.nbytes for part in measured))
-        self._look_at_thread()
+            self._pipeline.drop()
+            return
+        record = StepRecord(step, self._clock.now(), first, measured, skipped)
+        self._pipeline.put(record, sum(part.nbytes for part in measured))
 
-    def _described(self) -> tuple[OptimizerInfo, ...]:
+    # Step numbers: see StepCounter.
+
+    def _position(self) -> Position:
+        if self._steps.state is State.UNKNOWN:
+            return self._steps.position(self._progress(wait=True))
+        return self._steps.position()
+
+    def _find_step(self) -> None:
+        """Find out, before a step, which number it has, if that is not known and can be."""
+        if self._steps.state is not State.COUNTING:
+            # Where the run is resumed, reading a count on an accelerator waits for it, once.
+            self._apply(self._steps.before_step(self._progress(wait=self._steps.is_resumed)))
+
+    def _progress(self, *, wait: bool) -> list[Progress]:
+        return [progress_of(probe.optimizer, wait=wait) for probe in self._probes]
+
+    def _apply(self, events: Sequence[Event]) -> None:
+        for event in events:
+            match event:
+                case Rollback():
+                    self._pipeline.put(event)
+                case Gap(after, until):
+                    self._safely.warn(
+                        f"trustlens: '{self.directory}' continues after step {until}, but has rows "
+                        f"up to step {after} only: the steps between are missing"
+                    )
+                case StepsBefore(counts):
+                    self._pipeline.change_info(
+                        lambda info, counts=counts: info.change_recording(
+                            optimizer_steps_before=counts
+                        )
+                    )
+        self._do_waiting()
+
+    def _when_known(self, number: int | None, work: Callable[[], None]) -> None:
+        """Do some work once the step of an optimizer, or of the run (None), is known."""
+        self._waiting.append((number, work))
+        self._do_waiting()
+
+    def _do_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for number, work in waiting:
+            run_known = self._steps.state is not State.UNKNOWN
+            if run_known if number is None else self._steps.is_known(number):
+                work()
+            else:
+                self._waiting.append((number, work))
+
+    def _end_waiting(self) -> None:
+        """Do what still waits: no step comes any more."""
+        for _, work in self._waiting:
+            work()
+
+    def _describe_optimizers(self) -> tuple[OptimizerInfo, ...]:
         return tuple(
-            describe(watch.optimizer, watch.family.name, watch.family.variant)
-            for watch in self._watches
+            describe_optimizer(probe.optimizer, probe.family.name, probe.family.variant)
+            for probe in self._probes
         )
 
-    def _follow(self, before: Sequence[LayerInfo] = ()) -> tuple[LayerInfo, ...]:
-        """Have each optimizer's watch follow its layers; return all, those of before at the end."""
-        layers = find_layers([watch.optimizer for watch in self._watches], self._model)
+    def _follow_layers(self, before: Sequence[LayerInfo] = ()) -> tuple[LayerInfo, ...]:
+        """Give each probe its layers; return all layers, then those of ``before`` that are gone."""
+        layers = find_layers([probe.optimizer for probe in self._probes], self._model)
         present = {layer.info.name for layer in layers}
-        old = set(self._names)
-        self._names += [at.info.name for at in layers if at.info.name not in old]
-        places = {name: place for place, name in enumerate(self._names)}
-        for number, watch in enumerate(self._watches):
+        old = set(self._layer_names)
+        self._layer_names += [at.info.name for at in layers if at.info.name not in old]
+        index_of = {name: index for index, name in enumerate(self._layer_names)}
+        for number, probe in enumerate(self._probes):
             own = [layer for layer in layers if layer.info.optimizer == number]
-            watch.follow([(places[layer.info.name], layer) for layer in own])
+            probe.follow([(index_of[layer.info.name], layer) for layer in own])
         gone = [info for info in before if info.name not in present]
         return (*(layer.info for layer in layers), *gone)
 
@@ -385,36 +445,15 @@ class Recorder:
             try:
                 taken[storable(name)] = host_scalar(value)
             except NoRoomError:
-                self._drop()
+                self._pipeline.drop()
             except Exception as error:  # noqa: BLE001 — one bad value does not end the recording
                 self._safely.warn(f"trustlens: log got {name}={error}; give one number", about=name)
-        self._course.when_known(None, lambda: self._put(MetricRecord(self.step, taken)))
-
-    def _note(self, **recorder: Any) -> None:
-        self._store.change_info(lambda info: replace(info, recorder={**info.recorder, **recorder}))
-
-    def _put(self, item: Record | Rewind, nbytes: int = 0) -> None:
-        if not self._thread.put(item, nbytes, always=isinstance(item, Rewind)):
-            self._tell_that_steps_are_lost()
-
-    def _drop(self) -> None:
-        self._thread.drop()
-        self._tell_that_steps_are_lost()
-
-    def _tell_that_steps_are_lost(self) -> None:
-        self._safely.warn(
-            f"trustlens: writing to '{self.directory}' is slower than the training; "
-            "some steps are not recorded (run.json will say how many)"
-        )
-
-    def _look_at_thread(self) -> None:
-        if self._thread.failure is not None:
-            self._safely.fail(self._thread.failure)
+        self._when_known(None, lambda: self._pipeline.put(MetricRecord(self.step, taken)))
 
     def _release(self) -> None:
-        for watch in self._watches:
-            watch.release()
+        for probe in self._probes:
+            probe.release()
 
 
-def _due(step: int, every: int) -> bool:
+def _is_due(step: int, every: int) -> bool:
     return every > 0 and (step - 1) % every == 0

@@ -1,0 +1,84 @@
+"""What says from which step a resumed run continues: its files, and its optimizers' states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trustlens.recording.optimizers import is_on_accelerator
+from trustlens.recording.step_counter import History, Progress
+from trustlens.store.reader import read_table
+from trustlens.store.run_info import RunInfo
+
+
+def read_history(directory: Path, info: RunInfo, optimizers: int) -> History:
+    """Return what the files of a run say about its steps, for that many optimizers.
+
+    Raises
+    ------
+    RunError
+        A file is damaged.
+    """
+    steps = read_table(directory, "steps")
+    last = max(steps["step"].to_pylist(), default=0)
+    last_of_each = [last] * optimizers
+    if optimizers > 1 and info.recording.every == 1:
+        # An optimizer may have done fewer steps. (A process that died may also have left rows of
+        # layers of a step that is not in `steps`: that step does not count.)
+        rows = _last_rows(directory, info, optimizers)
+        last_of_each = [min(step, last) for step in rows]
+    before = (*info.recording.optimizer_steps_before, *[0] * optimizers)
+    return History(
+        last=last,
+        last_of_each=tuple(last_of_each),
+        skipped=tuple(sorted(steps.filter(steps["skipped"])["step"].to_pylist())),
+        steps_before=before[:optimizers],
+        last_time=max(steps["time"].cast("int64").to_pylist(), default=0),
+    )
+
+
+def _last_rows(directory: Path, info: RunInfo, optimizers: int) -> list[int]:
+    """Return the last step with rows of each optimizer's layers."""
+    rows = read_table(directory, "layers", ["step", "layer"])
+    lasts = rows.group_by("layer").aggregate([("step", "max")])
+    last = dict(zip(lasts["layer"].to_pylist(), lasts["step_max"].to_pylist(), strict=True))
+    own = [(layer.optimizer, last.get(layer.name, 0)) for layer in info.layers]
+    return [
+        max((step for step_of, step in own if step_of == i), default=0) for i in range(optimizers)
+    ]
+
+
+def progress_of(optimizer: Optimizer, *, wait: bool) -> Progress:
+    """Return what an optimizer's state says about the steps that it has done.
+
+    A count that is on an accelerator is read only if ``wait``: reading it synchronizes.
+    """
+    return Progress(own_count(optimizer, wait=wait), has_state(optimizer))
+
+
+def own_count(optimizer: Optimizer, *, wait: bool = True) -> int | None:
+    """Return how many steps an optimizer has done by its own count.
+
+    This is the largest count that it keeps for itself, for a layer or for a group. None if it keeps
+    none, or if the count is on an accelerator and ``wait`` is false: reading it synchronizes.
+    """
+    holders: list[Any] = [optimizer.state, *optimizer.state.values(), *optimizer.param_groups]
+    given = [holder.get("step") for holder in holders if isinstance(holder, Mapping)]
+    numbers = [
+        one
+        for one in given
+        if isinstance(one, (int, float)) or (isinstance(one, Tensor) and one.numel() == 1)
+    ]
+    if not numbers or (not wait and any(is_on_accelerator(one) for one in numbers)):
+        return None
+    return max(int(one) for one in numbers)
+
+
+def has_state(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer keeps anything of its earlier steps."""
+    kept: list[Any] = list(optimizer.state.values())
+    return any(not isinstance(state, Mapping) or len(state) > 0 for state in kept)

@@ -1,0 +1,173 @@
+"""From the training thread to the run's files: writer thread, sink, store and upload as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from trustlens.recording.description import describe_resumed
+from trustlens.recording.hooks.failsafe import Failsafe
+from trustlens.recording.resume import read_history
+from trustlens.recording.step_counter import History, Rollback
+from trustlens.recording.writing.records import Record
+from trustlens.recording.writing.sink import Listener, RowSink
+from trustlens.recording.writing.writer_thread import WriterThread
+from trustlens.store.location import Place
+from trustlens.store.remote.staging import kept_if_well, prepared
+from trustlens.store.remote.uploader import Mirror
+from trustlens.store.run_info import RunInfo
+from trustlens.store.writer import RunWriter
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A run that is open for writing.
+
+    Attributes
+    ----------
+    store : RunWriter
+        Writes its files on this machine.
+    uploader : Mirror, optional
+        Uploads them if the run is on an object store.
+    history : History, optional
+        What the files say about earlier steps if the run is resumed.
+    """
+
+    store: RunWriter
+    uploader: Mirror | None
+    history: History | None
+
+
+def open_for_writing(
+    directory: Place,
+    info: RunInfo,
+    *,
+    resume: bool,
+    keep: Sequence[str],
+    fsync: bool,
+    precision: int | None,
+) -> OpenedRun:
+    """Create the run in a directory, or resume the one that is there.
+
+    Parameters
+    ----------
+    directory : Place
+        Where the run is written.
+    info : RunInfo
+        What its ``run.json`` says if it begins now.
+    resume : bool
+        Whether to resume a run that is there.
+    keep : sequence of str
+        Fields of ``run.json`` that a resumed run keeps.
+    fsync : bool
+        Whether each flush waits until the rows are on the disk.
+    precision : int, optional
+        Mantissa bits that the floats of ``layers`` keep.
+
+    Raises
+    ------
+    UsageError
+        There is a run that is not to be resumed or is being recorded; the directory cannot be
+        written; or the run that is there does not fit ``info``.
+    RunError
+        The run to be resumed cannot be read.
+    """
+    history: History | None = None
+    local, lease = prepared(directory, resume=resume)
+
+    def resumed(old: RunInfo) -> RunInfo:
+        nonlocal history
+        described = describe_resumed(local, old, info, keep=keep)
+        history = read_history(local, old, len(info.optimizers))
+        return described.change_recording(optimizer_steps_before=history.steps_before)
+
+    with kept_if_well(lease):
+        if lease is not None:
+            info = info.change_recording(session=lease.session)
+        store = RunWriter(
+            local, info, resume=resumed if resume else None, fsync=fsync, precision=precision
+        )
+    return OpenedRun(store, None if lease is None else Mirror(local, lease), history)
+
+
+class WritePipeline:
+    """Takes records from the training thread to the run's files, without making it wait.
+
+    Parameters
+    ----------
+    run : OpenedRun
+        The run, open for writing.
+    names : sequence of str
+        Names of the layers, by the index that the records give them. It may grow.
+    listeners : sequence of Listener
+        Others that receive the rows.
+    safely : Failsafe
+        Is told when writing has failed or is too slow.
+    """
+
+    def __init__(
+        self, run: OpenedRun, names: Sequence[str], listeners: Sequence[Listener], safely: Failsafe
+    ) -> None:
+        self._store = run.store
+        self._uploader = run.uploader
+        self._safely = safely
+        several = len(run.store.info.optimizers) > 1
+        self._sink = RowSink(run.store, names, listeners, safely.warn, several=several)
+        self._thread: WriterThread[Record | Rollback] = WriterThread(self._sink.write)
+
+    @property
+    def info(self) -> RunInfo:
+        """What ``run.json`` says."""
+        return self._store.info
+
+    def change_info(self, change: Callable[[RunInfo], RunInfo]) -> None:
+        """Write ``run.json`` again with what ``change`` makes of it."""
+        self._store.change_info(change)
+
+    def put(self, item: Record | Rollback, nbytes: int = 0) -> None:
+        """Hand over a record that holds so many bytes. It is dropped if too much is waiting.
+
+        A rollback is never dropped.
+        """
+        if not self._thread.put(item, nbytes, always=isinstance(item, Rollback)):
+            self._warn_of_drops()
+        self._check_thread()
+
+    def drop(self) -> None:
+        """Count a record that had no room on its device."""
+        self._thread.drop()
+        self._warn_of_drops()
+        self._check_thread()
+
+    def flush(self) -> None:
+        """Wait until everything put so far is in files, and at most 10 s for its upload."""
+        self._thread.flush()
+        self._check_thread()
+        if self._uploader is not None:
+            self._uploader.flush()
+
+    def close(self) -> None:
+        """Write what is left and seal the run. Errors go to the failsafe."""
+        self._thread.close()
+        self._check_thread()
+        said = self._store.info
+        closed = said.closed_at(
+            datetime.now(UTC).isoformat(),
+            dropped=said.recording.dropped + self._thread.dropped,
+            stopped=self._safely.failure or said.recording.stopped,
+        )
+        self._safely.at_last(self._sink.close)
+        self._safely.at_last(lambda: self._store.close(closed))
+        if self._uploader is not None:
+            self._safely.at_last(self._uploader.close)
+
+    def _warn_of_drops(self) -> None:
+        self._safely.warn(
+            f"trustlens: writing to '{self._safely.directory}' is slower than the training; "
+            "some steps are not recorded (run.json will say how many)"
+        )
+
+    def _check_thread(self) -> None:
+        if self._thread.failure is not None:
+            self._safely.fail(self._thread.failure)
