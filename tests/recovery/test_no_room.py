@@ -105,7 +105,7 @@ def test_a_recording_waits_until_there_is_room_and_says_what_is_missing(
     assert len(told["said"]) == 1
     assert "there is no room to write to" in told["said"][0]
     run = trustlens.open_run(directory)
-    (first, last), *others = run.info.recorder["gaps"]
+    (first, last), *others = run.info.recording.gaps
     assert not others
     assert [first, last] == [51, 250]
     there = run.recorded_steps().tolist()
@@ -158,7 +158,7 @@ def test_a_full_disk_is_waited_out(small_disk: Path, caplog: pytest.LogCaptureFi
     there = set(steps_of(run))
     assert there >= set(range(401, 501))
     assert not list((run / "journal").iterdir() if (run / "journal").exists() else [])
-    gaps = opened.info.recorder["gaps"]
+    gaps = opened.info.recording.gaps
     missing = set(range(1, 501)) - there
     assert missing
     assert missing <= {step for first, last in gaps for step in range(first, last + 1)}
@@ -227,7 +227,7 @@ def test_a_seal_that_found_no_room_is_made_up_for(
     assert steps_of(tmp_path) == list(range(1, 101))
     writer.close(writer.info)
     assert sorted(set(pd.read_parquet(tmp_path / "layers")["step"])) == list(range(1, 101))
-    assert "gaps" not in writer.info.recorder
+    assert writer.info.recording.gaps == ()
 
 
 def test_where_not_even_run_json_has_room_it_is_written_later(
@@ -240,11 +240,11 @@ def test_where_not_even_run_json_has_room_it_is_written_later(
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(store_writer, "write_info", full)
-    writer.change_info(lambda info: info.closed_at("now", told=1))
-    assert "told" not in trustlens.Run(tmp_path).info.recorder
+    writer.change_info(lambda info: info.closed_at("now", dropped=1))
+    assert trustlens.Run(tmp_path).info.recording.dropped == 0
     monkeypatch.setattr(store_writer, "write_info", whole)
     writer.flush()
-    assert trustlens.Run(tmp_path).info.recorder["told"] == 1
+    assert trustlens.Run(tmp_path).info.recording.dropped == 1
 
 
 def test_a_layer_has_rows_only_once_run_json_names_it(
@@ -277,7 +277,7 @@ def test_a_layer_has_rows_only_once_run_json_names_it(
     run = trustlens.Run(tmp_path)
     assert run.layers()["layer"].tolist() == LAYERS
     assert run.recorded_steps().tolist() == [3]
-    assert run.info.recorder["gaps"] == [[1, 2]]
+    assert run.info.recording.gaps == ((1, 2),)
 
 
 def test_a_directory_that_is_gone_ends_the_recording_with_one_warning(
@@ -323,8 +323,8 @@ def test_a_file_system_that_became_read_only_ends_it_and_what_was_flushed_is_the
     with trustlens.record(optimizer, tmp_path, resume=True) as recorder:
         train(recorder, 5)
     assert trustlens.Run(tmp_path).last_step == 45
-    gap = trustlens.Run(tmp_path).info.recorder["passed_over"]
-    assert gap == [[last + 1, 40]]
+    gap = trustlens.Run(tmp_path).info.recording.passed_over
+    assert gap == ((last + 1, 40),)
     assert any("resumed behind them" in each for each in trustlens.Run(tmp_path).missing())
 
 

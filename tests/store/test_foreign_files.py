@@ -15,7 +15,7 @@ import torch
 import trustlens
 from support.runs import layers_table, make_run, run_info, steps_table
 from trustlens.errors import RunError
-from trustlens.store.layout import unfinished_name
+from trustlens.store.atomic_write import temporary_name
 from trustlens.store.repair import repair
 from trustlens.store.writer import RunWriter
 
@@ -83,7 +83,7 @@ def test_it_ends_a_recording_with_one_warning(
 
 
 def put_unfinished(run: Path, names: list[str]) -> list[Path]:
-    made = [(run / name).with_name(unfinished_name(Path(name).name)) for name in names]
+    made = [(run / name).with_name(temporary_name(Path(name).name)) for name in names]
     for path in made:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("of a file")
@@ -126,9 +126,9 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(
     precious.write_text("precious")
     if resume:
         make_run(run, close=False)
-        (run / "layers" / unfinished_name("000001.parquet")).symlink_to(precious)
+        (run / "layers" / temporary_name("000001.parquet")).symlink_to(precious)
     run.mkdir(exist_ok=True)
-    (run / unfinished_name("run.json")).symlink_to(precious)
+    (run / temporary_name("run.json")).symlink_to(precious)
     writer = resumed(run)
     write(writer, 51, 60)
     writer.close(writer.info)

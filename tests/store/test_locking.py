@@ -17,8 +17,8 @@ import pytest
 
 from support.runs import run_info
 from trustlens.errors import RunError, UsageError
-from trustlens.store.layout import RunInfo
 from trustlens.store.locking import RunLock
+from trustlens.store.run_info import RunInfo
 from trustlens.store.writer import RunWriter
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,9 @@ from trustlens.cli import main
 from trustlens.schema import TABLES
 from trustlens.store import repair as store_repair
 from trustlens.store.gaps import missing
-from trustlens.store.layout import SCHEMAS, RunInfo, journal_path, read_info, write_info
+from trustlens.store.layout import SCHEMAS, journal_path
 from trustlens.store.repair import repair
+from trustlens.store.run_info import RecordingInfo, RunInfo, StepRanges, read_info, write_info
 from trustlens.store.table_writer import TableWriter
 from trustlens.store.writer import RunWriter
 
@@ -86,7 +88,7 @@ def test_a_torn_batch_is_left_out_and_told(left: Path, capsys: pytest.CaptureFix
     assert main(["repair", str(left)]) == 1
     out = capsys.readouterr().out
     assert "layers: 12 rows sealed" in out
-    assert "no whole rows" in out
+    assert re.search(r"layers: \d+ bytes of an incomplete batch were discarded", out)
     assert sorted(set(trustlens.open_run(left).layers()["step"])) == [1, 2, 3, 4, 5, 6]
     assert main(["repair", str(left)]) == 0
     capsys.readouterr()
@@ -101,7 +103,7 @@ def test_a_repaired_run_is_gone_on_with(left: Path) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), left], check=True)
     run = trustlens.open_run(left)
     assert run.status == "closed"
-    assert "repaired" not in run.info.recorder
+    assert run.info.recording.repaired is None
 
 
 def torn(directory: Path, tables: list[str], **recorder: int) -> Path:
@@ -110,7 +112,7 @@ def torn(directory: Path, tables: list[str], **recorder: int) -> Path:
     Step 9 was skipped.
     """
     info = run_info(layers=["a"])
-    writer = RunWriter(directory, replace(info, recorder=recorder))
+    writer = RunWriter(directory, info.change_recording(**recorder))
     whole: dict[str, int] = {}
     for step in range(1, 13):
         if step == 9:
@@ -181,7 +183,8 @@ def test_the_steps_that_a_torn_table_lacks_are_told_before_and_after(
 
 def without_room(directory: Path, monkeypatch: pytest.MonkeyPatch, **recorder: int) -> Path:
     """A run that died on a full disk: the rows of `steps` were small enough for it."""
-    writer = RunWriter(directory, replace(run_info(layers=["a"]), recorder=recorder))
+    info = run_info(layers=["a"]).change_recording(**recorder)
+    writer = RunWriter(directory, info)
 
     def append(first: int, last: int) -> None:
         for step in range(first, last + 1):
@@ -244,7 +247,7 @@ def test_what_was_not_to_be_recorded_then_is_not_told_as_missing_now(
     run = without_room(tmp_path, monkeypatch, every=20)
 
     def oftener(old: RunInfo) -> RunInfo:
-        return replace(old, recorder={"every": 1})
+        return replace(old, recording=RecordingInfo(every=1))
 
     RunWriter(run, run_info(), resume=oftener)._lock.release()  # it dies before its first step
     assert told(run) == []
@@ -252,7 +255,7 @@ def test_what_was_not_to_be_recorded_then_is_not_told_as_missing_now(
 
 def test_what_is_told_already_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = without_room(tmp_path, monkeypatch)
-    write_info(run, replace(read_info(run), recorder={"gaps": [[11, 13]]}))
+    write_info(run, read_info(run).change_recording(gaps=((11, 13),)))
     (sentence,) = told(run)
     assert sentence.startswith("step 14 is missing")
 
@@ -268,17 +271,19 @@ def test_it_is_noted_before_the_journal_goes(
     monkeypatch.setattr(store_repair, "seal_left", dies)
     with pytest.raises(KeyboardInterrupt):
         repair(run)
-    assert read_info(run).recorder == {"torn_layers": [[10, 12]]}
+    assert read_info(run).recording == RecordingInfo(torn={"layers": ((10, 12),)})
     assert journal_path(run, "layers", 0).exists()
 
 
-@pytest.mark.parametrize(("step", "gaps"), [(12, [[10, 12]]), (10, [[10, 10]]), (8, [])])
+@pytest.mark.parametrize(
+    ("step", "gaps"), [(12, {"layers": ((10, 12),)}), (10, {"layers": ((10, 10),)}), (8, {})]
+)
 def test_who_resumes_without_a_repair_notes_it_too(
-    step: int, gaps: list[list[int]], tmp_path: Path
+    step: int, gaps: dict[str, StepRanges], tmp_path: Path
 ) -> None:
     run = torn(tmp_path, ["layers"])
     writer = RunWriter(run, run_info(), resume=lambda old: old)
-    assert read_info(run).recorder["torn_layers"] == [[10, 12]]
+    assert read_info(run).recording.torn == {"layers": ((10, 12),)}
     writer.rewind(step, {})
     writer.close(writer.info)
-    assert read_info(run).recorder["torn_layers"] == gaps
+    assert read_info(run).recording.torn == gaps

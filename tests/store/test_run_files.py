@@ -28,9 +28,10 @@ from trustlens.errors import RunError, UsageError
 from trustlens.schema import COUNTS, RECORDED, TABLES
 from trustlens.store import reader as store_reader
 from trustlens.store import table_writer as store_table
-from trustlens.store.layout import read_info, sealed_path
+from trustlens.store.layout import sealed_path
 from trustlens.store.reader import read_table
 from trustlens.store.repair import seal_left
+from trustlens.store.run_info import read_info
 from trustlens.store.writer import RunWriter
 
 Make = Callable[..., Path]
@@ -345,7 +346,7 @@ def test_a_directory_of_another_user_is_refused_in_words(tmp_path: Path, mode: i
         import os, pathlib, tempfile
         import pandas, trustlens.analysis.diagnose, trustlens.cli  # all, while it may read them
         from trustlens.errors import UsageError
-        from trustlens.store.layout import RunInfo
+        from trustlens.store.run_info import RunInfo
         from trustlens.store.writer import RunWriter
         place = pathlib.Path(tempfile.mkdtemp())
         place.chmod({mode})

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from trustlens.schema import COUNTS, RECORDED
-from trustlens.store.layout import SCHEMAS, LayerInfo, OptimizerInfo, RunInfo
+from trustlens.store.layout import SCHEMAS
+from trustlens.store.run_info import LayerInfo, OptimizerInfo, RunInfo
 from trustlens.store.writer import RunWriter
 
 START = datetime(2026, 11, 1, tzinfo=UTC)

@@ -2,79 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
 from trustlens.errors import RunError
 from trustlens.schema import TABLES
-from trustlens.store.layout import RunInfo, journal_path
+from trustlens.store.layout import journal_path
 from trustlens.store.location import Place
 from trustlens.store.reader import RunFiles, journal_numbers, read_whole, sealed_numbers
 from trustlens.store.row_filter import Rows
+from trustlens.store.run_info import RecordingInfo, RunInfo
 
-GAPS: Final = "gaps"
-"""What ``RunInfo.recorder`` calls the steps for which there was no room."""
+_NO_ROOM: Final = "there was no room on the disk for all of their rows"
+_PASSED_OVER: Final = "they were done while nothing was recorded, and the run resumed behind them"
+_TORN: Final = "the process died before all of their rows of '{}' were on the disk"
 
-PASSED_OVER: Final = "passed_over"
-"""What it calls the steps behind which a run was resumed though they were not recorded."""
-
-DROPPED: Final = "dropped"
-"""What it calls the number of steps and logged values for which writing was too slow."""
-
-REPAIRED: Final = "repaired"
-"""What it calls the time at which a run was repaired that nobody went on with."""
-
-_TORN: Final = {table: f"torn_{table}" for table in TABLES}
-"""What it calls the steps whose rows of a table a dead process left torn, or had no room for."""
-
-NOTES: Final[Mapping[str, str]] = {
-    GAPS: "there was no room on the disk for all of their rows",
-    PASSED_OVER: "they were done while nothing was recorded, and the run resumed behind them",
-    **{
-        key: f"the process died before all of their rows of '{table}' were on the disk"
-        for table, key in _TORN.items()
-    },
-}
-"""Why steps are missing. Each is a list of pairs of a first and a last one in
-``RunInfo.recorder``; some of the rows between may be there."""
-
-_PERIODS: Final[Mapping[str, Mapping[str, int]]] = {
-    "layers": {"every": 1, "histograms_every": 0},
-    "histograms": {"histograms_every": 0},
-}
-"""By table, what ``RunInfo.recorder`` calls the periods of the steps that have rows in it."""
-
-
-def noted(info: RunInfo, key: str, gaps: Iterable[Sequence[int]]) -> RunInfo:
-    """Return what ``run.json`` says, with more steps under one of `NOTES`."""
-    joined: list[list[int]] = []
-    for first, last in sorted([*_pairs(info.recorder.get(key)), *((f, n) for f, n in gaps)]):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1][1] = max(last, joined[-1][1])
-        else:
-            joined.append([first, last])
-    return replace(info, recorder={**info.recorder, key: joined}) if joined else info
-
-
-def noted_up_to(info: RunInfo, last: int) -> RunInfo:
-    """Return what ``run.json`` says, without its notes of the steps behind ``last``."""
-    kept = {
-        key: [[first, min(end, last)] for first, end in _pairs(info.recorder[key]) if first <= last]
-        for key in NOTES
-        if key in info.recorder
-    }
-    return replace(info, recorder={**info.recorder, **kept})
-
-
-def dropped(info: RunInfo) -> int:
-    """Return for how many steps and logged values writing was too slow, as ``run.json`` says."""
-    count = info.recorder.get(DROPPED)
-    return count if isinstance(count, int) else 0
+_PERIODIC: Final = ("layers", "histograms")
+"""The tables that have rows of periodic steps only."""
 
 
 def torn_bytes(directory: Place) -> dict[str, int]:
@@ -94,20 +43,20 @@ def torn_noted(directory: Place, info: RunInfo, torn: Iterable[str]) -> RunInfo:
     Those are told of the torn tables; and, of a run that was not closed, of those too for whose
     rows there was no room, which else is noted only once there is.
     """
-    files, found = RunFiles(directory), info
+    files, recording = RunFiles(directory), info.recording
     with suppress(RunError):  # a file is damaged: who reads it says so
         # Those in journals only: sealed ones may be of an earlier process, which had other periods.
         done = files.contents("steps")[1]
-        never_noted = _PERIODS if done and info.closed is None else ()
+        never_noted = _PERIODIC if done and info.closed is None else ()
         ends = {name: span[1] for name in TABLES if (span := files.span(name)) is not None}
         for table in dict.fromkeys((*torn, *never_noted)):
-            lost = [ends.get(table, 0) + 1, max(ends.values(), default=0)]
-            if table in _PERIODS:
-                due = _due_from(lost[0], done, table, info)
-                lost = [min(due, default=1), max(due, default=0)]
-            if lost[0] <= lost[1]:
-                found = noted(found, _TORN[table], [lost])
-    return found
+            first, last = ends.get(table, 0) + 1, max(ends.values(), default=0)
+            if table in _PERIODIC:
+                due = _due_from(first, done, table, info)
+                first, last = min(due, default=1), max(due, default=0)
+            if first <= last:
+                recording = recording.with_missing(torn={table: [(first, last)]})
+    return replace(info, recording=recording)
 
 
 def missing(
@@ -132,16 +81,16 @@ def missing(
         A file is damaged; the message names it.
     """
     torn = torn_bytes(directory) if dead else {}
-    said = (torn_noted(directory, info, torn) if dead else info).recorder
-    found = [f"{_steps(gap)}: {why}" for key, why in NOTES.items() for gap in _pairs(said.get(key))]
-    if count := dropped(info):
+    said = (torn_noted(directory, info, torn) if dead else info).recording
+    found = [f"{_sentence(*steps)}: {why}" for steps, why in _missing_steps(said)]
+    if said.dropped:
         found.append(
-            f"{count} steps or logged values are missing: writing was slower than the training"
+            f"{said.dropped} steps or logged values are missing: writing was slower than the "
+            "training"
         )
-    if said.get("stopped"):
+    if said.stopped:
         found.append(
-            f"what was done after step {last_step()} is missing: recording stopped "
-            f"({said['stopped']})"
+            f"what was done after step {last_step()} is missing: recording stopped ({said.stopped})"
         )
     if dead:
         found.append(_end(directory, info, last_step()))
@@ -155,7 +104,7 @@ def missing(
 
 def _end(directory: Place, info: RunInfo, last: int) -> str:
     why = "the process that recorded ended without closing the run"
-    if isinstance(directory, Path) or REPAIRED in info.recorder:
+    if isinstance(directory, Path) or info.recording.repaired is not None:
         return f"what was done after step {last}, a second of it or so, is missing: {why}"
     return (
         f"what was done after step {last}, ten seconds of it or so, is not here: {why}; what it "
@@ -166,7 +115,7 @@ def _end(directory: Place, info: RunInfo, last: int) -> str:
 
 def _due_from(first: int, done: Sequence[pa.Table], table: str, info: RunInfo) -> list[int]:
     """Return from which on steps that were done should have rows in a table, but for told ones."""
-    told = [gap for key in NOTES for gap in _pairs(info.recorder.get(key))]
+    told = info.recording.known_missing
     rows = [
         row
         for part in done
@@ -182,20 +131,20 @@ def _due_from(first: int, done: Sequence[pa.Table], table: str, info: RunInfo) -
 
 
 def _is_due(step: int, table: str, info: RunInfo) -> bool:
-    said = [info.recorder.get(key, default) for key, default in _PERIODS[table].items()]
-    return any(isinstance(n, int) and n > 0 and (step - 1) % n == 0 for n in said)
+    periods = [info.recording.histograms_every]
+    if table == "layers":
+        periods.append(info.recording.every)
+    return any(period > 0 and (step - 1) % period == 0 for period in periods)
 
 
-def _steps(gap: tuple[int, int]) -> str:
-    first, last = gap
+def _missing_steps(recording: RecordingInfo) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield the step ranges that are known to lack rows, each with the reason."""
+    by_reason = [(recording.gaps, _NO_ROOM), (recording.passed_over, _PASSED_OVER)]
+    by_reason += [(recording.torn.get(table, ()), _TORN.format(table)) for table in TABLES]
+    for ranges, why in by_reason:
+        for each in ranges:
+            yield each, why
+
+
+def _sentence(first: int, last: int) -> str:
     return f"step {first} is missing" if first == last else f"steps {first} to {last} are missing"
-
-
-def _pairs(given: Any) -> list[tuple[int, int]]:
-    """Return the pairs of a list that a ``run.json`` had; what is none is passed over."""
-    pairs: list[Any] = given if isinstance(given, list) else []
-    return [
-        (pair[0], pair[1])
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
-    ]

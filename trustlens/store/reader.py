@@ -15,14 +15,7 @@ import pyarrow.parquet as pq
 
 from trustlens.errors import RunError
 from trustlens.store.arrow import no_rows, numbers
-from trustlens.store.layout import (
-    JOURNAL,
-    LOCK_FILE,
-    OVERVIEW,
-    RUN_FILE,
-    SCHEMAS,
-    journal_path,
-)
+from trustlens.store.layout import JOURNAL, LOCK_FILE, OVERVIEW, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.location import (
     Entry,
     Place,

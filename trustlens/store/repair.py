@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from trustlens.schema import TABLES
-from trustlens.store.gaps import REPAIRED, torn_bytes, torn_noted
-from trustlens.store.layout import (
-    JOURNAL,
-    OVERVIEW,
-    journal_path,
-    read_info,
-    sealed_path,
-    write_info,
-)
+from trustlens.store.gaps import torn_bytes, torn_noted
+from trustlens.store.layout import JOURNAL, OVERVIEW, journal_path, sealed_path
 from trustlens.store.location import names_in
 from trustlens.store.locking import RunLock
 from trustlens.store.overview.builder import OverviewWriter
 from trustlens.store.overview.format import finest_level, forget, is_level
 from trustlens.store.reader import journal_numbers, read_whole, sealed_numbers
+from trustlens.store.run_info import read_info, write_info
 from trustlens.store.segments.sealed import write_sealed
 
 _UNFINISHED: Final = re.compile(
     r"\.((run|\.uploaded)\.json|\d{6,18}(-\d{6,18})?\.parquet)\.tmp", re.ASCII
 )
-"""What ``unfinished_name`` makes of the names of a run's files."""
+"""What ``temporary_name`` makes of the names of a run's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +77,9 @@ def repair(directory: Path) -> list[Left]:
         with suppress(OSError):  # not there, or what is no journal lies in it
             (directory / JOURNAL).rmdir()
         # Of a dead process there is no sign but its lock, which goes now.
-        if found or (info.closed is None and REPAIRED not in info.recorder):
+        if found or (info.closed is None and info.recording.repaired is None):
             now = datetime.now(UTC).isoformat()
-            write_info(directory, replace(noted, recorder={**noted.recorder, REPAIRED: now}))
+            write_info(directory, noted.change_recording(repaired=now))
         return found
     finally:
         lock.release()

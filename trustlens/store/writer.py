@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,29 +16,15 @@ import pyarrow as pa
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import TABLES
 from trustlens.store.arrow import numbers
-from trustlens.store.gaps import (
-    GAPS,
-    NOTES,
-    PASSED_OVER,
-    noted,
-    noted_up_to,
-    torn_bytes,
-    torn_noted,
-)
-from trustlens.store.layout import (
-    JOURNAL,
-    REPLACED,
-    RUN_FILE,
-    RunInfo,
-    read_info,
-    write_info,
-)
+from trustlens.store.gaps import torn_bytes, torn_noted
+from trustlens.store.layout import JOURNAL, REPLACED, RUN_FILE
 from trustlens.store.location import refuse_link
 from trustlens.store.locking import RunLock
 from trustlens.store.overview.builder import OverviewWriter
 from trustlens.store.overview.format import finest_level
 from trustlens.store.reader import RunFiles
 from trustlens.store.repair import clear_unfinished
+from trustlens.store.run_info import RunInfo, read_info, write_info
 from trustlens.store.segments.precision import rounded
 from trustlens.store.table_writer import BY_LAYER, TableWriter, is_no_room
 
@@ -139,7 +125,7 @@ class RunWriter:
             return
         if table in self._gaps and rows.num_rows:
             gap = self._gaps.pop(table)
-            self.change_info(lambda info: noted(info, GAPS, [gap]))
+            self.change_info(lambda info: _with_gaps(info, [gap]))
         if sealed and table == "layers":
             self._complete_overview(sealed)
 
@@ -227,10 +213,9 @@ class RunWriter:
     def _end(self, info: RunInfo) -> None:
         self._complete_overview()
         with self._info_lock:
-            # What is missing stands in this one's: `info` may be of before a rewind.
-            said = {key: self.info.recorder[key] for key in NOTES if key in self.info.recorder}
-            info = replace(info, recorder={**info.recorder, **said})
-            self.info = noted(info, GAPS, self._gaps.values())
+            # `self.info` knows which steps are missing; `info` may be from before a rollback.
+            recording = info.recording.with_missing_of(self.info.recording)
+            self.info = _with_gaps(replace(info, recording=recording), self._gaps.values())
             self._write_info()
         with suppress(OSError):  # not there, or there was no room to seal what lies in it
             (self.directory / JOURNAL).rmdir()
@@ -262,7 +247,12 @@ class RunWriter:
         _, there = RunFiles(self.directory).span("steps") or (0, 0)
         told = max([there, *(end for _, end in self._gaps.values())])
         passed_over = [(told + 1, step)] if 0 < told < step else []
-        self.change_info(lambda info: noted(noted_up_to(info, step), PASSED_OVER, passed_over))
+
+        def change(info: RunInfo) -> RunInfo:
+            kept = info.recording.missing_up_to(step)
+            return replace(info, recording=kept.with_missing(passed_over=passed_over))
+
+        self.change_info(change)
 
     def _info_is_written(self) -> bool:
         """Write ``run.json`` if it is due; tell whether that is done."""
@@ -292,6 +282,10 @@ class RunWriter:
                 raise
         except RunError as error:  # who reads the file that is damaged will say so
             _log.info("trustlens: the overview of '%s' is not complete (%s)", self.directory, error)
+
+
+def _with_gaps(info: RunInfo, gaps: Iterable[tuple[int, int]]) -> RunInfo:
+    return replace(info, recording=info.recording.with_missing(gaps=gaps))
 
 
 def _claim(directory: Path) -> RunLock:

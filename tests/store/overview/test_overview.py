@@ -17,13 +17,14 @@ import trustlens
 from support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
 from trustlens.schema import QUANTITIES
 from trustlens.store.downsampled import Coarse, read_coarse
-from trustlens.store.layout import RunInfo, sealed_path
+from trustlens.store.layout import sealed_path
 from trustlens.store.location import Entry, open_input
 from trustlens.store.overview.builder import OverviewWriter
 from trustlens.store.overview.format import finest_level, pieces
 from trustlens.store.reader import RunFiles, read_table, sealed_numbers
 from trustlens.store.repair import repair
 from trustlens.store.row_filter import Rows
+from trustlens.store.run_info import RecordingInfo, RunInfo
 from trustlens.store.writer import RunWriter
 
 LAYERS = ["b", "a", "c"]
@@ -34,7 +35,9 @@ def record(
 ) -> RunWriter:
     """Write a run of three layers in many sealed files, with values that are awkward in places."""
     info = run_info(layers=LAYERS)
-    info = RunInfo(info.name, info.created, layers=info.layers, recorder={"every": every})
+    info = RunInfo(
+        info.name, info.created, layers=info.layers, recording=RecordingInfo(every=every)
+    )
     writer = RunWriter(directory, info, segment_rows=segment)
     values = synthetic_values(len(steps), len(LAYERS), seed=3)
     values["weight_norm"][7::50, 1] = np.nan
@@ -187,7 +190,7 @@ def test_any_length_and_interval_is_held(
     ("every", "level"), [(1, 3), (2, 4), (4, 4), (5, 5), (16, 5), (17, 6), (64, 6), (1000, 8)]
 )
 def test_the_finest_buckets_hold_64_to_256_recorded_steps(every: int, level: int) -> None:
-    info = RunInfo("run", "", recorder={"every": every})
+    info = RunInfo("run", "", recording=RecordingInfo(every=every))
     assert finest_level(info) == level
     assert 64 <= 4**level / every <= 256
 

@@ -321,7 +321,7 @@ def killed(address: str, cache: Path, last: int) -> None:
             recorder.log(loss=step(model, optimizer, number))
         recorder.flush()
         step(model, optimizer, {last} + 1)
-        recorder._thread.flush()  # to this machine's disk, not yet to the store
+        recorder._pipeline._thread.flush()  # to this machine's disk, not yet to the store
         os.kill(os.getpid(), signal.SIGKILL)
     """
     cache.mkdir(exist_ok=True)
@@ -363,7 +363,7 @@ def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Pa
         (stale / name).parent.mkdir(parents=True, exist_ok=True)
         (stale / name).write_bytes((places.open_input(remote / name)).read())
     text = (stale / "run.json").read_text(encoding="utf-8")
-    session = trustlens.open_run(stale).info.recorder[spooling.SESSION]
+    session = trustlens.open_run(stale).info.recording.session
     (stale / "run.json").write_text(text.replace(session, "an older one"), encoding="utf-8")
     train(address, last=30, resume=True)
     hold_to_a_local_one(address, tmp_path)
@@ -466,7 +466,7 @@ def test_who_was_held_for_dead_and_lives_does_no_harm(
     asleep = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
     asleep.flush()
-    asleep._mirror._lock._over.set()  # it gives no sign of life
+    asleep._pipeline._uploader._lock._over.set()  # it gives no sign of life
     elsewhere("other")
     monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
     go_on(address, 2, 5)
@@ -474,8 +474,8 @@ def test_who_was_held_for_dead_and_lives_does_no_harm(
         step(model, optimizer, number)
     asleep.close()
     assert "another recording goes on with" in caplog.text
-    assert str(asleep._mirror._spool) in caplog.text
-    assert trustlens.open_run(asleep._mirror._spool).last_step == 8
+    assert str(asleep._pipeline._uploader._spool) in caplog.text
+    assert trustlens.open_run(asleep._pipeline._uploader._spool).last_step == 8
     assert steps_of(address) == [1, 2, 3, 4, 5]
     assert trustlens.open_run(address).status == "closed"
 
@@ -645,7 +645,7 @@ def test_a_close_that_is_interrupted_ends_by_itself(
     model, optimizer = training()
     recorder = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
-    thread = recorder._mirror._thread
+    thread = recorder._pipeline._uploader._thread
 
     def interrupted() -> None:
         raise KeyboardInterrupt

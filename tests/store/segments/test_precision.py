@@ -53,7 +53,7 @@ def train(directory: Path, **options: object) -> trustlens.Run:
 
 def test_a_recording_of_twelve_bits_is_off_by_no_more_and_counts_are_exact(tmp_path: Path) -> None:
     whole, rounded = train(tmp_path / "whole"), train(tmp_path / "rounded", precision=12)
-    assert (whole.info.recorder["precision"], rounded.info.recorder["precision"]) == (23, 12)
+    assert (whole.info.recording.precision, rounded.info.recording.precision) == (23, 12)
     one, other = whole.layers(), rounded.layers()
     for name in RECORDED:
         a, b = one[name].to_numpy(), other[name].to_numpy()

@@ -18,8 +18,9 @@ import pytest
 from support.runs import layers_table, run_info, steps_table
 from trustlens.errors import RunError
 from trustlens.store import writer as store_writer
-from trustlens.store.layout import RunInfo, journal_path, read_info, sealed_path
+from trustlens.store.layout import journal_path, sealed_path
 from trustlens.store.reader import read_table
+from trustlens.store.run_info import RecordingInfo, RunInfo, read_info
 from trustlens.store.table_writer import TableWriter
 from trustlens.store.writer import RunWriter
 
@@ -253,20 +254,20 @@ def test_broken_off_it_ends_where_it_was_to_end(
     assert {step for step, _ in rows(tmp_path)} == {1, 2, 3, 4}
 
 
-NOTES = {"gaps": [[2, 3], [6, 9]], "passed_over": [[12, 20]], "torn_layers": [[1, 30]]}
+MISSING = RecordingInfo(gaps=((2, 3), (6, 9)), passed_over=((12, 20),), torn={"layers": ((1, 30),)})
 
 
 def lacking(info: RunInfo) -> RunInfo:
-    return replace(info, recorder={**NOTES, "every": 1})
+    return replace(info, recording=MISSING)
 
 
 @pytest.mark.parametrize(
     ("step", "layers", "gaps", "torn"),
     [
-        (7, {}, [[2, 3], [6, 7]], [[1, 7]]),
-        (7, {"b": 4, "c": 6}, [[2, 3], [6, 7]], [[1, 7]]),
-        (2, {}, [[2, 2]], [[1, 2]]),
-        (0, {}, [], []),
+        (7, {}, ((2, 3), (6, 7)), {"layers": ((1, 7),)}),
+        (7, {"b": 4, "c": 6}, ((2, 3), (6, 7)), {"layers": ((1, 7),)}),
+        (2, {}, ((2, 2),), {"layers": ((1, 2),)}),
+        (0, {}, (), {}),
     ],
 )
 def test_what_was_missing_behind_the_step_is_not_missing_any_more(
@@ -276,11 +277,11 @@ def test_what_was_missing_behind_the_step_is_not_missing_any_more(
     writer = RunWriter(tmp_path, before)
     write(writer, 1, 10)
     writer.rewind(step, layers)
-    left = {"every": 1, "gaps": gaps, "passed_over": [], "torn_layers": torn}
-    assert read_info(tmp_path).recorder == left
+    left = RecordingInfo(gaps=gaps, torn=torn)
+    assert read_info(tmp_path).recording == left
     write(writer, step + 1, step + 3)
-    writer.close(before.closed_at("now", told=1))  # of before the rewind
-    assert read_info(tmp_path).recorder == {**left, "told": 1}
+    writer.close(before.closed_at("now", dropped=1))  # of before the rewind
+    assert read_info(tmp_path).recording == replace(left, dropped=1)
 
 
 def test_it_is_told_as_long_as_rows_are_there_that_will_go(
@@ -294,7 +295,7 @@ def test_it_is_told_as_long_as_rows_are_there_that_will_go(
 
     def look(directory: Path, info: RunInfo) -> None:
         there.extend(step for step, _ in rows(directory))
-        assert read_info(directory).recorder["gaps"] == NOTES["gaps"]
+        assert read_info(directory).recording.gaps == MISSING.gaps
         whole(directory, info)
 
     monkeypatch.setattr(store_writer, "write_info", look)
@@ -304,7 +305,7 @@ def test_it_is_told_as_long_as_rows_are_there_that_will_go(
     writer.close(writer.info)
 
 
-@pytest.mark.parametrize(("step", "gaps"), [(4, None), (5, None), (8, [[6, 8]])])
+@pytest.mark.parametrize(("step", "gaps"), [(4, ()), (5, ()), (8, ((6, 8),))])
 def test_steps_for_which_there_was_no_room_until_then(
     step: int, gaps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +321,4 @@ def test_steps_for_which_there_was_no_room_until_then(
     writer.rewind(step, {})
     write(writer, step + 1, step + 2)
     writer.close(writer.info)
-    said = read_info(tmp_path).recorder
-    assert said.get("gaps") == gaps
-    assert "passed_over" not in said
+    assert read_info(tmp_path).recording == RecordingInfo(gaps=gaps)

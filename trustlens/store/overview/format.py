@@ -30,9 +30,11 @@ from numpy.typing import NDArray
 from trustlens.errors import RunError
 from trustlens.schema import RECORDED
 from trustlens.store.arrow import codes, column, dictionary, no_rows, numbers, texts
-from trustlens.store.layout import OVERVIEW, RunInfo, written_whole
+from trustlens.store.atomic_write import atomic_write
+from trustlens.store.layout import OVERVIEW
 from trustlens.store.location import Place, names_in
 from trustlens.store.overview.buckets import Buckets, buckets_of, starts_of
+from trustlens.store.run_info import RunInfo
 from trustlens.store.segments.row_groups import (
     Group,
     Sealed,
@@ -97,9 +99,7 @@ class Piece:
 
 def finest_level(info: RunInfo) -> int:
     """Return the exponent of a run's finest buckets, which hold 64 to 256 recorded steps."""
-    every = info.recorder.get("every", 1)
-    recorded = max(1, every) if isinstance(every, int) else 1
-    return FINEST + ((recorded - 1).bit_length() + 1) // 2
+    return FINEST + ((info.recording.every - 1).bit_length() + 1) // 2
 
 
 def pieces(directory: Place) -> list[Piece]:
@@ -157,7 +157,7 @@ def write_piece(
         "write_statistics": ["quantity", "layer", "step"],
     }
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         pq.ParquetWriter(temporary, SCHEMA, **options) as writer,
     ):
         groups: list[Group] = []

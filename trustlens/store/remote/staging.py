@@ -19,25 +19,15 @@ from typing import Any, Final
 from trustlens.cache_folder import cache_folder
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import TABLES
-from trustlens.store.layout import (
-    JOURNAL,
-    OVERVIEW,
-    REPLACED,
-    RUN_FILE,
-    RunInfo,
-    read_info,
-    written_whole,
-)
+from trustlens.store.atomic_write import atomic_write
+from trustlens.store.layout import JOURNAL, OVERVIEW, REPLACED, RUN_FILE
 from trustlens.store.location import Place, entries, exists, open_input, reading
 from trustlens.store.locking import is_held
 from trustlens.store.remote.lease import RemoteLock
 from trustlens.store.remote_location import RemotePlace
+from trustlens.store.run_info import RunInfo, read_info
 
 _log: Final = logging.getLogger("trustlens")
-
-SESSION: Final = "session"
-"""What ``RunInfo.recorder`` calls the recording that wrote last: of a run on an object store only.
-A spool of another session is of an older state of the run."""
 
 _UPLOADED: Final = ".uploaded.json"
 """The file of a spool that says what of it was uploaded: that is not uploaded again by who resumes
@@ -137,7 +127,7 @@ def session_in(directory: Place) -> str | None:
     """Return which recording wrote last into a run; None if there is no run, or it does not say."""
     if not exists(directory / RUN_FILE):
         return None
-    return read_info(directory).recorder.get(SESSION)
+    return read_info(directory).recording.session
 
 
 def is_written(directory: Place, info: RunInfo) -> bool | None:
@@ -154,7 +144,7 @@ def is_written(directory: Place, info: RunInfo) -> bool | None:
         return is_held(directory)
     spool = spool_of(directory)
     with suppress(RunError):  # of the spool, which is not what was asked about
-        if session_in(spool) == info.recorder.get(SESSION):
+        if session_in(spool) == info.recording.session:
             return is_held(spool)
     return None
 
@@ -264,5 +254,5 @@ def note_uploaded(spool: Path, there: Mapping[str, Local | None]) -> None:
         for name, local in there.items()
         if local is not None and local != UNKNOWN
     }
-    with suppress(OSError), written_whole(spool / _UPLOADED) as temporary:
+    with suppress(OSError), atomic_write(spool / _UPLOADED) as temporary:
         temporary.write_text(json.dumps(noted), encoding="utf-8")

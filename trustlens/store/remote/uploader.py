@@ -17,8 +17,7 @@ from typing import Final
 
 from trustlens.errors import UsageError
 from trustlens.schema import TABLES
-from trustlens.store.gaps import REPAIRED
-from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE, read_info
+from trustlens.store.layout import JOURNAL, OVERVIEW, RUN_FILE
 from trustlens.store.location import entries, exists
 from trustlens.store.locking import RunLock
 from trustlens.store.remote.lease import RemoteLock
@@ -35,6 +34,7 @@ from trustlens.store.remote.staging import (
 )
 from trustlens.store.remote_location import RemotePlace, reason
 from trustlens.store.repair import Left, repair
+from trustlens.store.run_info import read_info
 
 _log: Final = logging.getLogger("trustlens")
 
@@ -275,7 +275,7 @@ def repair_spool(remote: RemotePlace) -> list[Left] | None:
     spool, there = spool_of(remote), exists(remote / RUN_FILE)
     if not (spool / RUN_FILE).exists():
         info = read_info(remote)
-        if info.closed is not None or REPAIRED in info.recorder:
+        if info.closed is not None or info.recording.repaired is not None:
             return None
         raise UsageError(
             f"nothing of '{remote}' is left on this machine; if its recording broke off, repair it "

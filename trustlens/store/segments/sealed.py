@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trustlens.store.arrow import codes, column, numbers
-from trustlens.store.layout import SCHEMAS, written_whole
+from trustlens.store.atomic_write import atomic_write
+from trustlens.store.layout import SCHEMAS
 from trustlens.store.segments.row_groups import alphabetic, groups_of, written
 
 GROUP_ROWS: Final = 16_384
@@ -25,7 +26,7 @@ def write_sealed(path: Path, name: str, table: pa.Table) -> pa.Table:
     table = table.take(column(_order(table, keys), pa.int64()))
     groups = groups_of(table, keys[0] if keys else None, GROUP_ROWS)
     table = table.replace_schema_metadata(written(groups))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary, row_group_size=GROUP_ROWS, **_encoding(name))
     return table
 

@@ -1,0 +1,408 @@
+"""The contents of ``run.json``: typed, parsed and checked once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self, TypeAlias, cast
+
+from trustlens.errors import RunError
+from trustlens.schema import SCHEMA_VERSION, TABLES
+from trustlens.store.atomic_write import atomic_write
+from trustlens.store.layout import RUN_FILE
+from trustlens.store.location import Place, exists, read_bytes
+
+_MAX_ELEMENTS: Final = 1 << 53  # more than any tensor has
+
+StepRanges: TypeAlias = tuple[tuple[int, int], ...]
+"""Pairs of a first and a last step, both included."""
+
+_TORN: Final = {table: f"torn_{table}" for table in TABLES}
+"""The key of ``run.json`` that has ``RecordingInfo.torn`` of a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One parameter tensor: name, shape, dtype, and the parameter group that holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int = 0
+    optimizer: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerInfo:
+    """An optimizer's class (dotted name), the options of its parameter groups, and its family.
+
+    ``family`` is its usual name ("Adam", "LAMB"), empty if not known; ``variant`` says which
+    implementation of LAMB or LARS it is, a key of ``LAMB_VARIANTS`` or ``LARS_VARIANTS``.
+    """
+
+    name: str
+    groups: tuple[Mapping[str, Any], ...] = ()
+    family: str = ""
+    variant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingInfo:
+    """How a run was recorded, and which steps are missing: the key ``recorder`` of ``run.json``.
+
+    Attributes
+    ----------
+    every, histograms_every : int
+        Recording periods in steps; 0 for no histograms.
+    precision : int or None
+        Mantissa bits that floats of ``layers`` keep; None if not known (older runs).
+    statistics : str
+        The backends that computed the sums, separated by commas.
+    session : str or None
+        Identifier of the last recording; only for runs on an object store. A staging folder of
+        another session holds an older state of the run.
+    optimizer_steps_before : tuple of int
+        For each optimizer, the steps it had done before the run's first.
+    gaps : step ranges
+        Steps that lack rows because the disk was full.
+    passed_over : step ranges
+        Steps that were done while nothing was recorded, before a run was resumed.
+    torn : mapping of str to step ranges
+        By table, steps that lack rows because the recording process died.
+    dropped : int
+        Steps and logged values that were dropped because writing was too slow.
+    stopped : str or None
+        The error that stopped the recording.
+    repaired : str or None
+        When the interrupted run was repaired; ISO 8601 in UTC.
+    other : mapping
+        Keys that this version does not know. They are kept when ``run.json`` is rewritten.
+    """
+
+    every: int = 1
+    histograms_every: int = 0
+    precision: int | None = None
+    statistics: str = ""
+    session: str | None = None
+    optimizer_steps_before: tuple[int, ...] = ()
+    gaps: StepRanges = ()
+    passed_over: StepRanges = ()
+    torn: Mapping[str, StepRanges] = field(default_factory=dict[str, StepRanges])
+    dropped: int = 0
+    stopped: str | None = None
+    repaired: str | None = None
+    other: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Parse the JSON object; a value of the wrong kind counts as absent."""
+        precision = _integer(raw.get("precision"), -1, at_least=1)
+        torn = {table: _ranges(raw.get(key)) for table, key in _TORN.items()}
+        return cls(
+            every=_integer(raw.get("every"), 1, at_least=1),
+            histograms_every=_integer(raw.get("histograms_every"), 0),
+            precision=None if precision < 0 else precision,
+            statistics=_text(raw.get("statistics")) or "",
+            session=_text(raw.get("session")),
+            optimizer_steps_before=_counts(raw.get("optimizer_steps_before")),
+            gaps=_ranges(raw.get("gaps")),
+            passed_over=_ranges(raw.get("passed_over")),
+            torn={table: ranges for table, ranges in torn.items() if ranges},
+            dropped=_integer(raw.get("dropped"), 0),
+            stopped=_text(raw.get("stopped")),
+            repaired=_text(raw.get("repaired")),
+            other={key: value for key, value in raw.items() if key not in _KNOWN},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; what is empty or not known is left out."""
+        optional = {
+            "precision": self.precision,
+            "statistics": self.statistics,
+            "session": self.session,
+            "optimizer_steps_before": list(self.optimizer_steps_before),
+            "gaps": _as_lists(self.gaps),
+            "passed_over": _as_lists(self.passed_over),
+            **{_TORN[table]: _as_lists(ranges) for table, ranges in self.torn.items()},
+            "dropped": self.dropped,
+            "stopped": self.stopped,
+            "repaired": self.repaired,
+        }
+        return {
+            "every": self.every,
+            "histograms_every": self.histograms_every,
+            **{key: value for key, value in optional.items() if value},
+            **self.other,
+        }
+
+    @property
+    def known_missing(self) -> StepRanges:
+        """All step ranges that are known to lack rows, for whatever reason."""
+        torn = (each for ranges in self.torn.values() for each in ranges)
+        return (*self.gaps, *self.passed_over, *torn)
+
+    def with_missing(
+        self,
+        *,
+        gaps: Iterable[tuple[int, int]] = (),
+        passed_over: Iterable[tuple[int, int]] = (),
+        torn: Mapping[str, Iterable[tuple[int, int]]] | None = None,
+    ) -> RecordingInfo:
+        """Return a copy with more missing steps; adjacent ranges are joined."""
+        more = {
+            table: _joined((*self.torn.get(table, ()), *ranges))
+            for table, ranges in (torn or {}).items()
+        }
+        return replace(
+            self,
+            gaps=_joined((*self.gaps, *gaps)),
+            passed_over=_joined((*self.passed_over, *passed_over)),
+            torn={**self.torn, **more},
+        )
+
+    def missing_up_to(self, last: int) -> RecordingInfo:
+        """Return a copy without the missing steps after ``last``."""
+        torn = {table: _up_to(ranges, last) for table, ranges in self.torn.items()}
+        return replace(
+            self,
+            gaps=_up_to(self.gaps, last),
+            passed_over=_up_to(self.passed_over, last),
+            torn={table: ranges for table, ranges in torn.items() if ranges},
+        )
+
+    def with_missing_of(self, other: RecordingInfo) -> RecordingInfo:
+        """Return a copy that has the missing steps of another in place of its own."""
+        return replace(self, gaps=other.gaps, passed_over=other.passed_over, torn=other.torn)
+
+    def resumed_by(self, new: RecordingInfo) -> RecordingInfo:
+        """Return what holds when the recording ``new`` resumes the run: its options, our gaps."""
+        return replace(
+            self,
+            every=new.every,
+            histograms_every=new.histograms_every,
+            precision=new.precision,
+            statistics=new.statistics,
+            session=new.session or self.session,
+            stopped=None,
+            repaired=None,
+        )
+
+
+_KNOWN: Final = frozenset(RecordingInfo.__dataclass_fields__).union(_TORN.values()) - {
+    "torn",
+    "other",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """The contents of ``run.json``. Times are ISO 8601 in UTC."""
+
+    name: str
+    created: str
+    closed: str | None = None
+    optimizers: tuple[OptimizerInfo, ...] = ()
+    layers: tuple[LayerInfo, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    recording: RecordingInfo = RecordingInfo()
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Parse the JSON object.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, AttributeError, OverflowError
+            A required key is missing or has a value of the wrong kind.
+        """
+        info = cls(
+            name=storable(str(raw["name"])),
+            created=str(raw["created"]),
+            closed=_text(raw.get("closed")),
+            optimizers=tuple(map(_optimizer, raw["optimizers"])),
+            layers=tuple(map(_layer, raw["layers"])),
+            config=dict(raw.get("config", {})),
+            versions=dict(raw.get("versions", {})),
+            recording=RecordingInfo.from_json(dict(raw.get("recorder", {}))),
+            schema_version=int(raw["schema_version"]),
+        )
+        if len({layer.name for layer in info.layers}) < len(info.layers):
+            raise ValueError("two layers have the same name")
+        if any(min(at.shape, default=0) < 0 or at.size >= _MAX_ELEMENTS for at in info.layers):
+            raise ValueError("a layer has a shape that no tensor has")
+        return info
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        own = {"schema_version": self.schema_version, **asdict(self)}
+        del own["recording"]
+        return {**own, "recorder": self.recording.to_json()}
+
+    def change_recording(self, **changes: Any) -> RunInfo:
+        """Return a copy with other values of these fields of ``recording``."""
+        return replace(self, recording=replace(self.recording, **changes))
+
+    def closed_at(self, time: str, **changes: Any) -> RunInfo:
+        """Return a copy for a run closed at ``time``; ``changes`` as for `change_recording`."""
+        return replace(self.change_recording(**changes), closed=time)
+
+
+def write_info(directory: Path, info: RunInfo) -> None:
+    """Write ``run.json`` atomically.
+
+    Raises
+    ------
+    RunError
+        The config, or another value, is nested too deeply for Python's JSON writer. (A file that
+        was read may be: writing takes more of Python's stack than reading.)
+    """
+    path = directory / RUN_FILE
+    try:
+        text = json.dumps(info.to_json(), indent=2, ensure_ascii=False)
+    except RecursionError:
+        raise RunError(
+            f"'{path}' cannot be written: its config, or what else stands in it, is nested too "
+            "deeply; make it flatter"
+        ) from None
+    with atomic_write(path) as temporary:
+        # A file's name that is not UTF-8 has lone surrogates: "\udcff" is what JSON calls one.
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def read_info(directory: Place) -> RunInfo:
+    """Read ``run.json``.
+
+    Raises
+    ------
+    RunError
+        The directory does not exist or holds no run; the file was not written by trustlens, or by
+        a newer version.
+    """
+    path = directory / RUN_FILE
+    try:
+        raw = json.loads(read_bytes(path).decode(), parse_int=_int_or_float)
+    except FileNotFoundError:
+        raise RunError(_why_no_run(directory)) from None
+    except NotADirectoryError:
+        raise RunError(f"'{directory}' is a file; give the directory of a run") from None
+    except OSError as error:
+        raise RunError(
+            f"'{path}' cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    except (ValueError, RecursionError):
+        raise RunError(
+            f"'{path}' is not a run.json of trustlens: it is not JSON; restore it or record anew"
+        ) from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
+        raise RunError(
+            f"'{path}' is not a run.json of trustlens: it has no schema_version; "
+            "give a directory that trustlens.record wrote"
+        )
+    content = cast("dict[str, Any]", raw)
+    if content["schema_version"] > SCHEMA_VERSION:
+        raise RunError(
+            f"'{directory}' was written with schema {content['schema_version']}, and this "
+            f"trustlens reads up to {SCHEMA_VERSION}: pip install -U trustlens-optim"
+        )
+    try:
+        return RunInfo.from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise RunError(
+            f"'{path}' is not a run.json that trustlens understands ({error!r}); "
+            "restore it or record anew"
+        ) from None
+
+
+def storable(text: str) -> str:
+    """Return a text as files and terminals can hold it: a lone surrogate as its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _int_or_float(text: str) -> int | float:
+    """Return an integer; a float if it is so large that no size or option of ours can be it."""
+    return int(text) if len(text) < 19 else float(text)
+
+
+def _why_no_run(directory: Place) -> str:
+    if not exists(directory):
+        return f"there is no directory '{directory}'; check the path"
+    return (
+        f"'{directory}' holds no run (no {RUN_FILE} in it); "
+        "give a directory that trustlens.record wrote"
+    )
+
+
+def _optimizer(raw: Mapping[str, Any]) -> OptimizerInfo:
+    return OptimizerInfo(
+        name=str(raw["name"]),
+        groups=tuple(dict(group) for group in raw["groups"]),
+        family=str(raw.get("family", "")),
+        variant=_text(raw.get("variant")),
+    )
+
+
+def _layer(raw: Mapping[str, Any]) -> LayerInfo:
+    return LayerInfo(
+        name=storable(str(raw["name"])),
+        shape=tuple(int(n) for n in raw["shape"]),
+        dtype=str(raw["dtype"]),
+        group=int(raw["group"]),
+        optimizer=int(raw["optimizer"]),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(value: Any, default: int, *, at_least: int = 0) -> int:
+    return value if _is_integer(value) and value >= at_least else default
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    """Return a list of integers; 0 in place of anything else in it."""
+    given: list[Any] = value if isinstance(value, list) else []
+    return tuple(each if _is_integer(each) else 0 for each in given)
+
+
+def _ranges(value: Any) -> StepRanges:
+    """Return the pairs of integers in a list; anything else in it is skipped."""
+    given: list[Any] = value if isinstance(value, list) else []
+    return tuple(
+        (pair[0], pair[1])
+        for pair in given
+        if isinstance(pair, list) and len(pair) == 2 and all(map(_is_integer, pair))
+    )
+
+
+def _as_lists(ranges: StepRanges) -> list[list[int]]:
+    return [list(pair) for pair in ranges]
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> StepRanges:
+    """Return the ranges sorted, those that overlap or are adjacent as one."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def _up_to(ranges: StepRanges, last: int) -> StepRanges:
+    return tuple((first, min(end, last)) for first, end in ranges if first <= last)
