@@ -1,4 +1,4 @@
-"""What LAMB and LARS share: norms and ratios of many layers at once, kept on the device."""
+"""Operations on lists of tensors that LAMB and LARS share; nothing synchronizes but `to_float`."""
 
 # torch offers its operations on lists of tensors under private names only:
 # ruff: noqa: SLF001
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trustlens.errors import UsageError
+from trustlens.kernels.tensors import upcast_half
 
 
 def with_gradient(params: Iterable[Tensor], optimizer: str) -> list[list[Tensor]]:
@@ -23,7 +24,7 @@ def with_gradient(params: Iterable[Tensor], optimizer: str) -> list[list[Tensor]
     UsageError
         A gradient is sparse, or a parameter complex.
     """
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    lists: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for p in params:
         if p.grad is None:
             continue
@@ -33,8 +34,8 @@ def with_gradient(params: Iterable[Tensor], optimizer: str) -> list[list[Tensor]
                 f"{optimizer} got {kind} of shape {tuple(p.shape)}: "
                 "give it real parameters with dense gradients"
             )
-        alike.setdefault((p.device, p.dtype), []).append(p)
-    return list(alike.values())
+        lists.setdefault((p.device, p.dtype), []).append(p)
+    return list(lists.values())
 
 
 def gradients(params: list[Tensor]) -> list[Tensor]:
@@ -42,15 +43,10 @@ def gradients(params: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
 
 
-def widen(tensors: list[Tensor]) -> list[Tensor]:
-    """Return half-precision tensors as float32, others as they are (not copied)."""
-    return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
-
-
 def norms(tensors: list[Tensor]) -> Tensor:
     """Return the Euclidean norms of tensors of one device and one dtype, shape (layers,).
 
-    On the CPU in float64: torch sums float32 there in one go, off by 9e-5 at 4 M elements.
+    float64 on the CPU, where torch's float32 sum has an error of 9e-5 at 4 M elements.
     """
     first = tensors[0]
     wide = first.device.type == "cpu" or first.dtype == torch.float64
@@ -62,7 +58,7 @@ def norms(tensors: list[Tensor]) -> Tensor:
 def trust_ratios(
     above: Tensor, below: Tensor, adapted: Tensor, clip: tuple[float, float] | None = None
 ) -> Tensor:
-    """Return above / below within `clip` where `adapted`, else 1; all of shape (layers,)."""
+    """Return above / below clamped to `clip` where `adapted`, else 1; all of shape (layers,)."""
     ratio = above / below
     if clip is not None:
         ratio = ratio.clamp(*clip)
@@ -85,14 +81,14 @@ def scale_each_(tensors: list[Tensor], factors: Tensor) -> None:
 def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
     """Set each parameter to itself − lr · direction, rounded once."""
     if isinstance(lr, Tensor):
-        steps = torch._foreach_mul(widen(directions), [lr.reshape(())] * len(directions))
+        steps = torch._foreach_mul(upcast_half(directions), [lr.reshape(())] * len(directions))
         torch._foreach_sub_(params, steps)
     else:
         torch._foreach_add_(params, directions, alpha=-lr)
 
 
-def number(value: float | Tensor) -> float:
-    """Return an option as a float."""
+def to_float(value: float | Tensor) -> float:
+    """Return a number or a tensor of one element as a float; synchronizes with its device."""
     return float(value.item() if isinstance(value, Tensor) else value)
 
 
@@ -103,12 +99,12 @@ def check_number(
     *,
     below: float = math.inf,
 ) -> None:
-    """Require that an option of a group is a number in [0, below).
+    """Check that an option of a group is a number in [0, below).
 
     Raises
     ------
     UsageError
-        It is not.
+        The option is not.
     """
     value = group[name]
     if isinstance(value, Tensor) and value.numel() != 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from trustlens.kernels.build import load
-from trustlens.optim.foreach import number
+from trustlens.optim.foreach import to_float
 
 _log: Final = logging.getLogger("trustlens")
 
@@ -83,15 +83,15 @@ class Options:
 
     def packed(self) -> _Options:
         """Return them as the loop reads them."""
-        rate, decay = number(self.rate), number(self.decay)
+        rate, decay = to_float(self.rate), to_float(self.decay)
         return _Options(
             rate=rate,
-            beta1=number(self.beta1),
-            beta2=number(self.beta2),
-            epsilon=number(self.epsilon),
+            beta1=to_float(self.beta1),
+            beta2=to_float(self.beta2),
+            epsilon=to_float(self.epsilon),
             decay=decay,
             kept=1.0 if self.decays_inside else 1 - rate * decay,
-            divisor=number(self.divisor),
+            divisor=to_float(self.divisor),
             debias=self.debias,
             decays_inside=self.decays_inside and decay != 0,
             ratio_before_decay=self.ratio_before_decay,

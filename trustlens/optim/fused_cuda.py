@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from trustlens.kernels.device import OPTIONS, all_are, brought, on
-from trustlens.optim.foreach import number
+from trustlens.optim.foreach import to_float
 from trustlens.optim.fused_cpu import LAMB, Options
 
 _log: Final = logging.getLogger("trustlens")
@@ -115,7 +115,7 @@ class Rows:
             options.divisor,
         )
         there = {i: v for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_cpu}
-        at_hand = [0.0 if i in there else number(v) for i, v in enumerate(values)]
+        at_hand = [0.0 if i in there else to_float(v) for i, v in enumerate(values)]
         times = [step.item() for step in self._steps]  # they lie on the CPU: no waiting
         given = brought(np.array(at_hand + times, np.float64), self._device)
         for i, value in there.items():

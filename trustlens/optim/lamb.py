@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from trustlens.errors import UsageError
+from trustlens.kernels.tensors import upcast_half
+from trustlens.optim.base import LayerwiseOptimizer, Work
 from trustlens.optim.foreach import (
     check_number,
     descend_,
@@ -22,16 +24,14 @@ from trustlens.optim.foreach import (
     scale_,
     scale_each_,
     trust_ratios,
-    widen,
-    with_gradient,
 )
-from trustlens.optim.fused import Fused, Rows, check_devices
+from trustlens.optim.fused import Rows
 from trustlens.optim.fused import check as check_fused
 from trustlens.optim.fused_cpu import DEBIAS, LAMB, Options
 from trustlens.trust_ratio import LAMB_DEFAULTS, check_option
 
 
-class Lamb(Optimizer):
+class Lamb(LayerwiseOptimizer):
     r"""LAMB: Adam's update with the decay inside it, scaled layer by layer by a trust ratio.
 
     For each parameter tensor w with gradient g, at its own step t (counted from 1)::
@@ -116,7 +116,7 @@ class Lamb(Optimizer):
     >>> optimizer = Lamb(model.parameters(), lr=0.01, **LAMB_VARIANTS["timm"])
     """
 
-    measures: bool = False
+    _name = "Lamb"
 
     def __init__(
         self,
@@ -154,74 +154,38 @@ class Lamb(Optimizer):
             "fused": fused,
         }
         super().__init__(params, defaults)
-        self._forget()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with options of its own where it names any.
-
-        Raises
-        ------
-        UsageError
-            An option is out of its range.
-        """
-        _check({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        check_devices("Lamb", self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for of_layer in self.state.values():  # a checkpoint mapped to a device took them along
+        for of_layer in self.state.values():  # loading a checkpoint may have moved the counts
             of_layer["step"] = of_layer["step"].cpu()
-        for group in self.param_groups:
-            group.setdefault("fused", None)  # an older checkpoint has none
-        self._forget()
 
-    def _forget(self) -> None:
-        self._fused = Fused("Lamb")
-        self.measured: list[tuple[list[Tensor], Tensor]] = []
+    def _fused_state(
+        self, group: dict[str, Any]
+    ) -> tuple[Callable[[Tensor], dict[str, Any]], tuple[str, ...]]:
+        del group  # the same for all groups
+        return self._state, ("step", "exp_avg", "exp_avg_sq", "trust_ratio")
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step; `closure`, if any, computes the loss and the gradients first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.measured = []
-        divided = [
-            self._fused.divide(place, group, self.state, self._state, _ENTRIES)
-            for place, group in enumerate(self.param_groups)
-        ]
-        fused = [rows for rows, _ in divided]
-        lists = [with_gradient(rest, "Lamb") for _, rest in divided]
-        total = self._total_grad_norm(fused, lists)
-        for group, rows_of_group, lists_of_group in zip(
-            self.param_groups, fused, lists, strict=True
-        ):
-            for rows in rows_of_group:
+    def _step_groups(self, work: list[Work]) -> None:
+        total = self._total_grad_norm(work)
+        for group, fused, lists in work:
+            for rows in fused:
                 self._step_fused(rows, group, total)
-            for params in lists_of_group:
-                self._step(params, group, total)
-        return loss
+            for params in lists:
+                self._step_list(params, group, total)
 
-    def _total_grad_norm(
-        self, fused: list[list[Rows]], lists: list[list[list[Tensor]]]
-    ) -> Tensor | None:
-        """Return the norm of all gradients together, if a group bounds it."""
+    def _total_grad_norm(self, work: list[Work]) -> Tensor | None:
+        """Return the norm of all gradients together, or None if no group bounds it."""
         if all(group["max_grad_norm"] is None for group in self.param_groups):
             return None
-        each = [norms(gradients(params)) for of_group in lists for params in of_group]
-        each += [rows.grad_norms() for of_group in fused for rows in of_group]
+        each = [norms(gradients(params)) for part in work for params in part.lists]
+        each += [rows.grad_norms() for part in work for rows in part.fused]
         if not each:
             return None
         return torch.linalg.vector_norm(torch.cat([n.to(each[0]) for n in each]))
 
     def _step_fused(self, rows: Rows, group: dict[str, Any], total: Tensor | None) -> None:
-        """Step the layers of one group and device that need no lists."""
+        """Step the layers of one group and device fused."""
         divisor = self._divisor(rows.params, group["max_grad_norm"], total)
         beta1, beta2 = group["betas"]
         options = Options(
@@ -235,35 +199,30 @@ class Lamb(Optimizer):
             decays_inside=group["decay"] == "inside",
             ratio_before_decay=group["decay"] != "first",
         )
-        sums = rows.step(
-            LAMB, options, lambda above, below: _ratios(above, below, group), measures=self.measures
-        )
-        if sums is not None:
-            self.measured.append((rows.params, sums))
+        self._step_rows(rows, LAMB, options, group)
 
-    def _step(self, params: list[Tensor], group: dict[str, Any], total: Tensor | None) -> None:
+    def _step_list(self, params: list[Tensor], group: dict[str, Any], total: Tensor | None) -> None:
         """Step parameters of one group, one device and one dtype."""
         directions, rate_factors = self._directions(params, group, total)
         lr, decay = group["lr"], group["weight_decay"]
         weight_norms = norms(params)
         if decay and group["decay"] == "inside":
-            torch._foreach_add_(directions, widen(params), alpha=decay)
+            torch._foreach_add_(directions, upcast_half(params), alpha=decay)
         elif decay:
             scale_(params, 1 - lr * decay)
             if group["decay"] == "first":
                 weight_norms = norms(params)
-        ratios = _ratios(weight_norms, norms(directions), group)
+        ratios = self._ratios(weight_norms, norms(directions), group)
         if rate_factors is not None:
             torch._foreach_mul_(directions, rate_factors)
         scale_each_(directions, ratios)
         descend_(params, directions, lr)
-        for p, ratio in zip(params, ratios.float().unbind(), strict=True):
-            self.state[p]["trust_ratio"] = ratio
+        self._store_ratios(params, ratios)
 
     def _directions(
         self, params: list[Tensor], group: dict[str, Any], total: Tensor | None
     ) -> tuple[list[Tensor], list[float] | None]:
-        """Move m and v; return m̂/(√v̂+ε) of each layer, and factors of the rate if it has any."""
+        """Update m and v; return m̂/(√v̂+ε) of each layer, and factors of the rate if any."""
         grads = self._clipped(params, group["max_grad_norm"], total)
         states = [self._state(p) for p in params]
         averages = [s["exp_avg"] for s in states]
@@ -275,15 +234,15 @@ class Lamb(Optimizer):
 
         steps = [s["step"] for s in states]
         torch._foreach_add_(steps, 1)
-        times: list[float] = [step.item() for step in steps]  # they lie on the CPU: no waiting
+        times: list[float] = [step.item() for step in steps]  # on the CPU: no synchronization
         corrections1 = [1 - beta1**t for t in times]
         corrections2 = [math.sqrt(1 - beta2**t) for t in times]
         debias = group["debias"]
-        denominators = torch._foreach_sqrt(widen(squares))
+        denominators = torch._foreach_sqrt(upcast_half(squares))
         if debias is True:
             torch._foreach_div_(denominators, corrections2)
         torch._foreach_add_(denominators, group["eps"])
-        directions = torch._foreach_div(widen(averages), denominators)
+        directions = torch._foreach_div(upcast_half(averages), denominators)
         if debias is True:
             torch._foreach_div_(directions, corrections1)
         rate_factors = None
@@ -296,25 +255,25 @@ class Lamb(Optimizer):
     def _clipped(
         self, params: list[Tensor], bound: float | None, total: Tensor | None
     ) -> list[Tensor]:
-        """Return the gradients, scaled down where all together are longer than `bound`."""
+        """Return the gradients, scaled down if the norm of all together exceeds `bound`."""
         grads = gradients(params)
         divisor = self._divisor(params, bound, total)
         if divisor is None:
             return grads
-        wide = widen(grads)
+        wide = upcast_half(grads)
         divided = torch._foreach_div(wide, divisor.to(wide[0].dtype))
         return [g.to(p.dtype) for g, p in zip(divided, params, strict=True)]
 
     def _divisor(
         self, params: list[Tensor], bound: float | None, total: Tensor | None
     ) -> Tensor | None:
-        """Return what the gradients are divided by, if they are bounded, and note it."""
+        """Return the divisor of the gradients and store it; None if they are not bounded."""
         if bound is None or total is None:
             return None
         divisor = (total / bound).clamp(min=1).to(params[0].device)
-        noted = divisor.float()
+        stored = divisor.float()
         for p in params:
-            self.state[p]["grad_divisor"] = noted
+            self.state[p]["grad_divisor"] = stored
         return divisor
 
     def _state(self, p: Tensor) -> dict[str, Any]:
@@ -325,37 +284,32 @@ class Lamb(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
 
+    def _ratios(self, above: Tensor, below: Tensor, group: dict[str, Any]) -> Tensor:
+        # The formula of `trustlens.trust_ratio.lamb_ratio`, with r₁ and r₂ of this step as tensors.
+        adapted = below != 0
+        if not group["always_adapt"]:
+            adapted &= group["weight_decay"] != 0
+        if group["unit_at_zero"]:
+            adapted &= above != 0
+        if group["clip_weight_norm"] is not None:
+            above = above.clamp(max=group["clip_weight_norm"])
+        return trust_ratios(
+            group["trust_coefficient"] * above,
+            below + group["ratio_eps"],
+            adapted,
+            group["clip_ratio"],
+        )
 
-_ENTRIES: Final = ("step", "exp_avg", "exp_avg_sq", "trust_ratio")
-"""What of a parameter's state a fused step reads and writes."""
-
-
-def _ratios(weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return the trust ratios of layers from r₁ and r₂, all of shape (layers,)."""
-    adapted = direction_norms != 0
-    if not group["always_adapt"]:
-        adapted &= group["weight_decay"] != 0
-    if group["unit_at_zero"]:
-        adapted &= weight_norms != 0
-    if group["clip_weight_norm"] is not None:
-        weight_norms = weight_norms.clamp(max=group["clip_weight_norm"])
-    return trust_ratios(
-        group["trust_coefficient"] * weight_norms,
-        direction_norms + group["ratio_eps"],
-        adapted,
-        group["clip_ratio"],
-    )
-
-
-def _check(group: dict[str, Any]) -> None:
-    """Require that every option of a group is in its range."""
-    for name in ("lr", "eps", "weight_decay"):
-        check_number("Lamb", group, name)
-    betas = group["betas"]
-    if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
-        raise UsageError(f"Lamb got betas={betas!r}: give two numbers, such as (0.9, 0.999)")
-    for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
-        check_number("Lamb", {name: beta}, name, below=1)
-    for name in LAMB_DEFAULTS:
-        check_option("Lamb", name, group[name])
-    check_fused("Lamb", group)
+    def _check_options(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "eps", "weight_decay"):
+            check_number(self._name, group, name)
+        betas = group["betas"]
+        if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
+            raise UsageError(
+                f"{self._name} got betas={betas!r}: give two numbers, such as (0.9, 0.999)"
+            )
+        for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
+            check_number(self._name, {name: beta}, name, below=1)
+        for name in LAMB_DEFAULTS:
+            check_option(self._name, name, group[name])
+        check_fused(self._name, group)

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
+from trustlens.kernels.tensors import upcast_half
+from trustlens.optim.base import LayerwiseOptimizer, Work
 from trustlens.optim.foreach import (
     check_number,
     descend_,
@@ -19,16 +21,14 @@ from trustlens.optim.foreach import (
     norms,
     scale_each_,
     trust_ratios,
-    widen,
-    with_gradient,
 )
-from trustlens.optim.fused import Fused, Rows, check_devices
+from trustlens.optim.fused import Rows
 from trustlens.optim.fused import check as check_fused
 from trustlens.optim.fused_cpu import LARS, Options
 from trustlens.trust_ratio import check_option
 
 
-class Lars(Optimizer):
+class Lars(LayerwiseOptimizer):
     r"""LARS: SGD with momentum, scaled layer by layer by a trust ratio.
 
     For each parameter tensor w with gradient g::
@@ -89,7 +89,7 @@ class Lars(Optimizer):
     >>> optimizer = Lars(model.parameters(), lr=0.01, weight_decay=1e-4)
     """
 
-    measures: bool = False
+    _name = "Lars"
 
     def __init__(
         self,
@@ -115,82 +115,45 @@ class Lars(Optimizer):
             "fused": fused,
         }
         super().__init__(params, defaults)
-        self._forget()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with options of its own where it names any.
-
-        Raises
-        ------
-        UsageError
-            An option is out of its range.
-        """
-        _check({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        check_devices("Lars", self.param_groups[-1])
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("fused", None)  # an older checkpoint has none
-        self._forget()
-
-    def _forget(self) -> None:
-        self._fused = Fused("Lars")
-        self.measured: list[tuple[list[Tensor], Tensor]] = []
+    def _reset_measured(self) -> None:
+        super()._reset_measured()
         self.before: dict[Tensor, Tensor] = {}
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step; `closure`, if any, computes the loss and the gradients first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.measured, self.before = [], {}
-        divided = [self._divide(place) for place in range(len(self.param_groups))]
-        lists = [with_gradient(rest, "Lars") for _, rest in divided]
-        for group, (fused, _), rest in zip(self.param_groups, divided, lists, strict=True):
+    def _fused_state(
+        self, group: dict[str, Any]
+    ) -> tuple[Callable[[Tensor], dict[str, Any]], tuple[str, ...]]:
+        if group["momentum"]:
+            return self._with_buffer, ("momentum_buffer", "trust_ratio")
+        return self.state.__getitem__, ("trust_ratio",)
+
+    def _step_groups(self, work: list[Work]) -> None:
+        for group, fused, lists in work:
             for rows in fused:
                 self._step_fused(rows, group)
-            for params in rest:
-                self._step(params, group)
-        return loss
-
-    def _divide(self, place: int) -> tuple[list[Rows], list[Tensor]]:
-        group = self.param_groups[place]
-        if group["momentum"]:
-            entries, make_state = ("momentum_buffer", "trust_ratio"), self._with_buffer
-        else:
-            entries, make_state = ("trust_ratio",), self.state.__getitem__
-        return self._fused.divide(place, group, self.state, make_state, entries)
+            for params in lists:
+                self._step_list(params, group)
 
     def _step_fused(self, rows: Rows, group: dict[str, Any]) -> None:
-        """Step the layers of one group and device that need no lists."""
+        """Step the layers of one group and device fused."""
         options = Options(
             rate=group["lr"],
             beta1=group["momentum"],
             decay=group["weight_decay"],
             ratio_of_sum=group["norm"] == "sum",
         )
-        sums = rows.step(
-            LARS, options, lambda above, below: _ratios(above, below, group), measures=self.measures
-        )
-        if sums is not None:
-            self.measured.append((rows.params, sums))
+        self._step_rows(rows, LARS, options, group)
 
-    def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_list(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Step parameters of one group, one device and one dtype."""
         if self.measures:
             self.before.update((p, p.clone()) for p in params)
-        grads = widen(gradients(params))
-        directions = list(torch._foreach_add(grads, widen(params), alpha=group["weight_decay"]))
+        grads = upcast_half(gradients(params))
+        directions = list(
+            torch._foreach_add(grads, upcast_half(params), alpha=group["weight_decay"])
+        )
         measured = norms(grads if group["norm"] == "sum" else directions)
-        ratios = _ratios(norms(params), measured, group)
+        ratios = self._ratios(norms(params), measured, group)
         scale_each_(directions, ratios)
         if group["momentum"]:
             buffers = [self._with_buffer(p)["momentum_buffer"] for p in params]
@@ -198,8 +161,7 @@ class Lars(Optimizer):
             torch._foreach_add_(buffers, directions)
             directions = buffers
         descend_(params, directions, group["lr"])
-        for p, ratio in zip(params, ratios.float().unbind(), strict=True):
-            self.state[p]["trust_ratio"] = ratio
+        self._store_ratios(params, ratios)
 
     def _with_buffer(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
@@ -207,22 +169,21 @@ class Lars(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
 
+    def _ratios(self, above: Tensor, below: Tensor, group: dict[str, Any]) -> Tensor:
+        # The formula of `trustlens.trust_ratio.lars_ratio`. `below` is ‖g‖, or ‖g + λw‖ if the norm
+        # is "combined".
+        decay = group["weight_decay"]
+        adapted = (above != 0) & (below != 0)
+        if not group["always_adapt"]:
+            adapted &= decay != 0
+        if group["norm"] == "sum":
+            below = below + decay * above
+        return trust_ratios(group["trust_coefficient"] * above, below + group["eps"], adapted)
 
-def _ratios(weight_norms: Tensor, measured: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return the trust ratios of layers from ‖w‖ and ‖g‖ or ‖g + λw‖, all of shape (layers,)."""
-    decay = group["weight_decay"]
-    adapted = (weight_norms != 0) & (measured != 0)
-    if not group["always_adapt"]:
-        adapted &= decay != 0
-    below = measured + decay * weight_norms if group["norm"] == "sum" else measured
-    return trust_ratios(group["trust_coefficient"] * weight_norms, below + group["eps"], adapted)
-
-
-def _check(group: dict[str, Any]) -> None:
-    """Require that every option of a group is in its range."""
-    for name in ("lr", "weight_decay", "trust_coefficient", "eps"):
-        check_number("Lars", group, name)
-    check_number("Lars", group, "momentum", below=1)
-    for name in ("norm", "always_adapt"):
-        check_option("Lars", name, group[name])
-    check_fused("Lars", group)
+    def _check_options(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "weight_decay", "trust_coefficient", "eps"):
+            check_number(self._name, group, name)
+        check_number(self._name, group, "momentum", below=1)
+        for name in ("norm", "always_adapt"):
+            check_option(self._name, name, group[name])
+        check_fused(self._name, group)

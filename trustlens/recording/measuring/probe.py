@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trustlens.optim.foreach import widen
+from trustlens.kernels.tensors import upcast_half
 from trustlens.recording.hooks.optimizer import Call, Guard, StepHooks
 from trustlens.recording.measuring.cached_plan import Plan, Seen, Yielded
 from trustlens.recording.measuring.layers import Layer
@@ -351,7 +351,7 @@ class Watch:
             grad = -grad
         if group.get("max_grad_norm") and "grad_divisor" in state:
             # Lamb's own clip leaves p.grad as it was, and divides halves in float32.
-            grad = (widen([grad])[0] / state["grad_divisor"]).to(grad.dtype)
+            grad = (upcast_half([grad])[0] / state["grad_divisor"]).to(grad.dtype)
         factor = self._grad_factor
         if isinstance(factor, Tensor) or factor != 1:
             grad = grad * (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
