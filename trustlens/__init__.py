@@ -12,51 +12,43 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from trustlens._version import __version__
+from trustlens._version import __version__ as __version__
 from trustlens.errors import MissingDependencyError
+from trustlens.errors import TrustlensError as TrustlensError
 
 if TYPE_CHECKING:
-    from trustlens import export, figures, optim
-    from trustlens.analysis.dataset import open_runs
-    from trustlens.analysis.discovery import find_runs, open_run
-    from trustlens.analysis.names import quantity
-    from trustlens.analysis.run import Run
-    from trustlens.errors import TrustlensError
-    from trustlens.recording.recorder import Recorder, record
+    from trustlens import export as export
+    from trustlens import figures as figures
+    from trustlens import optim as optim
+    from trustlens.analysis.dataset import dataset as dataset
+    from trustlens.analysis.discovery import find_runs as find_runs
+    from trustlens.analysis.discovery import open_run as open_run
+    from trustlens.analysis.run import Run as Run
+    from trustlens.recording.recorder import Recorder as Recorder
+    from trustlens.recording.recorder import record as record
+    from trustlens.recording.writing.sink import Listener as Listener
 
-__all__ = [
-    "Recorder",
-    "Run",
-    "TrustlensError",
-    "__version__",
-    "export",
-    "figures",
-    "find_runs",
-    "open_run",
-    "open_runs",
-    "optim",
-    "quantity",
-    "record",
-]
-
+# Loaded at first use, so that `import trustlens` is quick and imports neither torch nor plotly.
+_MODULES = ("export", "figures", "optim")
 _HOMES = {
+    "Listener": "trustlens.recording.writing.sink",
     "Recorder": "trustlens.recording.recorder",
-    "record": "trustlens.recording.recorder",
     "Run": "trustlens.analysis.run",
-    "open_run": "trustlens.analysis.discovery",
+    "dataset": "trustlens.analysis.dataset",
     "find_runs": "trustlens.analysis.discovery",
-    "open_runs": "trustlens.analysis.dataset",
-    "TrustlensError": "trustlens.errors",
-    "quantity": "trustlens.analysis.names",
+    "open_run": "trustlens.analysis.discovery",
+    "record": "trustlens.recording.recorder",
 }
+
+_NAMES = ("TrustlensError", "__version__", *_MODULES, *_HOMES)
+__all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import trustlens` costs nothing and drags in neither torch nor plotly.
     try:
         if name in _HOMES:
             return getattr(importlib.import_module(_HOMES[name]), name)
-        if name in __all__:
+        if name in _MODULES:
             return importlib.import_module(f"trustlens.{name}")
     except ModuleNotFoundError as error:
         if error.name != "torch":
@@ -66,4 +58,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_NAMES])

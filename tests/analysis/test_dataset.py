@@ -41,7 +41,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_the_data_set_has_the_rows_of_all_runs_and_says_which(sweep: Path) -> None:
-    data = trustlens.open_runs(f"{sweep}/*")
+    data = trustlens.dataset(f"{sweep}/*")
     frame = data.to_table().to_pandas().astype({"layer": str})
     assert sorted(frame["run"].unique()) == ["adam", "deep/sgd", "lamb"]
     for name, rows in frame.groupby("run"):
@@ -50,7 +50,7 @@ def test_the_data_set_has_the_rows_of_all_runs_and_says_which(sweep: Path) -> No
         expected = run.layers(["weight_norm"]).astype({"layer": str})
         expected = expected.sort_values(["step", "layer"])["weight_norm"].to_numpy()
         np.testing.assert_array_equal(found, expected)
-    assert trustlens.open_runs(sweep, "steps").count_rows() == 600
+    assert trustlens.dataset(sweep, "steps").count_rows() == 600
 
 
 @pytest.mark.parametrize(
@@ -64,15 +64,15 @@ def test_the_data_set_has_the_rows_of_all_runs_and_says_which(sweep: Path) -> No
     ],
 )
 def test_patterns(sweep: Path, pattern: str, names: list[str]) -> None:
-    table = trustlens.open_runs(f"{sweep}/{pattern}", "steps").to_table(["run"])
+    table = trustlens.dataset(f"{sweep}/{pattern}", "steps").to_table(["run"])
     assert sorted(set(table["run"].to_pylist())) == names
 
 
 def test_what_does_not_match_is_said(sweep: Path) -> None:
     with pytest.raises(UsageError, match="no run matches"):
-        trustlens.open_runs(f"{sweep}/nothing*")
+        trustlens.dataset(f"{sweep}/nothing*")
     with pytest.raises(UsageError, match="'rows' is not a table"):
-        trustlens.open_runs(sweep, "rows")
+        trustlens.dataset(sweep, "rows")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def in_page(text: str, names: dict[str, Any]) -> Any:
 
 
 def test_the_lines_of_the_page(sweep: Path, cluster: Client) -> None:
-    data = trustlens.open_runs(f"{sweep}/*")
+    data = trustlens.dataset(f"{sweep}/*")
     names = {"data": data, "trustlens": trustlens, "duckdb": duckdb, "pl": pl, "dd": dd, "db": db}
     whole = data.to_table().to_pandas().astype({"layer": str})
     largest = whole.groupby(["run", "layer"])["grad_norm"].max()
@@ -128,6 +128,6 @@ def test_runs_on_an_object_store(sweep: Path) -> None:
             with memory.filesystem.open_output_stream(f"fleet/{name}") as out:
                 out.write(path.read_bytes())
     assert isinstance(memory.filesystem, arrow_fs.PyFileSystem)
-    data = trustlens.open_runs("memory://fleet/*")
+    data = trustlens.dataset("memory://fleet/*")
     assert sorted(set(data.to_table(["run"])["run"].to_pylist())) == ["adam", "deep/sgd", "lamb"]
     assert data.count_rows() == 2400

@@ -1,4 +1,4 @@
-"""Many runs as one data set, for engines that read more than one machine holds."""
+"""Many runs as one data set, for query engines that read more than fits in memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 _WILD: Final = "*?["
 
 
-def open_runs(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Dataset:
-    """Return one table of many runs as a data set, with a column that says which run.
+def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Dataset:
+    """Return one table of many runs as a data set, with a column that names the run.
 
-    Nothing is read yet: DuckDB, Polars and Dask take it as it is, and read what they need. It has
-    what is sealed; the newest rows of a run that is being recorded come with its next file.
+    Nothing is read yet: DuckDB, Polars and Dask take the data set as it is and read what they
+    need. It has the sealed files; the newest rows of a run that is being recorded appear with its
+    next file.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def open_runs(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Data
     Returns
     -------
     pyarrow.dataset.Dataset
-        The table's columns and ``run``: the run's path behind the part of the pattern that has no
+        The table's columns and ``run``: the run's path after the part of the pattern that has no
         wildcard, or its name.
 
     Raises
@@ -52,10 +53,10 @@ def open_runs(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Data
 
     Examples
     --------
-    >>> data = trustlens.open_runs("s3://bucket/sweep/*")
+    >>> data = trustlens.dataset("s3://bucket/sweep/*")
     >>> duckdb.sql("SELECT run, avg(trust_ratio) FROM data GROUP BY run")
     """
-    import pyarrow.dataset as ds  # noqa: PLC0415 — who opens one run need not wait for it
+    import pyarrow.dataset as ds  # noqa: PLC0415 — slow to import, and needed here only
 
     if table not in TABLES:
         raise UsageError(f"'{table}' is not a table; choose one of: {', '.join(TABLES)}")
@@ -80,7 +81,7 @@ def open_runs(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Data
 
 
 def _runs(pattern: str) -> Iterator[tuple[str, Place]]:
-    """Yield the runs that match, and those in folders that do, by their names."""
+    """Yield name and location of each run that matches, or is in a folder that matches."""
     if "://" in pattern and not pattern.startswith("file://"):
         address, question, options = pattern.partition("?")
         root, wild = _divided(address)
@@ -115,7 +116,7 @@ def _matching(base: Place, parts: tuple[str, ...]) -> Iterator[Place]:
 
 
 def _in(folder: Place) -> Iterator[Place]:
-    """Yield a run, or those below a folder."""
+    """Yield the folder itself if it is a run, else the runs below it."""
     if exists(folder / RUN_FILE):
         yield folder
         return

@@ -18,8 +18,7 @@ _log: Final = logging.getLogger("trustlens")
 def open_run(path: str | os.PathLike[str] | Place) -> Run:
     """Open a recorded run for reading; it may still be being written.
 
-    What it lacks, if anything, is said by a warning of the logger ``trustlens``, and by
-    :meth:`Run.missing`.
+    If something is missing from it, the logger ``trustlens`` warns; see :meth:`Run.missing`.
 
     Parameters
     ----------
@@ -57,7 +56,7 @@ def local_folder(address: str | os.PathLike[str]) -> Path:
         raise UsageError(
             f"'{path.split('?')[0]}' is not on this machine, and list, dashboard and find_runs "
             "read folders that are; elsewhere use 'trustlens show ADDRESS' for one run, "
-            "trustlens.open_runs for many"
+            "trustlens.dataset for many"
         )
     return Path(path)
 
@@ -72,7 +71,7 @@ def find_runs(root: str | os.PathLike[str]) -> list[Path]:
     """
     top = local_folder(root)
     try:
-        os.scandir(top).close()  # since os.walk passes over what it cannot read
+        os.scandir(top).close()  # since os.walk skips what it cannot read
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             what = "does not exist"
