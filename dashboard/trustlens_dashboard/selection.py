@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from trustlens.analysis.run import Run
+from trustlens.families import ADAM, LAMB
 from trustlens.schema import QUANTITIES
 from trustlens_dashboard.library import Entry
 
@@ -48,7 +49,7 @@ def settle(selection: Selection, entries: Sequence[Entry]) -> Selection:
         a = _newest(entries, without=b)
     if b is None and a is not None:
         b = _partner(entries, a)
-        if b is not None and selection.a is None and _family(entries, b) == "Adam":
+        if b is not None and selection.a is None and _family(entries, b) == ADAM:
             a, b = b, a  # the article's order: Adam left, LAMB right
     return replace(selection, a=a, b=b)
 
@@ -76,7 +77,7 @@ def _partner(entries: Sequence[Entry], chosen: str) -> str | None:
     def distance(pair: tuple[str, Run]) -> tuple[bool, bool, bool]:
         families = {run.family, pair[1].family}
         same_rate = learning_rate(run) == learning_rate(pair[1])
-        return families != {"Adam", "LAMB"}, len(families) == 1, not same_rate
+        return families != {ADAM, LAMB}, len(families) == 1, not same_rate
 
     return min(others, key=distance)[0] if others else None  # of equals the newest
 

@@ -1,30 +1,18 @@
-"""What optimizers and quantities are called."""
+"""Looking up quantities, and the usual names of optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from trustlens.errors import UsageError
+from trustlens.families import family_of_class
 from trustlens.schema import QUANTITIES, Quantity
 from trustlens.store.run_info import OptimizerInfo
 
-FAMILIES: Final = {
-    "Adam": "Adam",
-    "AdamW": "AdamW",
-    "SGD": "SGD",
-    "Lamb": "LAMB",
-    "LAMB": "LAMB",
-    "Lars": "LARS",
-    "LARS": "LARS",
-}
-"""How an optimizer's class is called in the field, where the run does not say it."""
-
 
 def family_of(optimizer: OptimizerInfo) -> str:
-    """Return what the field calls an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class."""
-    name = optimizer.name.rpartition(".")[2]
-    return optimizer.family or FAMILIES.get(name, name)
+    """Return the usual name of an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class."""
+    return optimizer.family or family_of_class(optimizer.name.rpartition(".")[2])
 
 
 def listed(parameter: str, names: Sequence[str]) -> Sequence[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trustlens import families
 from trustlens.analysis.names import family_of
 from trustlens.analysis.tables import RunTables, StepSelection, steps_by_layers
 from trustlens.errors import UsageError
@@ -30,7 +31,7 @@ _COLUMNS: Final = (
     "update_norm",
 )
 
-_ADAM: Final = ("Adam", "AdamW", "LAMB")
+_ADAM: Final = (families.ADAM, families.ADAMW, families.LAMB)
 """Families whose d is m̂/(√v̂+ε), or m/(√v+ε)."""
 
 _OTHER_DIRECTION: Final = {
@@ -135,7 +136,7 @@ def _why_another_direction(
         if bool(group.get(name, wanted)) is not wanted:
             return f"with {name}={group[name]}: {why}; record one with {name}={wanted}"
     decay = group.get("weight_decay")
-    coupled = not group.get("decoupled_weight_decay", decoupled or family != "Adam")
+    coupled = not group.get("decoupled_weight_decay", decoupled or family != families.ADAM)
     if coupled and isinstance(decay, Real) and decay != 0:
         return (
             f"whose weight_decay={decay} goes into the gradient, and so into m and v; "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trustlens.errors import MissingDependencyError, UsageError
+from trustlens.families import ADAM, ADAMAX, ADAMW, LAMB, LARS, NADAM, RADAM, SGD
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -140,10 +141,10 @@ THEMES: Final[Mapping[str, Theme]] = {"light": _LIGHT, "dark": _DARK}
 """The themes by name."""
 
 _FAMILIES: Final = {
-    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), "blue"),
-    "LAMB": "red",
-    "LARS": "green",
-    "SGD": "orange",
+    **dict.fromkeys((ADAM, ADAMW, NADAM, RADAM, ADAMAX), "blue"),
+    LAMB: "red",
+    LARS: "green",
+    SGD: "orange",
 }
 _SECOND: Final = {"blue": "orange", "red": "teal", "green": "purple", "orange": "purple"}
 _FREE: Final = ("orange", "teal", "purple", "green", "pink", "blue", "red", "grey")
