@@ -34,7 +34,6 @@ from trustlens.figures.theme import (
     theme_of,
 )
 from trustlens.schema import Quantity
-from trustlens.store.downsampled import Coarse
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -181,27 +180,14 @@ def _quantities(
         runs[0].layers(wanted, layers=[layer], steps=[])  # raises: it knows the names to offer
     found: dict[str, list[_Series]] = {name: [] for name in wanted}
     for run in runs:
-        layers = [layer] if layer in run.layer_names else []
-        if run.is_long and layers:
-            read = run.overviews(wanted, points // 2, layers=layers)
-            for name in wanted:
-                found[name].append(_extremes(read[name]))
-            continue
-        frame = run.layers(wanted, layers=layers)
-        for name in wanted:
-            values = frame[name].to_numpy(np.float64)
-            found[name].append(_Series(frame["step"].to_numpy(np.int64), values))
+        if layer in run.layer_names:
+            read = run.sample(list(found), points // 2, layers=[layer], thin=False)
+            series = {name: _Series(*each.series(0)) for name, each in read.items()}
+        else:
+            series = dict.fromkeys(found, _Series(np.empty(0, np.int64), np.empty(0)))
+        for name, each in series.items():
+            found[name].append(each)
     return found
-
-
-def _extremes(read: Coarse) -> _Series:
-    """Return the least and the greatest value of each bucket, and NaN where one is not finite."""
-    rows, finite = read.rows[:, 0], read.finite[:, 0]
-    ends = [read.mean if end is None else end for end in (read.low, read.high)]
-    values = np.hstack([*ends, np.full_like(read.mean, np.nan)])
-    there = np.stack([rows > 0, rows > 0, finite < rows], axis=1)
-    steps = read.steps[:, None] + np.array([0, read.width // 2, read.width - 1])
-    return _Series(steps[there], values[there])
 
 
 def _scale(values: Sequence[NDArray[np.float64]], quantity: Quantity | None, scale: str) -> Scale:

@@ -45,17 +45,17 @@ def run_list(runs: Run | Sequence[Run]) -> list[Run]:
 
 def span_of(runs: Sequence[Run]) -> tuple[int, int]:
     """Return the first and the last recorded step of all the runs; 0 and 0 if there is none."""
-    spans = [span for run in runs if (span := run.files.span("layers")) is not None]
+    spans = [span for run in runs if (span := run.span("layers")) is not None]
     if not spans:
         return 0, 0
     return min(first for first, _ in spans), max(last for _, last in spans)
 
 
 def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> LayerValues:
-    """Read one quantity at ``count`` steps at most, evenly from a first step to a last one.
+    """Read one quantity at up to ``count`` steps, evenly spaced from a first step to a last one.
 
-    Those recorded nearest to an even division, the run's first and last among them; of a long run
-    the means of as many stretches, or of half as many at the least.
+    The nearest recorded steps are read, the run's first and last among them; of a long run the
+    means of as many stretches of steps, or of at least half as many.
 
     Raises
     ------
@@ -64,59 +64,9 @@ def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> L
     """
     if count < 1:
         raise UsageError(f"{count} steps cannot be shown; show at least 1")
-    if not run.is_long:
-        return read_values(run, quantity, nearest_steps(run.recorded_steps(), *span, count))
-    read = run.overview(quantity, count, steps=span, extremes=False)
-    some = read.rows.any(axis=1)
-    nonfinite = (read.finite < read.rows)[some]
-    return LayerValues(read.steps[some], read.mean[some], nonfinite, read.width)
-
-
-def read_values(run: Run, quantity: str, steps: NDArray[np.int64]) -> LayerValues:
-    """Read a quantity at the given steps; the layers are the run's, in their order.
-
-    A value that is missing and one that is NaN look alike in a DataFrame. The count of
-    elements that are not finite tells them apart, but for a layer that lacks the quantity even
-    where all its elements were finite: its optimizer does not have it.
-    """
-    names = list(dict.fromkeys((quantity, "nonfinite")))
-    frame = run.layers(names, steps=steps)
-    numbers, row = np.unique(frame["step"].to_numpy(), return_inverse=True)
-    column = frame["layer"].cat.codes.to_numpy()
-    shape = (len(numbers), len(run.layer_names))
-    values, counts = np.full(shape, np.nan), np.zeros(shape)
-    values[row, column] = frame[quantity].to_numpy(np.float64)
-    counts[row, column] = frame["nonfinite"].to_numpy(np.float64)
-    known = np.zeros(shape, np.bool_)
-    known[row, column] = True
-    missing = known & np.isnan(values)
-    lacking = (missing & (counts == 0)).any(axis=0)
-    nonfinite = np.isinf(values) | (missing & (counts > 0) & ~lacking)
-    return LayerValues(numbers, np.where(np.isinf(values), np.nan, values), nonfinite)
-
-
-def nearest_steps(
-    recorded: NDArray[np.int64], first: int, last: int, count: int
-) -> NDArray[np.int64]:
-    """Return the recorded steps nearest to ``count`` even ones from ``first`` to ``last``.
-
-    The first and the last recorded step are always among them where the range covers them. Runs
-    that recorded the same steps get the same ones.
-
-    Returns
-    -------
-    int64 array of shape (at most ``count``,)
-        Ascending, each once; empty if nothing is recorded.
-    """
-    if count < 1:
-        raise UsageError(f"{count} steps cannot be shown; show at least 1")
-    if not len(recorded):
-        return recorded
-    wanted = np.linspace(first, last, count) if count > 1 else np.array([last])
-    after = np.searchsorted(recorded, wanted).clip(1, max(len(recorded) - 1, 1))
-    before = recorded[after - 1]
-    after = recorded[np.minimum(after, len(recorded) - 1)]
-    return np.unique(np.where(wanted - before <= after - wanted, before, after))
+    read = run.sample([quantity], count, steps=span, extremes=False)[quantity]
+    values = np.where(np.isinf(read.values), np.nan, read.values)
+    return LayerValues(read.steps, values, read.nonfinite, read.width)
 
 
 def choose_scale(scale: str, quantity: Quantity, values: Sequence[NDArray[np.float64]]) -> Scale:

@@ -29,12 +29,12 @@ def layout() -> html.Div:
             ),
             html.Div(
                 [
-                    dmc.Title("Layers that left their own past", order=2, size="h4", mb="xs"),
+                    dmc.Title("Suspicious layers", order=2, size="h4", mb="xs"),
                     grid(
                         ids.FINDINGS,
                         [
                             {"field": "layer", "headerName": "Layer", "flex": 2, "minWidth": 180},
-                            {"field": "kind", "headerName": "What", "width": 120},
+                            {"field": "kind", "headerName": "Kind", "width": 120},
                             {"field": "step", "headerName": "From step", "width": 110, **NUMBER},
                             {"field": "score", "headerName": "Score", "width": 100, **NUMBER},
                             {

@@ -101,7 +101,7 @@ def finding_rows(findings: pd.DataFrame) -> list[dict[str, Any]]:
 
 def table_rows(run: Run, findings: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one row a layer with its values at the last recorded step; unknown ones are None."""
-    span = run.files.span("layers")
+    span = run.span("layers")
     frame = None if span is None else run.layers(TABLE, steps=[span[1]]).set_index("layer")
     found = {
         row["layer"]: f"{row['kind']} from {row['step']}" for row in findings.to_dict("records")
