@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import pytest
 
 import trustlens
 from support.runs import make_run
+from trustlens import cli
 from trustlens.analysis.diagnose import diagnose
 from trustlens.cli import main
 from trustlens.store.run_info import OptimizerInfo, read_info, write_info
@@ -23,26 +27,50 @@ from trustlens.store.run_info import OptimizerInfo, read_info, write_info
 Make = Callable[..., Path]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        ["demo"],
-        ["dashboard"],
-        ["list"],
-        ["show"],
-        ["diagnose"],
-        ["repair"],
-        ["export", "tensorboard"],
-    ],
-)
-def test_each_command_has_help_with_an_example(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
+# Each command of the top level is a module of its own name.
+COMMANDS = ["demo", "dashboard", "list", "show", "diagnose", "repair", "export"]
+
+
+def help_of(*command: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
-    assert "example: trustlens" in capsys.readouterr().out
+    return printed.getvalue()
+
+
+def listed_commands() -> list[str]:
+    """The commands in `trustlens --help`, in its order."""
+    return re.findall(r"^    (\w+)(?: |$)", help_of(), re.MULTILINE)
+
+
+def test_the_commands_are_listed() -> None:
+    assert [command for command in listed_commands() if command in COMMANDS] == COMMANDS
+
+
+def test_each_command_is_a_module() -> None:
+    folder = Path(cli.__file__).parent
+    assert all((folder / f"{command}.py").is_file() for command in listed_commands())
+
+
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS], ["export", "tensorboard"]])
+def test_each_command_has_help_with_an_example(command: list[str]) -> None:
+    example = f"example: trustlens {' '.join(command)}".strip()
+    assert example in help_of(*command)
+
+
+def test_help_is_quick() -> None:
+    heavy = {"torch", "pandas", "numpy", "pyarrow", "plotly", "dash"}
+    code = f"""
+import sys
+from trustlens.cli import main
+try:
+    main(["show", "--help"])
+finally:
+    print(sorted({heavy} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
 def test_list(synthetic_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +187,7 @@ def test_diagnose_says_by_its_status_whether_something_is_wrong(
     synthetic_run: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["diagnose", str(synthetic_run("healthy", steps=100))]) == 0
-    capsys.readouterr()
+    assert capsys.readouterr().out == "healthy: no anomalies\n"
     update = np.full((100, 8), 0.01)
     update[60:, 3] = 50.0
     weight = np.ones((100, 8))
