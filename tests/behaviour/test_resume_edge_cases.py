@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import threading
@@ -18,6 +19,7 @@ import trustlens
 from support.interrupted import Job, contents
 from trustlens.errors import RunError, UsageError
 from trustlens.recording import resume
+from trustlens.store.reader import fingerprint
 from trustlens.store.repair import repair
 from trustlens.store.segments import rollback as rewind
 from trustlens.store.writer import RunWriter
@@ -31,10 +33,10 @@ def test_what_is_taken_away_is_kept_where_no_reader_looks(tmp_path: Path) -> Non
         before = contents(run)
         recorder.load_state_dict({"step": 2})
         recorder.flush()
-        version = trustlens.open_run(run).version
+        version = fingerprint(run)
         for kept in (run / ".replaced" / "000001").rglob("*.parquet"):
             kept.touch()
-        assert trustlens.open_run(run).version == version
+        assert fingerprint(run) == version
     assert trustlens.open_run(run).last_step == 2
     assert trustlens.find_runs(tmp_path) == [run]
     kept = pd.read_parquet(run / ".replaced" / "000001" / "layers")
@@ -94,7 +96,7 @@ def test_a_checkpoint_ahead_of_the_run_leaves_a_gap_and_says_so(
     assert len(caplog.records) == 1
     assert "has rows up to step 5 only" in caplog.text
     run = trustlens.open_run(tmp_path / "run")
-    assert run.recorded_steps().tolist() == [*range(1, 6), 10, 11]
+    assert run.matrix("nonfinite").index.tolist() == [*range(1, 6), 10, 11]
     (sentence,) = run.missing()
     assert sentence.startswith("steps 6 to 9 are missing")
     caplog.clear()
@@ -120,7 +122,7 @@ def test_a_gap_that_is_recorded_after_all_is_told_no_more(tmp_path: Path) -> Non
         assert trustlens.open_run(tmp_path).missing() == []
         recorder.load_state_dict({"step": 50})
     run = trustlens.open_run(tmp_path)
-    assert run.recorded_steps().tolist() == list(range(1, 46))
+    assert run.matrix("nonfinite").index.tolist() == list(range(1, 46))
     (sentence,) = run.missing()
     assert sentence.startswith("steps 46 to 50 are missing")
 
@@ -143,12 +145,12 @@ def test_rows_that_a_failed_rewind_left_do_not_stand_for_steps_of_later(
         recorder.flush()
         job.train(13, recorder)  # steps 6 to 8, anew and unrecorded
     run = trustlens.open_run(tmp_path)
-    assert (run.last_step, run.recorded_steps().max()) == (5, 10)
+    assert (run.last_step, run.matrix("nonfinite").index.max()) == (5, 10)
     with job.record(tmp_path, resume=True) as recorder:
         recorder.load_state_dict({"step": 8})
         job.train(15, recorder)
     run = trustlens.open_run(tmp_path)
-    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 9, 10]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5, 9, 10]
     assert set(run.metrics()["step"]) == {1, 2, 3, 4, 5, 9, 10}
     (sentence,) = run.missing()
     assert sentence.startswith("steps 6 to 8 are missing")
@@ -172,7 +174,7 @@ def test_there_and_back_before_the_writer_gets_to_it(
         job.train(12, recorder)
         disk.set()
     run = trustlens.open_run(tmp_path)
-    assert run.recorded_steps().tolist() == [*range(1, 6), 21, 22]
+    assert run.matrix("nonfinite").index.tolist() == [*range(1, 6), 21, 22]
     (sentence,) = run.missing()
     assert sentence.startswith("steps 6 to 20 are missing")
 
@@ -219,7 +221,7 @@ def test_an_error_while_rewinding_is_one_warning(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "No space left" in caplog.text
     run = trustlens.open_run(tmp_path / "run")
-    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 6]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5, 6]
     assert not list((tmp_path / "run" / "layers").glob(".*"))
 
 
@@ -276,22 +278,78 @@ def test_a_count_that_lies_on_an_accelerator_is_read_as_a_run_is_resumed_only(
     assert trustlens.open_run(tmp_path).info.recording.optimizer_steps_before == (2,)
 
 
-def _kept(where: str, step: Any) -> torch.optim.Optimizer:
-    parameter = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
-    place = {"state": optimizer.state, "group": optimizer.param_groups[0]}
-    place.get(where, optimizer.state[parameter])["step"] = step  # type: ignore[index]
-    return optimizer
+def test_a_count_is_not_read_again_while_another_optimizer_has_not_stepped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[torch.optim.Optimizer] = []
+
+    def count(optimizer: torch.optim.Optimizer, *, wait: bool = True) -> int | None:
+        read.append(optimizer)
+        return own_count(optimizer, wait=wait)
+
+    def train(steps: int, load: Any = None) -> Any:
+        often, never = (torch.optim.Adam([nn.Parameter(torch.ones(2))]) for _ in range(2))
+        if load is not None:
+            often.load_state_dict(load)
+        with trustlens.record([often, never], tmp_path, resume=True) as recorder:
+            read.clear()
+            for _ in range(steps):
+                often.param_groups[0]["params"][0].grad = torch.ones(2)
+                often.step()
+            assert recorder.step == (steps if load is None else 2 * steps)
+            assert read.count(often) == 1
+            assert read.count(never) == (1 if load is None else steps)
+        return often.state_dict()
+
+    own_count = resume.own_count
+    monkeypatch.setattr(resume, "own_count", count)
+    train(4, train(4))
 
 
-@pytest.mark.parametrize("where", ["layer", "group", "state"])
-@pytest.mark.parametrize(
-    ("kept", "count"), [(7, 7), (torch.tensor(7.0), 7), (torch.ones(2), None), (None, None)]
-)
-def test_a_count_is_found_where_an_optimizer_keeps_it(where: str, kept: Any, count: Any) -> None:
-    optimizer = _kept(where, kept)
-    assert resume.own_count(optimizer) == count
-    assert resume.has_state(optimizer) == (where != "group")
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_skipped_step_is_counted_once_its_own_optimizer_is_located(
+    late: int, tmp_path: Path
+) -> None:
+    """One of two optimizers begins at 1 and overflows; then the other is loaded and steps."""
+
+    def train(directory: Path, *, saved: Any = None, straight: bool = False) -> Any:
+        layers = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+        optimizers = [torch.optim.AdamW([layer]) for layer in layers]
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+        def step(index: int, factor: float = 1.0) -> None:
+            optimizers[index].zero_grad()
+            scaler.scale(layers[index].square().sum() * factor).backward()
+            scaler.step(optimizers[index])
+            scaler.update()
+
+        with trustlens.record(optimizers, directory, resume=True) as recorder:
+            if saved is None:
+                for _ in range(4):
+                    step(1 - late)
+                state = copy.deepcopy(optimizers[1 - late].state_dict())
+                if not straight:
+                    for _ in range(5):
+                        step(1 - late)
+                        step(late)
+                    return state
+            step(late, float("inf"))
+            if saved is not None:
+                optimizers[1 - late].load_state_dict(saved)
+            step(1 - late)
+            step(late)
+            step(1 - late)
+            assert recorder.state_dict()["own"][late] == 2
+            assert recorder.step == 6
+        return None
+
+    saved = train(tmp_path / "run")
+    train(tmp_path / "run", saved=saved)
+    train(tmp_path / "straight", straight=True)
+    run, straight = contents(tmp_path / "run"), contents(tmp_path / "straight")
+    keys = ["step", "layer"]
+    assert run["layers"][keys].to_numpy().tolist() == straight["layers"][keys].to_numpy().tolist()
+    assert run["steps"].to_numpy().tolist() == straight["steps"].to_numpy().tolist()
 
 
 def test_what_is_no_run_and_what_does_not_fit(tmp_path: Path) -> None:
@@ -343,7 +401,7 @@ def test_notes_that_are_none_are_passed_over(
     assert not caplog.records
     run = trustlens.open_run(tmp_path)
     assert (run.status, run.missing()) == ("closed", [])
-    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5]
     assert not (tmp_path / ".lock").exists()
 
 

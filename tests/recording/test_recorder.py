@@ -52,7 +52,7 @@ def test_a_run_is_recorded_whole(tmp_path: Path) -> None:
         train(model, optimizer, 30, lambda loss: recorder.log(loss=loss, constant=1))
     run = trustlens.open_run(tmp_path / "run")
     assert run.layer_names == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert run.recorded_steps().tolist() == list(range(1, 31))
+    assert run.matrix("nonfinite").index.tolist() == list(range(1, 31))
     assert run.last_step == recorder.step == 30
     assert run.steps()["time"].is_monotonic_increasing
     assert not run.steps()["skipped"].any()
@@ -118,7 +118,7 @@ def test_every_and_histograms_every(tmp_path: Path) -> None:
         train(model, optimizer, 7)
     assert rec.step == 17
     run = trustlens.open_run(tmp_path)
-    assert run.recorded_steps().tolist() == [1, 5, 9, 13, 17]
+    assert run.matrix("nonfinite").index.tolist() == [1, 5, 9, 13, 17]
     assert run.steps()["step"].tolist() == list(range(1, 18))
     histograms = run.histograms(layer="0.weight", element="weight")
     assert histograms["step"].tolist() == [1, 9, 17]

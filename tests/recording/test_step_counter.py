@@ -33,6 +33,10 @@ def counted(count: int) -> Progress:
     return Progress(count, has_state=True)
 
 
+def seen(*progress: Progress) -> dict[int, Progress]:
+    return dict(enumerate(progress))
+
+
 def history(*last_of_each: int, skipped: Sequence[int] = (), before: Sequence[int] = ()) -> History:
     return History(
         last=max(last_of_each),
@@ -58,11 +62,11 @@ def test_a_new_run_counts_from_one() -> None:
     assert (counter.state, counter.is_resumed) == (State.AWAITING_FIRST_STEP, False)
     assert counter.is_known(0)
     assert counter.position() == (0, [0])
-    assert counter.before_step([EMPTY]) == []
+    assert counter.before_step(seen(EMPTY)) == []
     assert counter.state is State.COUNTING
     numbers = []
     for _ in range(3):
-        assert counter.before_step([]) == []  # nothing needs to be observed any more
+        assert counter.before_step({}) == []  # nothing needs to be observed any more
         numbers.append((counter.next_step(0), *counter.count(0)))
         assert counter.after_step(0, has_state=True) == []
     assert numbers == [(1, 1, True), (2, 2, True), (3, 3, True)]
@@ -71,14 +75,14 @@ def test_a_new_run_counts_from_one() -> None:
 
 def test_asking_for_the_next_number_counts_nothing() -> None:
     counter = StepCounter([None])
-    counter.before_step([EMPTY])
+    counter.before_step(seen(EMPTY))
     assert [counter.next_step(0) for _ in range(3)] == [1, 1, 1]
     assert counter.position() == (0, [0])
 
 
 def test_optimizers_that_step_at_different_times_share_numbers() -> None:
     counter = StepCounter([None, None])
-    counter.before_step([EMPTY, EMPTY])
+    counter.before_step(seen(EMPTY, EMPTY))
     assert counter.state is State.COUNTING  # both, at the first step of either
     assert [tuple(counter.count(i)) for i in (0, 1, 0, 0, 1)] == [
         (1, True),
@@ -92,13 +96,13 @@ def test_optimizers_that_step_at_different_times_share_numbers() -> None:
 
 def test_a_checkpoint_loaded_before_the_first_step_is_noted() -> None:
     counter = StepCounter([None, 3])
-    assert counter.before_step([counted(5), counted(3)]) == [StepsBefore((5, 3))]
+    assert counter.before_step(seen(counted(5), counted(3))) == [StepsBefore((5, 3))]
     assert counter.count(0).step == 1
 
 
 def test_a_count_that_cannot_be_read_without_waiting_is_the_one_read_at_first() -> None:
     counter = StepCounter([4])
-    assert counter.before_step([Progress(None, has_state=True)]) == []
+    assert counter.before_step(seen(Progress(None, has_state=True))) == []
     assert counter.state is State.COUNTING
 
 
@@ -110,31 +114,31 @@ def test_the_step_that_was_given_comes_first() -> None:
     assert counter.state is State.UNKNOWN
     assert counter.go_to([8]) == [rollback(8)]
     assert counter.state is State.AWAITING_FIRST_STEP
-    assert counter.position([counted(5)]) == (8, [8])
+    assert counter.position(seen(counted(5))) == (8, [8])
     # The optimizer's own count says something else: it is only noted.
-    assert counter.before_step([counted(5)]) == [StepsBefore((-3,))]
+    assert counter.before_step(seen(counted(5))) == [StepsBefore((-3,))]
     assert counter.count(0) == (9, True)
 
 
 def test_then_the_optimizers_own_count() -> None:
     counter = resumed(12)
     assert not counter.is_known(0)
-    assert counter.position([counted(5)]) == (5, [5])
+    assert counter.position(seen(counted(5))) == (5, [5])
     assert counter.state is State.UNKNOWN  # to ask changes nothing
-    assert counter.before_step([counted(5)]) == [rollback(5)]
+    assert counter.before_step(seen(counted(5))) == [rollback(5)]
     assert counter.state is State.COUNTING
     assert counter.count(0) == (6, True)
 
 
 def test_a_count_includes_the_steps_before_the_run() -> None:
     counter = resumed(12, before=[100])
-    assert counter.position([counted(107)]) == (7, [7])
-    assert counter.before_step([counted(107)]) == [rollback(7)]
+    assert counter.position(seen(counted(107))) == (7, [7])
+    assert counter.before_step(seen(counted(107))) == [rollback(7)]
 
 
 def test_a_count_of_less_than_the_steps_before_the_run_begins_it_again() -> None:
     counter = resumed(12, before=[100])
-    assert counter.before_step([counted(40)]) == [StepsBefore((40,)), rollback(0)]
+    assert counter.before_step(seen(counted(40))) == [StepsBefore((40,)), rollback(0)]
     assert counter.count(0) == (1, True)
 
 
@@ -151,19 +155,19 @@ def test_steps_skipped_by_gradient_scaling_are_not_in_a_count(
     skipped: list[int], count: int, step: int
 ) -> None:
     counter = resumed(12, skipped=skipped)
-    assert counter.before_step([counted(count)]) == [rollback(step)]
+    assert counter.before_step(seen(counted(count))) == [rollback(step)]
 
 
 def test_then_the_last_recorded_step() -> None:
     counter = resumed(12)
-    assert counter.position([UNCOUNTED]) == (12, [12])
-    assert counter.before_step([UNCOUNTED]) == [rollback(12)]
+    assert counter.position(seen(UNCOUNTED)) == (12, [12])
+    assert counter.before_step(seen(UNCOUNTED)) == [rollback(12)]
     assert counter.count(0) == (13, True)
 
 
 def test_an_optimizer_whose_first_step_makes_its_state_was_created_without_a_checkpoint() -> None:
     counter = resumed(12, before=[7])
-    assert counter.before_step([EMPTY]) == []
+    assert counter.before_step(seen(EMPTY)) == []
     assert counter.state is State.UNKNOWN
     assert not counter.is_known(0)
     assert counter.after_step(0, has_state=True) == [StepsBefore((0,)), rollback(0)]
@@ -173,7 +177,7 @@ def test_an_optimizer_whose_first_step_makes_its_state_was_created_without_a_che
 
 def test_an_optimizer_that_never_has_state_continues_after_the_last_step() -> None:
     counter = resumed(12, before=[7])
-    assert counter.before_step([EMPTY]) == []
+    assert counter.before_step(seen(EMPTY)) == []
     assert counter.after_step(0, has_state=False) == [rollback(12)]
     assert counter.count(0) == (13, True)
 
@@ -181,7 +185,7 @@ def test_an_optimizer_that_never_has_state_continues_after_the_last_step() -> No
 def test_a_step_ahead_of_the_run_leaves_a_gap() -> None:
     counter = resumed(5)
     # First the rows up to step 5 only, for a rollback that failed may have left others.
-    assert counter.before_step([counted(9)]) == [Gap(5, 9), rollback(5), rollback(9)]
+    assert counter.before_step(seen(counted(9))) == [Gap(5, 9), rollback(5), rollback(9)]
     assert counter.count(0) == (10, True)
 
 
@@ -194,12 +198,12 @@ def test_a_step_ahead_of_a_run_without_rows_leaves_none() -> None:
 
 def test_a_rollback_during_a_run() -> None:
     counter = StepCounter([None])
-    counter.before_step([EMPTY])
+    counter.before_step(seen(EMPTY))
     for _ in range(13):
         counter.count(0)
     assert counter.go_to([8]) == [rollback(8)]
     assert counter.state is State.COUNTING
-    assert counter.before_step([]) == []
+    assert counter.before_step({}) == []
     assert counter.count(0) == (9, True)
     assert counter.go_to([20]) == [Gap(9, 20), rollback(9), rollback(20)]
     assert counter.count(0) == (21, True)
@@ -208,7 +212,7 @@ def test_a_rollback_during_a_run() -> None:
 def test_each_optimizer_goes_to_its_own_step() -> None:
     counter = resumed(13, 4)
     assert counter.go_to([8, 2]) == [rollback(8, 8, 2)]
-    counter.before_step([counted(8), EMPTY])
+    counter.before_step(seen(counted(8), EMPTY))
     assert [tuple(counter.count(i)) for i in (0, 1)] == [(9, True), (3, False)]
 
 
@@ -216,7 +220,7 @@ def test_the_last_of_two_steps_given_holds() -> None:
     counter = resumed(12)
     counter.go_to([8])
     assert counter.go_to([3]) == [rollback(3)]
-    assert counter.before_step([counted(3)]) == []
+    assert counter.before_step(seen(counted(3))) == []
     assert counter.position() == (3, [3])
 
 
@@ -225,22 +229,23 @@ def test_the_last_of_two_steps_given_holds() -> None:
 
 def test_without_a_count_one_is_no_further_than_those_that_count() -> None:
     counter = resumed(9, 9)
-    assert counter.before_step([UNCOUNTED, counted(5)]) == [rollback(5, 5, 5)]
+    assert counter.before_step(seen(UNCOUNTED, counted(5))) == [rollback(5, 5, 5)]
     assert counter.state is State.COUNTING
 
 
 def test_without_any_count_each_continues_after_its_own_last_step() -> None:
     counter = resumed(6, 3)
-    assert counter.before_step([UNCOUNTED, UNCOUNTED]) == [rollback(6, 6, 3)]
+    assert counter.before_step(seen(UNCOUNTED, UNCOUNTED)) == [rollback(6, 6, 3)]
 
 
 def test_one_without_state_waits_for_its_own_step() -> None:
     counter = resumed(9, 9)
-    assert counter.before_step([counted(5), EMPTY]) == [rollback(5, 5, 5)]
+    assert counter.before_step(seen(counted(5), EMPTY)) == [rollback(5, 5, 5)]
     assert counter.state is State.PARTLY_KNOWN
     assert (counter.is_known(0), counter.is_known(1)) == (True, False)
     assert counter.count(0) == (6, True)
-    assert counter.before_step([counted(6), EMPTY]) == []  # before the other's step
+    assert counter.unknown == [1]
+    assert counter.before_step({1: EMPTY}) == []  # before the other's step
     assert counter.after_step(1, has_state=True) == [rollback(6, 6, 0)]
     assert counter.state is State.COUNTING
     assert counter.count(1) == (1, False)
@@ -249,35 +254,35 @@ def test_one_without_state_waits_for_its_own_step() -> None:
 
 def test_one_that_never_has_state_follows_the_others() -> None:
     counter = resumed(9, 9)
-    counter.before_step([counted(5), EMPTY])
+    counter.before_step(seen(counted(5), EMPTY))
     counter.count(0)
     assert counter.after_step(1, has_state=False) == [rollback(6, 6, 6)]
 
 
 def test_a_state_loaded_between_their_steps_is_seen() -> None:
     counter = resumed(9, 9)
-    counter.before_step([counted(5), EMPTY])
+    counter.before_step(seen(counted(5), EMPTY))
     counter.count(0)
-    assert counter.before_step([counted(6), counted(4)]) == [rollback(6, 6, 4)]
+    assert counter.before_step(seen(counted(6), counted(4))) == [rollback(6, 6, 4)]
     assert counter.state is State.COUNTING
 
 
 def test_a_step_given_while_some_are_known_holds_for_all() -> None:
     counter = resumed(9, 9)
-    counter.before_step([counted(5), EMPTY])
+    counter.before_step(seen(counted(5), EMPTY))
     counter.count(0)
     assert counter.go_to([2, 1]) == [rollback(2, 2, 1)]
     assert counter.state is State.AWAITING_FIRST_STEP
     assert counter.is_known(1)
     # Of the one that had not stepped yet, the count is compared; the other's is known.
-    assert counter.before_step([counted(99), counted(1)]) == []
+    assert counter.before_step(seen(counted(99), counted(1))) == []
     assert counter.state is State.COUNTING
     assert counter.position() == (2, [2, 1])
 
 
 def test_the_first_step_of_one_without_state_tells_of_all_that_are_left() -> None:
     counter = resumed(9, 7)
-    assert counter.before_step([EMPTY, EMPTY]) == []
+    assert counter.before_step(seen(EMPTY, EMPTY)) == []
     assert counter.after_step(1, has_state=True) == [rollback(0, 0, 0)]
     assert counter.state is State.COUNTING
 
@@ -287,13 +292,13 @@ def test_the_first_step_of_one_without_state_tells_of_all_that_are_left() -> Non
 
 def test_a_run_closed_before_its_first_step_ends_where_it_was() -> None:
     counter = resumed(12, 4)
-    assert counter.before_step([EMPTY, EMPTY]) == []
+    assert counter.before_step(seen(EMPTY, EMPTY)) == []
     assert counter.state is State.UNKNOWN
-    assert counter.position([EMPTY, EMPTY]) == (12, [12, 4])
+    assert counter.position(seen(EMPTY, EMPTY)) == (12, [12, 4])
     # A step that gradient scaling skipped may still have to be counted.
     assert counter.count(1) == (5, False)
     assert counter.count(0) == (13, True)
-    assert counter.position([EMPTY, EMPTY]) == (13, [13, 5])
+    assert counter.position(seen(EMPTY, EMPTY)) == (13, [13, 5])
 
 
 class Run:
@@ -332,7 +337,7 @@ def test_jobs_that_are_killed_and_resumed_agree_with_the_batches_they_saw(seed: 
         counter = run.resume(count)
         if chance.random() < 0.5:
             run.apply(counter.go_to([batches]))
-        run.apply(counter.before_step([counted(count) if count else EMPTY]))
+        run.apply(counter.before_step(seen(counted(count) if count else EMPTY)))
         run.apply(counter.after_step(0, has_state=True))
         assert counter.state is State.COUNTING
         for _ in range(chance.randrange(1, 9)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from trustlens.errors import UsageError
 from trustlens.recording.unwrap import calls_hooks, unwrapped
-from trustlens.store.remote_location import RemotePlace
+from trustlens.store.address import is_address
 from trustlens.store.segments.precision import MANTISSA
 
 BEING_RECORDED: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
@@ -43,12 +42,6 @@ def check_options(**given: Any) -> None:
             raise UsageError(f"record got {got}; give {wanted}")
 
 
-def _is_directory(value: Any) -> bool:
-    if isinstance(value, RemotePlace):
-        return True
-    return isinstance(value, (str, os.PathLike)) and os.fspath(value) not in ("", "file://")
-
-
 def _is_whole(value: Any, least: int, most: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
@@ -58,7 +51,7 @@ def _is_flag(value: Any) -> bool:
 
 
 _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "directory": (_is_directory, "a path or an address, such as 'runs/lamb'"),
+    "directory": (is_address, "a path or an address, such as 'runs/lamb'"),
     "model": (lambda value: isinstance(value, nn.Module | None), "a torch.nn.Module, or None"),
     "name": (lambda value: isinstance(value, str | None), "a text, or None"),
     "config": (

@@ -10,7 +10,6 @@ import atexit
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,7 +40,8 @@ from trustlens.recording.transfer import NoRoomError, Parcel, host_scalar
 from trustlens.recording.writing.pipeline import WritePipeline, open_for_writing
 from trustlens.recording.writing.records import MetricRecord, StepRecord
 from trustlens.recording.writing.sink import Listener
-from trustlens.store.location import Place, place
+from trustlens.store.address import locate
+from trustlens.store.location import Location
 from trustlens.store.run_info import LayerInfo, OptimizerInfo, RecordingInfo, storable
 from trustlens.store.segments.precision import MANTISSA
 
@@ -146,7 +146,7 @@ def record(
         "listeners": listeners,
     }
     check_options(directory=directory, **options)
-    return Recorder(optimizers, place(directory), **options)
+    return Recorder(optimizers, locate(directory), **options)
 
 
 class Recorder:
@@ -157,14 +157,14 @@ class Recorder:
 
     Attributes
     ----------
-    directory : Path or address
+    directory : Location
         Where the run is written.
     """
 
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        directory: Place,
+        directory: Location,
         *,
         model: nn.Module | None,
         name: str | None,
@@ -188,7 +188,7 @@ class Recorder:
         self._waiting: list[tuple[int | None, Callable[[], None]]] = []
         counts = [own_count(optimizer) or 0 for optimizer in optimizers]
         info = describe_run(
-            name or (directory.absolute() if isinstance(directory, Path) else directory).name,
+            name or directory.name,
             self._describe_optimizers(),
             self._follow_layers(),
             config or {},
@@ -207,8 +207,8 @@ class Recorder:
         self._steps = StepCounter(counts, run.history)
         self._clock = StepClock(self._steps.last_time)
         self._pipeline = WritePipeline(run, self._layer_names, listeners, self._safely)
-        for number in range(len(self._probes)):
-            self._attach(number)
+        for index in range(len(self._probes)):
+            self._attach(index)
         atexit.register(self.close)
 
     @property
@@ -298,14 +298,14 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _attach(self, number: int) -> None:
-        probe = self._probes[number]
+    def _attach(self, index: int) -> None:
+        probe = self._probes[index]
         hooks = StepHooks(
             probe.optimizer,
             self._safely,
-            before=lambda call: self._before(number, call),
-            after=lambda: self._after(number),
-            skipped=lambda: self._skipped(number),
+            before=lambda call: self._before(index, call),
+            after=lambda: self._after(index),
+            skipped=lambda: self._skipped(index),
             captured=lambda: self._safely.warn(
                 "trustlens does not record steps captured in a CUDA graph, whose replays run no "
                 "Python; to record them, leave optimizer.step() out of the graph"
@@ -322,10 +322,10 @@ class Recorder:
 
     # Called by the hooks, through the failsafe, in the order of a step. They must not wait.
 
-    def _before(self, number: int, call: Call) -> Call | None:
-        probe = self._probes[number]
+    def _before(self, index: int, call: Call) -> Call | None:
+        probe = self._probes[index]
         self._find_step()
-        known, step = self._steps.is_known(number), self._steps.next_step(number)
+        known, step = self._steps.is_known(index), self._steps.next_step(index)
         histograms = _is_due(step, self._histograms_every) if known else self._histograms_every > 0
         measure = histograms or not known or _is_due(step, self._every)
         if measure and probe.has_changed:
@@ -336,11 +336,11 @@ class Recorder:
             )
         return probe.before(call, measure=measure, histograms=histograms)
 
-    def _after(self, number: int) -> None:
-        probe = self._probes[number]
-        if not self._steps.is_known(number):
-            self._apply(self._steps.after_step(number, has_state=has_state(probe.optimizer)))
-        step = self._steps.next_step(number)
+    def _after(self, index: int) -> None:
+        probe = self._probes[index]
+        if not self._steps.is_known(index):
+            self._apply(self._steps.after_step(index, has_state=has_state(probe.optimizer)))
+        step = self._steps.next_step(index)
         histograms = _is_due(step, self._histograms_every)
         due = histograms or _is_due(step, self._every)
         try:
@@ -348,19 +348,19 @@ class Recorder:
             measured = [] if skipped == 1.0 else probe.after(histograms=histograms)
             sent = [send_to_host(each) for each in measured] if due else []
         except NoRoomError:
-            self._count_step(number, None, 0.0)
+            self._count_step(index, None, 0.0)
         else:
-            self._count_step(number, sent, skipped)
+            self._count_step(index, sent, skipped)
 
-    def _skipped(self, number: int) -> None:
+    def _skipped(self, index: int) -> None:
         self._find_step()
-        self._when_known(number, lambda: self._count_step(number, [], 1.0))
+        self._when_known(index, lambda: self._count_step(index, [], 1.0))
 
     def _count_step(
-        self, number: int, measured: Sequence[Measurement[Parcel]] | None, skipped: float | Parcel
+        self, index: int, measured: Sequence[Measurement[Parcel]] | None, skipped: float | Parcel
     ) -> None:
         # Only after the step: a closure may raise in it, and then there was none.
-        step, first = self._steps.count(number)
+        step, first = self._steps.count(index)
         if measured is None:
             self._pipeline.drop()
             return
@@ -380,8 +380,11 @@ class Recorder:
             # Where the run is resumed, reading a count on an accelerator waits for it, once.
             self._apply(self._steps.before_step(self._progress(wait=self._steps.is_resumed)))
 
-    def _progress(self, *, wait: bool) -> list[Progress]:
-        return [progress_of(probe.optimizer, wait=wait) for probe in self._probes]
+    def _progress(self, *, wait: bool) -> dict[int, Progress]:
+        return {
+            index: progress_of(self._probes[index].optimizer, wait=wait)
+            for index in self._steps.unknown
+        }
 
     def _apply(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -401,19 +404,19 @@ class Recorder:
                     )
         self._do_waiting()
 
-    def _when_known(self, number: int | None, work: Callable[[], None]) -> None:
+    def _when_known(self, index: int | None, work: Callable[[], None]) -> None:
         """Do some work once the step of an optimizer, or of the run (None), is known."""
-        self._waiting.append((number, work))
+        self._waiting.append((index, work))
         self._do_waiting()
 
     def _do_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for number, work in waiting:
+        for index, work in waiting:
             run_known = self._steps.state is not State.UNKNOWN
-            if run_known if number is None else self._steps.is_known(number):
+            if run_known if index is None else self._steps.is_known(index):
                 work()
             else:
-                self._waiting.append((number, work))
+                self._waiting.append((index, work))
 
     def _end_waiting(self) -> None:
         """Do what still waits: no step comes any more."""
@@ -433,8 +436,8 @@ class Recorder:
         old = set(self._layer_names)
         self._layer_names += [at.info.name for at in layers if at.info.name not in old]
         index_of = {name: index for index, name in enumerate(self._layer_names)}
-        for number, probe in enumerate(self._probes):
-            own = [layer for layer in layers if layer.info.optimizer == number]
+        for index, probe in enumerate(self._probes):
+            own = [layer for layer in layers if layer.info.optimizer == index]
             probe.follow([(index_of[layer.info.name], layer) for layer in own])
         gone = [info for info in before if info.name not in present]
         return (*(layer.info for layer in layers), *gone)

@@ -1,4 +1,4 @@
-"""When a step was done: by the wall clock, which may be set back, but never back itself."""
+"""Times of steps: the wall clock, which may be set back, made monotonic."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import time
 
 
 class StepClock:
-    """Tells the time in microseconds since 1970, in UTC; never less than it told before.
+    """Returns the time in microseconds since 1970, in UTC; it never decreases.
 
-    It follows the wall clock. Once that is behind what was told (it was set back, or the run is
-    resumed on another machine), it goes on from there by the time that passes.
+    It follows the wall clock. While the wall clock is behind the last time returned (it was set
+    back, or the run is resumed on another machine), the time that passes is added to that instead.
 
     Parameters
     ----------
-    told : int
-        What was told before, of the run that is resumed.
+    last : int
+        The last time that was returned before, if the run is resumed.
     """
 
-    def __init__(self, told: int = 0) -> None:
-        self._told = told
+    def __init__(self, last: int = 0) -> None:
+        self._last = last
         self._read = time.monotonic_ns()
 
     def now(self) -> int:
@@ -26,5 +26,5 @@ class StepClock:
         read = time.monotonic_ns()
         passed, self._read = (read - self._read) // 1000, read
         wall = time.time_ns() // 1000
-        self._told = wall if wall >= self._told else self._told + passed
-        return self._told
+        self._last = wall if wall >= self._last else self._last + passed
+        return self._last

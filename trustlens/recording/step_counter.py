@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from trustlens.errors import UsageError
@@ -147,13 +148,18 @@ class StepCounter:
         self._steps_before = tuple(self._history.steps_before)
         self._step = self._history.last
         self._own = list(self._history.last_of_each)
-        self._unknown = list(range(len(counts)))  # optimizers that have not been located yet
+        self._unknown = list(range(len(counts)))
         self._state = State.UNKNOWN if self._is_resumed else State.AWAITING_FIRST_STEP
 
     @property
     def state(self) -> State:
         """What is known so far."""
         return self._state
+
+    @property
+    def unknown(self) -> Sequence[int]:
+        """The optimizers that have not been located: those whose progress is to be given."""
+        return self._unknown
 
     @property
     def is_resumed(self) -> bool:
@@ -173,17 +179,18 @@ class StepCounter:
         """Return the number of an optimizer's next step; an estimate while it is not known."""
         return self._own[optimizer] + 1
 
-    def position(self, progress: Sequence[Progress] = ()) -> Position:
+    def position(self, progress: Mapping[int, Progress] = MappingProxyType({})) -> Position:
         """Return the steps that were done last.
 
         Parameters
         ----------
-        progress : sequence of Progress
-            Of each optimizer. Used while nothing is known (``State.UNKNOWN``) only.
+        progress : mapping of int to Progress
+            Of the optimizers in :attr:`unknown`. Used in ``State.UNKNOWN`` only: then the position
+            is an estimate.
         """
         if self._state is not State.UNKNOWN:
             return Position(self._step, list(self._own))
-        implied = [self._implied(each.count, i) for i, each in enumerate(progress)]
+        implied = [self._implied(progress[i].count, i) for i in self._unknown]
         own = [last if n is None else n for n, last in zip(implied, self._own, strict=True)]
         return Position(max((n for n in implied if n is not None), default=self._step), own)
 
@@ -197,7 +204,7 @@ class StepCounter:
             self._state = State.AWAITING_FIRST_STEP
         return self._continue_after(Rollback(max(own), tuple(own)))
 
-    def before_step(self, progress: Sequence[Progress]) -> list[Event]:
+    def before_step(self, progress: Mapping[int, Progress]) -> list[Event]:
         """Locate, before any optimizer's step, those that can be.
 
         Leads from ``AWAITING_FIRST_STEP`` to ``COUNTING``; from ``UNKNOWN`` or ``PARTLY_KNOWN`` to
@@ -205,11 +212,9 @@ class StepCounter:
 
         Parameters
         ----------
-        progress : sequence of Progress
-            Of each optimizer. Not used while ``COUNTING``.
+        progress : mapping of int to Progress
+            Of the optimizers in :attr:`unknown`.
         """
-        if self._state is State.COUNTING:
-            return []
         found: dict[int, int | None] = {}
         before = list(self._steps_before)
         for i in self._unknown:

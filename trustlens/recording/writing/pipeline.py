@@ -13,9 +13,9 @@ from trustlens.recording.step_counter import History, Rollback
 from trustlens.recording.writing.records import Record
 from trustlens.recording.writing.sink import Listener, RowSink
 from trustlens.recording.writing.writer_thread import WriterThread
-from trustlens.store.location import Place
-from trustlens.store.remote.staging import kept_if_well, prepared
-from trustlens.store.remote.uploader import Mirror
+from trustlens.store.location import Location
+from trustlens.store.remote.staging import prepare_folder, released_on_error
+from trustlens.store.remote.uploader import Uploader
 from trustlens.store.run_info import RunInfo
 from trustlens.store.writer import RunWriter
 
@@ -28,19 +28,19 @@ class OpenedRun:
     ----------
     store : RunWriter
         Writes its files on this machine.
-    uploader : Mirror, optional
+    uploader : Uploader, optional
         Uploads them if the run is on an object store.
     history : History, optional
         What the files say about earlier steps if the run is resumed.
     """
 
     store: RunWriter
-    uploader: Mirror | None
+    uploader: Uploader | None
     history: History | None
 
 
 def open_for_writing(
-    directory: Place,
+    directory: Location,
     info: RunInfo,
     *,
     resume: bool,
@@ -52,7 +52,7 @@ def open_for_writing(
 
     Parameters
     ----------
-    directory : Place
+    directory : Location
         Where the run is written.
     info : RunInfo
         What its ``run.json`` says if it begins now.
@@ -74,7 +74,7 @@ def open_for_writing(
         The run to be resumed cannot be read.
     """
     history: History | None = None
-    local, lease = prepared(directory, resume=resume)
+    local, lease = prepare_folder(directory, resume=resume)
 
     def resumed(old: RunInfo) -> RunInfo:
         nonlocal history
@@ -82,13 +82,13 @@ def open_for_writing(
         history = read_history(local, old, len(info.optimizers))
         return described.change_recording(optimizer_steps_before=history.steps_before)
 
-    with kept_if_well(lease):
+    with released_on_error(lease):
         if lease is not None:
             info = info.change_recording(session=lease.session)
         store = RunWriter(
             local, info, resume=resumed if resume else None, fsync=fsync, precision=precision
         )
-    return OpenedRun(store, None if lease is None else Mirror(local, lease), history)
+    return OpenedRun(store, None if lease is None else Uploader(local, lease), history)
 
 
 class WritePipeline:
