@@ -17,12 +17,13 @@ from typing import Any, Final
 from trustlens.analysis.discovery import find_runs
 from trustlens.analysis.run import Run, Status
 from trustlens.errors import TrustlensError
+from trustlens.store.address import locate
 from trustlens.store.layout import RUN_FILE
 from trustlens.store.reader import fingerprint
 from trustlens_dashboard.results import Results
 
 RESULT_BYTES: Final = 64 * 2**20
-"""How much a library keeps of what was computed from its runs."""
+"""Total size in bytes of the results that a library keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Snapshot:
     entries : tuple of Entry
         The runs, by path; those outside the root (by a link) are left out.
     results : Results
-        What was computed from runs of the library; all its snapshots share it.
+        Results computed from the runs; shared by all snapshots of a library.
     """
 
     def __init__(self, root: Path, entries: Sequence[Entry], results: Results) -> None:
@@ -104,7 +105,7 @@ class Snapshot:
 
 
 class Library:
-    """The runs below a folder, found anew for each snapshot.
+    """The runs below a folder; hands out snapshots of them.
 
     Parameters
     ----------
@@ -117,14 +118,14 @@ class Library:
     def __init__(self, root: Path, max_age: float = 0.0) -> None:
         self._root = root.resolve()
         self._max_age = max_age
-        self._lock = Lock()  # held during a search: who comes meanwhile shares its snapshot
+        self._lock = Lock()  # held during a search, so that callers at the same time share it
         self._last: Snapshot | None = None
         self._found_at = 0.0
         self._entries: dict[Path, Entry] = {}
         self._results = Results(RESULT_BYTES)
 
     def snapshot(self) -> Snapshot:
-        """Return the runs there are now, or were at most ``max_age`` seconds ago."""
+        """Return the runs as they are now, or were at most ``max_age`` seconds ago."""
         with self._lock:
             last = self._last
             if last is None or time.monotonic() - self._found_at >= self._max_age:
@@ -163,7 +164,5 @@ def _identify(relative: Path) -> str:
 
 
 def _changed(path: Path) -> int:
-    try:
-        return (path / RUN_FILE).stat().st_mtime_ns
-    except OSError:
-        return 0
+    entry = locate(path / RUN_FILE).entry()
+    return 0 if entry is None else entry.changed

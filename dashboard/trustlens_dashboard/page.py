@@ -1,4 +1,4 @@
-"""What a page of the dashboard is: each folder of ``pages`` declares one."""
+"""The declaration of a page; each folder of ``pages`` has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was computed from runs, kept until the runs change."""
+"""A cache of results computed from runs, each kept until its runs change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Kept:
 
 
 class Results:
-    """A cache of results, of each the newest version; safe for use by several threads.
+    """A cache that keeps the newest version of each result; safe for use by several threads.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trustlens.analysis.discovery import open_run
 from trustlens.errors import UsageError
 from trustlens.figures import curves, curves_data
-from trustlens.figures._curves import thin
+from trustlens.figures.sampling import thin
 
 Maker = Callable[..., Path]
 

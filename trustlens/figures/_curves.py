@@ -22,7 +22,7 @@ from trustlens.figures.axis import (
     view_range,
 )
 from trustlens.figures.panels import Panel, caption, panels, step_ticks
-from trustlens.figures.sampling import run_list
+from trustlens.figures.sampling import run_list, thin
 from trustlens.figures.theme import (
     Theme,
     ThemeName,
@@ -231,33 +231,6 @@ def _curve(run: Run, color: str, series: _Series, points: int) -> Curve:
         values=broken[kept],
         nonfinite=series.steps[kept[bad[kept]]],
     )
-
-
-def thin(values: NDArray[np.float64], points: int) -> NDArray[np.intp]:
-    """Return indices of about ``points`` values that keep every extreme.
-
-    The series is cut into ``points // 3`` stretches of equal length; each keeps its lowest and
-    its highest value and its first one that is not finite. First and last value are kept.
-
-    Returns
-    -------
-    intp array
-        Ascending, each once; all indices where there are no more than ``points`` values.
-    """
-    count = len(values)
-    if count <= max(points, 3):
-        return np.arange(count)
-    length = -(-count // max(points // 3, 1))
-    padded = np.full(-(-count // length) * length, np.nan)
-    padded[:count] = values
-    rows = padded.reshape(-1, length)
-    finite = np.isfinite(rows)
-    lowest = np.where(finite, rows, np.inf).argmin(axis=1)
-    highest = np.where(finite, rows, -np.inf).argmax(axis=1)
-    broken = (~finite).argmax(axis=1)
-    start = np.arange(len(rows)) * length
-    kept = np.concatenate([[0, count - 1], start + lowest, start + highest, start + broken])
-    return np.unique(kept[kept < count])
 
 
 def curves(

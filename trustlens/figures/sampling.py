@@ -1,4 +1,4 @@
-"""What figures read from a run: one quantity at a bounded number of steps."""
+"""Reading a quantity for a figure: a bounded number of steps, the scale, why it is empty."""
 
 from __future__ import annotations
 
@@ -94,3 +94,30 @@ def why_empty(run: Run, read: LayerValues, quantity: Quantity) -> str:
     if read.nonfinite.any():
         return f"No {quantity.title} is finite: all are NaN or infinite."
     return f"No {quantity.title} was recorded: {run.family} does not have it."
+
+
+def thin(values: NDArray[np.float64], points: int) -> NDArray[np.intp]:
+    """Return indices of about ``points`` values that keep every extreme.
+
+    The series is cut into ``points // 3`` stretches of equal length; each keeps its lowest and
+    its highest value and its first one that is not finite. First and last value are kept.
+
+    Returns
+    -------
+    intp array
+        Ascending, each once; all indices where there are no more than ``points`` values.
+    """
+    count = len(values)
+    if count <= max(points, 3):
+        return np.arange(count)
+    length = -(-count // max(points // 3, 1))
+    padded = np.full(-(-count // length) * length, np.nan)
+    padded[:count] = values
+    rows = padded.reshape(-1, length)
+    finite = np.isfinite(rows)
+    lowest = np.where(finite, rows, np.inf).argmin(axis=1)
+    highest = np.where(finite, rows, -np.inf).argmax(axis=1)
+    broken = (~finite).argmax(axis=1)
+    start = np.arange(len(rows)) * length
+    kept = np.concatenate([[0, count - 1], start + lowest, start + highest, start + broken])
+    return np.unique(kept[kept < count])

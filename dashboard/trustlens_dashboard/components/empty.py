@@ -1,4 +1,4 @@
-"""What a page says when there is nothing to look at yet."""
+"""Texts of a page that has nothing to show yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ with trustlens.record(optimizer, "{runs}/lamb", model=model, config={{"lr": 0.01
 
 
 def no_runs(root: Path) -> dmc.Paper:
-    """Return what stands in place of the list of runs while there are none."""
+    """Return the panel that replaces the list of runs while there are none."""
     there = root.is_dir()
     state = "There are no runs in this folder yet" if there else "This folder does not exist yet"
     return dmc.Paper(

@@ -22,7 +22,7 @@ NUMBER: Final[Mapping[str, Any]] = {
     "filter": False,
     "cellClass": "ag-right-aligned-cell numbers",
 }
-"""What makes a column one of numbers: 3 significant digits, empty where nothing is known."""
+"""Options of a column of numbers: 3 significant digits, empty if unknown."""
 
 
 def grid(

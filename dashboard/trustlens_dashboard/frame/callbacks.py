@@ -1,4 +1,4 @@
-"""The frame: which page, which runs, and whether there is something new."""
+"""Callbacks of the frame: the page, the selection, live updates, the theme."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frame around every page: navigation, the two runs, the quantity, the theme."""
+"""The frame around every page: header, navigation, toolbar, and the stores of the browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trustlens_dashboard.frame.toolbar import toolbar
 from trustlens_dashboard.page import Page
 
 TICK_MS: Final = 1500
-"""How often the page asks whether there is something new."""
+"""Milliseconds between two ticks, at each of which the browser asks for changes."""
 
 
 def frame(pages: Sequence[Page]) -> dmc.MantineProvider:

@@ -1,4 +1,4 @@
-"""What the page asks at each tick: which runs there are, and whether the selected ones grew."""
+"""Live updates: at each tick, the list of runs and whether the selected ones have grown."""
 
 from __future__ import annotations
 

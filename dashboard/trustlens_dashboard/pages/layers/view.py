@@ -1,4 +1,4 @@
-"""What the layers page's callbacks return."""
+"""Contents of the page of layers: functions of a snapshot, called by its callbacks."""
 
 from __future__ import annotations
 

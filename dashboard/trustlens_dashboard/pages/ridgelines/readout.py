@@ -46,7 +46,7 @@ def drawn_steps(data: RidgelineData) -> list[int]:
 
 
 def nearest(steps: Sequence[int] | np.ndarray[Any, Any], step: int) -> int | None:
-    """Return the one of the steps that is nearest, the earlier of two; None of none."""
+    """Return the nearest of the steps, the earlier of two equally near; None if there are none."""
     return min((int(s) for s in steps), key=lambda s: (abs(s - step), s), default=None)
 
 

@@ -1,4 +1,4 @@
-"""What the ridgelines page's callbacks return."""
+"""Contents of the page of ridgelines: functions of a snapshot, called by its callbacks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LAYER: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Slider:
-    """Where the step slider stood: its value and its end."""
+    """The step slider before an update: its value and its last step."""
 
     value: int | None
     last: int | None
@@ -48,7 +48,7 @@ def picture(
 ) -> tuple[Any, ...]:
     """Return payload, slider (min, max, marks, value, disabled), formula and message.
 
-    A slider that stood at the last step stays there when more are recorded.
+    A slider at the last step stays at the last step when more are recorded.
     """
     selection = Selection.parse(search)
     measured = QUANTITIES[selection.quantity]
@@ -79,7 +79,7 @@ def picture(
 
 
 def _step(slider: Slider, steps: Sequence[int]) -> int:
-    """Return the step to show: where the slider stood, but the last one if it stood at its end."""
+    """Return the step to show: the nearest to the slider's, or the last if it was at its end."""
     stood = slider.value
     if not steps or not stood or stood == slider.last or not steps[0] <= stood <= steps[-1]:
         return steps[-1] if steps else 0

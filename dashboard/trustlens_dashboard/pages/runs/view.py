@@ -1,4 +1,4 @@
-"""What the runs page's callbacks return."""
+"""Contents of the page of runs: functions of a snapshot, called by its callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the debias and smoothing page's callbacks return."""
+"""Contents of the page of moving averages: functions of a snapshot, called by its callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training page's callbacks return."""
+"""Contents of the page of training curves: functions of a snapshot, called by its callbacks."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@
     };
   }
 
-  /** What lies behind the ridges. */
+  /** The floor and the back walls, which the ridges cover. */
   function back(context, view, payload, colors) {
     const { farX, farY, nearX, nearY } = sides(view);
     const marks = ticks(payload);

@@ -165,7 +165,7 @@
       panel.figure.remove();
     }
 
-    /** Draws anew at the next frame; while moving on a slow machine in a coarser resolution. */
+    /** Redraws at the next frame; at a lower resolution while moving on a slow machine. */
     refresh(moving = false) {
       this.moving = moving;
       if (this.pending) return;
