@@ -21,10 +21,12 @@ import torch
 from benchmarks.common.measure import Contender, Running, Step, compare, quartiles, wall
 from benchmarks.files.formats import slice_of
 from benchmarks.files.writing import numbered
+from trustlens.recording.measuring.measurement import HOST_COLUMNS, KNOWN, Measurement
 from trustlens.recording.statistics import SUMS
-from trustlens.recording.transfer import Parcel, WriterThread
+from trustlens.recording.transfer import Parcel
+from trustlens.recording.writing.records import StepRecord
 from trustlens.recording.writing.sink import RowSink
-from trustlens.recording.writing.tables import HOST_COLUMNS, KNOWN, Measurement, StepRecord
+from trustlens.recording.writing.writer_thread import WriterThread
 from trustlens.store.run_info import RunInfo, read_info
 from trustlens.store.writer import SEGMENT_ROWS, RunWriter
 

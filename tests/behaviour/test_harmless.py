@@ -192,11 +192,11 @@ def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # 
     assert "injected" in caplog.text
     monkeypatch.undo()
     run = trustlens.open_run(tmp_path)
-    assert run.recorded_steps()[:BEFORE].tolist() == [1, 2, 3]
+    assert run.matrix("nonfinite").index[:BEFORE].tolist() == [1, 2, 3]
     assert run.layers(layers=["group0.param0"])["weight_norm"].notna().all()
     assert run.metrics()["value"].notna().sum() >= BEFORE
     if stage in GOES_ON:
-        assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+        assert run.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
         assert run.info.recording.stopped is None
     elif stage not in NOT_TOLD:
         assert "injected" in (run.info.recording.stopped or "")
@@ -315,5 +315,5 @@ def test_a_copy_of_a_recorded_optimizer_takes_no_recorder_along(
         step(twin)
         assert recording.step == 2
         assert other.step == 1
-    assert trustlens.open_run(tmp_path / "a").recorded_steps().tolist() == [1, 2]
-    assert trustlens.open_run(tmp_path / "b").recorded_steps().tolist() == [1]
+    assert trustlens.open_run(tmp_path / "a").matrix("nonfinite").index.tolist() == [1, 2]
+    assert trustlens.open_run(tmp_path / "b").matrix("nonfinite").index.tolist() == [1]

@@ -22,13 +22,13 @@ from support.simulation import (
     sizes_of_products,
     wide,
 )
-from trustlens.recording.measuring import cached_plan as plan
-from trustlens.recording.measuring import probe as watch
-from trustlens.recording.measuring import snapshots as kept
-from trustlens.recording.optimizers import direction as form
+from trustlens.recording.measuring import cached_plan, measurement, snapshots
+from trustlens.recording.measuring.measurement import Measurement
+from trustlens.recording.optimizers import direction
 from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel
-from trustlens.recording.writing import tables as rows
+from trustlens.recording.writing.records import StepRecord
+from trustlens.recording.writing.tables import tables
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -177,7 +177,7 @@ def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "Adam, amsgrad", "Lamb"])
 def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
     """There the count stays a tensor: reading it would wait. No such device is needed to see it."""
-    for module in (form, kept, plan, rows, watch):
+    for module in (direction, snapshots, cached_plan, measurement):
         monkeypatch.setattr(module, "is_on_accelerator", torch.is_tensor)
     (p,) = parameters_of((30, 4))
     case = CASES[name]
@@ -196,19 +196,19 @@ def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
 
 def test_a_skipped_step_that_is_known_only_after_it_was_measured():
     """On an accelerator: what was measured is not written. No such device is needed to see it."""
-    measured = rows.Measured(
+    measured = Measurement(
         layers=np.zeros(1, np.int32),
         sizes=np.ones(1),
-        known=np.ones((1, len(rows.KNOWN)), bool),
-        host=np.ones((1, len(rows.HOST_COLUMNS))),
+        known=np.ones((1, len(measurement.KNOWN)), bool),
+        host=np.ones((1, len(measurement.HOST_COLUMNS))),
         sums=Parcel(torch.ones(1, len(SUMS))),
-        beside=Parcel(torch.ones(1, len(rows.DEVICE_COLUMNS))),
+        device=Parcel(torch.ones(1, len(measurement.DEVICE_COLUMNS))),
     )
     records = [
-        rows.StepRecord(t, 0, True, [measured], Parcel(torch.tensor(skipped)))
+        StepRecord(t, 0, True, [measured], Parcel(torch.tensor(skipped)))
         for t, skipped in ((1, 1.0), (2, 0.0))
     ]
-    made = rows.tables(records, ["weight"])
+    made = tables(records, ["weight"])
     assert made["steps"]["skipped"].to_pylist() == [True, False]
     assert made["layers"]["step"].to_pylist() == [2]
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 import trustlens
 from trustlens.recording import transfer
-from trustlens.recording.measuring import cached_plan as plan
-from trustlens.recording.measuring import probe as watch
+from trustlens.recording.measuring import measurement
 from trustlens.recording.transfer import NoRoomError, Ring
 
 CPU = torch.device("cpu")
@@ -43,6 +42,15 @@ def test_what_is_put_in_comes_out(sizes, takes):
             waiting = []
     for parcel, expected in reversed(waiting):
         assert (parcel.open() == expected.numpy()).all()
+
+
+def test_a_ring_made_in_inference_mode_is_usable_outside_of_it():
+    with torch.inference_mode():  # an evaluation logs its loss before the training begins
+        ring = Ring(CPU, 64)
+        first = ring.put(torch.ones(4))
+    second = ring.put(torch.zeros(4))
+    assert (first.open() == 1).all()
+    assert (second.open() == 0).all()
 
 
 def test_what_was_taken_stays_as_it_was():
@@ -105,7 +113,7 @@ class Training:
 
 
 def through(ring: Ring, patch: pytest.MonkeyPatch) -> None:
-    for module in (plan, watch, transfer):
+    for module in (measurement, transfer):
         patch.setattr(module, "send", ring.put)
 
 
@@ -127,10 +135,10 @@ def test_without_room_steps_are_left_out_and_counted(
         through(ring, patch)
         patch.setattr(Ring, "take", lambda _: None)  # a writer that does not come to it
         training = Training(tmp_path / "run")
-        training.recorder._thread._write = lambda _: None
+        training.recorder._pipeline._thread._write = lambda _: None
         training.train()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "slower than the training" in caplog.text
     run = trustlens.open_run(tmp_path / "run")
-    assert run.info.recorder["dropped"] >= 5
+    assert run.info.recording.dropped >= 5
     assert any("slower than the training" in sentence for sentence in run.missing())

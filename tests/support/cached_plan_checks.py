@@ -25,8 +25,8 @@ from recording.measuring.test_cached_plan import (
 )
 from recording.optimizers.test_torch_optim import on_a_device
 from support.devices import DEVICE
-from trustlens.recording.measuring import probe as watch
-from trustlens.recording.measuring.cached_plan import Plan
+from trustlens.recording.measuring import probe
+from trustlens.recording.measuring.cached_plan import CachedPlan
 from trustlens.recording.statistics.triton_backend import Multi
 
 
@@ -58,17 +58,17 @@ CASES = [
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of how many layers each call of `Plan.measure` made rows."""
-    measure, told = Plan.measure, []
+    """Of how many layers each call of `CachedPlan.measure` made rows."""
+    measure, told = CachedPlan.measure, []
 
-    def telling(self: Plan, **options: Any) -> Any:
+    def telling(self: CachedPlan, **options: Any) -> Any:
         measured = measure(self, **options)
         told.append(0 if measured is None else len(measured.layers))
         return measured
 
-    monkeypatch.setattr(Plan, "measure", telling)
+    monkeypatch.setattr(CachedPlan, "measure", telling)
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(watch.Compiled, "if_possible", lambda: Multi.if_possible(DEVICE))
+        monkeypatch.setattr(probe.Compiled, "if_possible", lambda: Multi.if_possible(DEVICE))
         on_a_device(monkeypatch)
         for kind in (torch.optim.AdamW, torch.optim.RAdam, torch.optim.NAdam):
             module = inspect.getmodule(inspect.unwrap(kind.step))
@@ -82,7 +82,7 @@ def test_the_rows_are_those_of_looking_at_each_layer(name, disturb, planned, tmp
     rows = recorded(Training(make, torch.float32, DEVICE), tmp_path / "planned", disturb)
     assert sum(n >= 4 for n in planned) >= 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "of", lambda *_, **__: None)
+        patch.setattr(CachedPlan, "of", lambda *_, **__: None)
         looked_at = recorded(Training(make, torch.float32, DEVICE), tmp_path / "looked at", disturb)
     # Powers of many counts at once are rounded otherwise than those of one.
     pd.testing.assert_frame_equal(rows, looked_at, rtol=1e-5)
@@ -95,7 +95,7 @@ def test_elements_are_counted_by_a_plan(planned, tmp_path):
     recorded(training, tmp_path / "planned", nothing, 1)
     assert sum(n >= 4 for n in planned) >= 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "of", lambda *_, **__: None)
+        patch.setattr(CachedPlan, "of", lambda *_, **__: None)
         again = Training(OPTIMIZERS["AdamW, fused"], torch.float32, DEVICE)
         recorded(again, tmp_path / "looked at", nothing, 1)
     one, other = (

@@ -1,45 +1,28 @@
-"""From the device to the writer thread, without a wait in the training loop."""
+"""Copies from the device to the host that the training loop does not wait for."""
 
 from __future__ import annotations
 
-import collections
 import threading
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Item = TypeVar("Item")
-
-CAPACITY: Final = 4096
-"""Items that may wait for the writer; what comes while it is full is dropped and counted."""
-
-MEMORY: Final = 1 << 28
-"""Bytes that may wait: a disk that hangs must not use up the memory that the training needs."""
-
-BATCH: Final = 64
-"""Items handed over together at most: one Arrow batch costs much the same for 1 or 64 steps."""
-
-LINGER: Final = 0.8
-"""Seconds for which the writer collects items before it hands them over: a hand-over takes half a
-millisecond, whatever there is; what a killed process may lose is no older than a second."""
-
-
 RING: Final = 1 << 23
-"""Bytes on each device in which what was measured waits to be taken to the host."""
+"""Size in bytes of the ring buffer on each device."""
 
 _ALIGNED: Final = 16  # bytes
 
 
 class NoRoomError(Exception):
-    """What was measured has no room on its device: the writer is too far behind."""
+    """The ring buffer of a device is full: the writer thread is too slow."""
 
 
 class Parcel:
-    """A tensor on its way to the host; :meth:`open` waits for it, on the writer's thread."""
+    """A tensor on its way to the host; the writer thread waits for it in :meth:`open`."""
 
     def __init__(self, tensor: Tensor, fetch: Callable[[], None] | None = None) -> None:
         self.tensor = tensor
@@ -47,39 +30,42 @@ class Parcel:
         self._fetch = fetch
 
     def open(self) -> NDArray[Any]:
-        """Return it as an array, once it has arrived."""
+        """Wait until the tensor has arrived and return it as an array."""
         if self._fetch is not None:
             self._fetch()
         return self.tensor.numpy()
 
     def arrive(self, tensor: Tensor) -> None:
-        """Be told that it has arrived as this tensor."""
+        """Set the tensor that has arrived on the host."""
         self.tensor, self._fetch = tensor, None
 
 
 class Ring:
-    """Memory on a device where parcels wait until one copy takes all of them to the host.
+    """A ring buffer on a device, whose contents are copied to the host together.
 
-    The training's thread puts them in, by copies within the device, and never waits. The writer's
-    thread takes them out, on a stream of its own, behind what was put in.
+    The training thread puts tensors in, by copies within the device, and never waits. The writer
+    thread copies them to the host on its own stream, which waits for the copies into the buffer.
 
     Parameters
     ----------
     device : torch.device
         The device.
     size : int
-        Bytes of it.
+        Its size in bytes.
     """
 
     def __init__(self, device: torch.device, size: int = RING) -> None:
-        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
         on_device = device.type != "cpu"
-        self._host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=on_device)
+        # The first tensor may be logged by an evaluation: what is allocated in inference mode
+        # could not be written to outside of it.
+        with torch.inference_mode(mode=False):
+            self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+            self._host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=on_device)
         self._stream = torch.cuda.Stream(device) if on_device else None
         self._lock = threading.Lock()
         self._taking = threading.Lock()
         self._waiting: list[tuple[Parcel, int, Any]] = []
-        self._begin = self._end = 0  # of what is in use, in bytes put in since the beginning
+        self._begin = self._end = 0  # of the part in use, in bytes put in since the start
 
     def put(self, tensor: Tensor) -> Parcel:
         """Put a tensor in, without waiting.
@@ -87,7 +73,7 @@ class Ring:
         Raises
         ------
         NoRoomError
-            Too much is waiting.
+            The buffer is full.
         """
         size, needed = len(self._memory), -(-tensor.nbytes // _ALIGNED) * _ALIGNED
         with self._lock:
@@ -109,7 +95,7 @@ class Ring:
             return parcel
 
     def take(self) -> None:
-        """Take all that waits to the host, and wait until it is there."""
+        """Copy all that was put in to the host, and wait for it."""
         with self._taking:
             with self._lock:
                 waiting, self._waiting = self._waiting, []
@@ -144,12 +130,12 @@ _rings_lock: Final = threading.Lock()
 
 
 def send(tensor: Tensor) -> Parcel:
-    """Send a tensor to the host without waiting; the caller must not write to it any more.
+    """Start copying a tensor to the host without waiting; nobody must write to it after this.
 
     Raises
     ------
     NoRoomError
-        Too much waits on its device.
+        The ring buffer of its device is full.
     """
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
@@ -171,123 +157,13 @@ def _sent_alone(tensor: Tensor) -> Parcel:
     return Parcel(pinned, arrival.synchronize)
 
 
-class WriterThread(Generic[Item]):
-    """Hands items, in order and in batches, to a function on a thread of its own.
-
-    If the function raises, nothing more is handed over and :attr:`failure` holds the error.
-    """
-
-    def __init__(
-        self,
-        write: Callable[[list[Item]], None],
-        *,
-        capacity: int = CAPACITY,
-        memory: int = MEMORY,
-    ) -> None:
-        self.dropped = 0
-        self.failure: BaseException | None = None
-        self._write = write
-        self._memory = memory
-        self._held = 0
-        self._lock = threading.Lock()
-        self._capacity = capacity
-        # Not a queue.Queue, which wakes its reader at each put: the training would wait for it.
-        self._entries: collections.deque[tuple[Item, int] | threading.Event | None]
-        self._entries = collections.deque()
-        self._urgent = 0  # entries that somebody waits for
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="trustlens-writer", daemon=True)
-        self._thread.start()
-
-    def put(self, item: Item, nbytes: int = 0, *, always: bool = False) -> bool:
-        """Hand an item over without waiting; False if there was no room and it was dropped.
-
-        Whatever its size, one item finds room where nothing waits; one that is not to be lost,
-        ``always``.
-        """
-        with self._lock:
-            room = not self._held or self._held + nbytes <= self._memory
-            if always or (room and len(self._entries) < self._capacity):
-                self._entries.append((item, nbytes))
-                self._held += nbytes
-                if len(self._entries) == BATCH:
-                    self._wake.set()
-                return True
-        self.drop()
-        return False
-
-    def drop(self) -> None:
-        """Count an item that had no room."""
-        with self._lock:
-            self.dropped += 1
-
-    def flush(self) -> None:
-        """Wait until everything put so far was handed over."""
-        done = threading.Event()
-        self._put_urgent(done)
-        while not done.wait(0.1) and self._thread.is_alive():
-            pass
-
-    def close(self) -> None:
-        """Wait until everything was handed over and the thread has ended."""
-        self._put_urgent(None)
-        self._thread.join()
-
-    def _put_urgent(self, mark: threading.Event | None) -> None:
-        with self._lock:
-            self._entries.append(mark)
-            self._urgent += 1
-            self._wake.set()
-
-    def _run(self) -> None:
-        try:
-            while self._hand_over():
-                pass
-        except BaseException as error:  # noqa: BLE001 — the training must not see it
-            self._fail(error)
-
-    def _hand_over(self) -> bool:
-        """Wait for items and hand them over; return whether more may come."""
-        entries, marks, more = self._collect()
-        if entries and self.failure is None:
-            try:
-                self._write([item for item, _ in entries])
-            except BaseException as error:  # noqa: BLE001 — the training must not see it
-                self._fail(error)
-        with self._lock:
-            self._held -= sum(nbytes for _, nbytes in entries)
-        entries.clear()  # who waits may count on their memory
-        for mark in marks:
-            mark.set()
-        return more
-
-    def _fail(self, error: BaseException) -> None:
-        self.failure = error.with_traceback(None)  # it would hold the items that were at work
-
-    def _collect(self) -> tuple[list[tuple[Item, int]], list[threading.Event], bool]:
-        """Return the next items with their sizes, who waits for them, and whether more come."""
-        if not self._urgent and len(self._entries) < BATCH:
-            self._wake.wait(LINGER)
-        items: list[tuple[Item, int]] = []
-        with self._lock:
-            self._wake.clear()
-            while self._entries and len(items) < BATCH:
-                entry = self._entries.popleft()
-                if isinstance(entry, tuple):
-                    items.append(entry)
-                    continue
-                self._urgent -= 1
-                return items, [] if entry is None else [entry], entry is not None
-        return items, [], True
-
-
 def host_scalar(value: Any) -> float | Parcel:
-    """Return a logged value as a float, or on its way if it lies on an accelerator.
+    """Return a logged value as a float, or on its way to the host if it is on an accelerator.
 
     Raises
     ------
     ValueError, TypeError
-        It is not one number.
+        The value is not one number.
     """
     if isinstance(value, Tensor):
         if value.numel() != 1:
@@ -299,5 +175,5 @@ def host_scalar(value: Any) -> float | Parcel:
 
 
 def opened_scalar(value: float | Parcel) -> float:
-    """Return the number itself, waiting for it where it is on its way."""
+    """Return the number, waiting for it if it is on its way."""
     return float(np.asarray(value.open())) if isinstance(value, Parcel) else value

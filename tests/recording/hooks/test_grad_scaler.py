@@ -107,7 +107,7 @@ def test_a_step_left_out_is_a_row_and_has_no_layers(
     assert steps["step"].tolist() == list(range(1, STEPS + 1))
     assert steps["skipped"].tolist() == [t in overflow for t in range(1, STEPS + 1)]
     done = [t for t in range(1, STEPS + 1) if t not in overflow]
-    assert run.recorded_steps().tolist() == done
+    assert run.matrix("nonfinite").index.tolist() == done
     norms = run.matrix("grad_norm")
     for t in done:
         assert norms.loc[t].to_dict() == pytest.approx(expected[t], rel=1e-5), t
@@ -213,7 +213,7 @@ def test_scalers_that_are_switched_off_or_subclassed_and_optimizers_that_nobody_
             scaler.update()
     run = trustlens.open_run(tmp_path)
     assert run.steps()["skipped"].tolist() == [False, True]
-    assert run.recorded_steps().tolist() == [1]
+    assert run.matrix("nonfinite").index.tolist() == [1]
 
 
 def test_an_error_of_the_scaler_is_the_users_own(tmp_path: Path) -> None:

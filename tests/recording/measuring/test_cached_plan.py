@@ -1,4 +1,4 @@
-"""Measuring again what lies where it lay: the same rows, to the bit, as looking at each layer."""
+"""Cached plans give the same rows, to the bit, as reading each layer in each step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import nn
 import trustlens
 from support.compiled import needs_compiler
 from trustlens.optim import Lamb, Lars
-from trustlens.recording.measuring import probe as watch
-from trustlens.recording.measuring.cached_plan import Plan
+from trustlens.recording.measuring import cached_plan, probe
+from trustlens.recording.measuring.cached_plan import CachedPlan
 from trustlens.recording.optimizers import Family, family_of
 
 SHAPES = ((40, 20), (20, 40), (300,), (7,), (2, 3, 5, 5), (0, 3))
@@ -98,6 +98,13 @@ def a_state_moves_elsewhere(training: Training, step: int) -> None:
                     value.data = value.data.clone()
 
 
+def the_step_counts_move_elsewhere(training: Training, step: int) -> None:
+    if step == 5:
+        for state in training.optimizer.state.values():
+            if "step" in state:
+                state["step"].data = state["step"].data.clone()
+
+
 def a_state_is_another_tensor(training: Training, step: int) -> None:
     if step == 5:
         state = training.optimizer.state[training.parameters[1]]
@@ -107,6 +114,18 @@ def a_state_is_another_tensor(training: Training, step: int) -> None:
 def a_state_is_emptied(training: Training, step: int) -> None:
     if step == 5:
         training.optimizer.state.pop(training.parameters[1], None)
+
+
+def a_state_is_emptied_in_place(training: Training, step: int) -> None:
+    if step == 5:
+        training.optimizer.state[training.parameters[1]].clear()
+
+
+def a_gradient_is_sparse(training: Training, step: int) -> None:
+    p = training.parameters[0]
+    if step in {4, 7} and not training.optimizer.defaults.get("fused"):
+        assert p.grad is not None
+        p.grad = p.grad.to_sparse() if step == 4 else p.grad.to_sparse_csr()
 
 
 def a_checkpoint_is_loaded(training: Training, step: int) -> None:
@@ -149,7 +168,8 @@ def uphill_from_now_on(training: Training, step: int) -> None:
 
 DISTURBANCES = [
     nothing, some_gradients_are_missing, weights_move_elsewhere, weights_are_clipped_in_place,
-    a_state_moves_elsewhere, a_state_is_another_tensor, a_state_is_emptied, a_checkpoint_is_loaded,
+    a_state_moves_elsewhere, the_step_counts_move_elsewhere, a_state_is_another_tensor,
+    a_state_is_emptied, a_state_is_emptied_in_place, a_checkpoint_is_loaded,
     the_rate_changes, the_rate_is_zero_for_a_while, a_gradient_lies_otherwise, a_group_is_added,
     uphill_from_now_on,
 ]  # fmt: skip
@@ -157,15 +177,15 @@ DISTURBANCES = [
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What each call of `Plan.measure` came to."""
-    measure, told = Plan.measure, []
+    """What each call of `CachedPlan.measure` came to."""
+    measure, told = CachedPlan.measure, []
 
-    def telling(self: Plan, **options: Any) -> Any:
+    def telling(self: CachedPlan, **options: Any) -> Any:
         measured = measure(self, **options)
         told.append(measured is not None)
         return measured
 
-    monkeypatch.setattr(Plan, "measure", telling)
+    monkeypatch.setattr(CachedPlan, "measure", telling)
     return told
 
 
@@ -187,7 +207,7 @@ def test_the_rows_are_those_of_looking_at_each_layer(
     rows = recorded(Training(OPTIMIZERS[name], dtype), tmp_path / "planned", disturb)
     assert planned.count(True) >= 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "of", lambda *_, **__: None)
+        patch.setattr(CachedPlan, "of", lambda *_, **__: None)
         looked_at = recorded(Training(OPTIMIZERS[name], dtype), tmp_path / "looked at", disturb)
     pd.testing.assert_frame_equal(rows, looked_at, check_exact=True)
     assert len(rows) >= STEPS * len(SHAPES)
@@ -204,7 +224,7 @@ def test_elements_are_counted_as_when_looking_at_each_layer(
     rows = recorded(training, tmp_path / "planned", disturb, every)
     assert planned.count(True) >= 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "of", lambda *_, **__: None)
+        patch.setattr(CachedPlan, "of", lambda *_, **__: None)
         again = Training(make, torch.float32)
         looked_at = recorded(again, tmp_path / "looked at", disturb, every)
     pd.testing.assert_frame_equal(rows, looked_at, check_exact=True)
@@ -231,7 +251,7 @@ def test_the_rows_of_an_optimizer_that_makes_its_sums(
     rows = recorded(Training(make, torch.float32), tmp_path / "yielded", disturb)
     assert planned.count(True) >= 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "family_of", lambda optimizer: without_sums(family_of(optimizer)))
+        patch.setattr(probe, "family_of", lambda optimizer: without_sums(family_of(optimizer)))
         looked_at = recorded(Training(make, torch.float32), tmp_path / "looked at", disturb)
     sizes = rows["weight_norm"] * (rows["weight_norm"] + rows["undecayed_norm"].fillna(0))
     for column in rows:
@@ -264,3 +284,36 @@ def test_a_closure_is_no_disturbance(planned: list[bool], tmp_path: Path) -> Non
 
             training.optimizer.step(closure)
     assert planned == [True] * 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("error", [KeyError, RuntimeError, ValueError])
+def test_an_error_in_the_fast_path_stops_the_recording(
+    error: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is reported like any other; reading each layer instead would hide it for ever."""
+    alone = Training(OPTIMIZERS["AdamW"], torch.float32)
+    alone.train(nothing)
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error("injected")
+
+    def disturb(_: Training, step: int) -> None:
+        if step == 5:
+            monkeypatch.setattr(cached_plan, "build_measurement", failing)
+
+    training = Training(OPTIMIZERS["AdamW"], torch.float32)
+    with trustlens.record(training.optimizer, tmp_path / "run"):
+        training.train(disturb)
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    assert f"{error.__name__}: " in warning.getMessage()
+    assert "injected" in warning.getMessage()
+    run = trustlens.open_run(tmp_path / "run")
+    assert set(run.layers()["step"]) == {1, 2, 3, 4}
+    assert "injected" in (run.info.recording.stopped or "")
+    for own, other in zip(training.parameters, alone.parameters, strict=True):
+        assert torch.equal(own, other)

@@ -10,9 +10,9 @@ import torch
 
 import trustlens
 from support.simulation import TOLERANCE, norm, parameters_of, record_steps, rows_of, wide
-from trustlens.recording.measuring import snapshots as kept
+from trustlens.recording.measuring import snapshots
 from trustlens.recording.measuring.layers import find_layers
-from trustlens.recording.measuring.snapshots import SMALL, Kept
+from trustlens.recording.measuring.snapshots import SMALL, WeightSnapshots
 from trustlens.recording.optimizers import family_of
 from trustlens.trust_ratio import LAMB_VARIANTS
 
@@ -22,7 +22,7 @@ LARGE = (SMALL + 1,)
 def kept_bytes(optimizer, steps=2):
     """Bytes held between the hooks of the last of some steps, by a recorder of this optimizer."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    copies = Kept(optimizer, family_of(optimizer))
+    copies = WeightSnapshots(optimizer, family_of(optimizer))
     copies.follow(find_layers([optimizer], None))
     held = 0
     for _ in range(steps):
@@ -206,7 +206,7 @@ def test_lbfgs_shows_the_gradient_at_the_weights_it_started_from(by_keyword, sea
 
 def test_asgd_under_a_schedule(tmp_path, monkeypatch):
     """The rate that it uses is the one that the step before worked out: it is noted in time."""
-    monkeypatch.setattr(kept, "SMALL", 0)
+    monkeypatch.setattr(snapshots, "SMALL", 0)
     (p,) = parameters_of((40, 30), dtype=torch.float64)
     optimizer = torch.optim.ASGD([p], lr=0.1, lambd=0.1, alpha=0.5, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -235,7 +235,7 @@ def test_a_lamb_is_told_from_its_state_as_from_a_copy(variant, tmp_path, monkeyp
     """Whatever it does with its rate, ratio and decay; of weights large, small and 0."""
     made = {}
     for way, small in (("undone", -1), ("copied", 1 << 30)):
-        monkeypatch.setattr(kept, "SMALL", small)
+        monkeypatch.setattr(snapshots, "SMALL", small)
         torch.manual_seed(0)
         parameters = parameters_of((30, 40), (50,), (20, 3))
         torch.nn.init.zeros_(parameters[2])

@@ -19,12 +19,10 @@ from support.simulation import rows_of
 from support.supported import ACCELERATOR, CASES, EXACT
 from support.third_party import layerwise_rows
 from trustlens import record
-from trustlens.recording.measuring import cached_plan as plan
-from trustlens.recording.measuring import probe as watch
-from trustlens.recording.measuring import snapshots as kept
-from trustlens.recording.measuring.snapshots import Kept
+from trustlens.recording.measuring import cached_plan, measurement, snapshots
+from trustlens.recording.measuring.probe import OptimizerProbe
+from trustlens.recording.measuring.snapshots import WeightSnapshots
 from trustlens.recording.optimizers import direction as form
-from trustlens.recording.writing import tables as rows
 
 RATES = (1, 5, 1)  # times the case's, by group
 DOUBLE = 1e-6  # of float64 parameters: the files, and rates that are tensors, are of float32
@@ -95,7 +93,7 @@ def layers_of(case, seed=0):
 
 def choose_way(way, monkeypatch):
     """Whether the weights before a step are copied where they need not be, or undone."""
-    monkeypatch.setattr(kept, "SMALL", -1 if way == "undone" else 1 << 30)
+    monkeypatch.setattr(snapshots, "SMALL", -1 if way == "undone" else 1 << 30)
 
 
 @contextmanager
@@ -103,7 +101,7 @@ def watching_copies():
     """Yield which layers' weights were copied, as they are: (step, place)."""
     taken = set()
     step = 0
-    take = Kept.take
+    take = WeightSnapshots.take
 
     def taking(self, *args, **kwargs):
         nonlocal step
@@ -113,7 +111,7 @@ def watching_copies():
         taken.update((step, place) for place in places if self.weights(place) is not None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Kept, "take", taking)
+        patch.setattr(WeightSnapshots, "take", taking)
         yield taken
 
 
@@ -183,7 +181,7 @@ def equal(one, other):
 
 def on_a_device(monkeypatch):
     """Have numbers that are tensors treated as if they lay on a device; reading one then fails."""
-    for module in (form, kept, rows, plan, watch):
+    for module in (form, snapshots, measurement, cached_plan):
         monkeypatch.setattr(module, "is_on_accelerator", torch.is_tensor)
 
     def waiting(*_):
@@ -198,8 +196,8 @@ def on_a_device(monkeypatch):
 
         return working
 
-    monkeypatch.setattr(watch.Watch, "before", unread(watch.Watch.before))
-    monkeypatch.setattr(watch.Watch, "after", unread(watch.Watch.after))
+    monkeypatch.setattr(OptimizerProbe, "before", unread(OptimizerProbe.before))
+    monkeypatch.setattr(OptimizerProbe, "after", unread(OptimizerProbe.after))
 
 
 KEEPS_ITS_COUNT_ON_THE_HOST = {"SGD", "Adafactor", "RMSprop", "Adadelta", "Rprop", "Muon"}
@@ -378,7 +376,7 @@ def test_no_optimizer_of_torch_is_missing():
     assert there == {case.kind for case in CASES}
 
 
-def test_the_page_is_that_of_these_cases():
+def test_the_page_is_generated_from_these_cases():
     made = supported.page(supported.torch_rows(), layerwise_rows())
     written = supported.PAGE.read_text(encoding="utf-8")
-    assert written == made, "python tests/recording/supported.py writes it anew"
+    assert written == made, "regenerate it: python tests/support/supported.py"

@@ -1,73 +1,76 @@
-"""Promise 1: an error inside the recorder becomes one warning, and the training goes on."""
+"""Keeps errors of the recorder away from the training loop."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
-from trustlens.recording.hooks.optimizer import Result
-from trustlens.store.location import Place
+from trustlens.store.location import Location
+
+Result = TypeVar("Result")
 
 _log: Final = logging.getLogger("trustlens")
 
 
 class Failsafe:
-    """Does work until some of it fails or the recording is over; called with it, it never raises.
+    """Calls functions until one of them raises or the recording is over; never raises itself.
+
+    The first error becomes one warning: recording stops, and the training goes on.
 
     Parameters
     ----------
-    directory : Place
-        The run, for the warning.
+    directory : Location
+        The run, named in the warning.
     release : callable
-        Gives back what measuring needs, once the recording has failed.
+        Frees what measuring needs; called after the first error.
     """
 
-    def __init__(self, directory: Place, release: Callable[[], None]) -> None:
+    def __init__(self, directory: Location, release: Callable[[], None]) -> None:
         self.failure: str | None = None
         self.over = False
-        self._directory = directory
+        self.directory = directory
         self._release = release
         self._process = os.getpid()
         self._warned: set[str] = set()
 
     @property
     def is_fork(self) -> bool:
-        """Whether this is a forked process: it has no writer thread, and the run is not its own."""
+        """Whether this process is a fork of the one that records; it has no writer thread."""
         return self._process != os.getpid()
 
     def __call__(self, work: Callable[[], Result], /) -> Result | None:
-        """Do some work and return its result, or None if it failed or is not to be done."""
+        """Call a function and return its result; None if it raised or recording has ended."""
         if self.failure is None and not self.over and not self.is_fork:
             try:
                 return work()
-            except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+            except Exception as error:  # noqa: BLE001 — the training must not see it
                 self.fail(error)
         return None
 
     def at_last(self, work: Callable[[], None]) -> None:
-        """Do what is done at the end in any case, whatever failed before."""
+        """Call a function when the recorder is closed, also if recording has failed before."""
         try:
             work()
-        except Exception as error:  # noqa: BLE001 — promise 1: the training must not see it
+        except Exception as error:  # noqa: BLE001 — the training must not see it
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """End the recording; nothing is done any more."""
-        # The hooks stay until close: torch walks through them at this moment.
+        """Stop recording."""
+        # The hooks stay until `close`, since torch may be iterating over them now.
         if self.failure is not None:
             return
-        self.failure = f"{type(error).__name__}: {error}"  # the error itself holds what was at work
+        self.failure = f"{type(error).__name__}: {error}"  # the error refers to tensors
         self._release()
         _log.warning(
             "trustlens stopped recording into '%s'; the training goes on. %s",
-            self._directory,
+            self.directory,
             self.failure,
         )
 
     def warn(self, message: str, about: str | None = None) -> None:
-        """Warn the user, once of each thing that it may be about."""
+        """Warn the user, once per message, or once per subject if ``about`` names one."""
         key = about or message
         if key not in self._warned:
             self._warned.add(key)

@@ -1,4 +1,4 @@
-"""Steps that ``torch.amp.GradScaler`` leaves out: no hook of the optimizer tells of them."""
+"""Detect steps that ``torch.amp.GradScaler`` skips, for which torch calls no optimizer hook."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.amp.grad_scaler import GradScaler
 
 
 class Follower(Protocol):
-    """One that wants to know when a scaler did not step."""
+    """An object that :func:`follow_scalers` informs about skipped steps."""
 
     fired: int
     """How many hooks of its optimizer were called so far."""
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
-        """Be told that a scaler was asked to step and no hook was called; must not raise."""
+        """Handle a call of ``GradScaler.step`` that called no hook; must not raise."""
         ...
 
 
@@ -29,25 +29,25 @@ _theirs: Callable[..., Any] = GradScaler.step
 
 
 def follow_scalers(follower: Follower) -> None:
-    """Have it told, until :func:`leave_scalers`.
+    """Inform a follower of skipped steps, until :func:`leave_scalers`.
 
-    Without a fused optimizer the scaler looks for infinities itself and does not call the
-    optimizer at all, so its class must be asked: its ``step`` is wrapped while anyone follows.
+    If an optimizer is not fused, the scaler itself checks for infinite gradients and does not call
+    the optimizer, so ``GradScaler.step`` is wrapped while there are followers.
     """
     global _ours, _theirs  # noqa: PLW0603 — the class is one for the whole process
     with _lock:
         _followers.append(follower)
         if GradScaler.step is not _ours:
             _theirs = GradScaler.step
-            _ours = GradScaler.step = _telling(_theirs)
+            _ours = GradScaler.step = _observing(_theirs)
 
 
 def leave_scalers(follower: Follower) -> None:
-    """Tell it nothing more; the last to leave has the class as it was."""
+    """Stop informing a follower; after the last one ``GradScaler.step`` is restored."""
     with _lock:
         if follower in _followers:
             _followers.remove(follower)
-        # Somebody else may have wrapped our wrapper: then it stays, and only hands the call on.
+        # If somebody else has wrapped our wrapper, it stays and only passes the call on.
         if not _followers and GradScaler.step is _ours:
             GradScaler.step = _theirs
 
@@ -55,34 +55,34 @@ def leave_scalers(follower: Follower) -> None:
 def found_inf(scaler: GradScaler, optimizer: Any) -> bool:
     """Return whether the scaler found infinities among the optimizer's gradients.
 
-    It has just read the same numbers to decide, so nothing is left to wait for.
+    It has just read the same numbers to decide, so this does not synchronize again.
     """
     # torch has no public way to ask
     found = scaler._found_inf_per_device(optimizer)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return any(one.item() for one in found.values())
 
 
-def _telling(step: Callable[..., Any]) -> Callable[..., Any]:
+def _observing(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
-    def telling(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        before = _counts()
+    def observed_step(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        before = _fired()
         result = step(scaler, optimizer, *args, **kwargs)
-        _tell(before, scaler, optimizer)
+        _inform(before, scaler, optimizer)
         return result
 
-    return telling
+    return observed_step
 
 
-# Not to be traced where the training compiles its whole step: its guards would not hold.
+# torch.compile must not trace these with a compiled training step: its guards would fail.
 
 
 @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
-def _counts() -> list[tuple[Follower, int]]:
+def _fired() -> list[tuple[Follower, int]]:
     return [(follower, follower.fired) for follower in _followers]
 
 
 @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
-def _tell(before: list[tuple[Follower, int]], scaler: GradScaler, optimizer: Any) -> None:
+def _inform(before: list[tuple[Follower, int]], scaler: GradScaler, optimizer: Any) -> None:
     for follower, fired in before:
         if follower.fired == fired:
             follower.not_stepped(scaler, optimizer)

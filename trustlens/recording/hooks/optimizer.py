@@ -1,4 +1,4 @@
-"""The hooks of one optimizer: what was given is called around each step, once a step."""
+"""Calls the recorder before and after each step of one optimizer, once per step."""
 
 # ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false
@@ -19,29 +19,50 @@ from trustlens.recording.unwrap import unwrapped
 Result = TypeVar("Result")
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""The arguments and keyword arguments of a call of ``step``; its first is the optimizer."""
+"""Positional and keyword arguments of a call of ``step``; the first one is the optimizer."""
 
 _TORCH_STEP: Final[CodeType] = Optimizer.profile_hook_step(lambda _: None).__code__
-"""What torch wraps around each class's ``step``; it calls the hooks."""
+"""Code of the wrapper that torch puts around each class's ``step``, and that calls the hooks.
+
+torch has no public way to ask whether an optimizer's step is running. A frame on the stack with
+this code is one that is, see :meth:`StepHooks._running_steps`.
+"""
 
 
 class Guard(Protocol):
-    """Does some work and returns its result, or None if that failed; never raises."""
+    """Calls a function and returns its result, or None if it raised; never raises itself."""
 
     def __call__(self, work: Callable[[], Result], /) -> Result | None:
-        """Do the work."""
+        """Call the function."""
         ...
 
 
 class StepHooks:
-    """Calls ``before`` and ``after`` around each step, ``skipped`` for one left out for inf.
+    """Registers the hooks of one optimizer, until :meth:`remove`.
 
-    For one that is captured in a CUDA graph it calls ``captured`` only: nothing may be added to it,
-    and its replays call no hooks.
+    If the ``step`` of a subclass calls that of its parent, torch calls the hooks for both; the
+    functions given here are called for the outermost only.
 
-    All through ``guard``. ``before`` receives the arguments of the step and may return others for
-    it. Each is called once a step also where a subclass's ``step`` calls its parent's, which torch
-    has given hooks of its own: before the outermost and after it.
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The optimizer.
+    guard : Guard
+        All functions are called through it.
+    before : callable
+        Called before each step with its arguments; may return others to use instead.
+    after : callable
+        Called after each step that did not raise.
+    skipped : callable
+        Called for a step that gradient scaling skipped because of infinite gradients.
+    captured : callable
+        Called instead of ``before`` and ``after`` for a step that is being captured in a CUDA
+        graph: nothing may be added to the graph, and its replays call no hooks.
+
+    Attributes
+    ----------
+    fired : int
+        Number of hook calls so far.
     """
 
     def __init__(
@@ -61,95 +82,100 @@ class StepHooks:
         self._after = after
         self._skipped = skipped
         self._captured = captured
-        self._under_way = False
+        self._in_step = False
         self._nested = False
         hooks: tuple[Any, Any] = (_Hook(optimizer, self._begins), _Hook(optimizer, self._ends))
         self._handles = [
             optimizer.register_step_pre_hook(hooks[0]),
             optimizer.register_step_post_hook(hooks[1]),
         ]
-        # First of all: another's hook may write to the weights, which must be what the step left.
-        present = optimizer._optimizer_step_post_hooks
-        for other in [number for number in present if number != self._handles[1].id]:
-            present[other] = present.pop(other)
+        # Before all other post hooks, since one of them may change the weights that the step left.
+        present: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
+        present.move_to_end(self._handles[1].id, last=False)
         follow_scalers(self)
 
     def remove(self) -> None:
-        """Leave the optimizer as it was."""
+        """Remove the hooks."""
         leave_scalers(self)
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
-        """Be told that a scaler was asked to step an optimizer and no hook was called."""
+        """Handle a call of ``GradScaler.step`` that called no hook."""
 
-        def look() -> None:
+        def check() -> None:
             ours = unwrapped(optimizer) is self._optimizer
             if ours and scaler.is_enabled() and found_inf(scaler, optimizer):
                 self.fired += 1
                 self._skipped()
 
-        self.guard(look)
+        self.guard(check)
 
     def _begins(self, call: Call) -> Call | None:
         self.fired += 1
-        # A step that raised never came to its end, and looks like one that is still under way.
-        self._nested = self._under_way and self._depth() > 1
+        # After a step that raised, torch calls no post hook, and `_in_step` is still set: only the
+        # stack shows whether this step is nested in another one.
+        self._nested = self._in_step and self._running_steps() > 1
         if self._nested:
             return None
-        self._under_way = bool(self._optimizer.state) or not _fills_in_state()
-        if self._under_way and _is_captured(self._optimizer):
-            self._under_way = False
+        self._in_step = bool(self._optimizer.state) or not _initializes_state()
+        if self._in_step and _is_captured(self._optimizer):
+            self._in_step = False
             self.guard(self._captured)
-        if not self._under_way:
+        if not self._in_step:
             return None
         return self.guard(lambda: self._before(call))
 
     def _ends(self, _: Call) -> None:
-        if not self._under_way or (self._nested and self._depth() > 1):
+        if not self._in_step or (self._nested and self._running_steps() > 1):
             return
-        self._under_way = False
+        self._in_step = False
         self.guard(self._after)
 
-    def _depth(self) -> int:
-        """Return how many steps of this optimizer the caller is in, one within another."""
-        depth, frame = 0, sys._getframe()
+    def _running_steps(self) -> int:
+        """Return how many calls of this optimizer's ``step`` are on the stack.
+
+        Rarely called: only for nested steps, and for the first one after a step that raised.
+        """
+        running, frame = 0, sys._getframe()
         while frame is not None:
-            inside = frame.f_code is _TORCH_STEP
-            depth += inside and frame.f_locals.get("self") is self._optimizer
+            is_step = frame.f_code is _TORCH_STEP
+            running += is_step and frame.f_locals.get("self") is self._optimizer
             frame = frame.f_back
-        return depth
+        return running
 
 
 def _is_captured(optimizer: Optimizer) -> bool:
-    """Tell whether what the optimizer does now goes into a CUDA graph instead of being done."""
+    """Return whether the optimizer's step is being captured in a CUDA graph."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             return parameter.is_cuda and torch.cuda.is_current_stream_capturing()
     return False
 
 
-def _fills_in_state() -> bool:
-    """Tell whether the caller is in a step that is none of the training.
+def _initializes_state() -> bool:
+    """Return whether the current step only makes the optimizer's state, and trains nothing.
 
-    torch.distributed.checkpoint makes one, at rate 0, where an optimizer has no state yet, to have
-    something to load a checkpoint into.
+    Before it loads a checkpoint into an optimizer without state, torch.distributed.checkpoint does
+    a step with learning rate 0, so that there is a state to load into. Nothing else distinguishes
+    that step from one of the training, so its function is looked for on the stack. It is called
+    only while the optimizer has no state.
     """
     module = sys.modules.get("torch.distributed.checkpoint.state_dict")
-    makes = getattr(getattr(module, "_init_optim_state", None), "__code__", None)
-    frame = sys._getframe() if makes is not None else None
-    while frame is not None and frame.f_code is not makes:
+    code = getattr(getattr(module, "_init_optim_state", None), "__code__", None)
+    frame = sys._getframe() if code is not None else None
+    while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     return frame is not None
 
 
 _not_compiled: Any = torch.compiler.disable(lambda work, call: work(call))
-"""Does a hook's work in a step that is compiled, which is then compiled around it."""
+"""Calls a hook's function from a compiled step, without compiling the function."""
 
 
 class _Hook:
-    """What torch calls; copied or pickled with its optimizer, it is one that does nothing."""
+    """The hook that torch calls. Its copies, made with the optimizer, and pickles do nothing."""
 
     def __init__(
         self,
@@ -164,7 +190,7 @@ class _Hook:
     ) -> Call | None:
         if self._work is None or optimizer is not self._optimizer:
             return None
-        if torch.compiler.is_dynamo_compiling():  # not always: to go around it takes 10 µs
+        if torch.compiler.is_dynamo_compiling():  # not always, since it takes 10 µs
             return _not_compiled(self._work, (args, kwargs))
         return self._work((args, kwargs))
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trustlens.store.layout import LayerInfo, storable
+from trustlens.store.run_info import LayerInfo, storable
 
 _COMPILED: Final = "_orig_mod."
 """What torch.compile prepends to the names within a module."""

@@ -1,4 +1,4 @@
-"""What is kept of the layers while a step is done: copies, only where they are needed."""
+"""Copies of weights and gradients that a step will overwrite, made only where they are needed."""
 
 # torch offers its operations on lists of tensors under private names only:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -17,27 +17,27 @@ from trustlens.recording.measuring.layers import Layer
 from trustlens.recording.optimizers import Family, Group, float_or_tensor, is_on_accelerator
 
 SMALL: Final = 1 << 8
-"""Elements up to which a layer's weights are copied always: that costs next to nothing, and so few
-easily come near 0 all together, where a state does not tell them exactly."""
+"""Number of elements up to which a layer's weights are always copied. It costs little, and so few
+are more likely to be all near 0, where computing them from the state is inexact."""
 
-_UNDONE: Final = frozenset({torch.float32, torch.float64})
-"""Dtypes whose rounding leaves enough of an update to undo it."""
+_INVERTIBLE: Final = frozenset({torch.float32, torch.float64})
+"""Dtypes with enough digits to compute the weights before a step from those after it."""
 
 
 @contextmanager
 def untraced() -> Generator[None]:
-    """Have nothing that is done with tensors traced, for a training to be the same with it."""
-    # Not in inference mode: what is kept for later steps may be outside of it then.
+    """Keep autograd from recording the tensor operations of the recorder."""
+    # Inference mode is left too: tensors made in it could not be written to by later steps.
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
 
 
-class Kept:
-    """Keeps what a step will overwrite.
+class WeightSnapshots:
+    """Copies of what one optimizer's step will overwrite.
 
-    The weights of most layers follow from the optimizer's state after the step. They are copied
-    where they do not: see :meth:`_can_undo`. The gradient is copied where the optimizer may
-    write over it.
+    The weights before a step of most layers can be computed from the optimizer's state after it.
+    They are copied where they cannot: see :meth:`_can_undo`. Gradients are copied where the
+    optimizer may overwrite them.
     """
 
     def __init__(self, optimizer: Optimizer, family: Family) -> None:
@@ -46,40 +46,43 @@ class Kept:
         self._layers: list[Layer] = []
         self._weights: list[Tensor | None] = []
         self._grads: list[Tensor | None] = []
-        self._notes: list[Tensor | None] = []
+        self._state_entries: list[Tensor | None] = []
         self._new: set[int] = set()
         self._everything = False
-        self._routines: dict[bool, _Routine] = {}  # by whether everything is copied
+        self._copy_plans: dict[bool, _CopyPlan] = {}  # by whether everything is copied
 
     def follow(self, layers: Sequence[Layer]) -> None:
-        """Keep these from now on."""
+        """Copy these layers' weights from now on; they are identified by their places here."""
         self._layers = list(layers)
         self._weights = [None] * len(layers)
         self._grads = [None] * len(layers)
-        self._notes = [None] * len(layers)
+        self._state_entries = [None] * len(layers)
         self._new = set(range(len(layers)))
-        self._routines = {}
+        self._copy_plans = {}
 
     @property
-    def settled(self) -> object:
-        """What stays the same object while each step keeps the same as the last one; or None."""
-        return self._routines.get(self._everything)
+    def copy_plan(self) -> object:
+        """An object that stays the same while each step copies the same tensors to the same place.
+
+        None while that may change from step to step.
+        """
+        return self._copy_plans.get(self._everything)
 
     def take(self, closure: Callable[[], Any] | None, *, everything: bool = False) -> None:
-        """Copy what is needed, or everything, before a step that will be given this closure."""
-        undone = [self._undoes(group) for group in self._optimizer.param_groups]
+        """Copy what is needed, or everything, before a step that is called with this closure."""
+        invertible = [self._is_invertible(group) for group in self._optimizer.param_groups]
         self._everything = everything
         if not everything:
-            self._routines.pop(True, None)  # as large as the model: gone until it is needed again
-        routine = self._routines.get(everything)
-        if routine is not None and routine.holds(undone):
-            self._weights = routine.weights
-            _copy(routine.sources, routine.copies)
+            self._copy_plans.pop(True, None)  # as large as the model: freed until the next use
+        plan = self._copy_plans.get(everything)
+        if plan is not None and plan.still_holds(invertible):
+            self._weights = plan.weights
+            _copy(plan.sources, plan.copies)
         else:
             with untraced():
-                self._take_anew(closure, undone)
+                self._choose_and_copy(closure, invertible)
 
-    def _take_anew(self, closure: Callable[[], Any] | None, of_groups: list[bool]) -> None:
+    def _choose_and_copy(self, closure: Callable[[], Any] | None, of_groups: list[bool]) -> None:
         state = self._optimizer.state
         groups = self._optimizer.param_groups
         of_group = {id(group): it for group, it in zip(groups, of_groups, strict=True)}
@@ -89,8 +92,8 @@ class Kept:
         self._weights = list(self._weights)
         for i, layer in enumerate(self._layers):
             parameter = layer.parameter
-            undone = of_group[id(layer.group)] and self._can_undo(i, layer)
-            if (undone or self._family.provides_weights_before) and not self._everything:
+            invertible = of_group[id(layer.group)] and self._can_undo(i, layer)
+            if (invertible or self._family.provides_weights_before) and not self._everything:
                 self._weights[i] = None
             elif self._everything or closure is not None or self._moves(parameter):
                 sources.append(parameter)
@@ -101,108 +104,108 @@ class Kept:
                 self._weights[i] = None
         copies = [copy for copy in self._weights if copy is not None]
         _copy(sources, copies)
-        note = self._family.state_entry_before
-        spoils = any(self._family.overwrites_grad(group) for group in groups)
-        self._routines.pop(self._everything, None)
-        if not (self._new or note or spoils):
-            routine = _Routine(of_groups, still, self._weights, sources, copies)
-            self._routines[self._everything] = routine
+        entry = self._family.state_entry_before
+        overwrites = any(self._family.overwrites_grad(group) for group in groups)
+        self._copy_plans.pop(self._everything, None)
+        if not (self._new or entry or overwrites):
+            plan = _CopyPlan(of_groups, still, self._weights, sources, copies)
+            self._copy_plans[self._everything] = plan
         if closure is None:
             self.take_grads()
-        if note is not None:
-            self._notes = [
-                _copied(state.get(layer.parameter, {}).get(note)) for layer in self._layers
+        if entry is not None:
+            self._state_entries = [
+                _copied(state.get(layer.parameter, {}).get(entry)) for layer in self._layers
             ]
 
     def take_grads(self) -> None:
-        """Copy the gradients as they are now, where the step may write over them."""
-        spoils = self._family.overwrites_grad
+        """Copy the current gradients where the step may overwrite them."""
+        overwrites = self._family.overwrites_grad
         with untraced():
             self._grads = [
-                _copied(layer.parameter.grad) if spoils(layer.group) else None
+                _copied(layer.parameter.grad) if overwrites(layer.group) else None
                 for layer in self._layers
             ]
 
     def weights(self, place: int) -> Tensor | None:
-        """Return a layer's weights from before the step; None if no copy was needed."""
+        """Return a layer's weights before the step; None if no copy was needed."""
         weights = self._weights[place]
         if weights is None and self._family.provides_weights_before:
             return self._optimizer.before.get(self._layers[place].parameter)
         return weights
 
     def grad(self, place: int) -> Tensor | None:
-        """Return the copy of a layer's gradient; None if there is none."""
+        """Return the copy of a layer's gradient, or None."""
         return self._grads[place]
 
-    def noted(self, place: int) -> Tensor | None:
-        """Return what the family noted of a layer's state."""
-        return self._notes[place]
+    def state_entry(self, place: int) -> Tensor | None:
+        """Return the value before the step of the family's ``state_entry_before``, or None."""
+        return self._state_entries[place]
 
     def done(self) -> None:
-        """Be told that the step was measured."""
-        if self.settled is not None:
+        """Forget what was only needed for the step that has been measured."""
+        if self.copy_plan is not None:
             return
-        self._grads = [None] * len(self._layers)  # unlike the weights' they are made anew
-        # Some optimizers keep no state by which a second step could be told from the first.
+        self._grads = [None] * len(self._layers)  # copies of weights are reused, these are not
+        # Some optimizers keep no state that would distinguish a second step from the first.
         stepped = (self._layers[i].parameter.grad is not None for i in range(len(self._layers)))
         self._new -= {i for i, did in enumerate(stepped) if did and self._weights[i] is not None}
 
-    def _undoes(self, group: Group) -> bool:
-        """Tell whether the weights of this group's layers follow from the state after a step."""
+    def _is_invertible(self, group: Group) -> bool:
+        """Return whether the weights before a step can be computed from the state after it."""
         if not self._family.invertible(group):
             return False
         rate = float_or_tensor(group["lr"])
         if isinstance(rate, Tensor):
             return True
         decay = sum(float(group.get(name, 0.0)) for name in ("weight_decay", "lambd"))
-        return rate > 0 and rate * decay < 0.5  # else 1 − ηλ is no safe divisor
+        return rate > 0 and rate * decay < 0.5  # else dividing by 1 − ηλ is not safe
 
     def _moves(self, parameter: Tensor) -> bool:
-        # Another hook may still set the gradient; what is not known may do without.
+        # Another hook may still set the gradient; an unknown optimizer may step without one.
         return parameter.grad is not None or parameter.requires_grad or not self._family.name
 
     def _can_undo(self, place: int, layer: Layer) -> bool:
         return (
-            place not in self._new  # weights of 0 that move far could not be told afterwards
+            place not in self._new  # weights that start at 0 and move far cannot be computed back
             and layer.parameter.numel() > SMALL
-            and layer.parameter.dtype in _UNDONE
+            and layer.parameter.dtype in _INVERTIBLE
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Routine:
-    """What is copied before each step as long as nothing suggests otherwise.
+class _CopyPlan:
+    """The copies to make before each step, as long as :meth:`still_holds`.
 
     Attributes
     ----------
-    undone : list of bool
-        Of which groups the weights follow from the state.
+    invertible : list of bool
+        For each group, whether its weights can be computed from the state.
     still : list of Tensor
-        The parameters that did not move: should one do so, it is another matter.
+        The parameters that do not move; the plan holds only as long as they do not.
     weights : list of Tensor or None
-        The copies by layer.
+        The copy of each layer.
     sources, copies : list of Tensor
-        What is copied, and to where.
+        The tensors to copy, and their copies.
     """
 
-    undone: list[bool]
+    invertible: list[bool]
     still: list[Tensor]
     weights: list[Tensor | None]
     sources: list[Tensor]
     copies: list[Tensor]
 
-    def holds(self, undone: list[bool]) -> bool:
-        """Tell whether a step with these groups undone needs the same copies."""
-        return undone == self.undone and not any(
+    def still_holds(self, invertible: list[bool]) -> bool:
+        """Return whether a step in which these groups are invertible needs the same copies."""
+        return invertible == self.invertible and not any(
             p.requires_grad or p.grad is not None for p in self.still
         )
 
 
 def _is_new(state: Mapping[str, Any] | None) -> bool:
-    """Tell from a layer's state whether the step to come is its first, without waiting."""
+    """Return whether a layer's next step is its first, without synchronizing."""
     if not state:
         return True
-    count = state.get("step")  # Adagrad has its state from the beginning
+    count = state.get("step")  # Adagrad makes its state in advance
     return count is not None and not is_on_accelerator(count) and int(count) == 0
 
 

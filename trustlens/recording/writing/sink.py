@@ -1,4 +1,4 @@
-"""On the writer's thread: rows into the run's files, and to who else listens."""
+"""Pass recorded rows to the run's files and to listeners, on the writer thread."""
 
 from __future__ import annotations
 
@@ -8,37 +8,54 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from trustlens.recording.step_counter import Rewind
-from trustlens.recording.writing.tables import Record, StepRecord, steps_table, tables
+from trustlens.recording.step_counter import Rollback
+from trustlens.recording.writing.records import Record, StepRecord
+from trustlens.recording.writing.tables import steps_table, tables
 from trustlens.store.writer import RunWriter
 
 _log: Final = logging.getLogger("trustlens")
 
 
 class Listener(Protocol):
-    """What else may receive a run's rows while it is recorded, on the writer's thread."""
+    """Receives the rows of a run while it is recorded; pass it as ``record(listeners=[...])``.
+
+    Its methods are called on the writer thread, about once a second, with a `pyarrow.Table` that
+    has the columns of the table in the run's files. Rows come in the order of recording. If the run
+    is rolled back to an earlier step, the rows of the steps after it come again, without notice. A
+    listener that raises an exception receives nothing more, with one warning; recording goes on.
+
+    Examples
+    --------
+    >>> class PrintMetrics:
+    ...     def on_layers(self, table): ...
+    ...     def on_histograms(self, table): ...
+    ...     def close(self): ...
+    ...     def on_metrics(self, table):
+    ...         print(table.to_pylist())
+    >>> recorder = trustlens.record(optimizer, "runs/lamb", listeners=[PrintMetrics()])
+    """
 
     def on_layers(self, table: pa.Table) -> None:
-        """Receive rows of ``layers``."""
+        """Receive rows of ``layers``: one per (step, layer)."""
         ...
 
     def on_metrics(self, table: pa.Table) -> None:
-        """Receive rows of ``metrics``."""
+        """Receive rows of ``metrics``: one per logged value."""
         ...
 
     def on_histograms(self, table: pa.Table) -> None:
-        """Receive rows of ``histograms``."""
+        """Receive rows of ``histograms``: one per (step, layer, quantity)."""
         ...
 
     def close(self) -> None:
-        """Receive nothing more."""
+        """Finish: the recorder is closed, and no more rows follow."""
         ...
 
 
-class Output:
-    """Where what was recorded goes, of one optimizer or of several.
+class RowSink:
+    """Writes the records of one optimizer, or of several, to a run and to listeners.
 
-    ``names`` may grow, and has the layers' names at the places by which the records know them.
+    ``names`` has the name of each layer at the index that the records use; it may grow.
     """
 
     def __init__(
@@ -56,23 +73,23 @@ class Output:
         self._warn = warn
         self._held: dict[int, StepRecord] | None = {} if several else None
 
-    def write(self, items: Sequence[Record | Rewind]) -> None:
-        """Write what the items say, in their order."""
+    def write(self, items: Sequence[Record | Rollback]) -> None:
+        """Write records and do rollbacks, in the order of the items."""
         records: list[Record] = []
         for item in items:
-            if isinstance(item, Rewind):
+            if isinstance(item, Rollback):
                 self._write_rows(records)
                 records = []
-                self._rewind(item)
+                self._roll_back(item)
             else:
                 records.append(item)
         self._write_rows(records)
 
     def close(self) -> None:
-        """Write what was held back; tell the listeners that nothing more comes."""
+        """Write the rows that were held back and close the listeners."""
         self._write_held()
         for listener in list(self._listeners):
-            self._tell(listener, "close")
+            self._call(listener, "close")
 
     def _write_held(self) -> None:
         if self._held:
@@ -87,24 +104,24 @@ class Output:
         for name in ("layers", "metrics", "histograms"):
             for listener in list(self._listeners):
                 if name in made:
-                    self._tell(listener, f"on_{name}", made[name])
+                    self._call(listener, f"on_{name}", made[name])
 
-    def _rewind(self, rewind: Rewind) -> None:
+    def _roll_back(self, rollback: Rollback) -> None:
         self._write_held()
-        kept = self._store.rewind(rewind.step, rewind.layers(self._store.info.layers))
+        kept = self._store.rewind(rollback.step, rollback.last_steps(self._store.info.layers))
         if kept is not None:
             _log.log(
-                logging.INFO if rewind.step else logging.WARNING,  # all of it: is that meant?
+                logging.INFO if rollback.step else logging.WARNING,  # all of it: is that meant?
                 "trustlens: '%s' goes on after step %d; later rows were taken away, and the files "
                 "that held them are kept in '%s'",
                 self._store.directory,
-                rewind.step,
+                rollback.step,
                 kept,
             )
 
-    def _tell(self, listener: Listener, what: str, *table: pa.Table) -> None:
+    def _call(self, listener: Listener, method: str, *table: pa.Table) -> None:
         try:
-            getattr(listener, what)(*table)
+            getattr(listener, method)(*table)
         except Exception as error:  # noqa: BLE001 — a listener must not end the recording
             self._listeners.remove(listener)
             self._warn(

@@ -1,41 +1,28 @@
-"""From the sums of some steps to rows of the run's tables: on the writer thread, in numpy."""
+"""Convert records to rows of the run's tables, with numpy, on the writer thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor
 
-from trustlens.recording.optimizers import Direction, is_on_accelerator
-from trustlens.recording.statistics import SUMS, LayerStep
+from trustlens.recording.measuring.measurement import (
+    DEVICE_COLUMNS,
+    HOST_COLUMNS,
+    KNOWN,
+    Measurement,
+)
+from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel, opened_scalar
+from trustlens.recording.writing.records import MetricRecord, Record, StepRecord
 from trustlens.schema import COUNTS, ELEMENTS, RECORDED
 from trustlens.store.arrow import column, columns_of, dictionary
 from trustlens.store.layout import SCHEMAS
 from trustlens.trust_ratio import RatioRule, article_trust_ratio
-
-HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
-"""What the hook knows without asking the device."""
-
-DEVICE_COLUMNS: Final = ("trust_ratio", "learning_rate", "debias1", "debias2")
-"""What may lie on the device instead; it comes behind the sums."""
-
-KNOWN: Final = (
-    "gradient",
-    "direction",  # d + λw
-    "undecayed",  # d itself
-    "intended",  # d by its formula and w from a copy: what was rounded away shows
-    "momentum",
-    "variance",
-    "applied",  # the optimizer's own trust ratio
-    "undone",  # w follows from what was there after the step
-)
-"""What a layer may lack in a step: the quantities made of it are then null."""
 
 _NEEDS: Final[Mapping[str, str]] = {
     "trust_ratio": "direction",
@@ -51,117 +38,15 @@ _NEEDS: Final[Mapping[str, str]] = {
     "zero_grad": "gradient",
     "swallowed": "intended",
 }
+"""For each quantity, which of `KNOWN` it needs."""
 
 _FLOATS: Final = tuple(name for name in RECORDED if name not in COUNTS)
 
 _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")
-"""What is made of the weights before the step."""
-
-_NAN: Final = float("nan")
+"""Quantities that are computed from the weights before the step."""
 
 _UNSURE: Final = 2.0**-6
-"""‖w‖ / ‖Δw‖ below which w, undone, would have fewer digits than are recorded."""
-
-
-def known_of(step: LayerStep) -> tuple[bool, ...]:
-    """Return what a layer had in a step, in the order of `KNOWN`."""
-    d = step.direction
-    there = d is not None
-    return (
-        step.grad is not None,
-        there,
-        there and d.decay is not None,
-        there and not d.measured and step.before is not None,
-        there and d.momentum is not None,
-        there and d.variance is not None,
-        there and d.trust_ratio is not None,
-        step.before is None and there,
-    )
-
-
-def host_of(direction: Direction | None, rate: Any = None) -> tuple[float, ...]:
-    """Return a layer's `HOST_COLUMNS`; NaN for what there is not, or what lies on the device."""
-    if direction is None:
-        return (_NAN, _NAN, at_hand(rate), _NAN)
-    factors = (direction.debias1, direction.debias2)
-    decay = _NAN if direction.decay is None else direction.decay
-    return (*(at_hand(factor) for factor in factors), at_hand(rate), decay)
-
-
-def at_hand(value: float | Tensor | None) -> float:
-    """Return a number as a float; NaN for None, and for what lies on an accelerator."""
-    return _NAN if value is None or is_on_accelerator(value) else float(value)
-
-
-@dataclass(slots=True)  # not frozen, as `Direction`
-class Measured:
-    """Some layers of one step that lie on one device, n of them.
-
-    Attributes
-    ----------
-    layers : int32 (n,)
-        Indices into the run's layers.
-    sizes : float64 (n,)
-        Elements of each.
-    known : bool (n, len(KNOWN))
-        What each layer had.
-    host : float64 (n, len(HOST_COLUMNS))
-        NaN stands for null.
-    sums : float (n, len(SUMS))
-        The sums.
-    beside : float (n, len(DEVICE_COLUMNS)), optional
-        The trust ratio that the optimizer applied, and the learning rate and debias factors where
-        they lie on the device; NaN where they do not, or there is none.
-    rules : (n,), optional
-        How the trust ratio that the optimizer applied follows from what was measured, or None;
-        empty if there is no such rule.
-    counts : int64 (n, len(ELEMENTS), buckets), optional
-        Element histograms.
-    """
-
-    layers: NDArray[np.int32]
-    sizes: NDArray[np.float64]
-    known: NDArray[np.bool_]
-    host: NDArray[np.float64]
-    sums: Parcel
-    beside: Parcel | None = None
-    rules: Sequence[RatioRule | None] = ()
-    counts: Parcel | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """What it holds on the host until it is written."""
-        held = self.layers.nbytes + self.sizes.nbytes + self.known.nbytes + self.host.nbytes
-        for parcel in (self.sums, self.beside, self.counts):
-            held += 0 if parcel is None else parcel.nbytes
-        return held
-
-
-@dataclass(slots=True)  # not frozen, as `Direction`
-class StepRecord:
-    """One optimizer's step; ``first`` if no other optimizer did a step of that number before.
-
-    ``time`` is in microseconds since 1970, in UTC.
-
-    ``skipped`` is not 0 if it changed nothing: then it has no rows but its own.
-    """
-
-    step: int
-    time: int
-    first: bool
-    measured: Sequence[Measured] = ()
-    skipped: float | Parcel = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class MetricRecord:
-    """What was logged in one call."""
-
-    step: int
-    values: Mapping[str, float | Parcel]
-
-
-Record = StepRecord | MetricRecord
+"""‖w‖ / ‖Δw‖ below which w, computed from the state, has fewer digits than are recorded."""
 
 
 def tables(
@@ -169,10 +54,10 @@ def tables(
     layer_names: Sequence[str],
     held: dict[int, StepRecord] | None = None,
 ) -> dict[str, pa.Table]:
-    """Return the rows that the records make, by table; a table without rows is left out.
+    """Return the rows of the records by table; a table without rows is left out.
 
-    Of several optimizers, ``held`` keeps steps that the first one skipped, until it is known
-    whether another did them.
+    With several optimizers, ``held`` keeps the steps that the first one skipped until it is known
+    whether another one did them.
     """
     steps = [
         record
@@ -198,17 +83,17 @@ def tables(
     return {name: table for name, table in made.items() if table.num_rows}
 
 
-def _layers(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
+def _layers(measured: Sequence[tuple[int, Measurement[Parcel]]], names: Sequence[str]) -> pa.Table:
     parts = [part for _, part in measured]
     known = _columns(KNOWN, [part.known for part in parts])
     host = _columns(HOST_COLUMNS, [part.host for part in parts])
     sums = _columns(SUMS, [part.sums.open().astype(np.float64, copy=False) for part in parts])
     values = _quantities(sums, np.concatenate([part.sizes for part in parts]))
-    if any(part.beside is not None for part in parts):
-        beside = _columns(DEVICE_COLUMNS, [_beside(part) for part in parts])
-        ratios = beside.pop("trust_ratio")
+    if any(part.device is not None for part in parts):
+        device = _columns(DEVICE_COLUMNS, [_device_columns(part) for part in parts])
+        ratios = device.pop("trust_ratio")
         values["trust_ratio"] = np.where(known["applied"], ratios, values["trust_ratio"])
-        for name, given in beside.items():
+        for name, given in device.items():
             host[name] = np.where(np.isnan(host[name]), given, host[name])
     values |= host
     if any(part.rules for part in parts):
@@ -231,16 +116,16 @@ def _columns(names: Sequence[str], parts: Sequence[NDArray[Any]]) -> dict[str, N
     return dict(zip(names, np.ascontiguousarray(np.concatenate(parts).T), strict=True))
 
 
-def _beside(part: Measured) -> NDArray[np.float64]:
-    if part.beside is None:
+def _device_columns(part: Measurement[Parcel]) -> NDArray[np.float64]:
+    if part.device is None:
         return np.full((len(part.layers), len(DEVICE_COLUMNS)), np.nan)
-    return part.beside.open().astype(np.float64)
+    return part.device.open().astype(np.float64)
 
 
 def _null(
     values: Mapping[str, NDArray[np.float64]], known: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Return where quantities are null, by name; those that nowhere are may be left out."""
+    """Return, by quantity, in which rows it is null; quantities that never are may be missing."""
     absent = {need: ~there for need, there in known.items() if not there.all()}
     null = {name: absent[need] for name, need in _NEEDS.items() if need in absent}
     null |= {name: np.isnan(values[name]) for name in HOST_COLUMNS}
@@ -265,7 +150,7 @@ def _stored(
 ) -> dict[str, pa.Array]:
     shape = len(names), len(values["size"])
     stored, lacks = np.empty(shape, dtype), np.zeros(shape, bool)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         for i, name in enumerate(names):
             if name in null:
                 lacks[i] = null[name]
@@ -276,7 +161,7 @@ def _stored(
 def _quantities(
     of: Mapping[str, NDArray[np.float64]], sizes: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    with np.errstate(all="ignore"):  # NaN and infinities go through as they are
+    with np.errstate(all="ignore"):  # NaN and infinities stay
         norms = {
             name.replace("_squares", "_norm"): np.sqrt(of[name])
             for name in SUMS
@@ -292,7 +177,7 @@ def _quantities(
 
 
 def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np.float64]]) -> None:
-    """Put in the trust ratios of optimizers that apply one and do not keep it."""
+    """Compute the trust ratios of optimizers that apply one but do not keep it in their state."""
     rows_of: dict[RatioRule, list[int]] = {}
     for row, rule in enumerate(rules):
         if rule is not None:
@@ -315,13 +200,15 @@ def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np
 def _unsure(
     values: Mapping[str, NDArray[np.float64]], undone: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Tell where the weights before a step cannot be told from what was there after it."""
+    """Return where the weights before the step cannot be computed accurately from the state."""
     with np.errstate(all="ignore"):
         lost = values["weight_norm"] < _UNSURE * values["update_norm"]
     return undone & (lost | ~np.isfinite(values["weight_norm"]))
 
 
-def _histograms(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) -> pa.Table:
+def _histograms(
+    measured: Sequence[tuple[int, Measurement[Parcel]]], names: Sequence[str]
+) -> pa.Table:
     rows: list[pa.Table] = []
     for step, part in measured:
         if part.counts is None:
@@ -351,11 +238,11 @@ def _histograms(measured: Sequence[tuple[int, Measured]], names: Sequence[str]) 
 def _one_a_step(
     records: Sequence[StepRecord], held: dict[int, StepRecord] | None
 ) -> list[StepRecord]:
-    """Return a record for each step: it counts as skipped if no optimizer did it."""
+    """Return one record per step, which counts as skipped if no optimizer did it."""
     rows: list[StepRecord] = []
     for record in records:
         if record.first:
-            if held:  # no other optimizer is at these any more
+            if held:  # all optimizers are past these steps
                 rows += held.values()
                 held.clear()
             if record.skipped and held is not None:
@@ -368,7 +255,7 @@ def _one_a_step(
 
 
 def steps_table(records: Iterable[StepRecord]) -> pa.Table:
-    """Return the rows of ``steps`` that these make, one each."""
+    """Return the rows of ``steps``, one for each record."""
     records = list(records)
     schema = SCHEMAS["steps"]
     columns = [

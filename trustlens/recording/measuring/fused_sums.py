@@ -1,0 +1,45 @@
+"""Sums that an optimizer of this package computed in its own fused step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trustlens.kernels.device import brought
+
+
+def fused_parameters(optimizer: Any) -> set[int]:
+    """Return the ids of the parameters whose sums the last step of a `Lamb` or `Lars` computed."""
+    return {id(parameter) for parameters, _ in optimizer.measured for parameter in parameters}
+
+
+class FusedSums:
+    """Reads the sums of some parameters of one device from ``measured`` of a `Lamb` or `Lars`."""
+
+    def __init__(self, optimizer: Any, parameters: Sequence[Tensor]) -> None:
+        self._optimizer = optimizer
+        self._parameters = list(parameters)
+        self._device = parameters[0].device
+        self._last: list[Tensor] = []  # the parameters that the last step's sums are of
+        self._rows = torch.empty(0, dtype=torch.int64)
+
+    def read(self) -> Tensor | None:
+        """Return the sums of the last step, float64 of shape (parameters, len(SUMS)).
+
+        None if the step did not compute those of every parameter.
+        """
+        measured = [each for each in self._optimizer.measured if each[1].device == self._device]
+        stepped = [parameter for parameters, _ in measured for parameter in parameters]
+        if len(stepped) != len(self._last) or not all(map(operator.is_, stepped, self._last)):
+            row_of = {id(parameter): row for row, parameter in enumerate(stepped)}
+            rows = [row_of.get(id(parameter), -1) for parameter in self._parameters]
+            if -1 in rows:
+                return None
+            self._rows = brought(np.array(rows, np.int64), self._device)
+            self._last = stepped
+        return torch.cat([sums for _, sums in measured])[self._rows]
