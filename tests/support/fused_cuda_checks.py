@@ -41,7 +41,7 @@ SHAPES = [(), (0,), (1,), (33, 61), (5,), (1024,), (7, 293)]
 
 
 def test_it_is_the_kernels_that_step():
-    assert fused._loop_of(DEVICE) is cuda.Rows
+    assert fused._rows_class(DEVICE) is cuda.Rows
 
 
 @given(stepped=STEPPED, shapes=st.permutations(SHAPES), seed=st.integers(0))
@@ -278,5 +278,5 @@ def test_kernels_that_step_wrong_are_not_used(monkeypatch, caplog):
     monkeypatch.setattr(cuda, "is_there", cuda.is_there.__wrapped__)
     monkeypatch.setattr(cuda, "all_are", lambda _: False)
     with caplog.at_level("INFO", "trustlens"):
-        assert fused._loop_of.__wrapped__(DEVICE) is None
+        assert fused._rows_class.__wrapped__(DEVICE) is None
     assert "no fused step on" in caplog.text

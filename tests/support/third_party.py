@@ -286,7 +286,7 @@ CASES |= {
 
 
 STATE, RULE, BOUND = "its state", "its rule, from the recorded norms", "its `unorm_vec` and ‖w‖"
-EIGHT_BITS = "1: with 8 bits it applies none"
+EIGHT_BITS = "1: 8-bit states apply none"
 PACKAGES = {  # by how a case's name begins
     "pytorch-lamb": ("pytorch-lamb `Lamb`", STATE),
     "torch-optimizer": ("torch-optimizer `Lamb`", STATE),

@@ -1,8 +1,8 @@
-"""Which parameters of LAMB and LARS are stepped in two passes, without temporaries.
+"""Selects the parameters of LAMB and LARS that are stepped fused: in two passes, no temporaries.
 
-A compiled loop (:mod:`trustlens.optim.fused_cpu`) takes dense contiguous float32 on the CPU,
-kernels (:mod:`trustlens.optim.fused_cuda`) float32, float16 and bfloat16 on a GPU. Where these
-cannot be built, or for other tensors, the optimizers use torch's operations on lists.
+A compiled loop (:mod:`trustlens.optim.fused_cpu`) steps dense contiguous float32 tensors on the
+CPU; Triton kernels (:mod:`trustlens.optim.fused_cuda`) step float32, float16 and bfloat16 on a GPU.
+For all other tensors, or if these cannot be built, the optimizers use torch's foreach operations.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from torch.nn import Parameter
 
 from trustlens.errors import UsageError
 from trustlens.kernels.device import is_interpreted
-from trustlens.optim import fused_cpu as loop
-from trustlens.optim import fused_cuda as cuda
+from trustlens.optim import fused_cpu, fused_cuda
 
 State = dict[str, Any]
-Rows = loop.Rows | cuda.Rows
+Rows = fused_cpu.Rows | fused_cuda.Rows
 
 _MISSING: Final = {
     "cpu": "no C compiler here to build its loop: install one, or",
@@ -31,7 +30,7 @@ _MISSING: Final = {
 
 
 class Fused:
-    """What of an optimizer's groups is stepped so; addresses are kept from step to step."""
+    """Divides an optimizer's groups into fused and other layers; caches addresses between steps."""
 
     def __init__(self, optimizer: str) -> None:
         self._optimizer = optimizer
@@ -45,25 +44,25 @@ class Fused:
         make_state: Callable[[Tensor], State],
         entries: tuple[str, ...],
     ) -> tuple[list[Rows], list[Tensor]]:
-        """Return the layers that are stepped so, by device, and the parameters that are left.
+        """Return the layers to step fused, by device, and the other parameters.
 
         Parameters
         ----------
         place : int
-            Which of the optimizer's groups it is.
+            The group's index.
         group : mapping
-            Its parameters and options.
+            The group's parameters and options.
         state : mapping
             The optimizer's state.
         make_state : callable
-            Returns that of a parameter, made where there is none.
+            Takes a parameter and returns its state, with new tensors if it has none yet.
         entries : tuple of str
-            What of it is read and written.
+            The state entries that the fused step reads and writes.
 
         Raises
         ------
         UsageError
-            The group is to be stepped only so, and cannot.
+            The group has ``fused=True``, and a parameter cannot be stepped fused.
         """
         params: list[Tensor] = group["params"]
         if group["fused"] is False or torch.compiler.is_compiling() or _is_captured():
@@ -83,7 +82,7 @@ class Fused:
     ) -> None:
         for p in rest:
             if p.grad is not None:
-                _require_loop(self._optimizer, p.device)
+                _require_rows(self._optimizer, p.device)
                 what = _obstacle(p, state.get(p, {}), entries) or "what its loop cannot read"
                 raise UsageError(
                     f"{self._optimizer} got fused=True and {what}: "
@@ -92,7 +91,7 @@ class Fused:
 
 
 class _Group:
-    """The layers of a group that can be stepped so: those with a gradient, or that had one."""
+    """The layers of a group that can be stepped fused: those that have or had a gradient."""
 
     def __init__(
         self,
@@ -114,15 +113,15 @@ class _Group:
                 of_layer["trust_ratio"] = torch.ones((), dtype=torch.float32, device=p.device)
             elif ratio.dtype is not torch.float32:  # a checkpoint gave it the parameter's dtype
                 of_layer["trust_ratio"] = ratio.float()
-            alike = self.rest if _obstacle(p, of_layer, entries) else fit.setdefault(p.device, [])
-            alike.append(p)
+            chosen = self.rest if _obstacle(p, of_layer, entries) else fit.setdefault(p.device, [])
+            chosen.append(p)
         self._tables = [
             _Table(device, of_device, [state[p] for p in of_device], entries)
             for device, of_device in fit.items()
         ]
 
     def is_of(self, params: list[Tensor], entries: tuple[str, ...]) -> bool:
-        """Tell whether the layers of a group that can be stepped are these."""
+        """Return whether this object still describes the group's parameters and entries."""
         return (
             len(params) == len(self._of)
             and all(map(is_, params, self._of))
@@ -131,14 +130,14 @@ class _Group:
         )
 
     def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
-        """Return the layers with a gradient; None if something lies elsewhere than it did."""
+        """Return the layers with a gradient; None if a tensor has moved or was replaced."""
         found = [table.rows(state) for table in self._tables]
         rows = [of_device for each in found if each is not None for of_device in each]
         return None if None in found else rows
 
 
 class _Table:
-    """Layers of a group and a device, and all that says whether they still are what they were."""
+    """Layers of a group on one device, with the addresses and types of their tensors."""
 
     def __init__(
         self,
@@ -150,9 +149,9 @@ class _Table:
         self._names, self._params = entries, params
         self._entries = [[s[name] for s in states] for name in entries]
         self._sizes, self._dtypes = [p.numel() for p in params], [p.dtype for p in params]
-        self._addresses = self._lie()
+        self._addresses = self._addresses_now()
         self._index = params[0].get_device()
-        self._make = _require_loop("", device)
+        self._make = _require_rows("", device)
         self._all = self._some = self._rows_of(range(len(params)))
         self._which: list[int] = list(range(len(params)))
 
@@ -164,8 +163,8 @@ class _Table:
         return self._make([self._params[i] for i in which], entries)
 
     def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
-        """Return the layers with a gradient; None if something lies elsewhere than it did."""
-        if not self._is_there(state):
+        """Return the layers with a gradient; None if a tensor has moved or was replaced."""
+        if not self._is_unchanged(state):
             return None
         given = [p.grad for p in self._params]
         grads = [g for g in given if g is not None]
@@ -184,8 +183,8 @@ class _Table:
         rows.take(addresses)
         return [rows]
 
-    def _is_there(self, state: Mapping[Tensor, State]) -> bool:
-        """Tell whether parameters and state are the tensors that they were, and where they were."""
+    def _is_unchanged(self, state: Mapping[Tensor, State]) -> bool:
+        """Return whether parameters and state are the same tensors at the same addresses."""
         states = [state.get(p) for p in self._params]
         if None in states:
             return False
@@ -196,15 +195,18 @@ class _Table:
         return (
             all(all(map(is_, now, then)) for now, then in zip(entries, self._entries, strict=True))
             and all(map(Tensor.is_contiguous, self._params))
-            and self._lie() == self._addresses
+            and self._addresses_now() == self._addresses
         )
 
-    def _lie(self) -> list[list[int]]:
+    def _addresses_now(self) -> list[list[int]]:
         return [list(map(Tensor.data_ptr, each)) for each in (self._params, *self._entries)]
 
 
 def _readable(grads: list[Tensor], sizes: list[int], device: int) -> list[int] | None:
-    """Return where gradients lie; None if they cannot be read. Quickly: in each step."""
+    """Return the addresses of gradients, or None if a fused step cannot read one.
+
+    Runs in every step, so it uses only calls that are mapped over lists.
+    """
     if not {Tensor, Parameter}.issuperset(map(type, grads)) or any(g.is_sparse for g in grads):
         return None
     if set(map(Tensor.get_device, grads)) != {device} or not all(map(Tensor.is_contiguous, grads)):
@@ -218,8 +220,8 @@ def _readable(grads: list[Tensor], sizes: list[int], device: int) -> list[int] |
 
 
 def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = ()) -> str:
-    """Return what keeps a layer from being stepped so; nothing if it can be."""
-    made = _loop_of(p.device)
+    """Return why a layer cannot be stepped fused; empty if it can."""
+    rows = _rows_class(p.device)
     of_layer: dict[str, Any] = {"parameter": p, "gradient": p.grad}
     of_layer |= {name: state[name] for name in entries if state and name in state}
     for name, t in of_layer.items():
@@ -229,44 +231,44 @@ def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = 
             return f"a {name} of type {type(t).__name__}"
         dtype = torch.float32 if name in ("step", "trust_ratio") else p.dtype
         device = torch.device("cpu") if name == "step" else p.device
-        readable = made is not None and p.dtype in made.dtypes and t.layout is torch.strided
-        told = f"a {name} of {t.dtype} on {t.device}"
+        readable = rows is not None and p.dtype in rows.dtypes and t.layout is torch.strided
+        described = f"a {name} of {t.dtype} on {t.device}"
         if not readable or t.dtype is not dtype or t.device != device:
-            return told
+            return described
         size = 1 if name in ("step", "trust_ratio") else p.numel()
         if not t.is_contiguous() or t.numel() != size or (size and not t.data_ptr()):
-            return f"{told} that is not contiguous"
+            return f"{described} that is not contiguous"
     return ""
 
 
 @functools.cache
-def _loop_of(device: torch.device) -> type[Rows] | None:
-    """Return what steps layers on a device; None if there is nothing or it cannot be built."""
+def _rows_class(device: torch.device) -> type[Rows] | None:
+    """Return the class that steps layers fused on a device; None if there is none or it fails."""
     if device.type == "cuda" or (device.type == "cpu" and is_interpreted()):
-        return cuda.Rows if cuda.is_there(device) else None
-    return loop.Rows if device.type == "cpu" and loop.library() is not None else None
+        return fused_cuda.Rows if fused_cuda.is_there(device) else None
+    return fused_cpu.Rows if device.type == "cpu" and fused_cpu.library() is not None else None
 
 
 def _is_captured() -> bool:
-    """Tell whether what is done now is recorded, to be done again with what lies there then."""
+    """Return whether a CUDA graph is being captured, which would freeze the addresses."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def _require_loop(optimizer: str, device: torch.device) -> type[Rows]:
-    made = _loop_of(device)
-    if made is None:
+def _require_rows(optimizer: str, device: torch.device) -> type[Rows]:
+    rows = _rows_class(device)
+    if rows is None:
         missing = _MISSING.get(device.type, f"no fused step for {device.type}:")
         raise UsageError(f"{optimizer} got fused=True, and there is {missing} leave fused out")
-    return made
+    return rows
 
 
 def check(optimizer: str, group: Mapping[str, Any]) -> None:
-    """Require that a group's ``fused`` is an option.
+    """Check that a group's ``fused`` is None, True or False.
 
     Raises
     ------
     UsageError
-        It is not.
+        It is something else.
     """
     fused = group["fused"]
     if not (fused is None or isinstance(fused, bool)):
@@ -274,13 +276,13 @@ def check(optimizer: str, group: Mapping[str, Any]) -> None:
 
 
 def check_devices(optimizer: str, group: Mapping[str, Any]) -> None:
-    """Require that what a group's ``fused`` asks for can be had on the devices of its parameters.
+    """Check that a group with ``fused=True`` can be stepped fused on its parameters' devices.
 
     Raises
     ------
     UsageError
-        It cannot.
+        A device has no fused step.
     """
     if group["fused"]:
         for device in {p.device for p in group["params"]}:
-            _require_loop(optimizer, device)
+            _require_rows(optimizer, device)

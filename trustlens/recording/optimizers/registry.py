@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from torch.optim import Optimizer
 
+from trustlens.families import ADAM, ADAMAX, ADAMW, LAMB, LARS, NADAM, RADAM, SGD
 from trustlens.recording.optimizers import measured, own, third_party
 from trustlens.recording.optimizers import torch_optim as to
 from trustlens.recording.optimizers.direction import Family, always
@@ -20,19 +21,19 @@ from trustlens.recording.optimizers.direction import Family, always
 _GRAD_OVERWRITTEN: Final[Mapping[str, Any]] = {"overwrites_grad": always, "uses_first_grad": True}
 
 FAMILIES: Final[Mapping[tuple[str, str], Family | Callable[[], Family]]] = {
-    ("torch", "Adam"): Family("Adam", to.adam, always, cacheable=True),
-    ("torch", "AdamW"): Family("AdamW", to.adam, always, cacheable=True),
+    ("torch", "Adam"): Family(ADAM, to.adam, always, cacheable=True),
+    ("torch", "AdamW"): Family(ADAMW, to.adam, always, cacheable=True),
     ("torch", "SGD"): Family(
-        "SGD",
+        SGD,
         to.sgd,
         always,
         overwrites_grad=to.adds_momentum_to_grad,
         uses_first_grad=True,
         cacheable=True,
     ),
-    ("torch", "NAdam"): Family("NAdam", to.nadam, to.without_coupled_decay),
-    ("torch", "RAdam"): Family("RAdam", to.radam, always, cacheable=True),
-    ("torch", "Adamax"): Family("Adamax", to.adamax, always),
+    ("torch", "NAdam"): Family(NADAM, to.nadam, to.without_coupled_decay),
+    ("torch", "RAdam"): Family(RADAM, to.radam, always, cacheable=True),
+    ("torch", "Adamax"): Family(ADAMAX, to.adamax, always),
     ("torch", "Adagrad"): Family("Adagrad", to.adagrad, to.without_coupled_decay, cacheable=True),
     ("torch", "RMSprop"): Family("RMSprop", to.rmsprop, to.is_rmsprop_invertible, cacheable=True),
     ("torch", "Rprop"): Family("Rprop", to.rprop, always),
@@ -42,41 +43,39 @@ FAMILIES: Final[Mapping[tuple[str, str], Family | Callable[[], Family]]] = {
     ("torch", "SparseAdam"): Family("SparseAdam", to.sparse_adam, always),
     ("torch", "Muon"): Family("Muon", measured.muon),
     ("torch", "LBFGS"): Family("LBFGS", measured.lbfgs, **_GRAD_OVERWRITTEN),
-    ("trustlens", "Lamb"): Family("LAMB", own.own_lamb, own.is_lamb_invertible, provides_sums=True),
+    ("trustlens", "Lamb"): Family(LAMB, own.own_lamb, own.is_lamb_invertible, provides_sums=True),
     ("trustlens", "Lars"): Family(
-        "LARS", own.lars_direction, provides_sums=True, provides_weights_before=True
+        LARS, own.lars_direction, provides_sums=True, provides_weights_before=True
     ),
-    ("pytorch_lamb", "Lamb"): Family("LAMB", third_party.pytorch_lamb, variant="pytorch-lamb"),
-    ("torch_optimizer", "Lamb"): Family(
-        "LAMB", third_party.pytorch_lamb, variant="torch-optimizer"
-    ),
+    ("pytorch_lamb", "Lamb"): Family(LAMB, third_party.pytorch_lamb, variant="pytorch-lamb"),
+    ("torch_optimizer", "Lamb"): Family(LAMB, third_party.pytorch_lamb, variant="torch-optimizer"),
     ("pytorch_optimizer", "Lamb"): Family(
-        "LAMB", third_party.pytorch_optimizer_lamb, variant="pytorch_optimizer"
+        LAMB, third_party.pytorch_optimizer_lamb, variant="pytorch_optimizer"
     ),
     # Older versions of timm clip p.grad in place: its norm is then within the bound.
     ("timm", "Lamb"): Family(
-        "LAMB", third_party.timm_lamb, variant="timm", grad_factor=third_party.clip_factor
+        LAMB, third_party.timm_lamb, variant="timm", grad_factor=third_party.clip_factor
     ),
     ("apex", "FusedLAMB"): Family(
-        "LAMB",
+        LAMB,
         third_party.apex_lamb,
         variant="apex",
         grad_factor=third_party.clip_factor,
         **_GRAD_OVERWRITTEN,
     ),
     ("deepspeed", "FusedLamb"): third_party.deepspeed_lamb,
-    ("bitsandbytes", "lamb"): Family("LAMB", third_party.bitsandbytes_lamb, variant="bitsandbytes"),
+    ("bitsandbytes", "lamb"): Family(LAMB, third_party.bitsandbytes_lamb, variant="bitsandbytes"),
     ("torch_optimizer", "LARS"): Family(
-        "LARS", third_party.torch_optimizer_lars, variant="torch-optimizer"
+        LARS, third_party.torch_optimizer_lars, variant="torch-optimizer"
     ),
-    ("timm", "Lars"): Family("LARS", third_party.timm_lars, variant="timm", **_GRAD_OVERWRITTEN),
+    ("timm", "Lars"): Family(LARS, third_party.timm_lars, variant="timm", **_GRAD_OVERWRITTEN),
     ("pytorch_optimizer", "LARS"): Family(
-        "LARS",
+        LARS,
         third_party.pytorch_optimizer_lars,
         grad_factor=third_party.sign_factor,
         **_GRAD_OVERWRITTEN,
     ),
-    ("bitsandbytes", "lars"): Family("LARS", third_party.bitsandbytes_lars),
+    ("bitsandbytes", "lars"): Family(LARS, third_party.bitsandbytes_lars),
 }
 """The family of each optimizer by package and class, or a function that returns it per optimizer.
 

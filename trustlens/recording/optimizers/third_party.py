@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trustlens.families import LAMB
 from trustlens.recording.optimizers.direction import Direction, Family, Stepped, upcast
 from trustlens.recording.optimizers.measured import measured
 from trustlens.recording.optimizers.own import applied_ratio, lamb_direction, lars_direction
@@ -125,7 +126,7 @@ def apex_lamb(s: Stepped) -> Direction:
 def deepspeed_lamb() -> Family:
     """Return the family of one of DeepSpeed's FusedLamb."""
     direction = _DeepSpeedLamb()
-    return Family("LAMB", direction, variant="deepspeed" if direction.is_old else None)
+    return Family(LAMB, direction, variant="deepspeed" if direction.is_old else None)
 
 
 class _DeepSpeedLamb:
