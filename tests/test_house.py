@@ -33,22 +33,24 @@ ORDER = (
     "trustlens.diagnosis.signals",
     "trustlens.diagnosis.detector",
     "trustlens.store.arrow",
-    "trustlens.store.remote_location",
     "trustlens.store.location",
+    "trustlens.store.remote_location",
+    "trustlens.store.address",
     "trustlens.store.layout",
     "trustlens.store.atomic_write",
     "trustlens.store.run_info",
     "trustlens.store.locking",
-    "trustlens.store.remote.lease",
-    "trustlens.store.remote.staging",
     "trustlens.store.validation",
     "trustlens.store.row_filter",
     "trustlens.store.segments.row_groups",
+    "trustlens.store.segments.files",
     "trustlens.store.overview.buckets",
+    "trustlens.store.damage",
     "trustlens.store.overview.format",
     "trustlens.store.lru_cache",
     "trustlens.store.reader",
     "trustlens.store.segments.sealed",
+    "trustlens.store.segments.leftovers",
     "trustlens.store.overview.builder",
     "trustlens.store.gaps",
     "trustlens.store.repair",
@@ -56,6 +58,9 @@ ORDER = (
     "trustlens.store.table_writer",
     "trustlens.store.segments.precision",
     "trustlens.store.writer",
+    "trustlens.store.remote.status",
+    "trustlens.store.remote.lease",
+    "trustlens.store.remote.staging",
     "trustlens.store.remote.uploader",
     "trustlens.store.downsampled",
     "trustlens.recording.unwrap",
@@ -77,7 +82,10 @@ ORDER = (
     "trustlens.recording.measuring.fused_sums",
     "trustlens.recording.measuring.cached_plan",
     "trustlens.recording.measuring.probe",
+    "trustlens.recording.writing.records",
+    "trustlens.recording.writing.tables",
     "trustlens.recording.writing.sink",
+    "trustlens.recording.writing.writer_thread",
     "trustlens.recording.writing.pipeline",
     "trustlens.recording.recorder",
     "trustlens.analysis.names",
@@ -229,6 +237,7 @@ def test_the_wheel_holds_what_users_need_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "trustlens/py.typed" in names
     assert any(name.startswith("trustlens/recorded/") for name in names)
+    assert "trustlens/figures/ridgelines/canvas/ridgelines.js" in names
     assert any(
         name.startswith("trustlens_dashboard/assets/") and name.endswith(".js") for name in names
     )
