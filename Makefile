@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint browser constraints wheel bench bench-files clean
+.PHONY: help setup demo test test-minimum lint browser constraints wheel bench bench-files clean
 
 help:
 	@echo "make demo     train Adam and LAMB on real digits while the dashboard shows them"
 	@echo "make test     check style, types and behaviour (sets itself up)"
+	@echo "make test-minimum   the same tests on the oldest version of each dependency"
 	@echo "make bench    measure what recording costs beside other packages; write the README's tables"
 	@echo "make bench-files   measure a run's files beside other formats and readers: an hour or two, 20 GB"
 	@echo "make setup    make the environment in $(VENV), with the versions of constraints.txt"
@@ -31,7 +32,7 @@ PINNED := --constraint constraints.txt --build-constraint constraints.txt
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(call environment,$(VENV),$(TORCH),$(PINNED) --group test --editable ".[all]")
+	$(call environment,$(VENV),$(TORCH),$(PINNED) --group dev --editable ".[all]")
 	touch $@
 
 # Renew the pinned versions of every tool and dependency: the newest that pyproject.toml allows.
@@ -41,7 +42,7 @@ constraints:
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --upgrade pip
 	build/constraints/bin/python -m pip install --quiet "$(TORCH)"
-	build/constraints/bin/python -m pip install --quiet --group test --editable ".[all]"
+	build/constraints/bin/python -m pip install --quiet --group dev --editable ".[all]"
 	{ echo "# The versions that \`make setup\` installs; \`make constraints\` renews them."; \
 	  build/constraints/bin/python -m pip freeze --all --exclude-editable \
 	  | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(torch|triton)=='; } > constraints.txt
@@ -60,6 +61,17 @@ lint: $(READY)
 
 test: lint browser
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# The suite on the oldest version of each dependency that pyproject.toml declares.
+MINIMUM := build/minimum
+$(MINIMUM)/.ready: pyproject.toml constraints.txt
+	mkdir -p build
+	$(PYTHON) .ci/minimum.py > build/minimum.txt
+	$(call environment,$(MINIMUM),$(TORCH),--constraint build/minimum.txt --group test --editable ".[all]")
+	touch $@
+
+test-minimum: $(MINIMUM)/.ready browser
+	$(MINIMUM)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 demo: $(READY)
 	$(BIN)/python sample_runs/demo.py

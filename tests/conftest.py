@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from support.leaks import fails_on_leaks  # noqa: F401 — over every test
 from support.runs import make_run
 
 # In CI the same examples each time: what fails there fails again.
