@@ -1,4 +1,4 @@
-"""Reference optimizers: LAMB and LARS as the article defines them, other packages' as options.
+"""Reference optimizers: the LAMB and LARS of the article, with other packages' variants as options.
 
 ``Lamb(params, **LAMB_VARIANTS["timm"])`` steps as timm's LAMB does.
 """

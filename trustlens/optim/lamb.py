@@ -1,4 +1,4 @@
-"""LAMB, as the article defines it; what other packages do differently are options."""
+"""LAMB as the article defines it, with the variants of other packages as options."""
 
 # torch offers its operations on lists of tensors under private names only:
 # ruff: noqa: SLF001
@@ -46,8 +46,8 @@ class Lamb(LayerwiseOptimizer):
     0; r ≤ 10). ``optimizer.state[p]`` holds ``step`` (float32 on the CPU, no dimensions),
     ``exp_avg`` (m) and ``exp_avg_sq`` (v) in the parameter's dtype, ``trust_ratio`` (the r that
     was applied in the last step: float32 on the parameter's device, no dimensions), and, with
-    ``max_grad_norm``, ``grad_divisor`` (what g was divided by, likewise). Half-precision
-    parameters are updated in float32 and rounded once. Nothing waits for the device.
+    ``max_grad_norm``, ``grad_divisor`` (the divisor of g, likewise). Half-precision
+    parameters are updated in float32 and rounded once. A step does not synchronize.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Lamb(LayerwiseOptimizer):
         ``"rate"``: m and v, and η·√(1−β₂ᵗ)/(1−β₁ᵗ) in place of η, outside r.
         ``"first"``: m and v, and η/(1−β₁ᵗ) in place of η.
     decay
-        ``"inside"``: λw is part of u. ``"first"``: w ← (1−ηλ)w before anything is measured,
+        ``"inside"``: λw is part of u. ``"first"``: w ← (1−ηλ)w before the norms are computed,
         u without λw. ``"beside"``: the same, but r₁ is that of w before its decay.
     clip_ratio
         Lower and upper bound of r, or None.
@@ -84,26 +84,27 @@ class Lamb(LayerwiseOptimizer):
         The largest norm of all gradients together, of all groups; above it, the step uses
         gradients scaled down to it. ``p.grad`` is left as it is. None: no such bound.
     fused
-        None: dense contiguous parameters are stepped in two passes, without temporaries, where
-        they can be: float32 on the CPU by a compiled loop, where a C compiler is at hand; float32,
-        float16 and bfloat16 on a GPU by Triton kernels, where there is Triton. Others, and all
-        within ``torch.compile`` or a CUDA graph, by torch's operations on lists. True: an error
-        where they cannot be. False: all by lists.
+        None: dense contiguous parameters are stepped fused (two passes, no temporaries) where
+        possible: float32 on the CPU by a compiled loop, float32, float16 and bfloat16 on a GPU by
+        Triton kernels. Other parameters, and all within ``torch.compile`` or a CUDA graph, are
+        stepped by torch's foreach operations. True: raise an error if a parameter cannot be
+        stepped fused. False: use foreach operations for all.
 
     Attributes
     ----------
     measures : bool
-        Whether the fused step also yields the sums that a recorder stores.
+        Whether the fused step also computes the sums that the recorder stores. Parameters and
+        state do not depend on it.
     measured : list of (list of Tensor, Tensor)
-        Those of the last step: parameters, and their sums in the order of
-        ``trustlens.recording.statistics.SUMS``, float64 (parameters, 16) on their device. What
-        was stepped by lists is not in it. What is written does not depend on it.
+        The sums of the last step: parameters, and their sums in the order of
+        ``trustlens.recording.statistics.SUMS``, float64 (parameters, sums) on the parameters' device.
+        Parameters that were not stepped fused are not included.
 
     Raises
     ------
     UsageError
-        An option is out of its range, a gradient sparse, a parameter complex, or ``fused`` is
-        True where that cannot be.
+        An option is out of its range, a gradient is sparse, a parameter is complex, or ``fused``
+        is True and a parameter cannot be stepped fused.
 
     References
     ----------

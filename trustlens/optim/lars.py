@@ -1,4 +1,4 @@
-"""LARS, as its paper and the article define it; what other packages do differently are options."""
+"""LARS as its paper and the article define it, with the variants of other packages as options."""
 
 # torch offers its operations on lists of tensors under private names only:
 # ruff: noqa: SLF001
@@ -42,7 +42,7 @@ class Lars(LayerwiseOptimizer):
     c = 1, which is the default: η then is the length of a step relative to the layer's weights.
     ``optimizer.state[p]`` holds ``momentum_buffer`` (b, in the parameter's dtype; not without
     momentum) and ``trust_ratio`` (the r that was applied in the last step: float32 on the
-    parameter's device, no dimensions). Nothing waits for the device.
+    parameter's device, no dimensions). A step does not synchronize.
 
     Parameters
     ----------
@@ -70,14 +70,14 @@ class Lars(LayerwiseOptimizer):
     measures, measured
         As in :class:`trustlens.optim.Lamb`.
     before : dict of Tensor to Tensor
-        With ``measures``: the weights from before the last step of the parameters that were not
-        stepped by the loop.
+        With ``measures``: the weights before the last step of the parameters that were not
+        stepped fused.
 
     Raises
     ------
     UsageError
-        An option is out of its range, a gradient sparse, a parameter complex, or ``fused`` is
-        True where that cannot be.
+        An option is out of its range, a gradient is sparse, a parameter is complex, or ``fused``
+        is True and a parameter cannot be stepped fused.
 
     References
     ----------

@@ -1,0 +1,54 @@
+"""Which family an optimizer's class has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.supported import CASES
+from trustlens.optim import Lamb, Lars
+from trustlens.recording.optimizers import family_of
+from trustlens.recording.optimizers.registry import FAMILIES, UNKNOWN
+
+KINDS = {case.kind for case in CASES}
+
+
+class InheritsStep(torch.optim.AdamW):
+    pass
+
+
+class OwnStep(torch.optim.AdamW):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class InheritsLamb(Lamb):
+    pass
+
+
+def of(kind):
+    return family_of(kind([torch.nn.Parameter(torch.ones(2, 3))]))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_optimizer_of_torch_has_the_family_of_its_own_name(kind):
+    assert of(kind) is FAMILIES["torch", kind.__name__]
+    assert of(kind).name == kind.__name__
+
+
+def test_a_subclass_has_its_parents_family_only_with_its_parents_step():
+    assert of(InheritsStep) is FAMILIES["torch", "AdamW"]
+    assert of(OwnStep) is UNKNOWN
+    assert of(InheritsLamb) is of(Lamb) is FAMILIES["trustlens", "Lamb"]
+    assert of(Lars).name == "LARS"
+
+
+def test_a_class_of_the_same_name_elsewhere_is_unknown():
+    class Adam(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"lr": 0.1})
+
+        def step(self, closure=None):
+            pass
+
+    assert of(Adam) is UNKNOWN
