@@ -268,7 +268,7 @@ def test_it_is_noted_before_the_journal_goes(
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store_repair, "seal_left", dies)
+    monkeypatch.setattr(store_repair, "seal_leftovers", dies)
     with pytest.raises(KeyboardInterrupt):
         repair(run)
     assert read_info(run).recording == RecordingInfo(torn={"layers": ((10, 12),)})

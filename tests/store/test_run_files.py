@@ -29,9 +29,10 @@ from trustlens.schema import COUNTS, RECORDED, TABLES
 from trustlens.store import reader as store_reader
 from trustlens.store import table_writer as store_table
 from trustlens.store.layout import sealed_path
+from trustlens.store.location import LocalLocation
 from trustlens.store.reader import read_table
-from trustlens.store.repair import seal_left
 from trustlens.store.run_info import read_info
+from trustlens.store.segments.leftovers import seal_leftovers
 from trustlens.store.writer import RunWriter
 
 Make = Callable[..., Path]
@@ -79,7 +80,7 @@ def test_names_that_end_in_nul_are_found(tmp_path: Path, names: list[str]) -> No
     run = trustlens.open_run(tmp_path)
     for name in names:
         assert len(run.layers(["weight_norm"], layers=[name])) == 40
-        assert run.overview("weight_norm", layers=[name]).rows.sum() == 40
+        assert run.downsample("weight_norm", layers=[name]).rows.sum() == 40
 
 
 def test_one_long_name_among_many_takes_no_memory(tmp_path: Path) -> None:
@@ -156,11 +157,13 @@ class Interrupted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.happens: Callable[[], None] = lambda: None
         self.before = self.done = self.looks = 0
-        for name in ("journal_numbers", "names_in", "read_journal", "entries", "open_input"):
-            monkeypatch.setattr(store_reader, name, self._hooked(name))
+        for name in ("journal_numbers", "read_journal"):
+            monkeypatch.setattr(store_reader, name, self._hooked(store_reader, name))
+        for name in ("names", "entries", "open"):
+            monkeypatch.setattr(LocalLocation, name, self._hooked(LocalLocation, name))
 
-    def _hooked(self, name: str) -> Callable[..., Any]:
-        does = getattr(store_reader, name)
+    def _hooked(self, owner: Any, name: str) -> Callable[..., Any]:
+        does = getattr(owner, name)
 
         def hooked(*given: Any) -> Any:
             self.done += 1
@@ -197,7 +200,7 @@ def test_whatever_happens_while_a_reader_looks_it_sees_a_state_that_was(
 
         def happens(writer: RunWriter = writer) -> None:
             if what == "a repair":
-                seal_left(writer.directory, "layers")
+                seal_leftovers(writer.directory, "layers")
             elif what == "a rewind":
                 writer.rewind(6, {})
                 steps = np.arange(7, 14)
@@ -274,7 +277,7 @@ def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
     assert done.returncode == -signal.SIGKILL
     read = trustlens.open_run(run)
-    assert read.recorded_steps().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert read.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert len(read.layers()) == 14
     assert read.metrics()["value"].tolist() == [1.5]
     assert read.status == "interrupted"
@@ -294,7 +297,7 @@ def test_a_seal_that_fails_leaves_no_torn_file(
     writer.close(writer.info)
     assert "No space" in caplog.text
     assert not list((tmp_path / "layers").iterdir())
-    assert trustlens.open_run(tmp_path).recorded_steps().tolist() == [1, 2, 3]
+    assert trustlens.open_run(tmp_path).matrix("nonfinite").index.tolist() == [1, 2, 3]
 
 
 def test_a_journal_that_cannot_be_removed_is_not_read_twice(

@@ -23,7 +23,6 @@ from trustlens.store.location import Entry
 from trustlens.store.overview.buckets import Buckets, singles
 from trustlens.store.overview.format import SCHEMA, Piece, kept_in
 from trustlens.store.reader import RunFiles
-from trustlens.store.remote_location import RemotePlace
 from trustlens.store.row_filter import Rows
 from trustlens.store.validation import LAST_STEP
 
@@ -143,7 +142,7 @@ def _read(
                 grid.add(_Part.of(part, singles(part[quantity])))
 
     cover = list(_cover(pieces, sealed, level))
-    if not isinstance(files.directory, RemotePlace):  # where to list them anew is slow
+    if not files.directory.is_remote:  # listing again is slow there
         now = files.pieces()  # what is remembered would not show that a rewind took it away
         if any(now.get(each) != pieces[each] for each in cover if isinstance(each, Piece)):
             raise FileNotFoundError(OVERVIEW)

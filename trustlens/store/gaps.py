@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
 from trustlens.errors import RunError
 from trustlens.schema import TABLES
+from trustlens.store.address import Address, locate
 from trustlens.store.layout import journal_path
-from trustlens.store.location import Place
-from trustlens.store.reader import RunFiles, journal_numbers, read_whole, sealed_numbers
+from trustlens.store.location import Location
+from trustlens.store.reader import RunFiles, read_whole
 from trustlens.store.row_filter import Rows
 from trustlens.store.run_info import RecordingInfo, RunInfo
+from trustlens.store.segments.files import journal_numbers, sealed_numbers
 
 _NO_ROOM: Final = "there was no room on the disk for all of their rows"
 _PASSED_OVER: Final = "they were done while nothing was recorded, and the run resumed behind them"
@@ -26,8 +27,9 @@ _PERIODIC: Final = ("layers", "histograms")
 """The tables that have rows of periodic steps only."""
 
 
-def torn_bytes(directory: Place) -> dict[str, int]:
+def torn_bytes(address: Address) -> dict[str, int]:
     """Return by table how many bytes of a dead process's journals are no whole rows."""
+    directory = locate(address)
     torn: dict[str, int] = {}
     for table in TABLES:
         for number in journal_numbers(directory, table) - sealed_numbers(directory, table):
@@ -37,7 +39,7 @@ def torn_bytes(directory: Place) -> dict[str, int]:
     return {table: lost for table, lost in torn.items() if lost}
 
 
-def torn_noted(directory: Place, info: RunInfo, torn: Iterable[str]) -> RunInfo:
+def torn_noted(directory: Address, info: RunInfo, torn: Iterable[str]) -> RunInfo:
     """Return what ``run.json`` of a dead process says, with the steps of which it lacks rows.
 
     Those are told of the torn tables; and, of a run that was not closed, of those too for whose
@@ -60,13 +62,13 @@ def torn_noted(directory: Place, info: RunInfo, torn: Iterable[str]) -> RunInfo:
 
 
 def missing(
-    directory: Place, info: RunInfo, *, last_step: Callable[[], int], dead: bool
+    address: Address, info: RunInfo, *, last_step: Callable[[], int], dead: bool
 ) -> list[str]:
     """Return what a run lacks, a sentence each; nothing of a run that lacks nothing.
 
     Parameters
     ----------
-    directory : Place
+    address : str, path or Location
         The run.
     info : RunInfo
         Its ``run.json``.
@@ -80,6 +82,7 @@ def missing(
     RunError
         A file is damaged; the message names it.
     """
+    directory = locate(address)
     torn = torn_bytes(directory) if dead else {}
     said = (torn_noted(directory, info, torn) if dead else info).recording
     found = [f"{_sentence(*steps)}: {why}" for steps, why in _missing_steps(said)]
@@ -102,9 +105,9 @@ def missing(
     return found
 
 
-def _end(directory: Place, info: RunInfo, last: int) -> str:
+def _end(directory: Location, info: RunInfo, last: int) -> str:
     why = "the process that recorded ended without closing the run"
-    if isinstance(directory, Path) or info.recording.repaired is not None:
+    if not directory.is_remote or info.recording.repaired is not None:
         return f"what was done after step {last}, a second of it or so, is missing: {why}"
     return (
         f"what was done after step {last}, ten seconds of it or so, is not here: {why}; what it "

@@ -23,8 +23,7 @@ from typing import Final, TypeVar
 import pyarrow as pa
 
 from trustlens.schema import QUANTITIES, RECORDED, TABLES
-from trustlens.store.location import Place
-from trustlens.store.remote_location import RemotePlace
+from trustlens.store.location import Location
 
 RUN_FILE: Final = "run.json"
 JOURNAL: Final = "journal"
@@ -71,14 +70,14 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
 assert tuple(SCHEMAS) == TABLES  # noqa: S101 — the vocabulary names the tables, this file types them
 
 
-PlaceT = TypeVar("PlaceT", Path, RemotePlace, Place)
+Folder = TypeVar("Folder", Path, Location)
 
 
-def sealed_path(directory: PlaceT, table: str, number: int) -> PlaceT:
+def sealed_path(directory: Folder, table: str, number: int) -> Folder:
     """Return the path of a sealed segment."""
     return directory / table / f"{number:06d}.parquet"
 
 
-def journal_path(directory: PlaceT, table: str, number: int) -> PlaceT:
+def journal_path(directory: Folder, table: str, number: int) -> Folder:
     """Return the path of the journal of a segment that is not sealed yet."""
     return directory / JOURNAL / f"{table}-{number:06d}.arrow"

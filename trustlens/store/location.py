@@ -1,8 +1,7 @@
-"""Where a run lies: what is read of a directory, and nothing that lies outside it.
+"""Where runs are stored: one protocol, and its implementation for directories of this machine.
 
-It is on this machine or on an object store. Within a run there are plain files and plain folders
-only. A symbolic link could lead out of it, a pipe could be waited for without end: neither is ever
-opened.
+A run consists of plain files in plain folders. A symbolic link could lead out of the run, and
+opening a pipe could block forever: neither is ever opened.
 """
 
 from __future__ import annotations
@@ -10,45 +9,34 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
 from trustlens.errors import RunError
-from trustlens.store.remote_location import RemotePlace, reason, remote_place
-
-Place: TypeAlias = Path | RemotePlace
-"""A directory or a file, of a run or above it."""
 
 TEXT_LIMIT: Final = 1 << 26
-"""Bytes of a ``run.json`` at most; one of 10,000 layers has 2 MB."""
-
-
-def place(address: str | os.PathLike[str] | Place) -> Place:
-    """Return what a path or an address means.
-
-    Raises
-    ------
-    UsageError, MissingDependencyError
-        It is an address that cannot be opened; the message says why.
-    """
-    if isinstance(address, RemotePlace):
-        return address
-    text = os.fspath(address)
-    if "://" not in text:
-        return Path(text)
-    return Path(text.removeprefix("file://")) if text.startswith("file://") else remote_place(text)
+"""Maximum size of a ``run.json`` in bytes; one of 10,000 layers has 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What lies in a folder under a name; ``changed`` is in nanoseconds since 1970.
+    """A file or folder as it was listed.
 
-    ``changed`` is 0 where the object store does not tell: what is called the same may then be
-    another, and nothing of it is to be remembered.
+    Attributes
+    ----------
+    name : str
+        Its name in the folder.
+    size : int
+        Bytes.
+    changed : int
+        Time of the last change, in nanoseconds since 1970; 0 if the store does not tell it. Then
+        an entry does not identify a content, and nothing read from it may be cached.
+    is_plain : bool
+        Whether it is a plain file.
     """
 
     name: str
@@ -57,194 +45,232 @@ class Entry:
     is_plain: bool
 
 
-def entries(folder: Place) -> list[Entry]:
-    """Return what lies in a folder, in no particular order; nothing if there is no such folder.
+class Location(Protocol):
+    """A folder or a file: of a run, or above one.
 
-    Raises
-    ------
-    RunError
-        It is a symbolic link or may not be read, or the object store does not answer.
+    Errors of methods that read are a `RunError`, except that a file which is not there is a
+    FileNotFoundError.
     """
-    if isinstance(folder, RemotePlace):
-        return _remote_entries(folder)
-    refuse_link(folder)
-    found: list[Entry] = []
-    try:
-        with os.scandir(folder) as listed:
-            for each in listed:
-                try:
-                    status = each.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                plain = stat.S_ISREG(status.st_mode)
-                found.append(Entry(each.name, status.st_size, status.st_mtime_ns, plain))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _unreadable(folder, error) from None
-    return found
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on an object store: each request is slow, and uploads come late."""
+        ...
+
+    @property
+    def filesystem(self) -> Any:
+        """The ``pyarrow.fs.FileSystem`` that it is on."""
+        ...
+
+    @property
+    def filesystem_path(self) -> str:
+        """Its path on that file system."""
+        ...
+
+    @property
+    def whole_address(self) -> str:
+        """The address as a command takes it."""
+        ...
+
+    def __truediv__(self, name: str) -> Location:
+        """Return the location of that name, or relative path, in this folder."""
+        ...
+
+    def entries(self) -> list[Entry]:
+        """Return what is in this folder, in no particular order; nothing if there is no folder."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names in this folder, as :meth:`entries` does, but faster."""
+        ...
+
+    def exists(self) -> bool:
+        """Return whether there is a file or a folder here."""
+        ...
+
+    def entry(self) -> Entry | None:
+        """Return this file as it is now. An equal entry means that it has not changed.
+
+        None if it is not there, cannot be looked at, or the store tells no time of change.
+        """
+        ...
+
+    def names_changed(self) -> int | None:
+        """Return when this folder's names last changed, in ns since 1970; None if unknown."""
+        ...
+
+    def open(self, entry: Entry | None = None) -> pa.NativeFile:
+        """Open this file for reading.
+
+        Parameters
+        ----------
+        entry : Entry, optional
+            The file as it was listed: FileNotFoundError if it was replaced since.
+        """
+        ...
+
+    def read_bytes(self) -> bytes:
+        """Return the content of this file, which must be small.
+
+        Raises
+        ------
+        OSError
+            It cannot be read.
+        """
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Return a context in which this file, which is open, is read.
+
+        Errors of a store are turned into FileNotFoundError or `RunError`.
+        """
+        ...
 
 
-def names_in(folder: Place) -> list[str]:
-    """Return the names of what lies in a folder, as :func:`entries` does, and sooner."""
-    if isinstance(folder, RemotePlace):
-        return [entry.name for entry in _remote_entries(folder)]
-    refuse_link(folder)
-    try:
-        return os.listdir(folder)  # noqa: PTH208 — of texts, which is three times as quick
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _unreadable(folder, error) from None
+@dataclass(frozen=True)
+class LocalLocation:
+    """A folder or a file on this machine.
 
-
-def exists(place: Place) -> bool:
-    """Tell whether there is anything of that name."""
-    if isinstance(place, RemotePlace):
-        with _answering(place):
-            return place.filesystem.get_file_info(place.path).type.name != "NotFound"
-    return place.exists()
-
-
-def changed(folder: Place) -> int | None:
-    """Return when a folder's names last changed, in nanoseconds since 1970; None if unknown."""
-    if isinstance(folder, RemotePlace):
-        return None
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def open_input(file: Place, entry: Entry | None = None) -> pa.NativeFile:
-    """Open a file of a run for reading.
-
-    Parameters
+    Attributes
     ----------
-    file : Place
-        The file.
-    entry : Entry, optional
-        As it was listed: it is that file or none.
-
-    Raises
-    ------
-    RunError
-        It is no plain file.
-    FileNotFoundError
-        It is not there, or was replaced since it was listed.
+    path : Path
+        Its path.
     """
-    if isinstance(file, RemotePlace):
-        with _answering(file):
-            remote = file.filesystem.open_input_file(file.path)
-            if entry is not None and remote.size() != entry.size:
-                remote.close()
-                raise FileNotFoundError(file)
-            return remote
-    _check_plain(file)
-    # As Arrow's own: its threads may drop one of Python's as the interpreter ends, and abort.
-    opened = pa.OSFile(str(file), "rb")
-    if entry is not None:
-        status = file.lstat()  # after the opening: what replaces it from now on is not opened
-        if (status.st_size, status.st_mtime_ns) != (entry.size, entry.changed):
-            opened.close()
-            raise FileNotFoundError(file)
-    return opened
 
+    path: Path
 
-def read_bytes(file: Place) -> bytes:
-    """Return what a small file of a run holds.
+    def __fspath__(self) -> str:
+        return str(self.path)
 
-    Raises
-    ------
-    RunError
-        It is no plain file, or not small.
-    OSError
-        It is not there, or cannot be read.
-    """
-    if isinstance(file, RemotePlace):
-        with _answering(file), open_input(file) as opened:
-            _check_small(file, opened.size())
-            return opened.read()
-    _check_small(file, _check_plain(file))
-    return file.read_bytes()
+    def __str__(self) -> str:
+        return str(self.path)
 
+    def __truediv__(self, name: str) -> LocalLocation:
+        return LocalLocation(self.path / name)
 
-def _remote_entries(folder: RemotePlace) -> list[Entry]:
-    from pyarrow.fs import FileSelector  # noqa: PLC0415 — most runs lie on this machine
+    @property
+    def name(self) -> str:
+        """The last part of its absolute path."""
+        return self.path.absolute().name
 
-    with _answering(folder):
-        found = folder.filesystem.get_file_info(FileSelector(folder.path, allow_not_found=True))
-    return [
-        Entry(info.base_name, info.size or 0, info.mtime_ns or 0, info.type.name == "File")
-        for info in found
-    ]
+    @property
+    def is_remote(self) -> bool:
+        """False."""
+        return False
 
+    @property
+    def filesystem(self) -> Any:
+        """Arrow's local file system."""
+        from pyarrow.fs import LocalFileSystem  # noqa: PLC0415 — slow to import, rarely needed
 
-@contextmanager
-def reading(file: Place) -> Generator[None]:
-    """Tell what is wrong where the bytes of an open file cannot be had from its store.
+        return LocalFileSystem()
 
-    Raises
-    ------
-    FileNotFoundError
-        It is not there any more.
-    RunError
-        The object store does not answer.
-    """
-    try:
+    @property
+    def filesystem_path(self) -> str:
+        """Its absolute path."""
+        return str(self.path.absolute())
+
+    @property
+    def whole_address(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    def entries(self) -> list[Entry]:
+        """Return what is in this folder; RunError if it is a link or may not be read."""
+        refuse_link(self.path)
+        found: list[Entry] = []
+        try:
+            with os.scandir(self.path) as listed:
+                for each in listed:
+                    try:
+                        status = each.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    found.append(_entry(each.name, status))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        return found
+
+    def names(self) -> list[str]:
+        """Return the names in this folder; RunError if it is a link or may not be read."""
+        refuse_link(self.path)
+        try:
+            return os.listdir(self.path)  # noqa: PTH208 — strings, three times as fast
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+
+    def exists(self) -> bool:
+        """Return whether there is a file or a folder here."""
+        return self.path.exists()
+
+    def entry(self) -> Entry | None:
+        """Return this file as it is now; None if it is not there or cannot be looked at."""
+        try:
+            return _entry(self.path.name, self.path.lstat())
+        except OSError:
+            return None
+
+    def names_changed(self) -> int | None:
+        """Return when this folder's names last changed, in ns since 1970; None if unknown."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def open(self, entry: Entry | None = None) -> pa.NativeFile:
+        """Open this file for reading; RunError if it is no plain file."""
+        self._check_plain()
+        # As Arrow's own: its threads may drop one of Python's as the interpreter ends, and abort.
+        opened = pa.OSFile(str(self.path), "rb")
+        if entry is not None:
+            now = self.path.lstat()  # after the opening: what replaces it from now on is not opened
+            if (now.st_size, now.st_mtime_ns) != (entry.size, entry.changed):
+                opened.close()
+                raise FileNotFoundError(self.path)
+        return opened
+
+    def read_bytes(self) -> bytes:
+        """Return the content of this file; RunError if it is no plain file, or not small."""
+        check_small(self, self._check_plain())
+        return self.path.read_bytes()
+
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """Return a context in which this file is read: errors stay as they are."""
         yield
-    except OSError as error:
-        if isinstance(file, RemotePlace):
-            check_there(file)
-            raise _unanswered(file, error) from None
-        raise
+
+    def _check_plain(self) -> int:
+        status = self.path.lstat()
+        if wrong := not_plain(self.path, status.st_mode):
+            raise RunError(f"{wrong}; put the file itself there")
+        return status.st_size
 
 
-def check_there(file: RemotePlace) -> None:
-    """Raise FileNotFoundError if a file is gone since it was opened, RunError as `exists` does."""
-    if not exists(file):
-        raise FileNotFoundError(file)
+def _entry(name: str, status: os.stat_result) -> Entry:
+    return Entry(name, status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode))
 
 
-@contextmanager
-def _answering(place: RemotePlace) -> Generator[None]:
-    try:
-        yield
-    except (FileNotFoundError, RunError):
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise _unanswered(place, error) from None
-
-
-def _unanswered(place: RemotePlace, error: Exception) -> RunError:
-    return RunError(
-        f"'{place}' cannot be read ({reason(error)}); check the address, your credentials and the "
-        "network"
-    )
-
-
-def _check_small(file: Place, size: int) -> None:
+def check_small(file: object, size: int) -> None:
+    """Raise RunError if a file is larger than any ``run.json``."""
     if size > TEXT_LIMIT:
         raise RunError(f"'{file}' has {size:,} bytes, too many to be trustlens's; restore it")
 
 
-def _check_plain(file: Path) -> int:
-    status = file.lstat()
-    if wrong := not_plain(file, status.st_mode):
-        raise RunError(f"{wrong}; put the file itself there")
-    return status.st_size
-
-
 def not_plain(file: Path, mode: int) -> str:
-    """Return what is wrong with a file of a run if it is no plain one by its mode, else nothing."""
+    """Return what is wrong with a file of that mode if it is no plain one, else nothing."""
     if stat.S_ISREG(mode):
         return ""
     what = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
     return f"'{file}' is {what}, which trustlens never writes and does not follow"
-
-
-def _unreadable(folder: Path, error: OSError) -> RunError:
-    return RunError(f"'{folder}' cannot be read ({error.strerror}); check its permissions")
 
 
 def refuse_link(folder: Path) -> None:
@@ -254,3 +280,7 @@ def refuse_link(folder: Path) -> None:
             f"'{folder}' is a symbolic link, which trustlens never writes within a run and does "
             "not follow; put the folder itself there"
         )
+
+
+def _unreadable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"'{folder}' cannot be read ({error.strerror}); check its permissions")

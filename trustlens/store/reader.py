@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trustlens.errors import RunError
+from trustlens.store.address import Address, locate
 from trustlens.store.arrow import no_rows, numbers
+from trustlens.store.damage import damage_reported
 from trustlens.store.layout import JOURNAL, LOCK_FILE, OVERVIEW, RUN_FILE, SCHEMAS, journal_path
-from trustlens.store.location import (
-    Entry,
-    Place,
-    changed,
-    check_there,
-    entries,
-    names_in,
-    open_input,
-    reading,
-)
+from trustlens.store.location import Entry, Location
 from trustlens.store.lru_cache import Memory
 from trustlens.store.overview.format import Piece, is_level, piece_of
-from trustlens.store.remote_location import RemotePlace, reason
 from trustlens.store.row_filter import ALL, Rows
+from trustlens.store.segments.files import journal_numbers, sealed_in
 from trustlens.store.segments.row_groups import (
     NO_STEPS,
     Group,
@@ -40,8 +32,6 @@ from trustlens.store.segments.row_groups import (
 from trustlens.store.validation import BYTES, check_footer, check_rows, check_stream
 
 _ATTEMPTS: Final = 20
-_SEALED: Final = re.compile(r"(\d{6,18})\.parquet")
-_JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
 
 _FOOTERS: Final = 256  # kept in memory, of about 100 KB each
 
@@ -80,12 +70,12 @@ class RunFiles:
 
     Parameters
     ----------
-    directory : Place
+    directory : str, path or Location
         The run.
     """
 
-    def __init__(self, directory: Place) -> None:
-        self.directory = directory
+    def __init__(self, directory: Address) -> None:
+        self.directory = locate(directory)
         self._listed: dict[str, tuple[int, list[Entry]]] = {}
         self._numbered: dict[str, tuple[list[Entry], dict[int, Entry]]] = {}
         self._pieces: tuple[list[list[Entry]], dict[Piece, Entry]] = ([], {})
@@ -147,11 +137,11 @@ class RunFiles:
 
     def listed(self, folder: str) -> list[Entry]:
         """Return what lies in a folder of the run; listed anew only if it has changed since."""
-        now = changed(self.directory / folder)
+        now = (self.directory / folder).names_changed()
         known = self._listed.get(folder)
         if known is not None and known[0] == now:
             return known[1]
-        found = entries(self.directory / folder)
+        found = (self.directory / folder).entries()
         if now is not None and now < time.time_ns() - _SETTLED:
             self._listed[folder] = (now, found)
         else:
@@ -164,8 +154,8 @@ class RunFiles:
         known = self._numbered.get(table)
         if known is None or known[0] is not found:
             named = {entry.name: entry for entry in found}
-            sealed = {int(number): named[name] for (number,), name in _matched(named, _SEALED)}
-            known = self._numbered[table] = (found, dict(sorted(sealed.items())))
+            sealed = {number: named[name] for number, name in sealed_in(named).items()}
+            known = self._numbered[table] = (found, sealed)
         return known[1]
 
     def pieces(self) -> dict[Piece, Entry]:
@@ -258,9 +248,10 @@ class RunFiles:
         typed = pa.schema([schema.field(name) for name in dict.fromkeys((*columns, *rows.needs))])
 
         def read() -> pa.Table:
-            with open_input(path, entry) as file:
-                remote = isinstance(path, RemotePlace)  # then few large requests
-                opened = pq.ParquetFile(file, metadata=footer.metadata, pre_buffer=remote)
+            with path.open(entry) as file:
+                # On an object store a few large requests are faster.
+                buffer = path.is_remote
+                opened = pq.ParquetFile(file, metadata=footer.metadata, pre_buffer=buffer)
                 found = opened.read_row_groups(places, typed.names, use_threads=False)
                 return check_rows(found, typed)
 
@@ -305,34 +296,18 @@ class RunFiles:
 
 
 def read_table(
-    directory: Place, table: str, columns: Sequence[str] | None = None, rows: Rows = ALL
+    directory: Address, table: str, columns: Sequence[str] | None = None, rows: Rows = ALL
 ) -> pa.Table:
     """Return rows of a table, as :meth:`RunFiles.read` does, of a run that is read once."""
     return RunFiles(directory).read(table, columns, rows)
 
 
-def journal_numbers(directory: Place, table: str) -> set[int]:
-    """Return the numbers of a table's journal files, those too that are sealed already."""
-    found = _matched(names_in(directory / JOURNAL), _JOURNAL)
-    return {int(number) for (name, number), _ in found if name == table}
-
-
-def sealed_numbers(directory: Place, table: str) -> set[int]:
-    """Return the numbers of a table's sealed files."""
-    return {int(number) for (number,), _ in _matched(names_in(directory / table), _SEALED)}
-
-
-def next_number(directory: Place, table: str) -> int:
-    """Return the number of a table's next file, sealed or not."""
-    numbers = sealed_numbers(directory, table) | journal_numbers(directory, table)
-    return max(numbers, default=-1) + 1
-
-
-def read_sealed(path: Place, table: str) -> pa.Table:
+def read_sealed(address: Address, table: str) -> pa.Table:
     """Return the rows of one sealed file; RunError if it is damaged."""
+    path = locate(address)
 
     def read() -> pa.Table:
-        with open_input(path) as file:
+        with path.open() as file:
             opened = pq.ParquetFile(file)
             check_footer(opened.metadata)
             return check_rows(opened.read(SCHEMAS[table].names), SCHEMAS[table])
@@ -340,16 +315,16 @@ def read_sealed(path: Place, table: str) -> pa.Table:
     return _readable(path, read)
 
 
-def read_journal(path: Place, table: str) -> pa.Table:
+def read_journal(path: Address, table: str) -> pa.Table:
     """Return the rows of one journal file, up to its last whole batch."""
     return read_whole(path, table)[0]
 
 
-def read_whole(path: Place, table: str) -> tuple[pa.Table, int]:
+def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
     """Return the rows of one journal file, and how many bytes of it are no whole batch."""
-    schema = SCHEMAS[table]
+    path, schema = locate(address), SCHEMAS[table]
     batches = [no_rows(schema)]
-    with open_input(path) as file, reading(path):
+    with path.open() as file, path.reading():
         size, whole = file.size(), 0
         if size > BYTES:
             return batches[0], size
@@ -369,40 +344,32 @@ def read_whole(path: Place, table: str) -> tuple[pa.Table, int]:
     return pa.concat_tables(batches), torn
 
 
-def fingerprint(directory: Place) -> str:
+def fingerprint(directory: Address) -> str:
     """Return a text that changes whenever what a reader would see has changed."""
-    return ";".join(f"{e.name}:{e.size}:{e.changed}" for e in _written(directory))
+    return ";".join(f"{e.name}:{e.size}:{e.changed}" for e in _written(locate(directory)))
 
 
-def last_written(directory: Place) -> float:
+def last_written(address: Address) -> float:
     """Return the time of the last write to the run, in seconds since the epoch; 0 if unknown.
 
     Or of the last sign of life of who writes it.
     """
-    sign = [entry for entry in entries(directory) if entry.name == LOCK_FILE]
+    directory = locate(address)
+    sign = [entry for entry in directory.entries() if entry.name == LOCK_FILE]
     return max((entry.changed for entry in (*sign, *_written(directory))), default=0) / 1e9
 
 
-def _written(directory: Place) -> list[Entry]:
-    found = [entry for entry in entries(directory) if entry.name == RUN_FILE]
+def _written(directory: Location) -> list[Entry]:
+    found = [entry for entry in directory.entries() if entry.name == RUN_FILE]
     for folder in (JOURNAL, *SCHEMAS):
-        listed = sorted(entries(directory / folder), key=lambda entry: entry.name)
+        listed = sorted((directory / folder).entries(), key=lambda entry: entry.name)
         found += [entry for entry in listed if entry.is_plain and not entry.name.startswith(".")]
     return found
 
 
-def _matched(
-    names: Iterable[str], pattern: re.Pattern[str]
-) -> Iterator[tuple[tuple[Any, ...], str]]:
-    for name in names:
-        match = pattern.fullmatch(name)
-        if match:
-            yield match.groups(), name
-
-
-def _footer(path: Place, entry: Entry) -> Footer:
+def _footer(path: Location, entry: Entry) -> Footer:
     def read() -> Footer:
-        with open_input(path, entry) as file:
+        with path.open(entry) as file:
             metadata = pq.read_metadata(file)
         check_footer(metadata)
         return Footer(metadata, read_groups(metadata), read_sealed_files(metadata))
@@ -422,18 +389,7 @@ def _joined(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return (min(steps), max(steps)) if steps else NO_STEPS
 
 
-def _readable(path: Place, read: Callable[[], Found]) -> Found:
-    """Read of a sealed file; RunError if it is damaged."""
-    try:
+def _readable(path: Location, read: Callable[[], Found]) -> Found:
+    """Read from a sealed file; RunError if it is damaged."""
+    with damage_reported(path, remedy="restore it, or move it away to read the rest of the run"):
         return read()
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
-        what = "is damaged or not a table of trustlens"
-        if isinstance(path, RemotePlace):
-            check_there(path)
-            what = f"could not be fetched whole, or {what}"
-        raise RunError(
-            f"'{path}' {what} ({reason(error)}); "
-            "restore it, or move it away to read the rest of the run"
-        ) from None

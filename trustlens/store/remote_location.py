@@ -1,46 +1,53 @@
-"""A directory on an object store, by whatever file system of Arrow's or fsspec's it has."""
+"""Locations on an object store, through a file system of Arrow's or fsspec's."""
 
 from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
-from trustlens.errors import MissingDependencyError, UsageError
+import pyarrow as pa
+
+from trustlens.errors import MissingDependencyError, RunError, UsageError
+from trustlens.store.location import Entry, Location, check_small
 
 _SECRET: Final = ("secret", "token", "key", "sig", "password")
-"""What stands in the name of an option that is not to be shown."""
+"""Parts of the names of options that hold secrets and are not shown."""
 
 _SERVER: Final = ("endpoint_override", "blob_storage_authority", "dfs_storage_authority")
-"""The options of Arrow's file systems that say on which server a store is."""
+"""The options of Arrow's file systems that name the server of a store."""
 
 
 @dataclass(frozen=True)
-class RemotePlace:
-    """A folder or a file that is not on this machine.
+class RemoteLocation:
+    """A folder or a file on an object store.
 
     Attributes
     ----------
     filesystem : pyarrow.fs.FileSystem
-        Where it is.
-    path : str
-        Which it is there.
+        The file system that it is on.
+    filesystem_path : str
+        Its path there.
     address : str
-        As the user calls it, without secrets and what stands behind a question mark.
+        The address as the user gave it, without secrets and options.
     options : tuple of (str, str)
-        What stands there, without secrets.
+        The options after the question mark, without secrets.
     """
 
     filesystem: Any
-    path: str
+    filesystem_path: str
     address: str
     options: tuple[tuple[str, str], ...] = ()
 
-    def __truediv__(self, name: str) -> RemotePlace:
+    def __truediv__(self, name: str) -> RemoteLocation:
         return replace(
-            self, path=posixpath.join(self.path, name), address=posixpath.join(self.address, name)
+            self,
+            filesystem_path=posixpath.join(self.filesystem_path, name),
+            address=posixpath.join(self.address, name),
         )
 
     def __str__(self) -> str:
@@ -49,29 +56,93 @@ class RemotePlace:
     @property
     def name(self) -> str:
         """The last part of its path."""
-        return posixpath.basename(self.path)
+        return posixpath.basename(self.filesystem_path)
+
+    @property
+    def is_remote(self) -> bool:
+        """True."""
+        return True
 
     @property
     def whole_address(self) -> str:
-        """The address as a command takes it."""
+        """The address as a command takes it, with its options."""
         options = urlencode(self.options, safe=":/")
         return f"{self.address}?{options}" if options else self.address
 
     @property
     def identity(self) -> str:
-        """What no two places have in common."""
+        """The address and the server: different for any two locations."""
         server = [value for name, value in self.options if name in _SERVER]
         return "?".join([self.address, *server])
 
+    def entries(self) -> list[Entry]:
+        """Return what is in this folder; RunError if the store does not answer."""
+        from pyarrow.fs import FileSelector  # noqa: PLC0415 — slow to import; most runs are local
+
+        selector = FileSelector(self.filesystem_path, allow_not_found=True)
+        with self._answering():
+            found = self.filesystem.get_file_info(selector)
+        return [_entry(info) for info in found]
+
+    def names(self) -> list[str]:
+        """Return the names in this folder; RunError if the store does not answer."""
+        return [entry.name for entry in self.entries()]
+
+    def exists(self) -> bool:
+        """Return whether there is something here; RunError if the store does not answer."""
+        return self._info().type.name != "NotFound"
+
+    def entry(self) -> Entry | None:
+        """Return this file as it is now; None if it is not there or its time of change unknown."""
+        info = self._info()
+        return _entry(info) if info.type.name == "File" and info.mtime_ns else None
+
+    def names_changed(self) -> int | None:
+        """Return None: object stores do not tell when a folder changed."""
+        return None
+
+    def open(self, entry: Entry | None = None) -> pa.NativeFile:
+        """Open this file for reading; RunError if the store does not answer."""
+        with self._answering():
+            opened = self.filesystem.open_input_file(self.filesystem_path)
+            if entry is not None and opened.size() != entry.size:
+                opened.close()
+                raise FileNotFoundError(str(self))
+            return opened
+
+    def read_bytes(self) -> bytes:
+        """Return the content of this file; RunError if it is not small or cannot be fetched."""
+        with self._answering(), self.open() as opened:
+            check_small(self, opened.size())
+            return opened.read()
+
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """Return a context in which this file is read.
+
+        Raises
+        ------
+        FileNotFoundError
+            The file is gone.
+        RunError
+            The store does not answer.
+        """
+        try:
+            yield
+        except OSError as error:
+            if not self.exists():
+                raise FileNotFoundError(str(self)) from None
+            raise self._unanswered(error) from None
+
     def put(self, name: str, data: bytes) -> None:
-        """Put a file into this folder, whole.
+        """Write a whole file into this folder.
 
         Raises
         ------
         OSError
             It cannot be written.
         """
-        target = (self / name).path
+        target = (self / name).filesystem_path
         try:
             stream = self.filesystem.open_output_stream(target)
         except FileNotFoundError:  # it has folders of its own, as object stores do not
@@ -80,27 +151,58 @@ class RemotePlace:
         with stream:
             stream.write(data)
 
+    def delete(self, name: str) -> None:
+        """Delete a file of this folder; FileNotFoundError if it is not there."""
+        self.filesystem.delete_file((self / name).filesystem_path)
+
+    def _info(self) -> Any:
+        with self._answering():
+            return self.filesystem.get_file_info(self.filesystem_path)
+
+    @contextmanager
+    def _answering(self) -> Generator[None]:
+        try:
+            yield
+        except (FileNotFoundError, RunError):
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise self._unanswered(error) from None
+
+    def _unanswered(self, error: Exception) -> RunError:
+        return RunError(
+            f"'{self}' cannot be read ({reason(error)}); check the address, your credentials and "
+            "the network"
+        )
+
+
+def _entry(info: Any) -> Entry:
+    return Entry(info.base_name, info.size or 0, info.mtime_ns or 0, info.type.name == "File")
+
+
+def remote_of(location: Location) -> RemoteLocation | None:
+    """Return a location as a remote one; None if it is on this machine."""
+    return location if isinstance(location, RemoteLocation) else None
+
 
 def reason(error: BaseException) -> str:
-    """Return the first line of what an error of a file system says."""
+    """Return the first line of an error's message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def remote_place(address: str) -> RemotePlace:
-    """Return what an address such as ``s3://bucket/runs/lamb`` means.
+def remote_location(address: str) -> RemoteLocation:
+    """Return the location of an address such as ``s3://bucket/runs/lamb``.
 
-    Options of Arrow's file systems stand behind a question mark, as in
+    Options of Arrow's file systems follow a question mark, as in
     ``s3://bucket/runs?endpoint_override=localhost:9000&scheme=http``.
 
     Raises
     ------
     UsageError
-        There is no such file system, or it cannot be made.
+        There is no such file system, or it cannot be opened.
     MissingDependencyError
-        It is none of Arrow's, and fsspec, or what that needs for it, is not installed.
+        Arrow has no such file system, and fsspec, or what it needs for it, is not installed.
     """
-    import pyarrow as pa  # noqa: PLC0415 — most runs lie on this machine
-    import pyarrow.fs as arrow_fs  # noqa: PLC0415
+    import pyarrow.fs as arrow_fs  # noqa: PLC0415 — slow to import; most runs are local
 
     before, _, query = address.partition("?")
     plain = re.sub(r"://[^/@]*:[^/@]*@", "://", before.rstrip("/"))
@@ -125,7 +227,7 @@ def remote_place(address: str) -> RemotePlace:
         ) from None
     if not path.strip("/"):
         raise UsageError(f"'{address}' names no place; give one such as 's3://bucket/runs/lamb'")
-    return RemotePlace(filesystem, path.rstrip("/"), plain, options)
+    return RemoteLocation(filesystem, path.rstrip("/"), plain, options)
 
 
 def _of_fsspec(scheme: str, address: str) -> Any:

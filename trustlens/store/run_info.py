@@ -11,9 +11,10 @@ from typing import Any, Final, Self, TypeAlias, cast
 
 from trustlens.errors import RunError
 from trustlens.schema import SCHEMA_VERSION, TABLES
+from trustlens.store.address import Address, locate
 from trustlens.store.atomic_write import atomic_write
 from trustlens.store.layout import RUN_FILE
-from trustlens.store.location import Place, exists, read_bytes
+from trustlens.store.location import Location
 
 _MAX_ELEMENTS: Final = 1 << 53  # more than any tensor has
 
@@ -279,7 +280,7 @@ def write_info(directory: Path, info: RunInfo) -> None:
         temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
-def read_info(directory: Place) -> RunInfo:
+def read_info(address: Address) -> RunInfo:
     """Read ``run.json``.
 
     Raises
@@ -288,9 +289,10 @@ def read_info(directory: Place) -> RunInfo:
         The directory does not exist or holds no run; the file was not written by trustlens, or by
         a newer version.
     """
+    directory = locate(address)
     path = directory / RUN_FILE
     try:
-        raw = json.loads(read_bytes(path).decode(), parse_int=_int_or_float)
+        raw = json.loads(path.read_bytes().decode(), parse_int=_int_or_float)
     except FileNotFoundError:
         raise RunError(_why_no_run(directory)) from None
     except NotADirectoryError:
@@ -333,8 +335,8 @@ def _int_or_float(text: str) -> int | float:
     return int(text) if len(text) < 19 else float(text)
 
 
-def _why_no_run(directory: Place) -> str:
-    if not exists(directory):
+def _why_no_run(directory: Location) -> str:
+    if not directory.exists():
         return f"there is no directory '{directory}'; check the path"
     return (
         f"'{directory}' holds no run (no {RUN_FILE} in it); "

@@ -14,8 +14,9 @@ import pyarrow as pa
 from trustlens.store.arrow import no_rows
 from trustlens.store.layout import SCHEMAS, journal_path, sealed_path
 from trustlens.store.overview.format import forget
-from trustlens.store.reader import RunFiles, next_number, sealed_numbers
-from trustlens.store.repair import seal_left
+from trustlens.store.reader import RunFiles
+from trustlens.store.segments.files import next_number, sealed_numbers
+from trustlens.store.segments.leftovers import seal_leftovers
 from trustlens.store.segments.rollback import keep_rows, stays
 from trustlens.store.segments.sealed import write_sealed
 
@@ -55,7 +56,7 @@ class TableWriter:
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._left = False  # whether there are journals behind the one that is written
         (directory / name).mkdir(exist_ok=True)
-        seal_left(directory, name)
+        seal_leftovers(directory, name)
         self._number = next_number(directory, name)
 
     def append(self, rows: pa.Table) -> dict[int, pa.Table]:
@@ -95,7 +96,7 @@ class TableWriter:
             if self._rows or not sealed_numbers(self._directory, self._name):
                 self._seal()
             if self._left:
-                seal_left(self._directory, self._name)
+                seal_leftovers(self._directory, self._name)
         finally:
             self.release()
 
@@ -108,7 +109,7 @@ class TableWriter:
         """Take away the rows of the steps behind ``step``, as ``RunWriter.rewind`` says."""
         lowest = min((step, *layers.values())) if self._name in BY_LAYER else step
         if self._left:
-            seal_left(self._directory, self._name, before=self._number)
+            seal_leftovers(self._directory, self._name, before=self._number)
             self._left = False
         spans = RunFiles(self._directory).spans(self._name)
         numbers = [number for number, (_, last) in spans.items() if last > lowest]
@@ -171,7 +172,7 @@ class TableWriter:
         """Seal the rows if there is room; if not they stay in their journal until there is."""
         try:
             if self._left:
-                seal_left(self._directory, self._name, before=self._number)
+                seal_leftovers(self._directory, self._name, before=self._number)
                 self._left = False
             return self._seal()
         except OSError as error:

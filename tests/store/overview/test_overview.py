@@ -18,13 +18,14 @@ from support.runs import layers_table, make_run, run_info, steps_table, syntheti
 from trustlens.schema import QUANTITIES
 from trustlens.store.downsampled import Coarse, read_coarse
 from trustlens.store.layout import sealed_path
-from trustlens.store.location import Entry, open_input
+from trustlens.store.location import Entry, LocalLocation
 from trustlens.store.overview.builder import OverviewWriter
 from trustlens.store.overview.format import finest_level, pieces
-from trustlens.store.reader import RunFiles, read_table, sealed_numbers
+from trustlens.store.reader import RunFiles, read_table
 from trustlens.store.repair import repair
 from trustlens.store.row_filter import Rows
 from trustlens.store.run_info import RecordingInfo, RunInfo
+from trustlens.store.segments.files import sealed_numbers
 from trustlens.store.writer import RunWriter
 
 LAYERS = ["b", "a", "c"]
@@ -131,7 +132,7 @@ def test_an_extreme_of_one_step_is_in_every_level(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run", layers=["a", "b"], steps=steps, values={"grad_norm": values})
     run = trustlens.open_run(path)
     for points in (1, 3, 10, 30, 500):
-        read = run.overview("grad_norm", points)
+        read = run.downsample("grad_norm", points)
         bucket = (1235 - read.steps[0]) // read.width
         assert read.high is not None
         assert read.high[bucket, 1] == np.float32(7e8)
@@ -197,8 +198,8 @@ def test_the_finest_buckets_hold_64_to_256_recorded_steps(every: int, level: int
 
 def test_derived_quantities_in_buckets(tmp_path: Path) -> None:
     run = trustlens.open_run(make_run(tmp_path / "run", layers=3, steps=300))
-    norm, weight = run.overview("update_norm", 4), run.overview("weight_norm", 4)
-    rms, ratio = run.overview("update_rms", 4), run.overview("update_ratio", 4)
+    norm, weight = run.downsample("update_norm", 4), run.downsample("weight_norm", 4)
+    rms, ratio = run.downsample("update_rms", 4), run.downsample("update_ratio", 4)
     assert norm.low is not None
     np.testing.assert_allclose(rms.low, norm.low / 10)  # 100 elements a layer
     np.testing.assert_allclose(rms.mean, norm.mean / 10)
@@ -219,11 +220,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list to which the folders of files are added as they are opened."""
     names: list[str] = []
 
-    def noted(file: Path, entry: Entry | None = None) -> pa.NativeFile:
-        names.append(file.parent.name)
-        return open_input(file, entry)
+    whole = LocalLocation.open
 
-    monkeypatch.setattr("trustlens.store.reader.open_input", noted)
+    def noted(self: LocalLocation, entry: Entry | None = None) -> pa.NativeFile:
+        names.append(self.path.parent.name)
+        return whole(self, entry)
+
+    monkeypatch.setattr(LocalLocation, "open", noted)
     return names
 
 

@@ -24,19 +24,19 @@ from moto.server import ThreadedMotoServer
 
 import trustlens
 import trustlens.recording.recorder
-import trustlens.store.reader as reading
-import trustlens.store.remote.lease as locking
-import trustlens.store.remote.staging as spooling
-import trustlens.store.remote.uploader as mirroring
+import trustlens.store.remote.lease as leasing
+import trustlens.store.remote.uploader as uploading
 from support.runs import layers_table, run_info
 from trustlens.cli import main
 from trustlens.errors import MissingDependencyError, RunError, UsageError
-from trustlens.store import location as places
+from trustlens.store import address as addresses
+from trustlens.store.address import locate
 from trustlens.store.downsampled import read_coarse
-from trustlens.store.location import entries, exists, place
+from trustlens.store.location import Entry, LocalLocation
 from trustlens.store.reader import RunFiles, read_table
-from trustlens.store.remote.staging import spool_of
-from trustlens.store.remote_location import RemotePlace, remote_place
+from trustlens.store.remote import staging
+from trustlens.store.remote.status import staging_folder
+from trustlens.store.remote_location import RemoteLocation, remote_location
 from trustlens.store.writer import RunWriter
 
 with socket.socket() as free:
@@ -66,9 +66,9 @@ def server() -> Iterator[Server]:
     started.down()
 
 
-def impatient(address: str) -> RemotePlace:
+def impatient(address: str) -> RemoteLocation:
     """Arrow tries thrice, for six seconds, which is too long for a test."""
-    found = remote_place(address)
+    found = remote_location(address)
     if address.startswith("s3://"):
         once = arrow_fs.AwsStandardS3RetryStrategy(max_attempts=1)
         store = arrow_fs.S3FileSystem(
@@ -91,10 +91,10 @@ def bucket(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
-    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
-    monkeypatch.setattr(mirroring, "PATIENCE", 1.0)
-    monkeypatch.setattr(locking, "SIGN", 0.5)
-    monkeypatch.setattr(places, "remote_place", impatient)
+    monkeypatch.setattr(uploading, "INTERVAL", 0.1)
+    monkeypatch.setattr(uploading, "PATIENCE", 1.0)
+    monkeypatch.setattr(leasing, "SIGN", 0.5)
+    monkeypatch.setattr(addresses, "remote_location", impatient)
     name = f"bucket-{abs(hash(request.node.nodeid)):x}"
     options = f"endpoint_override=127.0.0.1:{PORT}&scheme=http&region=us-east-1"
     store, _ = arrow_fs.FileSystem.from_uri(f"s3://{name}?{options}&allow_bucket_creation=true")
@@ -102,9 +102,9 @@ def bucket(
     return f"s3://{name}/runs/{{}}?{options}"
 
 
-def remote_of(address: str) -> RemotePlace:
-    found = place(address)
-    assert isinstance(found, RemotePlace)
+def remote_of(address: str) -> RemoteLocation:
+    found = locate(address)
+    assert isinstance(found, RemoteLocation)
     return found
 
 
@@ -158,9 +158,9 @@ def test_a_run_is_recorded_to_s3_and_read_from_there(bucket: str, tmp_path: Path
     assert run.name == "adam"
     assert str(run.path).endswith("/runs/adam")
     assert "scheme" not in str(run.path)
-    read = run.overview("grad_norm", 1)
+    read = run.downsample("grad_norm", 1)
     assert np.isfinite(read.mean).all()
-    assert not spool_of(remote_of(address)).exists()
+    assert not staging_folder(remote_of(address)).exists()
     assert main(["show", address]) == 0
     assert main(["diagnose", address]) == 0
 
@@ -176,7 +176,7 @@ def test_a_run_is_read_while_it_is_recorded(bucket: str) -> None:
                 recorder.flush()
                 run = trustlens.open_run(address)
                 assert run.status == "recording"
-                seen.append(run.recorded_steps().tolist())
+                seen.append(run.matrix("nonfinite").index.tolist())
     assert [len(steps) for steps in seen] == [4, 8, 12]
 
 
@@ -185,13 +185,14 @@ def test_nothing_is_renamed_and_what_is_sealed_is_put_once(
 ) -> None:
     monkeypatch.setattr("trustlens.store.writer.SEGMENT_ROWS", 20)
     put: list[str] = []
-    whole = mirroring.Mirror._put
+    whole = RemoteLocation.put
 
-    def noted(self: Any, name: str, data: bytes) -> None:
-        put.append(name)
+    def noted(self: RemoteLocation, name: str, data: bytes) -> None:
+        if name != ".lock":
+            put.append(name)
         whole(self, name, data)
 
-    monkeypatch.setattr(mirroring.Mirror, "_put", noted)
+    monkeypatch.setattr(RemoteLocation, "put", noted)
     address = bucket.format("once")
     model, optimizer = training()
     with trustlens.record(optimizer, address, model=model) as recorder:
@@ -202,9 +203,9 @@ def test_nothing_is_renamed_and_what_is_sealed_is_put_once(
     sealed = [name for name in put if name.startswith(("layers/", "steps/"))]
     assert len(sealed) == 7  # five of 24 rows, two of steps
     assert len(set(sealed)) == len(sealed)
-    names = {entry.name for entry in entries(place(address))}
+    names = {entry.name for entry in locate(address).entries()}
     assert not any(name.startswith(".") for name in names)
-    assert "journal" not in names or not entries(place(address) / "journal")
+    assert "journal" not in names or not (locate(address) / "journal").entries()
 
 
 def written(directory: Path, last: int, rewind: int | None = None) -> None:
@@ -220,20 +221,20 @@ def written(directory: Path, last: int, rewind: int | None = None) -> None:
     writer.close(writer.info)
 
 
-def uploaded(spool: Path, remote: RemotePlace, last: int = 100) -> mirroring.Mirror:
+def uploaded(spool: Path, remote: RemoteLocation, last: int = 100) -> uploading.Uploader:
     """Write a run and upload it; return its mirror, which goes on."""
     written(spool, last)
     mirror = mirror_of(spool, remote)
-    while not exists(remote / "run.json") or not (spool / ".uploaded.json").exists():
+    while not (remote / "run.json").exists() or not (spool / ".uploaded.json").exists():
         mirror.flush()
     mirror.flush()
     return mirror
 
 
-def mirror_of(spool: Path, remote: RemotePlace) -> mirroring.Mirror:
-    lock = locking.RemoteLock(remote)
+def mirror_of(spool: Path, remote: RemoteLocation) -> uploading.Uploader:
+    lock = leasing.Lease(remote)
     lock.take()
-    return mirroring.Mirror(spool, lock)
+    return uploading.Uploader(spool, lock)
 
 
 def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_twice(
@@ -246,15 +247,16 @@ def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_t
     shutil.copytree(killed, again)
     mirror.close()
     put: list[str] = []
-    whole = mirroring.Mirror._put
+    whole = RemoteLocation.put
 
-    def noted(self: Any, name: str, data: bytes) -> None:
-        put.append(name)
+    def noted(self: RemoteLocation, name: str, data: bytes) -> None:
+        if name != ".lock":
+            put.append(name)
         whole(self, name, data)
         read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)
         assert read["weight_norm"].rows.max() <= read["weight_norm"].width
 
-    monkeypatch.setattr(mirroring.Mirror, "_put", noted)
+    monkeypatch.setattr(RemoteLocation, "put", noted)
     mirror_of(again, remote).close()
     assert put == []
     written(killed, 400, rewind=150)
@@ -298,7 +300,7 @@ def test_what_cannot_be_uploaded_stays_and_is_uploaded_later(
     for number in range(1, 31):
         recorder.log(loss=step(model, optimizer, number))
     recorder.close()
-    spool = spool_of(remote_of(address))
+    spool = staging_folder(remote_of(address))
     assert trustlens.open_run(spool).last_step == 30
     assert f"trustlens repair '{address}'" in caplog.text
     server.up()
@@ -358,10 +360,10 @@ def test_a_run_goes_on_on_another_machine(
 def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Path) -> None:
     address = bucket.format("stale")
     train(address, last=10)
-    remote, stale = remote_of(address), spool_of(remote_of(address))
-    for name in spooling.files_of(remote):
+    remote, stale = remote_of(address), staging_folder(remote_of(address))
+    for name in staging.files_of(remote):
         (stale / name).parent.mkdir(parents=True, exist_ok=True)
-        (stale / name).write_bytes((places.open_input(remote / name)).read())
+        (stale / name).write_bytes((remote / name).open().read())
     text = (stale / "run.json").read_text(encoding="utf-8")
     session = trustlens.open_run(stale).info.recording.session
     (stale / "run.json").write_text(text.replace(session, "an older one"), encoding="utf-8")
@@ -389,11 +391,11 @@ def test_addresses_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, bucket
 
 
 def test_plain_paths_and_file_addresses_are_this_machines(tmp_path: Path) -> None:
-    assert place(tmp_path) == tmp_path
-    assert place(f"file://{tmp_path}") == tmp_path
-    assert place(os.fspath(tmp_path)) == tmp_path
-    remote = RemotePlace(None, "bucket/runs", "s3://bucket/runs")
-    assert place(remote) is remote
+    here = LocalLocation(tmp_path)
+    for given in (tmp_path, f"file://{tmp_path}", os.fspath(tmp_path), here):
+        assert locate(given) == here
+    remote = RemoteLocation(None, "bucket/runs", "s3://bucket/runs")
+    assert locate(remote) is remote
     assert str(remote / "lamb" / "run.json") == "s3://bucket/runs/lamb/run.json"
 
 
@@ -409,7 +411,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str]
 
 
 def steps_of(address: str) -> list[int]:
-    return read_table(place(address), "steps", ["step"])["step"].to_pylist()
+    return read_table(locate(address), "steps", ["step"])["step"].to_pylist()
 
 
 def test_a_second_writer_on_another_machine_is_refused(
@@ -443,11 +445,11 @@ def test_who_goes_on_with_a_run_elsewhere_is_not_disturbed_by_what_is_left(
     assert "to see whether it lives" in caplog.text
     assert steps_of(address) == list(range(1, 31))
     elsewhere("first")
-    assert trustlens.open_run(spool_of(remote_of(address))).last_step == 13
+    assert trustlens.open_run(staging_folder(remote_of(address))).last_step == 13
     assert main(["repair", address]) == 2
     assert "was gone on with elsewhere" in capsys.readouterr().err
     go_on(address, 31, 32)
-    kept = next(spool_of(remote_of(address)).parent.glob("moved-*-*"))
+    kept = next(staging_folder(remote_of(address)).parent.glob("moved-*-*"))
     assert str(kept) in caplog.text
     assert trustlens.open_run(kept).last_step == 13
     assert steps_of(address) == list(range(1, 33))
@@ -461,21 +463,21 @@ def test_who_was_held_for_dead_and_lives_does_no_harm(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     address = bucket.format("asleep")
-    monkeypatch.setattr(mirroring, "INTERVAL", 600.0)  # it uploads nothing by itself
+    monkeypatch.setattr(uploading, "INTERVAL", 600.0)  # it uploads nothing by itself
     model, optimizer = training()
     asleep = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
     asleep.flush()
-    asleep._pipeline._uploader._lock._over.set()  # it gives no sign of life
+    asleep._pipeline._uploader._lease._over.set()  # it gives no sign of life
     elsewhere("other")
-    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
+    monkeypatch.setattr(uploading, "INTERVAL", 0.1)
     go_on(address, 2, 5)
     for number in range(2, 9):
         step(model, optimizer, number)
     asleep.close()
     assert "another recording goes on with" in caplog.text
-    assert str(asleep._pipeline._uploader._spool) in caplog.text
-    assert trustlens.open_run(asleep._pipeline._uploader._spool).last_step == 8
+    assert str(asleep._pipeline._uploader._staging) in caplog.text
+    assert trustlens.open_run(asleep._pipeline._uploader._staging).last_step == 8
     assert steps_of(address) == [1, 2, 3, 4, 5]
     assert trustlens.open_run(address).status == "closed"
 
@@ -487,7 +489,7 @@ def test_what_another_put_meanwhile_does_not_stay(bucket: str, tmp_path: Path) -
     (remote / "layers").put("000099.parquet", data)
     (remote / "layers").put("notes.txt", b"of somebody")
     mirror.close()
-    names = {entry.name for entry in entries(remote / "layers")}
+    names = {entry.name for entry in (remote / "layers").entries()}
     assert "000099.parquet" not in names
     assert read_table(remote, "layers", ["step"]).num_rows == 200
 
@@ -500,8 +502,10 @@ def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
     recorder = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
     recorder.flush()
-    while spool_of(remote_of(address)).exists():  # what is written to meanwhile needs a second time
-        shutil.rmtree(spool_of(remote_of(address)), ignore_errors=True)
+    while staging_folder(
+        remote_of(address)
+    ).exists():  # what is written to meanwhile needs a second time
+        shutil.rmtree(staging_folder(remote_of(address)), ignore_errors=True)
     step(model, optimizer, 2)
     recorder.flush()
     recorder.close()
@@ -531,23 +535,23 @@ def test_half_a_spool_is_not_gone_on_with(
 ) -> None:
     address = bucket.format("halved")
     train(address, last=3)
-    remote, spool = remote_of(address), spool_of(remote_of(address))
-    for name in spooling.files_of(remote):
+    remote, spool = remote_of(address), staging_folder(remote_of(address))
+    for name in staging.files_of(remote):
         if name != "layers/000000.parquet":
             (spool / name).parent.mkdir(parents=True, exist_ok=True)
-            (spool / name).write_bytes(places.open_input(remote / name).read())
+            (spool / name).write_bytes((remote / name).open().read())
     go_on(address, 4, 5)
     assert "or files of that are gone" in caplog.text
-    assert trustlens.open_run(address).recorded_steps().tolist() == [1, 2, 3, 4, 5]
+    assert trustlens.open_run(address).matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_what_may_go_from_the_store() -> None:
-    known, here = spooling.Local(1, 1), {"run.json", "layers/000001.parquet"}
-    assert mirroring._may_go("journal/layers-000001.arrow", known, here)
-    assert not mirroring._may_go("journal/layers-000002.arrow", known, here)
-    assert mirroring._may_go("journal/layers-000002.arrow", None, here)
-    assert mirroring._may_go("overview/3/000000-000000.parquet", known, here)
-    assert not mirroring._may_go(".replaced/000001/layers/000000.parquet", known, here)
+    known, here = staging.Version(1, 1), {"run.json", "layers/000001.parquet"}
+    assert uploading._may_go("journal/layers-000001.arrow", known, here)
+    assert not uploading._may_go("journal/layers-000002.arrow", known, here)
+    assert uploading._may_go("journal/layers-000002.arrow", None, here)
+    assert uploading._may_go("overview/3/000000-000000.parquet", known, here)
+    assert not uploading._may_go(".replaced/000001/layers/000000.parquet", known, here)
 
 
 def test_a_repair_keeps_others_from_going_on(
@@ -558,7 +562,7 @@ def test_a_repair_keeps_others_from_going_on(
 ) -> None:
     address = bucket.format("repaired")
     killed(address, tmp_path / "cache", last=3)
-    whole = mirroring.repair
+    whole = uploading.repair
     refused: list[str] = []
 
     def slow(directory: Path) -> Any:
@@ -568,25 +572,25 @@ def test_a_repair_keeps_others_from_going_on(
         refused.append(str(caught.value))
         return whole(directory)
 
-    monkeypatch.setattr(mirroring, "repair", slow)
+    monkeypatch.setattr(uploading, "repair", slow)
     assert main(["repair", address]) == 0
     assert "another process is recording" in refused[0]
     assert steps_of(address) == [1, 2, 3, 4]
 
 
 def test_who_waits_counts_only_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locking, "SIGN", 0.1)
-    looks = locking._LOOKS
+    monkeypatch.setattr(leasing, "SIGN", 0.1)
+    looks = leasing._LOOKS
     answers = iter(["a 1", "a 1", *["a 1"] * (looks - 1), None, *["a 1"] * (looks - 1), "a 2"])
 
-    def answered(self: locking.RemoteLock) -> str:
+    def answered(self: leasing.Lease) -> str:
         answer = next(answers)
         if answer is None:
             raise OSError("no network")
         return answer
 
-    monkeypatch.setattr(locking.RemoteLock, "_text", answered)
-    lock = locking.RemoteLock(RemotePlace(None, "bucket/run", "s3://bucket/run"))
+    monkeypatch.setattr(leasing.Lease, "_text", answered)
+    lock = leasing.Lease(RemoteLocation(None, "bucket/run", "s3://bucket/run"))
     with pytest.raises(UsageError, match="another process is recording"):
         lock.take()
     assert next(answers, "all") == "all"
@@ -608,11 +612,16 @@ class Broken:
 def test_a_fetch_that_breaks_off_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = bucket.format("fetched")
     train(address, last=3)
+    opened = RemoteLocation.open
+
+    def broken(self: RemoteLocation, entry: Entry | None = None) -> Any:
+        return opened(self, entry) if self.name == "run.json" else Broken()
+
     with monkeypatch.context() as patch:
-        patch.setattr(spooling, "open_input", lambda _: Broken())
+        patch.setattr(RemoteLocation, "open", broken)
         with pytest.raises(RunError, match=r"cannot be read \(AWS Error NETWORK_CONNECTION\)"):
             train(address, resume=True)
-    assert not exists(place(address) / ".lock")
+    assert not (locate(address) / ".lock").exists()
 
 
 def test_a_journal_that_is_sealed_between_opening_and_reading(
@@ -620,20 +629,20 @@ def test_a_journal_that_is_sealed_between_opening_and_reading(
 ) -> None:
     address = bucket.format("sealed")
     model, optimizer = training()
-    opened = reading.open_input
-    taken: list[RemotePlace] = []
+    opened = RemoteLocation.open
+    taken: list[RemoteLocation] = []
 
-    def once(file: Any, *entry: Any) -> Any:
-        found = opened(file, *entry)
-        if not taken and file.name.startswith("layers-"):
-            taken.append(file)
-            file.filesystem.delete_file(file.path)
+    def once(self: RemoteLocation, *entry: Any) -> Any:
+        found = opened(self, *entry)
+        if not taken and self.name.startswith("layers-"):
+            taken.append(self)
+            self.filesystem.delete_file(self.filesystem_path)
         return found
 
     with trustlens.record(optimizer, address, model=model) as recorder:
         step(model, optimizer, 1)
         recorder.flush()
-        monkeypatch.setattr(reading, "open_input", once)
+        monkeypatch.setattr(RemoteLocation, "open", once)
         assert trustlens.open_run(address).layers().empty
         assert taken
 
@@ -656,8 +665,8 @@ def test_a_close_that_is_interrupted_ends_by_itself(
             recorder.close()
     thread.join(20)
     assert not thread.is_alive()
-    assert not exists(place(address) / ".lock")
-    assert not spool_of(remote_of(address)).exists()
+    assert not (locate(address) / ".lock").exists()
+    assert not staging_folder(remote_of(address)).exists()
     assert trustlens.open_run(address).status == "closed"
 
 
@@ -669,7 +678,7 @@ def test_a_recording_that_cannot_begin_leaves_nothing_on_the_store(
     other = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Linear(6, 2))
     with pytest.raises(UsageError, match="of shape"):
         trustlens.record(torch.optim.SGD(other.parameters()), address, model=other, resume=True)
-    assert not exists(place(address) / ".lock")
+    assert not (locate(address) / ".lock").exists()
     go_on(address, 4, 5)
     assert "to see whether it lives" not in caplog.text
     assert steps_of(address) == [1, 2, 3, 4, 5]
@@ -678,7 +687,7 @@ def test_a_recording_that_cannot_begin_leaves_nothing_on_the_store(
 def test_a_download_that_broke_off_is_begun_anew(bucket: str) -> None:
     address = bucket.format("broken")
     train(address, last=3)
-    spool = spool_of(remote_of(address))
+    spool = staging_folder(remote_of(address))
     (spool / "layers").mkdir(parents=True)
     (spool / "layers" / "000007.parquet").write_bytes(b"half of")
     go_on(address, 4, 5)
@@ -691,15 +700,15 @@ def test_a_repair_that_cannot_upload_says_so(
 ) -> None:
     address = bucket.format("refused")
     killed(address, tmp_path / "cache", last=3)
-    put = RemotePlace.put
+    put = RemoteLocation.put
 
-    def full(self: RemotePlace, name: str, data: bytes) -> None:
+    def full(self: RemoteLocation, name: str, data: bytes) -> None:
         if name != ".lock":
             raise OSError(28, "no room")
         put(self, name, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RemotePlace, "put", full)
+        patch.setattr(RemoteLocation, "put", full)
         assert main(["repair", address]) == 2
     assert "not all of" in capsys.readouterr().err
     assert main(["repair", address]) == 0
@@ -713,7 +722,7 @@ def test_files_without_a_run_are_not_mixed_with_a_new_one(bucket: str) -> None:
     address = bucket.format("rest")
     train(address)
     remote = remote_of(address)
-    remote.filesystem.delete_file((remote / "run.json").path)
+    remote.delete("run.json")
     with pytest.raises(UsageError, match="an upload broke off"):
         train(address)
     with pytest.raises(UsageError, match="an upload broke off"):
@@ -728,7 +737,7 @@ def test_what_a_rewind_took_away_is_kept_on_the_store(bucket: str) -> None:
         recorder.load_state_dict({"step": 10})
         step(model, optimizer, 11)
     assert steps_of(address) == list(range(1, 12))
-    kept = entries(place(address) / ".replaced" / "000001" / "layers")
+    kept = (locate(address) / ".replaced" / "000001" / "layers").entries()
     assert [entry.name for entry in kept] == ["000000.parquet"]
 
 
@@ -737,14 +746,14 @@ def test_a_spool_is_of_one_server(
 ) -> None:
     address = bucket.format("run")
     killed(address, Path(os.environ["XDG_CACHE_HOME"]), last=3)
-    other = place(address.replace(str(PORT), "59999"))
-    assert isinstance(other, RemotePlace)
-    assert spool_of(other) != spool_of(remote_of(address))
+    other = locate(address.replace(str(PORT), "59999"))
+    assert isinstance(other, RemoteLocation)
+    assert staging_folder(other) != staging_folder(remote_of(address))
     remote = remote_of(address)
-    remote.filesystem.delete_dir(remote.path)  # or another account, by its environment
+    remote.filesystem.delete_dir(remote.filesystem_path)  # or another account, by its environment
     assert main(["repair", address]) == 2
     assert "though one was uploaded to it" in capsys.readouterr().err
-    assert trustlens.open_run(spool_of(remote)).last_step == 4
+    assert trustlens.open_run(staging_folder(remote)).last_step == 4
 
 
 def test_an_address_that_cannot_be_written_is_told_at_once(bucket: str) -> None:
@@ -758,26 +767,26 @@ def test_a_store_that_says_that_a_file_is_not_found_as_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(mirroring, "INTERVAL", 0.1)
-    monkeypatch.setattr(mirroring, "PATIENCE", 0.3)
+    monkeypatch.setattr(uploading, "INTERVAL", 0.1)
+    monkeypatch.setattr(uploading, "PATIENCE", 0.3)
     model, optimizer = training()
     recorder = trustlens.record(optimizer, "memory://runs/gone", model=model)
-    put = RemotePlace.put
+    put = RemoteLocation.put
 
-    def gone(self: RemotePlace, name: str, data: bytes) -> None:
+    def gone(self: RemoteLocation, name: str, data: bytes) -> None:
         if name != ".lock":
             raise FileNotFoundError(name)
         put(self, name, data)
 
-    monkeypatch.setattr(RemotePlace, "put", gone)
+    monkeypatch.setattr(RemoteLocation, "put", gone)
     step(model, optimizer, 1)
     recorder.close()
     assert "not all of 'memory://runs/gone' could be uploaded" in caplog.text
-    assert trustlens.open_run(spool_of(place("memory://runs/gone"))).last_step == 1
+    assert trustlens.open_run(staging_folder(locate("memory://runs/gone"))).last_step == 1
 
 
 def test_secrets_of_an_address_are_not_shown() -> None:
     options = "endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
-    shown = remote_place(f"s3://name:word@bucket/runs/adam?{options}")
+    shown = remote_location(f"s3://name:word@bucket/runs/adam?{options}")
     assert shown.whole_address == f"s3://bucket/runs/adam?{options}"
     assert str(shown / "run.json") == "s3://bucket/runs/adam/run.json"

@@ -22,7 +22,8 @@ from trustlens.store.overview.format import (
     sealed_of,
     write_piece,
 )
-from trustlens.store.reader import journal_numbers, read_sealed, sealed_numbers
+from trustlens.store.reader import read_sealed
+from trustlens.store.segments.files import journal_numbers, sealed_numbers
 from trustlens.store.segments.row_groups import NO_STEPS, Sealed
 
 _JOINED: Final = 16  # of a level's smallest files become one

@@ -16,8 +16,8 @@ All of it follows from the sealed files. Where it is missing, a reader takes the
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,12 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trustlens.errors import RunError
 from trustlens.schema import RECORDED
 from trustlens.store.arrow import codes, column, dictionary, no_rows, numbers, texts
 from trustlens.store.atomic_write import atomic_write
+from trustlens.store.damage import damage_reported
 from trustlens.store.layout import OVERVIEW
-from trustlens.store.location import Place, names_in
+from trustlens.store.location import LocalLocation
 from trustlens.store.overview.buckets import Buckets, buckets_of, starts_of
 from trustlens.store.run_info import RunInfo
 from trustlens.store.segments.row_groups import (
@@ -102,13 +102,14 @@ def finest_level(info: RunInfo) -> int:
     return FINEST + ((info.recording.every - 1).bit_length() + 1) // 2
 
 
-def pieces(directory: Place) -> list[Piece]:
+def pieces(directory: Path) -> list[Piece]:
     """Return the files of a run's overview."""
-    levels = [name for name in names_in(directory / OVERVIEW) if is_level(name)]
+    overview = LocalLocation(directory / OVERVIEW)
+    levels = [name for name in overview.names() if is_level(name)]
     return [
         piece
         for level in levels
-        for name in names_in(directory / OVERVIEW / level)
+        for name in (overview / level).names()
         if (piece := piece_of(int(level), name)) is not None
     ]
 
@@ -185,7 +186,7 @@ def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
             found = [no_rows(SCHEMA)]
             for path, file, places in files:
                 if name in places:
-                    with _read(path):
+                    with _reading(path):
                         rows = file.read_row_groups(places[name], use_threads=False)
                         found.append(check_rows(rows, SCHEMA))
             yield pa.concat_tables(found)
@@ -207,16 +208,13 @@ def sealed_of(directory: Path, given: Sequence[Piece]) -> list[Sealed]:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    with _read(path):
+    with _reading(path):
         return pq.ParquetFile(path)
 
 
-@contextmanager
-def _read(path: Path) -> Generator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise RunError(f"'{path}' is damaged ({error}); remove it") from None
+def _reading(path: Path) -> AbstractContextManager[None]:
+    # It is made from sealed segments, and made again if it is missing.
+    return damage_reported(LocalLocation(path), remedy="remove it")
 
 
 def _places(metadata: pq.FileMetaData) -> dict[str, list[int]]:

@@ -1,9 +1,9 @@
-"""One writer a run on an object store: a small object there says whose session writes it.
+"""One writer per run on an object store: a small object there names the session that writes.
 
-An object store has no locks. Who records puts the object anew every few seconds, and uploads no
-more once another's is there: who came last goes on, and who was held for dead does no harm. Of two
-that put it within the same moment either may be the one that goes on, for want of a conditional
-write that all stores have.
+The writer refreshes the lease object every 10 s and stops uploading when it finds another writer's
+lease. So the writer that came last continues, and one that was wrongly taken for dead does no harm.
+If two writers create the object at the same moment, which one wins is undefined: not every store
+has conditional writes.
 """
 
 from __future__ import annotations
@@ -19,37 +19,35 @@ import pyarrow as pa
 
 from trustlens.errors import UsageError
 from trustlens.store.layout import LOCK_FILE
-from trustlens.store.remote_location import RemotePlace, reason
+from trustlens.store.remote_location import RemoteLocation, reason
 
 _log: Final = logging.getLogger("trustlens")
 
 SIGN: Final = 10.0
-"""Seconds between two signs of life of a writer; after three times as many it is held for dead."""
+"""Seconds between two refreshes; a writer that misses three of them is taken for dead."""
 
 _LOOKS: Final = 30
-"""How often it is looked for a sign, in that time."""
+"""How often the object is read during that time."""
 
 
-class RemoteLock:
-    """The right to write into a run's folder on an object store, once it is taken.
+class Lease:
+    """The right to write into a run's folder on an object store, once :meth:`take` returned.
 
     Parameters
     ----------
-    remote : RemotePlace
+    remote : RemoteLocation
         The run.
-    session : str, optional
-        Of the recording that is to write; a new one if not given.
 
     Attributes
     ----------
-    remote : RemotePlace
+    remote : RemoteLocation
         The run.
     session : str
-        Whose it is.
+        Identifier of the recording that holds it.
     """
 
-    def __init__(self, remote: RemotePlace, session: str | None = None) -> None:
-        self.session = uuid.uuid4().hex if session is None else session
+    def __init__(self, remote: RemoteLocation) -> None:
+        self.session = uuid.uuid4().hex
         self.remote = remote
         self._file = remote / LOCK_FILE
         self._signed = 0.0
@@ -58,17 +56,17 @@ class RemoteLock:
         self._over = threading.Event()
 
     def take(self, *, known_dead: str | None = None) -> None:
-        """Take it, when it is clear that nobody else writes: that may need half a minute.
+        """Take the lease when it is clear that nobody else writes; that may take half a minute.
 
         Parameters
         ----------
         known_dead : str, optional
-            The session of a recording of which it is known that it is dead.
+            The session of a recording that is known to be dead.
 
         Raises
         ------
         UsageError
-            Another has it and lives, or it cannot be written there.
+            Another writer holds it, or the object cannot be written.
         """
         try:
             if self._holder() not in {None, self.session, known_dead}:
@@ -79,11 +77,11 @@ class RemoteLock:
                 f"'{self.remote}' cannot be written ({reason(error)}); check the address and your "
                 "credentials"
             ) from None
-        # Of its own: an upload or a download may take longer than others wait for a sign.
-        threading.Thread(target=self._live, name="trustlens-lock", daemon=True).start()
+        # On its own thread: an upload or a download may take longer than others wait.
+        threading.Thread(target=self._live, name="trustlens-lease", daemon=True).start()
 
     def is_kept(self) -> bool:
-        """Tell whether it is still ours; asks where the last sign is not of this moment.
+        """Return whether it is still ours; reads the object if the last refresh is not recent.
 
         Raises
         ------
@@ -93,22 +91,22 @@ class RemoteLock:
         with self._asking:
             # Not the monotonic clock, which may stand still while a machine sleeps.
             if not self._is_lost and abs(time.time() - self._signed) > SIGN / 2:
-                # If it is nobody's, another has had it.
+                # If the object is gone, another writer has had it.
                 self._is_lost = self._holder() != self.session
                 if not self._is_lost:
                     self._sign()
             return not self._is_lost
 
     def release(self) -> None:
-        """Give it back; if that cannot be, who comes next has to wait."""
+        """Give it back. If that fails, the next writer has to wait."""
         self._over.set()
         with self._asking, suppress(OSError, pa.ArrowException):
             if self._holder() == self.session:
-                self.remote.filesystem.delete_file(self._file.path)
+                self.remote.delete(LOCK_FILE)
 
     def _live(self) -> None:
         while not self._over.wait(SIGN):
-            with suppress(OSError, pa.ArrowException):  # it may answer the next time
+            with suppress(OSError, pa.ArrowException):  # the store may answer the next time
                 if not self.is_kept():
                     return
 
@@ -125,13 +123,13 @@ class RemoteLock:
             time.sleep(3 * SIGN / _LOOKS)
             try:
                 now = self._text()
-            except (OSError, pa.ArrowException):  # who lives could not give a sign either
+            except (OSError, pa.ArrowException):  # a live writer could not refresh it either
                 silent, failed = 0, failed + 1
                 if failed == _LOOKS:
                     raise
                 continue
             silent = silent + 1 if time.time() - began < SIGN else 0  # else this machine slept
-            if now is None:  # it closed the run meanwhile
+            if now is None:  # it has closed the run
                 return
             if now != seen:
                 raise UsageError(
@@ -144,9 +142,9 @@ class RemoteLock:
         return None if text is None else text.partition(" ")[0]
 
     def _text(self) -> str | None:
-        """Return what it says; None if there is none, and little if it is being written."""
+        """Return the object's content; None if there is none."""
         try:
-            with self.remote.filesystem.open_input_file(self._file.path) as opened:
+            with self.remote.filesystem.open_input_file(self._file.filesystem_path) as opened:
                 return opened.read(1024).decode(errors="replace")
         except FileNotFoundError:
             return None

@@ -1,11 +1,11 @@
-"""Where a run that is to lie on an object store is written: a folder of the user's cache.
+"""The staging folder of a run on an object store: where it is written before it is uploaded.
 
-What is not uploaded yet stays there, so that a network that is gone loses nothing.
+It is in the user's cache folder. Files that are not uploaded yet stay there, so that a network
+failure loses nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -16,156 +16,125 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trustlens.cache_folder import cache_folder
-from trustlens.errors import RunError, UsageError
+from trustlens.errors import UsageError
 from trustlens.schema import TABLES
+from trustlens.store.address import Address, locate
 from trustlens.store.atomic_write import atomic_write
 from trustlens.store.layout import JOURNAL, OVERVIEW, REPLACED, RUN_FILE
-from trustlens.store.location import Place, entries, exists, open_input, reading
+from trustlens.store.location import Location
 from trustlens.store.locking import is_held
-from trustlens.store.remote.lease import RemoteLock
-from trustlens.store.remote_location import RemotePlace
-from trustlens.store.run_info import RunInfo, read_info
+from trustlens.store.remote.lease import Lease
+from trustlens.store.remote.status import session_in, staging_folder
+from trustlens.store.remote_location import RemoteLocation, remote_of
 
 _log: Final = logging.getLogger("trustlens")
 
 _UPLOADED: Final = ".uploaded.json"
-"""The file of a spool that says what of it was uploaded: that is not uploaded again by who resumes
-it."""
+"""The file of a staging folder that lists what was uploaded, so that a resumed recording does not
+upload it again."""
 
 _CHUNK: Final = 1 << 22  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
-    """A file of a spool as it was when it was looked at."""
+class Version:
+    """Size and time of change of a file, by which a changed file is recognized."""
 
     size: int
     changed: int
 
 
-UNKNOWN: Final = Local(-1, -1)
-"""A file on the store of which nothing is noted here."""
+UNKNOWN: Final = Version(-1, -1)
+"""The version of a file on the store that this machine did not upload."""
 
 
-def spool_of(remote: RemotePlace) -> Path:
-    """Return the folder on this machine in which a run is written that lies on an object store."""
-    digest = hashlib.blake2b(remote.identity.encode(), digest_size=6).hexdigest()
-    return cache_folder() / "spool" / f"{remote.name}-{digest}"
+def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | None]:
+    """Return the folder in which a run is written, and the lease if it is on an object store.
 
-
-def prepared(directory: Place, *, resume: bool) -> tuple[Path, RemoteLock | None]:
-    """Return where a run is written, with all that there is of it if it is to be resumed.
-
-    And of a run on an object store, the right to write there.
+    The folder holds all files of a run that is to be resumed.
 
     Raises
     ------
     UsageError
-        There is a run at that address already, and it is not to be resumed; it is being recorded
-        by another; or the address cannot be written.
+        The address holds a run and ``resume`` is false; the run is being recorded by another
+        process; or the address cannot be written.
     RunError
-        The object store does not answer, or what is there is no run.
+        The object store does not answer, or its run.json cannot be read.
     """
-    if isinstance(directory, Path):
-        return directory.absolute(), None  # the training may go to another folder
-    spool = spool_of(directory)
+    remote = remote_of(directory)
+    if remote is None:
+        return Path(directory.filesystem_path), None  # absolute: the training may change folders
+    staging = staging_folder(remote)
     if not resume:
-        _refuse_run(directory, spool)
-    held = is_held(spool)
+        _refuse_run(remote, staging)
+    held = is_held(staging)
     if held:
         raise UsageError(
             f"'{directory}' already holds a run that another recorder on this machine is "
             "recording; close that one first, or record to another address"
         )
-    lock = RemoteLock(directory)
-    lock.take(known_dead=session_in(spool) if held is False else None)
-    with kept_if_well(lock):
-        if not resume:  # it may have come meanwhile
-            _refuse_run(directory, spool)
-        _bring(directory, spool, lock)
-    return spool, lock
+    lease = Lease(remote)
+    lease.take(known_dead=session_in(staging) if held is False else None)
+    with released_on_error(lease):
+        if not resume:  # another may have been recorded meanwhile
+            _refuse_run(remote, staging)
+        _fetch(remote, staging, lease)
+    return staging, lease
 
 
 @contextmanager
-def kept_if_well(lock: RemoteLock | None) -> Generator[None]:
-    """Give the right to write back if what it was taken for fails."""
+def released_on_error(lease: Lease | None) -> Generator[None]:
+    """Release the lease if the block raises."""
     try:
         yield
     except BaseException:
-        if lock is not None:
-            lock.release()
+        if lease is not None:
+            lease.release()
         raise
 
 
-def _bring(remote: RemotePlace, spool: Path, lock: RemoteLock) -> None:
-    """Have all that there is of a run in its spool."""
-    here = (spool / RUN_FILE).exists()
-    if not exists(remote / RUN_FILE):
+def _fetch(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
+    """Bring all files of a run into its staging folder."""
+    here = (staging / RUN_FILE).exists()
+    if not (remote / RUN_FILE).exists():
         if not here:
             _refuse_strays(remote)
         return
-    if here and session_in(spool) == session_in(remote) and _has_all(spool, remote):
+    if here and session_in(staging) == session_in(remote) and _has_all(staging, remote):
         return
     if here:
-        _set_aside(spool, remote)
-    else:  # a download broke off
-        shutil.rmtree(spool, ignore_errors=True)
-    _download(remote, spool, lock)
+        _set_aside(staging, remote)
+    else:  # a download was interrupted
+        shutil.rmtree(staging, ignore_errors=True)
+    _download(remote, staging, lease)
 
 
-def _has_all(spool: Path, remote: RemotePlace) -> bool:
-    """Tell whether a spool has all sealed files of the store; if not, somebody cleaned the cache.
+def _has_all(staging: Path, remote: RemoteLocation) -> bool:
+    """Return whether a staging folder has all segments of the store.
 
-    Whoever went on with it would make other files of their names.
+    If not, somebody cleaned the cache, and a resumed recording would reuse their numbers.
     """
     sealed = {name for name in files_of(remote) if name.startswith(TABLES)}
-    return sealed.issubset(files_of(spool))
+    return sealed.issubset(files_of(staging))
 
 
-def session_in(directory: Place) -> str | None:
-    """Return which recording wrote last into a run; None if there is no run, or it does not say."""
-    if not exists(directory / RUN_FILE):
-        return None
-    return read_info(directory).recording.session
-
-
-def is_written(directory: Place, info: RunInfo) -> bool | None:
-    """Tell whether a process on this machine records a run; None if that cannot be told.
-
-    Parameters
-    ----------
-    directory : Place
-        The run.
-    info : RunInfo
-        Its ``run.json``.
-    """
-    if isinstance(directory, Path):
-        return is_held(directory)
-    spool = spool_of(directory)
-    with suppress(RunError):  # of the spool, which is not what was asked about
-        if session_in(spool) == info.recording.session:
-            return is_held(spool)
-    return None
-
-
-def _refuse_run(remote: RemotePlace, spool: Path) -> None:
-    if exists(remote / RUN_FILE):
+def _refuse_run(remote: RemoteLocation, staging: Path) -> None:
+    if (remote / RUN_FILE).exists():
         raise UsageError(
             f"'{remote}' already holds a run; give resume=True to go on with it, or record to "
             "another address"
         )
-    if (spool / RUN_FILE).exists():
+    if (staging / RUN_FILE).exists():
         raise UsageError(
             f"a run was recorded to '{remote}' of which nothing could be uploaded: it lies in "
-            f"'{spool}'; give resume=True to go on with it, upload it by trustlens repair "
+            f"'{staging}'; give resume=True to go on with it, upload it by trustlens repair "
             f"'{remote.whole_address}', or remove that folder"
         )
 
 
-def _refuse_strays(remote: RemotePlace) -> None:
+def _refuse_strays(remote: RemoteLocation) -> None:
     # Their rows would be read with the new ones.
-    strays = [name for name in (JOURNAL, *TABLES) if entries(remote / name)]
+    strays = [name for name in (JOURNAL, *TABLES) if (remote / name).entries()]
     if strays:
         raise UsageError(
             f"'{remote}' holds files of a run without its {RUN_FILE} ({', '.join(strays)}): an "
@@ -174,18 +143,18 @@ def _refuse_strays(remote: RemotePlace) -> None:
         )
 
 
-def _set_aside(spool: Path, remote: RemotePlace) -> None:
-    kept = spool.with_name(f"{spool.name}-{time.time_ns()}")
-    spool.rename(kept)
+def _set_aside(staging: Path, remote: RemoteLocation) -> None:
+    kept = staging.with_name(f"{staging.name}-{time.time_ns()}")
+    staging.rename(kept)
     _log.warning(
-        "trustlens: '%s' was gone on with elsewhere since this machine recorded it, or files of "
-        "that are gone; what was not uploaded is in '%s': remove it if you do not want it",
+        "trustlens: '%s' was resumed on another machine, or local files are missing. Rows that "
+        "were not uploaded were moved to '%s'; delete that folder if you do not need them.",
         remote,
         kept,
     )
 
 
-def _download(remote: RemotePlace, spool: Path, lock: RemoteLock) -> None:
+def _download(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
     from tqdm.auto import tqdm  # noqa: PLC0415 — not at the start of every training
 
     files = files_of(remote)
@@ -195,64 +164,64 @@ def _download(remote: RemotePlace, spool: Path, lock: RemoteLock) -> None:
         unit_scale=True,
         delay=2,
         desc=f"fetching {remote.name}",
-        disable=None,  # where nobody sees it
+        disable=None,  # if it is not a terminal
     ) as bar:
         for name in sorted(files, key=lambda name: name == RUN_FILE):  # that one last
-            path = spool / name
+            path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             file = remote / name
-            with open_input(file) as source, path.open("wb") as target, reading(file):
+            with file.open() as source, path.open("wb") as target, file.reading():
                 while chunk := source.read(_CHUNK):
                     target.write(chunk)
                     bar.update(len(chunk))
-    if not lock.is_kept():
+    if not lease.is_kept():
         raise UsageError(
             f"another recording goes on with '{remote}' since this one began to fetch it; close "
             "that one first, or record to another address"
         )
-    note_uploaded(spool, files_of(spool))
+    note_uploaded(staging, files_of(staging))
 
 
-def folders_of(run: Place) -> list[str]:
-    """Return the folders in which there are files of a run; of the run itself, an empty name."""
+def folders_of(run: Location) -> list[str]:
+    """Return the folders that may hold files of a run, relative to it; "" is the run itself."""
     levels = [f"{OVERVIEW}/{each}" for each in _folders_in(run / OVERVIEW)]
     replaced = [f"{REPLACED}/{each}" for each in _folders_in(run / REPLACED)]
     tables = [f"{each}/{table}" for each in replaced for table in TABLES]
     return ["", JOURNAL, *TABLES, *levels, *tables]
 
 
-def _folders_in(folder: Place) -> list[str]:
-    found = entries(folder)
-    return [each.name for each in found if not each.is_plain and each.name.isdecimal()]
+def _folders_in(folder: Location) -> list[str]:
+    return [each.name for each in folder.entries() if not each.is_plain and each.name.isdecimal()]
 
 
-def files_of(run: Place) -> dict[str, Local]:
+def files_of(address: Address) -> dict[str, Version]:
     """Return the files of a run as they are now, by their paths within it."""
+    run = locate(address)
     return {
-        f"{folder}/{entry.name}" if folder else entry.name: Local(entry.size, entry.changed)
+        f"{folder}/{entry.name}" if folder else entry.name: Version(entry.size, entry.changed)
         for folder in folders_of(run)
-        for entry in entries(run / folder if folder else run)
+        for entry in (run / folder if folder else run).entries()
         if entry.is_plain and not entry.name.startswith(".")
     }
 
 
-def uploaded(spool: Path) -> dict[str, Local] | None:
-    """Return what of a spool was uploaded already, as a process before this one noted it if any."""
+def uploaded(staging: Path) -> dict[str, Version] | None:
+    """Return what an earlier process noted as uploaded; None if there is no note."""
     try:
-        noted: Any = json.loads((spool / _UPLOADED).read_bytes())
-        return {str(name): Local(*map(int, local)) for name, local in noted.items()}
+        noted: Any = json.loads((staging / _UPLOADED).read_bytes())
+        return {str(name): Version(*map(int, version)) for name, version in noted.items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def note_uploaded(spool: Path, there: Mapping[str, Local | None]) -> None:
-    """Note what of a spool is uploaded, for who goes on with it after this process."""
+def note_uploaded(staging: Path, there: Mapping[str, Version | None]) -> None:
+    """Note what is uploaded, for a process that resumes the recording."""
     noted = {
-        name: astuple(local)
-        for name, local in there.items()
-        if local is not None and local != UNKNOWN
+        name: astuple(version)
+        for name, version in there.items()
+        if version is not None and version != UNKNOWN
     }
-    with suppress(OSError), atomic_write(spool / _UPLOADED) as temporary:
+    with suppress(OSError), atomic_write(staging / _UPLOADED) as temporary:
         temporary.write_text(json.dumps(noted), encoding="utf-8")

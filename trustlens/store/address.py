@@ -1,0 +1,38 @@
+"""From a path or an address to the location that it names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeAlias, cast
+
+from trustlens.store.location import LocalLocation, Location
+from trustlens.store.remote_location import RemoteLocation, remote_location
+
+Address: TypeAlias = str | os.PathLike[str] | Location
+"""What users and functions give to say where a run is."""
+
+
+def is_address(value: object) -> bool:
+    """Return whether a value is of a kind that :func:`locate` takes, and not empty."""
+    if isinstance(value, (LocalLocation, RemoteLocation)):
+        return True
+    return isinstance(value, (str, os.PathLike)) and os.fspath(value) not in ("", "file://")
+
+
+def locate(address: Address) -> Location:
+    """Return the location that a path or an address names; a location is returned as it is.
+
+    Raises
+    ------
+    UsageError, MissingDependencyError
+        The address cannot be opened; the message says why.
+    """
+    if isinstance(address, (LocalLocation, RemoteLocation)):
+        return address
+    text = os.fspath(cast("str | os.PathLike[str]", address))
+    if "://" not in text:
+        return LocalLocation(Path(text))
+    if text.startswith("file://"):
+        return LocalLocation(Path(text.removeprefix("file://")))
+    return remote_location(text)

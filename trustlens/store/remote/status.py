@@ -1,0 +1,50 @@
+"""Whether a run is being recorded; for a run on an object store, from this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+from trustlens.cache_folder import cache_folder
+from trustlens.errors import RunError
+from trustlens.store.address import Address, locate
+from trustlens.store.layout import RUN_FILE
+from trustlens.store.location import Location
+from trustlens.store.locking import is_held
+from trustlens.store.remote_location import RemoteLocation, remote_of
+from trustlens.store.run_info import RunInfo, read_info
+
+
+def staging_folder(remote: RemoteLocation) -> Path:
+    """Return the folder on this machine in which a run is written before it is uploaded."""
+    digest = hashlib.blake2b(remote.identity.encode(), digest_size=6).hexdigest()
+    return cache_folder() / "spool" / f"{remote.name}-{digest}"
+
+
+def session_in(address: Address) -> str | None:
+    """Return the session that wrote a run last; None if there is no run, or it names none."""
+    directory = locate(address)
+    if not (directory / RUN_FILE).exists():
+        return None
+    return read_info(directory).recording.session
+
+
+def is_recorded_here(directory: Location, info: RunInfo) -> bool | None:
+    """Return whether a process on this machine records a run; None if that is not known.
+
+    Parameters
+    ----------
+    directory : Location
+        The run.
+    info : RunInfo
+        Its ``run.json``.
+    """
+    remote = remote_of(directory)
+    if remote is None:
+        return is_held(Path(directory.filesystem_path))
+    staging = staging_folder(remote)
+    with suppress(RunError):  # of the staging folder, which was not asked for
+        if session_in(staging) == info.recording.session:
+            return is_held(staging)
+    return None

@@ -1,0 +1,37 @@
+"""The names and numbers of a run's segments, sealed or in the journal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from trustlens.store.address import Address, locate
+from trustlens.store.layout import JOURNAL
+
+_SEALED: Final = re.compile(r"(\d{6,18})\.parquet")
+_JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
+
+
+def sealed_in(names: Iterable[str]) -> dict[int, str]:
+    """Return the sealed segments among the names in a table's folder, by ascending number."""
+    matches = (match for name in names if (match := _SEALED.fullmatch(name)))
+    return dict(sorted((int(match[1]), match[0]) for match in matches))
+
+
+def sealed_numbers(directory: Address, table: str) -> set[int]:
+    """Return the numbers of a table's sealed segments."""
+    return set(sealed_in((locate(directory) / table).names()))
+
+
+def journal_numbers(directory: Address, table: str) -> set[int]:
+    """Return the numbers of a table's journals, including those that are sealed already."""
+    names = (locate(directory) / JOURNAL).names()
+    matches = (match for name in names if (match := _JOURNAL.fullmatch(name)))
+    return {int(match[2]) for match in matches if match[1] == table}
+
+
+def next_number(directory: Address, table: str) -> int:
+    """Return the number of a table's next segment."""
+    numbers = sealed_numbers(directory, table) | journal_numbers(directory, table)
+    return max(numbers, default=-1) + 1
