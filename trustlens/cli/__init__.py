@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import trustlens
-from trustlens.cli import dashboard, demo, diagnose, export, repair, show
+from trustlens.cli import dashboard, demo, diagnose, doctor, export, repair, show
 from trustlens.cli import list as list_runs
 from trustlens.cli.parser import Parser
 from trustlens.cli.terminal import OK, describe, refuse
 from trustlens.errors import TrustlensError
 
-_COMMANDS: Final = (demo, dashboard, list_runs, show, diagnose, repair, export)
+_COMMANDS: Final = (demo, dashboard, list_runs, show, diagnose, repair, export, doctor)
 """The commands, in the order of ``trustlens --help``."""
 
 _CTRL_C: Final = 130  # what shells expect of a process that SIGINT ended

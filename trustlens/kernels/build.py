@@ -48,10 +48,16 @@ def load(source: Path) -> ctypes.CDLL:
     ready = ready_built(source)
     if ready is not None:
         try:
-            return ctypes.CDLL(str(ready))
+            library = ctypes.CDLL(str(ready))
         except OSError as error:
             _log.info("trustlens: '%s' cannot be loaded: %s", ready, error)
-    return ctypes.CDLL(str(compiled_here(source)))
+        else:
+            _log.debug("trustlens: %s: ready-built '%s'", source.name, ready)
+            return library
+    path = compiled_here(source)
+    library = ctypes.CDLL(str(path))
+    _log.debug("trustlens: %s: compiled on this machine, '%s'", source.name, path)
+    return library
 
 
 def ready_built(source: Path) -> Path | None:
