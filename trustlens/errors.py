@@ -10,15 +10,15 @@ class TrustlensError(Exception):
 
 
 class UsageError(TrustlensError):
-    """What the caller asked for cannot be done as asked (a bad name, value or place)."""
+    """The caller passed a name, value or path that cannot be used."""
 
 
 class RunError(TrustlensError):
-    """A run on disk cannot be read as one: missing, foreign, damaged, or of a newer schema."""
+    """A run cannot be read: missing, not written by trustlens, damaged, or of a newer schema."""
 
 
 class MissingDependencyError(TrustlensError):
-    """An optional part was asked for whose packages are not installed."""
+    """An optional feature was used whose packages are not installed."""
 
     def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
         remedy = package if extra is None else f"'trustlens-optim[{extra}]'"

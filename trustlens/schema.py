@@ -111,7 +111,7 @@ QUANTITIES: Final[Mapping[str, Quantity]] = {q.name: q for q in (*_RECORDED, *_D
 """Every quantity by name, recorded ones first, in the order of the columns."""
 
 RECORDED: Final = tuple(q.name for q in _RECORDED)
-"""Names of the stored columns of ``layers`` behind ``step`` and ``layer``."""
+"""Names of the stored columns of ``layers`` after ``step`` and ``layer``."""
 
 COUNTS: Final = tuple(q.name for q in _RECORDED if q.dtype == "int64")
 """Names of the stored integer columns."""
@@ -120,4 +120,4 @@ TABLES: Final = ("layers", "steps", "metrics", "histograms")
 """The tables of a run, each a folder of Parquet files."""
 
 ELEMENTS: Final = ("weight", "gradient", "update")
-"""What element histograms are taken of."""
+"""The tensors whose elements are counted in histograms."""

@@ -129,11 +129,11 @@ class Trustlens(Engine):
 
     def width(self, query: str) -> int:
         """Return the steps of our buckets."""
-        return self.opened.overview(QUANTITY, BUCKETS[query]).width
+        return self.opened.downsample(QUANTITY, BUCKETS[query]).width
 
     def buckets(self, query: str, asked: Asked) -> Any:
         layers = [asked.layer] if query == "curve" else None
-        return self.opened.overview(QUANTITY, BUCKETS[query], layers=layers), layers
+        return self.opened.downsample(QUANTITY, BUCKETS[query], layers=layers), layers
 
     def one_layer(self, asked: Asked) -> Any:
         return self.opened.layers([QUANTITY], layers=[asked.layer])

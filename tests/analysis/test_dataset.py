@@ -21,6 +21,7 @@ from dask.distributed import Client, LocalCluster
 import trustlens
 from support.runs import make_run
 from trustlens.errors import UsageError
+from trustlens.store.address import locate
 
 PAGE = Path(__file__).parents[2] / "docs" / "remote.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -120,7 +121,7 @@ def test_the_lines_of_the_page(sweep: Path, cluster: Client) -> None:
 
 
 def test_runs_on_an_object_store(sweep: Path) -> None:
-    memory = trustlens.store.location.place("memory://fleet")
+    memory = locate("memory://fleet")
     for path in sweep.rglob("*"):
         if path.is_file():
             name = path.relative_to(sweep).as_posix()

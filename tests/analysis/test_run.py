@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import trustlens
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED
+from trustlens.store.reader import fingerprint
 
 Make = Callable[..., Path]
 
@@ -94,20 +96,20 @@ def test_what_was_not_recorded_is_nan(synthetic_run: Make) -> None:
     assert run.matrix("debias1").notna().all(axis=None)
 
 
-def test_version_changes_with_what_a_reader_would_see(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_what_a_reader_would_see(tmp_path: Path) -> None:
     from support.runs import layers_table, run_info
     from trustlens.store.writer import RunWriter
 
     writer = RunWriter(tmp_path, run_info(layers=["a"]))
     run = trustlens.open_run(tmp_path)
-    versions = [run.version]
+    versions = [fingerprint(tmp_path)]
     for step in (1, 2):
         writer.append("layers", layers_table(np.array([step]), ["a"], {}))
         writer.flush()
-        versions.append(run.version)
-        assert run.version == versions[-1]
+        versions.append(fingerprint(tmp_path))
+        assert fingerprint(tmp_path) == versions[-1]
     writer.close(writer.info.closed_at("2026-11-01T00:00:00+00:00"))
-    versions.append(run.version)
+    versions.append(fingerprint(tmp_path))
     assert len(set(versions)) == 4
     assert run.status == "closed"
 
@@ -160,7 +162,7 @@ def test_points_that_are_no_number_of_them_are_named(synthetic_run: Make, points
 @pytest.mark.parametrize("number", [2**70, 1.5, "1", True])
 def test_numbers_that_no_step_has_are_named(synthetic_run: Make, number: Any) -> None:
     run = trustlens.open_run(synthetic_run())
-    for read in (run.layers, run.recorded_steps, run.trust_ratio):
+    for read in (run.layers, partial(run.matrix, "grad_norm"), run.trust_ratio):
         with pytest.raises(UsageError, match=r"steps=\[.*\] has a value that is not a step number"):
             read(steps=[number])
     assert run.downsample("trust_ratio", np.int64(3), steps=(-5, 2**53)).rows.sum() > 0

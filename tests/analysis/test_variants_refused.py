@@ -192,7 +192,7 @@ def test_what_cannot_be_had_is_told(tmp_path, case):
     train(tmp_path / "mine", make)
     with pytest.raises(UsageError, match=told) as caught:
         trustlens.open_run(tmp_path / "mine").trust_ratio("deepspeed")
-    assert str(caught.value).startswith("trust_ratio of run 'mine' was asked for")
+    assert str(caught.value).startswith("trust_ratio of run 'mine' cannot be computed")
 
 
 def test_adam_without_decay_is_as_good_as_adamw(tmp_path):

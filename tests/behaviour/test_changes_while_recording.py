@@ -111,7 +111,7 @@ def test_a_step_that_a_closure_broke_off_is_none(tmp_path: Path) -> None:
             optimizer.step(broken)
         step(model, optimizer)
         assert recorder.step == 2
-    assert trustlens.open_run(tmp_path).recorded_steps().tolist() == [1, 2]
+    assert trustlens.open_run(tmp_path).matrix("nonfinite").index.tolist() == [1, 2]
 
 
 def test_optimizers_that_step_at_different_times_share_one_count(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_fork_leaves_the_files_to_the_process_that_recorded(tmp_path: Path) ->
         timeout=60,
     )
     run = trustlens.open_run(tmp_path / "run")
-    assert run.recorded_steps().tolist() == [1, 2, 3]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2, 3]
     assert len(run.metrics()) == 1
     assert run.status == "closed"  # by the end of the interpreter
     assert run.info.recording.stopped is None
@@ -230,7 +230,7 @@ def test_a_training_that_goes_to_another_folder_is_recorded_where_it_began(
     assert list(there.iterdir()) == []
     run = trustlens.open_run(here / "runs" / "lamb")
     assert (run.name, run.status, run.missing()) == ("lamb", "closed", [])
-    assert run.recorded_steps().tolist() == [1, 2, 3, 4, 5]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_a_slow_training_is_written_while_it_runs() -> None:
@@ -267,7 +267,7 @@ def test_where_files_are_full_what_is_not_recorded_is_a_gap(tmp_path: Path) -> N
     step(model, torch.optim.SGD(model.parameters(), lr=0.01), times=500)
     np.testing.assert_array_equal(weight, model[0].weight.detach().numpy())
     run = trustlens.open_run(tmp_path / "run")
-    steps = run.recorded_steps()
+    steps = run.matrix("nonfinite").index
     assert 25 <= len(steps) < 500
     gaps = [np.arange(first, last + 1) for first, last in run.info.recording.gaps]
     np.testing.assert_array_equal(np.sort(np.concatenate([steps, *gaps])), np.arange(1, 501))

@@ -67,7 +67,7 @@ def test_a_step_that_is_captured_in_a_graph_is_left_alone(
             optimizer.step()
     assert p.tolist() == [-1.5] * 3
     assert recorder.step == 3
-    assert trustlens.open_run(tmp_path / "run").recorded_steps().tolist() == [1, 2, 3]
+    assert trustlens.open_run(tmp_path / "run").matrix("nonfinite").index.tolist() == [1, 2, 3]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "CUDA graph" in caplog.text
 
@@ -91,6 +91,6 @@ def test_a_training_on_a_gpu_never_waits(options: dict[str, Any], tmp_path: Path
         finally:
             torch.cuda.set_sync_debug_mode("default")
     run = trustlens.open_run(tmp_path / "run")
-    assert run.recorded_steps().tolist() == list(range(1, 13))
-    assert run.info.recorder["statistics"] == "cuda"
-    assert "stopped" not in run.info.recorder
+    assert run.matrix("nonfinite").index.tolist() == list(range(1, 13))
+    assert run.info.recording.statistics == "cuda"
+    assert run.info.recording.stopped is None

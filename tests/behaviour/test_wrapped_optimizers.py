@@ -140,7 +140,7 @@ def test_the_optimizer_within_a_wrapper_is_recorded(
     assert not (tmp_path / "second").exists()
     run = trustlens.open_run(tmp_path / "run")
     assert run.info.optimizers[0].name == "torch.optim.adam.Adam"
-    assert run.recorded_steps().tolist() == [1, 2, 3]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2, 3]
     assert run.matrix("debias1")["0.weight"].tolist() == pytest.approx(
         [1 / (1 - 0.9**t) for t in (1, 2, 3)], rel=1e-6
     )
@@ -275,7 +275,7 @@ def test_a_whole_training_step_that_is_compiled(tmp_path: Path) -> None:
     with trustlens.record(optimizer, tmp_path, model=model):
         trained(model, optimizer)
     assert_same(plain, model)
-    assert trustlens.open_run(tmp_path).recorded_steps().tolist() == [1, 2, 3, 4]
+    assert trustlens.open_run(tmp_path).matrix("nonfinite").index.tolist() == [1, 2, 3, 4]
 
 
 def move(optimizer: Optimizer, by: float) -> None:
@@ -352,7 +352,7 @@ def test_the_outermost_step_is_the_step(
             optimizer.step((lambda: broken(ArithmeticError)) if survives else None)
             assert recorder.step == t
     run = trustlens.open_run(tmp_path)
-    assert run.recorded_steps().tolist() == [1, 2, 3]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2, 3]
     assert run.matrix("update_norm").iloc[:, 0].tolist() == [update] * 3
     assert run.matrix("weight_norm").iloc[:, 0].tolist() == starts
 
@@ -381,5 +381,5 @@ def test_steps_of_one_class_within_each_other_are_those_of_two_optimizers(tmp_pa
         for _ in range(2):
             outer.step(inner.step)
     run = trustlens.open_run(tmp_path)
-    assert run.recorded_steps().tolist() == [1, 2]
+    assert run.matrix("nonfinite").index.tolist() == [1, 2]
     assert run.matrix("update_norm").to_numpy().tolist() == [[1, 1], [1, 1]]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ Make = Callable[..., Path]
 def read_all(path: Path) -> None:
     run = trustlens.Run(path)
     run.layers()
-    run.overview("grad_norm")
+    run.downsample("grad_norm")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,8 @@ def test_a_parquet_bomb_is_not_unpacked(synthetic_run: Make) -> None:
     zeros = pa.table({"step": np.zeros(1 << 25, np.int64)})
     pq.write_table(zeros, sealed_path(path, "layers", 0), compression="zstd")
     run = trustlens.Run(path)
-    for read in (run.layers, run.recorded_steps, lambda: run.overview("grad_norm")):
+    sample = partial(run.sample, ["grad_norm"], 3)
+    for read in (run.layers, sample, partial(run.downsample, "grad_norm")):
         with pytest.raises(RunError, match="claims 33,554,432 rows"):
             read()
 
@@ -151,7 +153,7 @@ def test_names_that_are_paths_are_only_names(synthetic_run: Make, tmp_path: Path
     signal.alarm(20)
     run = trustlens.open_run(path)
     assert sorted(run.layers()["layer"].unique()) == sorted(names)
-    assert run.overview("grad_norm", 3).rows.any()
+    assert run.downsample("grad_norm", 3).rows.any()
     trustlens.export.to_tensorboard(run, tmp_path / "tb")
 
 

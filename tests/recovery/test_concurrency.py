@@ -67,5 +67,5 @@ def test_reading_changes_nothing(tmp_path: Path, synthetic_run: Callable[..., Pa
         for read in readers(run):
             if path.name == "left" or "histograms" not in repr(read):
                 read() if layer == "a.weight" else None
-        run.layers(), run.overview("grad_norm"), run.diagnose(), run.missing()
+        run.layers(), run.downsample("grad_norm"), run.diagnose(), run.missing()
         assert listing(path) == before

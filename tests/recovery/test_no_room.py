@@ -108,7 +108,7 @@ def test_a_recording_waits_until_there_is_room_and_says_what_is_missing(
     (first, last), *others = run.info.recording.gaps
     assert not others
     assert [first, last] == [51, 250]
-    there = run.recorded_steps().tolist()
+    there = run.matrix("nonfinite").index.tolist()
     assert there == [*range(1, first), *range(last + 1, 301)]
     assert run.status == "closed"
     (sentence,) = run.missing()
@@ -203,7 +203,7 @@ def test_steps_without_room_that_are_recorded_later_are_not_missing(
         recorder.load_state_dict({"step": back})
         train(recorder, 30)
     run = trustlens.Run(tmp_path)
-    assert run.recorded_steps().tolist() == list(range(1, back + 31))
+    assert run.matrix("nonfinite").index.tolist() == list(range(1, back + 31))
     assert run.missing() == []
 
 
@@ -276,7 +276,7 @@ def test_a_layer_has_rows_only_once_run_json_names_it(
     writer.close(writer.info)
     run = trustlens.Run(tmp_path)
     assert run.layers()["layer"].tolist() == LAYERS
-    assert run.recorded_steps().tolist() == [3]
+    assert run.matrix("nonfinite").index.tolist() == [3]
     assert run.info.recording.gaps == ((1, 2),)
 
 
@@ -317,7 +317,8 @@ def test_a_file_system_that_became_read_only_ends_it_and_what_was_flushed_is_the
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
     run = trustlens.Run(tmp_path)
-    assert run.recorded_steps()[: run.last_step].tolist() == list(range(1, run.last_step + 1))
+    there = run.matrix("nonfinite").index
+    assert there[: run.last_step].tolist() == list(range(1, run.last_step + 1))
     last = run.last_step
     assert last >= 19
     with trustlens.record(optimizer, tmp_path, resume=True) as recorder:

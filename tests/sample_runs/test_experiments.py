@@ -68,7 +68,7 @@ def test_a_run_is_recorded(experiments: Any, few: Any, tmp_path: Path, together:
         run = trustlens.open_run(tmp_path / name)
         assert run.status == "closed"
         assert run.layer_names == LAYERS
-        assert run.recorded_steps().tolist() == [1, 2, 3]
+        assert run.matrix("nonfinite").index.tolist() == [1, 2, 3]
         logged = {key: part["step"].tolist() for key, part in run.metrics().groupby("name")}
         assert logged == {"loss": [1, 2, 3], "test_loss": [2, 3], "test_accuracy": [2, 3]}
         assert run.info.config == {

@@ -28,6 +28,7 @@ from support import runs
 from trustlens.errors import TrustlensError
 from trustlens.store.arrow import dictionary
 from trustlens.store.layout import SCHEMAS
+from trustlens.store.reader import fingerprint
 from trustlens.store.writer import RunWriter
 
 MEMORY = 3 << 30  # bytes of addresses that the process may have
@@ -69,12 +70,12 @@ def readers(run: trustlens.Run) -> list[Callable[[], Any]]:
         lambda: run.last_step,
         lambda: run.label,
         lambda: repr(run),
-        lambda: run.version,
-        run.recorded_steps,
+        lambda: fingerprint(run.path),
+        lambda: run.sample(["grad_norm"], 3),
         run.layers,
         lambda: run.layers(["update_rms"], layers=["a.bias"], steps=[3, 70]),
         lambda: run.matrix("trust_ratio", steps=slice(20, 40)),
-        lambda: run.overview("update_ratio", 3),
+        lambda: run.downsample("update_ratio", 3),
         run.metrics,
         run.steps,
         lambda: run.histograms("a.weight", "weight"),

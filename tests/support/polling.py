@@ -73,7 +73,7 @@ def check(run: trustlens.Run) -> int:
         assert rows["step"].tolist() == list(range(1, len(rows) + 1))
     metrics = run.metrics()
     assert (metrics["value"] * 2 == metrics["step"]).all()
-    weight, grad = run.overviews(["weight_norm", "grad_norm"], 500).values()
+    weight, grad = run.downsample(["weight_norm", "grad_norm"], 500).values()
     assert (weight.rows == weight.rows[:, :1]).all()
     np.testing.assert_array_equal(weight.rows, grad.rows)
     np.testing.assert_array_equal(weight.mean, grad.mean)

@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
 from trustlens.errors import UsageError
 from trustlens.schema import TABLES
+from trustlens.store.address import locate
 from trustlens.store.layout import RUN_FILE, SCHEMAS
-from trustlens.store.location import Place, entries, exists, place
-from trustlens.store.remote_location import RemotePlace
+from trustlens.store.location import LocalLocation, Location
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -65,9 +65,9 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
     if not runs:
         raise UsageError(f"no run matches '{text.split('?')[0] if '://' in text else text}'")
     files = [
-        (f"{_path(run)}/{table}/{entry.name}", name)
+        (f"{run.filesystem_path}/{table}/{entry.name}", name)
         for name, run in sorted(runs.items())
-        for entry in entries(run / table)
+        for entry in (run / table).entries()
         if entry.is_plain and entry.name.endswith(".parquet") and not entry.name.startswith(".")
     ]
     schema = SCHEMAS[table].append(pa.field("run", pa.string()))
@@ -75,23 +75,23 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
         [path for path, _ in files],
         schema=schema,
         format=ds.ParquetFileFormat(),
-        filesystem=_filesystem(next(iter(runs.values()))),
+        filesystem=next(iter(runs.values())).filesystem,
         partitions=[ds.field("run") == name for _, name in files],
     )
 
 
-def _runs(pattern: str) -> Iterator[tuple[str, Place]]:
+def _runs(pattern: str) -> Iterator[tuple[str, Location]]:
     """Yield name and location of each run that matches, or is in a folder that matches."""
     if "://" in pattern and not pattern.startswith("file://"):
         address, question, options = pattern.partition("?")
         root, wild = _divided(address)
-        base = place(root + question + options)
+        base = locate(root + question + options)
         found = _matching(base, PurePosixPath(wild).parts)
     else:
         local = pattern.removeprefix("file://")
         root, wild = _divided(local)
-        base = Path(root or ".")
-        found = (Path(path) for path in glob.glob(local))  # noqa: PTH207 — it may be absolute
+        base = LocalLocation(Path(root or "."))
+        found = (LocalLocation(Path(path)) for path in glob.glob(local))  # noqa: PTH207 — it may be absolute
     for each in found:
         for run in _in(each):
             yield str(run)[len(str(base)) :].strip("/") or run.name, run
@@ -106,32 +106,20 @@ def _divided(pattern: str) -> tuple[str, str]:
     )
 
 
-def _matching(base: Place, parts: tuple[str, ...]) -> Iterator[Place]:
+def _matching(base: Location, parts: tuple[str, ...]) -> Iterator[Location]:
     if not parts:
         yield base
         return
-    for entry in entries(base):
+    for entry in base.entries():
         if not entry.is_plain and fnmatchcase(entry.name, parts[0]):
             yield from _matching(base / entry.name, parts[1:])
 
 
-def _in(folder: Place) -> Iterator[Place]:
+def _in(folder: Location) -> Iterator[Location]:
     """Yield the folder itself if it is a run, else the runs below it."""
-    if exists(folder / RUN_FILE):
+    if (folder / RUN_FILE).exists():
         yield folder
         return
-    for entry in entries(folder):
+    for entry in folder.entries():
         if not entry.is_plain and not entry.name.startswith("."):
             yield from _in(folder / entry.name)
-
-
-def _path(run: Place) -> str:
-    return run.path if isinstance(run, RemotePlace) else str(run.absolute())
-
-
-def _filesystem(run: Place) -> Any:
-    if isinstance(run, RemotePlace):
-        return run.filesystem
-    from pyarrow.fs import LocalFileSystem  # noqa: PLC0415
-
-    return LocalFileSystem()

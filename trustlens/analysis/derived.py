@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.schema import QUANTITIES, Quantity
-from trustlens.store.downsampled import Coarse
+from trustlens.store.downsampled import Downsampled
 
 
 def stored_columns(quantities: Sequence[Quantity]) -> list[str]:
@@ -45,8 +45,8 @@ def compute(
 
 
 def compute_downsampled(
-    quantity: Quantity, stored: Mapping[str, Coarse], sizes: NDArray[np.float64]
-) -> Coarse:
+    quantity: Quantity, stored: Mapping[str, Downsampled], sizes: NDArray[np.float64]
+) -> Downsampled:
     """Return a quantity in buckets of steps from stored ones in the same buckets.
 
     A derived quantity is computed from the means. Its smallest and largest values are known only
@@ -62,7 +62,7 @@ def compute_downsampled(
         return compute(quantity, columns, sizes)
 
     has_extremes = not more and first.low is not None
-    return Coarse(
+    return Downsampled(
         first.steps,
         first.width,
         np.minimum.reduce([each.rows for each in needs.values()]),

@@ -9,13 +9,13 @@ from typing import Final
 
 from trustlens.analysis.run import Run
 from trustlens.errors import UsageError
+from trustlens.store.address import Address
 from trustlens.store.layout import RUN_FILE
-from trustlens.store.location import Place, place
 
 _log: Final = logging.getLogger("trustlens")
 
 
-def open_run(path: str | os.PathLike[str] | Place) -> Run:
+def open_run(path: Address) -> Run:
     """Open a recorded run for reading; it may still be being written.
 
     If something is missing from it, the logger ``trustlens`` warns; see :meth:`Run.missing`.
@@ -37,7 +37,7 @@ def open_run(path: str | os.PathLike[str] | Place) -> Run:
     >>> run = trustlens.open_run("runs/lamb")
     >>> run.matrix("trust_ratio").tail()
     """
-    run = Run(place(path))
+    run = Run(path)
     for sentence in run.missing():
         _log.warning("trustlens: '%s': %s", run.path, sentence)
     return run

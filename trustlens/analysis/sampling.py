@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustlens.errors import UsageError
-from trustlens.store.downsampled import Coarse
+from trustlens.store.downsampled import Downsampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def exact_sample(
     return Sample(steps, 1, values, values, values, rows, nonfinite, exact=True)
 
 
-def bucket_sample(read: Coarse, kept: NDArray[np.bool_]) -> Sample:
+def bucket_sample(read: Downsampled, kept: NDArray[np.bool_]) -> Sample:
     """Return those buckets of a downsampled quantity that are kept, bool (buckets,)."""
     mean = read.mean[kept]
     return Sample(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, TypeAlias, cast, overload
 
 import numpy as np
@@ -19,12 +16,12 @@ from trustlens.analysis.names import listed, quantity
 from trustlens.analysis.sampling import Sample, bucket_sample, exact_sample, nearest_steps
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import RECORDED, TABLES
+from trustlens.store.address import Address, locate
 from trustlens.store.arrow import codes, numbers
-from trustlens.store.downsampled import Coarse, check_view, read_coarse
+from trustlens.store.downsampled import Downsampled, check_view, read_downsampled
 from trustlens.store.layout import RUN_FILE
-from trustlens.store.location import Place, entries, place
 from trustlens.store.reader import RunFiles
-from trustlens.store.row_filter import Rows
+from trustlens.store.row_filter import RowFilter
 from trustlens.store.run_info import RunInfo, read_info
 
 LONG: Final = 8
@@ -37,7 +34,7 @@ StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
 """Step numbers, a slice being half-open as always in Python; None for all."""
 
 
-def row_filter(steps: StepSelection) -> Rows:
+def row_filter(steps: StepSelection) -> RowFilter:
     """Return the row filter that selects these steps.
 
     Raises
@@ -46,15 +43,15 @@ def row_filter(steps: StepSelection) -> Rows:
         A slice that skips steps, or values that are not step numbers.
     """
     if steps is None:
-        return Rows()
+        return RowFilter()
     if not isinstance(steps, slice):
         chosen = np.asarray(steps)
         if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
             raise UsageError(f"steps={steps} has a value that is not a step number; leave it out")
-        return Rows(steps=np.unique(chosen.astype(np.int64)))
+        return RowFilter(steps=np.unique(chosen.astype(np.int64)))
     if steps.step not in (None, 1):
         raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
-    return Rows(steps.start, None if steps.stop is None else steps.stop - 1)
+    return RowFilter(steps.start, None if steps.stop is None else steps.stop - 1)
 
 
 def pivot(
@@ -109,15 +106,15 @@ class RunTables:
 
     Attributes
     ----------
-    path : Place
+    path : Location
         The directory of the run.
     info : RunInfo
         The content of ``run.json`` when it was last read, by ``status`` or as layers were read.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | Place) -> None:
-        self.path = place(path)
-        self._seen = _changed(self.path)
+    def __init__(self, path: Address) -> None:
+        self.path = locate(path)
+        self._seen = (self.path / RUN_FILE).entry()
         self.info: RunInfo = read_info(self.path)
         self._named: tuple[RunInfo | None, list[str]] = (None, [])
         self._files = RunFiles(self.path)
@@ -223,7 +220,7 @@ class RunTables:
         layers: Sequence[str] | None = None,
         steps: tuple[int, int] | None = None,
         extremes: bool = True,
-    ) -> Coarse: ...
+    ) -> Downsampled: ...
 
     @overload
     def downsample(
@@ -234,7 +231,7 @@ class RunTables:
         layers: Sequence[str] | None = None,
         steps: tuple[int, int] | None = None,
         extremes: bool = True,
-    ) -> dict[str, Coarse]: ...
+    ) -> dict[str, Downsampled]: ...
 
     def downsample(
         self,
@@ -244,7 +241,7 @@ class RunTables:
         layers: Sequence[str] | None = None,
         steps: tuple[int, int] | None = None,
         extremes: bool = True,
-    ) -> Coarse | dict[str, Coarse]:
+    ) -> Downsampled | dict[str, Downsampled]:
         """Return quantities in buckets of steps; quick, however long the run is.
 
         Parameters
@@ -265,7 +262,7 @@ class RunTables:
 
         Returns
         -------
-        Coarse, or dict of str to Coarse
+        Downsampled, or dict of str to Downsampled
             Arrays of shape (buckets, layers), the layers in the order asked for, each once.
             Several quantities are returned by name, all in the same buckets.
 
@@ -281,7 +278,7 @@ class RunTables:
         check_view(points, steps)
         places = self._chosen_layers(layers)
         span = self.span() or (1, 1) if steps is None else steps
-        stored = read_coarse(
+        stored = read_downsampled(
             self._files, stored_columns(chosen), list(places), span, points, extremes=extremes
         )
         sizes = self._sizes(np.array(list(places.values()), np.int64))
@@ -327,13 +324,13 @@ class RunTables:
             A name is not a quantity, or not a layer of this run; no number of points, or steps.
         """
         names = list(dict.fromkeys(listed("names", names)))
-        if self._is_long:
+        if len(self._files.sealed("layers")) > LONG:
             read = self.downsample(names, points, layers=layers, steps=steps, extremes=extremes)
             kept = np.logical_or.reduce([each.rows.any(axis=1) for each in read.values()])
             return {name: bucket_sample(each, kept) for name, each in read.items()}
         selection = None if steps is None else slice(steps[0], steps[1] + 1)
         if thin:
-            recorded = self._recorded_steps()
+            recorded = np.unique(self._files.read("layers", ["step"])["step"].to_numpy())
             span = steps or (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, 0)
             selection = nearest_steps(recorded, *span, points)
         return self._sample_exactly(names, layers, selection)
@@ -349,14 +346,6 @@ class RunTables:
         there = (rows == 1)[:, wanted]
         of = {name: array[:, wanted] for name, array in zip(read, arrays, strict=True)}
         return {name: exact_sample(numbered, of[name], there, of["nonfinite"]) for name in names}
-
-    @property
-    def _is_long(self) -> bool:
-        return len(self._files.sealed("layers")) > LONG
-
-    def _recorded_steps(self, steps: StepSelection = None) -> NDArray[np.int64]:
-        """Return the steps that have rows in ``layers``, ascending."""
-        return np.unique(self._files.read("layers", ["step"], row_filter(steps))["step"].to_numpy())
 
     def metrics(self) -> pd.DataFrame:
         """Return what was logged: ``step``, ``name``, ``value`` (float64), sorted by step."""
@@ -391,7 +380,7 @@ class RunTables:
         texts = self._texts(None if layer is None else [layer])
         if element is not None:
             texts["quantity"] = [element]
-        table = self._files.read("histograms", rows=Rows(texts=texts))
+        table = self._files.read("histograms", rows=RowFilter(texts=texts))
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
         places = self._places(table["layer"])
         frame["layer"] = pd.Categorical.from_codes(places, self.layer_names, ordered=True)
@@ -415,7 +404,7 @@ class RunTables:
 
     def _refresh(self) -> None:
         """Read ``run.json`` again if it has changed: a layer was added, the run closed, resumed."""
-        now = _changed(self.path)
+        now = (self.path / RUN_FILE).entry()
         if now is None or now != self._seen:
             self.info = read_info(self.path)
             self._seen = now
@@ -459,14 +448,3 @@ class RunTables:
         self._texts(layers)
         places = {name: place for place, name in enumerate(self.layer_names)}
         return places if layers is None else {name: places[name] for name in layers}
-
-
-def _changed(path: Place) -> tuple[int, int] | None:
-    """Return a token that changes whenever ``run.json`` does, or None if the store gives none."""
-    if isinstance(path, Path):
-        with suppress(OSError):  # who reads it says so
-            status = (path / RUN_FILE).lstat()
-            return status.st_mtime_ns, status.st_size
-        return None
-    told = [each for each in entries(path) if each.name == RUN_FILE and each.changed]
-    return (told[0].changed, told[0].size) if told else None

@@ -1,4 +1,4 @@
-"""What another LAMB would have done in a run: its trust ratio, from the norms that were stored."""
+"""The trust ratio that another variant of LAMB would have applied, from the stored norms."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _OTHER_DIRECTION: Final = {
     "rectify": (False, "its first steps are not divided by √v̂"),
     "grad_averaging": (True, "its m is a sum of gradients and no average"),
 }
-"""Switches of Adam and LAMB that make d another one: what they must be, and why."""
+"""Options of Adam and LAMB that change d: the value they must have, and why."""
 
-_CANCELLED: Final = 0.01  # of ‖d‖ + λ‖w‖: below it ‖d+λw‖ may be off by 1e-3 and more
-_ROUNDING: Final = 1e-4  # by which gradients that were clipped to a bound may pass it
-_FIRST: Final = 0.99  # of 1/(1−β₁), the debias factor of a first step
+_CANCELLED: Final = 0.01  # share of ‖d‖ + λ‖w‖ below which ‖d+λw‖ may be off by 1e-3 or more
+_ROUNDING: Final = 1e-4  # by which gradients clipped to a bound may exceed it
+_FIRST: Final = 0.99  # share of 1/(1−β₁), the debias factor of a first step
 
 
 def trust_ratio(
@@ -62,7 +62,7 @@ def trust_ratio(
         last = int(rows["step"].to_numpy().max())
         _check_never_clipped(run, float(options["max_grad_norm"]), last, inside)
     decay = of["weight_decay"]
-    if "weight_decay" in options:  # as precise as the recorded one, so that it can equal it
+    if "weight_decay" in options:  # float32 as the recorded one, so that the two can be equal
         decay = np.full(len(rows), np.float32(options["weight_decay"]), np.float64)
     scale = _scale(of, inside[layers], debias=options["debias"] is True)
     values = lamb_ratio(
@@ -77,7 +77,7 @@ def trust_ratio(
 
 
 def _options(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every option of the variant, those given in place of its own."""
+    """Return every option of the variant; those given replace its own."""
     if variant not in LAMB_VARIANTS:
         raise UsageError(
             f"trust_ratio got variant={variant!r}; choose one of: {', '.join(LAMB_VARIANTS)}"
@@ -93,12 +93,12 @@ def _options(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _debiased_inside(
     run: RunTables, of: Columns, layers: NDArray[np.integer[Any]]
 ) -> NDArray[np.bool_]:
-    """Return for each layer whether its d is m̂/(√v̂+ε); else it is m/(√v+ε).
+    """Return for each layer whether its d is m̂/(√v̂+ε); if not, it is m/(√v+ε).
 
     Raises
     ------
     UsageError
-        It is neither.
+        A layer's d is neither.
     """
     infos = run.info.layers
     decoupled = np.zeros(len(infos), bool)
@@ -109,15 +109,15 @@ def _debiased_inside(
         optimizer = run.info.optimizers[number]
         if place >= len(optimizer.groups):
             why = f"and its {run.path.name}/run.json does not hold the options of group {place}"
-            raise UsageError(_told(run, optimizer, why))
+            raise UsageError(_refusal(run, optimizer, why))
         moved = own[layers] & (of["update_norm"] > 0)
         if moved.any() and np.isnan(of["undecayed_norm"][moved]).all():
             why = "whose direction was not known when it was recorded"
-            raise UsageError(_told(run, optimizer, why))
+            raise UsageError(_refusal(run, optimizer, why))
         group = optimizer.groups[place]
         why = _why_another_direction(optimizer, group, decoupled=bool(decoupled[own].any()))
         if why is not None:
-            raise UsageError(_told(run, optimizer, why))
+            raise UsageError(_refusal(run, optimizer, why))
         inside[own] = _applies_debias_inside(optimizer, group)
     return inside
 
@@ -125,13 +125,13 @@ def _debiased_inside(
 def _why_another_direction(
     optimizer: OptimizerInfo, group: Mapping[str, Any], *, decoupled: bool
 ) -> str | None:
-    """Return why d is not Adam's, and the remedy; None if it is. `decoupled`: λ was recorded."""
+    """Return why d is not that of Adam, and the remedy; None if it is.
+
+    ``decoupled`` says whether a decoupled weight decay was recorded.
+    """
     family = family_of(optimizer)
     if family not in _ADAM:
-        return (
-            "whose direction is not m̂/(√v̂+ε); a run of Adam without decay, of AdamW or of a LAMB "
-            "can say it"
-        )
+        return "whose direction is not m̂/(√v̂+ε); record a run of Adam without decay, AdamW or LAMB"
     for name, (wanted, why) in _OTHER_DIRECTION.items():
         if bool(group.get(name, wanted)) is not wanted:
             return f"with {name}={group[name]}: {why}; record one with {name}={wanted}"
@@ -139,7 +139,7 @@ def _why_another_direction(
     coupled = not group.get("decoupled_weight_decay", decoupled or family != families.ADAM)
     if coupled and isinstance(decay, Real) and decay != 0:
         return (
-            f"whose weight_decay={decay} goes into the gradient, and so into m and v; "
+            f"whose weight_decay={decay} goes into the gradient, and with it into m and v; "
             "record one with AdamW or without decay"
         )
     return None
@@ -152,11 +152,11 @@ def _applies_debias_inside(optimizer: OptimizerInfo, group: Mapping[str, Any]) -
 
 
 def _check_debias_known(run: RunTables, outside: NDArray[np.bool_]) -> None:
-    """Require the debias factors of layers whose d is m/(√v+ε)."""
+    """Raise if the debias factors of layers whose d is m/(√v+ε) are not known."""
     if not outside.any():
         return
     rows = run.layers(["debias2"])
-    largest = np.full(len(outside), np.nan)  # of a layer that never stepped: nothing is asked of it
+    largest = np.full(len(outside), np.nan)  # stays NaN for a layer that never stepped: no error
     factors = rows["debias2"].to_numpy(np.float64)
     np.fmax.at(largest, rows["layer"].cat.codes.to_numpy(), factors)
     unknown = np.flatnonzero(outside & (largest == 1))
@@ -164,14 +164,14 @@ def _check_debias_known(run: RunTables, outside: NDArray[np.bool_]) -> None:
         optimizer = run.info.optimizers[run.info.layers[unknown[0]].optimizer]
         why = (
             "which does not debias m and v, and their step counts are not stored; "
-            "debias=False asks without, or record a run of AdamW"
+            "pass debias=False, or record a run of AdamW"
         )
-        raise UsageError(_told(run, optimizer, why))
+        raise UsageError(_refusal(run, optimizer, why))
 
 
 @np.errstate(all="ignore")
 def _scale(of: Columns, inside: NDArray[np.bool_], *, debias: bool) -> NDArray[np.float64]:
-    """Return what the stored d is to be multiplied by to be the one that `debias` asks for."""
+    """Return the factor by which to multiply the stored d for it to be debiased or not."""
     factor = of["debias1"] / np.sqrt(of["debias2"])
     if debias:
         return np.where(inside, 1.0, factor)
@@ -180,7 +180,7 @@ def _scale(of: Columns, inside: NDArray[np.bool_], *, debias: bool) -> NDArray[n
 
 @np.errstate(all="ignore")
 def _direction_norm(of: Columns, decay: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ‖d+λw‖ for any λ, NaN where so much cancels that too few digits are left."""
+    """Return ‖d+λw‖ for any λ; NaN where cancellation leaves too few digits."""
     d, w = of["undecayed_norm"], of["weight_norm"]
     square = d**2 + 2 * decay * of["undecayed_dot_weight"] + (decay * w) ** 2
     norm = np.sqrt(np.maximum(square, 0))
@@ -191,23 +191,25 @@ def _direction_norm(of: Columns, decay: NDArray[np.float64]) -> NDArray[np.float
 def _check_never_clipped(
     run: RunTables, bound: float, last: int, inside: NDArray[np.bool_]
 ) -> None:
-    """Require that no optimizer's gradients together passed `bound` up to step `last`."""
+    """Raise if the total gradient norm of an optimizer exceeded `bound` up to step `last`."""
     optimizers = run.info.optimizers
     asked = [number for number, info in enumerate(optimizers) if not _clips_itself(info, bound)]
     rows = run.layers(["grad_norm", "nonfinite", "debias1"], steps=slice(None, last + 1))
     layers = rows["layer"].cat.codes.to_numpy()
     of_layers = np.array([info.optimizer for info in run.info.layers])
     squares = rows["grad_norm"].to_numpy(np.float64) ** 2
-    squares[np.isnan(squares) & (rows["nonfinite"].to_numpy() == 0)] = 0  # it had no gradient
+    squares[np.isnan(squares) & (rows["nonfinite"].to_numpy() == 0)] = 0  # no gradient
     for number in asked:
         own = of_layers[layers] == number
         steps, place = np.unique(rows["step"].to_numpy()[own], return_inverse=True)
         why = _why_not_from_the_start(run, rows.loc[own], last, inside)
         if why is not None:
-            remedy = "so whether max_grad_norm would have clipped is not known; max_grad_norm=None"
-            raise UsageError(_told(run, optimizers[number], f"{why}, {remedy} leaves the clip out"))
+            remedy = "so it is unknown whether max_grad_norm would have clipped; max_grad_norm=None"
+            raise UsageError(
+                _refusal(run, optimizers[number], f"{why}, {remedy} leaves the clip out")
+            )
         totals = np.sqrt(np.bincount(place, squares[own], len(steps)))
-        # So written, NaN is above the bound.
+        # Written so that NaN counts as above the bound.
         above = np.flatnonzero(~(totals <= bound * (1 + _ROUNDING)))
         if len(above):
             step, total = steps[above[0]], totals[above[0]]
@@ -216,11 +218,11 @@ def _check_never_clipped(
                 f"max_grad_norm={bound:g} would have changed m and v from there on; "
                 f"ask for steps=slice(None, {step}), or leave the clip out by max_grad_norm=None"
             )
-            raise UsageError(_told(run, optimizers[number], why))
+            raise UsageError(_refusal(run, optimizers[number], why))
 
 
 def _clips_itself(optimizer: OptimizerInfo, bound: float) -> bool:
-    """Whether the optimizer had the same bound, as ours, apex's and timm's LAMB can."""
+    """Return whether the optimizer clipped to the bound itself, as some LAMBs do."""
     variant = LAMB_VARIANTS.get(optimizer.variant or "", {})
     can = "max_grad_norm" in variant or optimizer.name.startswith("trustlens.")
     return can and all(group.get("max_grad_norm") == bound for group in optimizer.groups)
@@ -232,7 +234,7 @@ def _why_not_from_the_start(
     """Return why the gradients of one optimizer's steps up to `last` are not all known, or None."""
     steps = rows["step"].to_numpy()
     known = set(steps.tolist())
-    if run.info.recording.every == 1:  # else a step without rows was not looked at
+    if run.info.recording.every == 1:  # otherwise a step without rows may not have been recorded
         known |= set(run.steps()["step"])
     missing = set(range(1, last + 1)) - known
     if missing:
@@ -242,12 +244,12 @@ def _why_not_from_the_start(
     for layer, factor in zip(layers, factors, strict=True):
         info = run.info.layers[layer]
         group = run.info.optimizers[info.optimizer].groups[info.group]
-        beta1 = group.get("betas", (0.0,))[0]  # not told: every factor could be a first step's
+        beta1 = group.get("betas", (0.0,))[0]  # unknown: any factor could be that of a first step
         debiased = inside[layer] or factor > 1
         if debiased and factor < _FIRST / (1 - beta1):
             return "and it had done steps before it was recorded"
     return None
 
 
-def _told(run: RunTables, optimizer: OptimizerInfo, why: str) -> str:
-    return f"trust_ratio of run '{run.name}' was asked for, a run of {optimizer.name} {why}"
+def _refusal(run: RunTables, optimizer: OptimizerInfo, why: str) -> str:
+    return f"trust_ratio of run '{run.name}' cannot be computed: it recorded {optimizer.name} {why}"

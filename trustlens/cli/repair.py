@@ -23,13 +23,15 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Seal what the process left, or upload it; status 1 if rows are lost."""
-    from trustlens.store.location import place  # noqa: PLC0415
-    from trustlens.store.remote.uploader import repair_spool  # noqa: PLC0415
+    from trustlens.store.address import locate  # noqa: PLC0415
+    from trustlens.store.remote.uploader import repair_remote  # noqa: PLC0415
+    from trustlens.store.remote_location import remote_of  # noqa: PLC0415
     from trustlens.store.repair import repair  # noqa: PLC0415
 
-    directory = place(options.run_path)
-    found = repair(directory) if isinstance(directory, Path) else repair_spool(directory)
-    if found is not None and not isinstance(directory, Path):
+    directory = locate(options.run_path)
+    remote = remote_of(directory)
+    found = repair(Path(str(directory))) if remote is None else repair_remote(remote)
+    if found is not None and remote is not None:
         say(f"all of '{options.run_path}' is uploaded now")
     elif not found:
         say(f"'{options.run_path}' needs no repair")

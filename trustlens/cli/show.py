@@ -34,10 +34,9 @@ def add_parser(commands: Subparsers) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the run."""
     from trustlens.analysis.names import quantity  # noqa: PLC0415
-    from trustlens.store.location import place  # noqa: PLC0415
 
     # Not `open_run`, which would log what is missing: it is printed below.
-    shown = trustlens.Run(place(options.run_path))
+    shown = trustlens.Run(options.run_path)
     for name in options.quantity:
         quantity(name)  # raises before anything is printed
     metrics = shown.metrics()

@@ -36,7 +36,8 @@ from trustlens.analysis.run import Run
 from trustlens.element_bins import by_value, element_counts, element_edges
 from trustlens.errors import MissingDependencyError, UsageError
 from trustlens.schema import QUANTITIES, RECORDED, Quantity
-from trustlens.store.row_filter import Rows
+from trustlens.store.reader import RunFiles
+from trustlens.store.row_filter import RowFilter
 
 try:
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,9 +89,10 @@ def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool =
     listener = TensorBoardListener(logdir, time_of=lambda step: times.get(step, begin))
     try:
         with tqdm(total=len(times), unit="step", disable=None if progress else True) as bar:
+            files = RunFiles(run.path)
             for rows, count in _blocks(run):
                 for name in ("layers", "metrics", "histograms"):
-                    getattr(listener, f"on_{name}")(run.files.read(name, rows=rows))
+                    getattr(listener, f"on_{name}")(files.read(name, rows=rows))
                 bar.update(count)
     except BaseException:
         listener.discard()
@@ -98,14 +100,14 @@ def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool =
     listener.close()
 
 
-def _blocks(run: Run) -> Iterable[tuple[Rows, int]]:
+def _blocks(run: Run) -> Iterable[tuple[RowFilter, int]]:
     """Yield rows that cut the run into ranges of steps, and how many steps each has."""
     steps = run.steps()["step"].to_numpy()
     size = max(1, BLOCK_ROWS // max(1, len(run.layer_names)))
     # Open at both ends: what is logged before the first step or after the last is there too.
     ends = [None, *steps[::size][1:].tolist(), None]
     for block, (first, end) in enumerate(pairwise(ends)):
-        rows = Rows(first, None if end is None else end - 1)
+        rows = RowFilter(first, None if end is None else end - 1)
         yield rows, len(steps[block * size : (block + 1) * size])
 
 
