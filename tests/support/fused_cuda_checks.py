@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from support.devices import DEVICE, no_waiting
@@ -38,6 +38,7 @@ from trustlens.recording.statistics.reference import measure
 EXAMPLES = int(os.environ.get("TRUSTLENS_EXAMPLES", "1"))
 HALVES = [torch.float16, torch.bfloat16]  # to which the interpreter does not round, but cuts
 SHAPES = [(), (0,), (1,), (33, 61), (5,), (1024,), (7, 293)]
+STILL = {"lr": 0.0, "weight_decay": 0.0, "always_adapt": False, "unit_at_zero": False}
 
 
 def test_it_is_the_kernels_that_step():
@@ -55,6 +56,12 @@ def test_each_step_is_its_formula_and_that_of_the_lists(stepped, shapes, seed):
     shapes=st.permutations(SHAPES),
     seed=st.integers(0),
     dtype=st.sampled_from(HALVES),
+)
+@example(  # clipped gradients, of which v is nothing but the square
+    stepped=(Lamb, {"betas": (0.3, 0.0), "max_grad_norm": 1.0, **STILL}),
+    shapes=SHAPES,
+    seed=0,
+    dtype=torch.bfloat16,
 )
 @settings(max_examples=10 * EXAMPLES, deadline=None)
 def test_halves_are_stepped_in_float32_and_rounded_once(stepped, shapes, seed, dtype):

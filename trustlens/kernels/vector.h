@@ -39,6 +39,9 @@ static inline __attribute__((always_inline)) vec all(float x) { return x - (vec)
 
 static inline __attribute__((always_inline)) ivec bits(vec v) { return (ivec)v; }
 
+/* A mask that is set everywhere or nowhere. */
+static inline __attribute__((always_inline)) ivec mask(int set) { return (ivec){0} - (set != 0); }
+
 /* a where the mask is set, else b. */
 static inline __attribute__((always_inline)) vec choose(ivec mask, vec a, vec b) {
     return (vec)((mask & bits(a)) | (~mask & bits(b)));

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from support.compiled import COMPILED, measure_compiled, needs_compiler
 from support.layer_steps import EXACT, FORMS, agree, agree_where_undone, kinds, step_of
@@ -25,6 +25,15 @@ SHAPES = [(), (0,), (1,), (3, 5), (64, 1, 5, 5), (2047,), (2049,), (70_000,)]
 
 
 @needs_compiler
+@example(  # an element whose g and 0.25·w cancel: nothing was to be applied, and nothing was lost
+    kind={
+        "seed": 0,
+        "shape": (64, 1, 5, 5),
+        "dtypes": (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32),
+        "scales": (0.0, 0.0, -2.0),
+        "form": "sgd",
+    }
+)
 @settings(max_examples=150, deadline=None)
 @given(kind=kinds(SHAPES, FORMS))
 def test_the_sums_are_those_of_the_reference(kind):
@@ -98,6 +107,28 @@ def test_a_second_moment_that_has_no_root(odd, grad_share):
     sums = measure_compiled([step])
     assert sums[0, SUMS.index("direction_squares")].isnan() == (odd != 0)
     agree(sums, [step])
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("g", "w", "form", "expected"),
+    [
+        (1.0, -4.0, Direction(grad_share=1.0, weight_share=0.25), 0),  # cancel exactly
+        (1.0, -4.0, Direction(grad_share=1.0, decay=0.25), 0),
+        (1.0, 1.0, Direction(update_share=-8.0, weight_share=-0.125, decay=0.125), 0),
+        (1e-45, 0.0, Direction(grad_share=0.01), 2000),  # vanish in float32
+        (0.0, 1e-45, Direction(grad_share=1.0, decay=0.01), 2000),
+        (1.0 + 2.0**-23, -1.0, Direction(grad_share=1.0 - 2.0**-23, decay=1.0), 2000),
+    ],
+)
+def test_what_was_rounded_away_is_counted_exactly(g, w, form, expected):
+    """Where float32 makes 0 of d + λw, float64 tells whether it is, in a block of large numbers."""
+    grads, weights = torch.full((5000,), 3.0), torch.full((5000,), 5.0)
+    grads[1000:3000], weights[1000:3000] = g, w
+    step, which = LayerStep(weights, weights, grads, form), SUMS.index("swallowed")
+    others = 0 if form.weight_share == -0.125 else 3000
+    for measure in (measure_compiled, reference.measure):
+        assert measure([step])[0, which] == expected + others
 
 
 @needs_compiler

@@ -122,7 +122,7 @@ typedef struct {
 /* What the loop over a block makes, in lanes. */
 typedef struct {
     vec sum[NONFINITE]; /* the sums up to this one; of v and surprise, h and 1/h are left out */
-    ivec zero, swallowed, most_update, most_grad;
+    ivec zero, swallowed, unsure, most_update, most_grad;
 } Lanes;
 
 /* Which terms there are, and whether Σ (d + λw)² is left to `derive`: constants wherever
@@ -135,25 +135,31 @@ static const float zeros[BLOCK];
 typedef struct {
     float rate, grad_share, base_share, weight_share, update_share, root_share, epsilon, decay;
     float kept, undecayed, least;
+    ivec uses_grad, uses_base, uses_weight; /* masks: whether d + λw has such a term */
 } Numbers;
 
 /* `plain` forms have b in the denominator: m/((√v̂ + ε)/b). */
 static Numbers numbers_of(const Form *f, int plain) {
     const double root = sqrt(f->variance_share), share = plain ? f->base_share : 1;
+    /* Undivided terms c·w and λ·w cancel exactly if c = -λ. */
+    const int uses_weight = f->divides != 0 ? f->weight_share != 0 || f->decay != 0
+                                            : f->weight_share + f->decay != 0;
     return (Numbers){
         .rate = (float)f->rate, .grad_share = (float)f->grad_share,
         .base_share = (float)f->base_share, .weight_share = (float)f->weight_share,
         .update_share = (float)f->update_share, .root_share = (float)(root / share),
         .epsilon = (float)(f->epsilon / share), .decay = (float)f->decay, .kept = (float)f->kept,
-        .undecayed = (float)(1 / f->kept - 1), .least = (float)(root / f->epsilon)};
+        .undecayed = (float)(1 / f->kept - 1), .least = (float)(root / f->epsilon),
+        .uses_grad = mask(f->grad_share != 0), .uses_base = mask(f->base_share != 0),
+        .uses_weight = mask(uses_weight)};
 }
 
 static inline __attribute__((always_inline)) void vector_step(
     const float *const *data, int i, const Numbers *f, Kind kind, Lanes *s) {
     vec after = load(data[AFTER] + i), g = load(data[GRAD] + i), m = load(data[MOMENTUM] + i);
-    vec terms, inverse = all(1), den = all(1);
-    if (kind.plain) terms = m; /* it is x, and there is no other term */
-    else terms = f->grad_share * g + f->base_share * load(data[BASE] + i);
+    vec x = kind.plain ? m : load(data[BASE] + i), terms, inverse = all(1), den = all(1);
+    if (kind.plain) terms = x; /* there is no other term */
+    else terms = f->grad_share * g + f->base_share * x;
     if (kind.has_v) {
         vec v = load(data[VARIANCE] + i);
         s->sum[VARIANCE1] += v;
@@ -188,8 +194,13 @@ static inline __attribute__((always_inline)) void vector_step(
     s->zero += g == 0;
     s->most_update = higher(s->most_update, magnitude(update));
     s->most_grad = higher(s->most_grad, magnitude(g));
-    /* What float32 makes 0 of may be none in float64. */
-    if (!kind.undone) s->swallowed += (update == 0) & ((u != 0) | (terms != 0));
+    if (kind.undone) return;
+    ivec still = update == 0, wanted = f->uses_base & (x != 0);
+    if (!kind.plain) wanted |= f->uses_grad & (g != 0);
+    wanted |= f->uses_weight & (w != 0);
+    s->swallowed += still & (u != 0);
+    /* Terms that vanish or cancel in float32, but maybe not in float64. */
+    s->unsure |= still & (u == 0) & wanted;
 }
 
 static inline __attribute__((always_inline)) void vector_block(
@@ -272,7 +283,7 @@ static int fast_block(const Layer *l, const Form *f, const Block *b, Total *tota
     const Numbers numbers = numbers_of(f, plain);
     if (has_v && f->epsilon < 1e-12) return 0; /* what is divided by may be 0 */
     if (!sum_block(b, &numbers, (Kind){undone, near, has_v, divides, plain, 0}, &s)) return 0;
-    if (is_lost(b, f, has_v, &s)) return 0;
+    if (is_lost(b, f, has_v, &s) || any(s.unsure)) return 0;
     for (int i = 0; i < NONFINITE; i++) add_wide(&total->sum[i], s.sum[i]);
     total->zero += s.zero;
     total->swallowed += s.swallowed;
