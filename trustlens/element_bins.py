@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 ELEMENT_BUCKETS: Final = 2048
 """How many element buckets there are."""
 
-_SHIFT: Final = 21
+ELEMENT_SHIFT: Final = 21
+"""A float32's bucket is its bits shifted right by so many."""
+
 _FINITE: Final = 1020  # buckets of one sign before the infinities
 _SIGN: Final = 1024  # what a minus adds to the bucket
 
@@ -29,7 +31,7 @@ def element_buckets(values: NDArray[Any]) -> NDArray[np.int16]:
     """Return the bucket of each element, of the shape of ``values``, which are cast to float32."""
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
         single = np.ascontiguousarray(values, np.float32)
-    return (single.view(np.uint32) >> _SHIFT).astype(np.int16)
+    return (single.view(np.uint32) >> ELEMENT_SHIFT).astype(np.int16)
 
 
 def element_counts(values: NDArray[Any]) -> dict[int, int]:
@@ -44,7 +46,7 @@ def element_edges() -> NDArray[np.float64]:
     They ascend from −2¹²⁸ through 0 (index 1020) to 2¹²⁸; :func:`by_value` gives the counts between
     them.
     """
-    bits = np.arange(_FINITE, dtype=np.uint32) << np.uint32(_SHIFT)
+    bits = np.arange(_FINITE, dtype=np.uint32) << np.uint32(ELEMENT_SHIFT)
     magnitudes = np.append(bits.view(np.float32).astype(np.float64), 2.0**128)
     return np.concatenate([-magnitudes[:0:-1], magnitudes])
 

@@ -28,7 +28,7 @@ from trustlens.recording.measuring.cached_plan import CachedPlan
 from trustlens.recording.measuring.measurement import Measurement
 from trustlens.recording.measuring.probe import OptimizerProbe
 from trustlens.recording.measuring.snapshots import WeightSnapshots
-from trustlens.recording.statistics.cpu_backend import Compiled
+from trustlens.recording.statistics.cpu_backend import CpuBackend
 from trustlens.recording.writing import sink as output
 from trustlens.recording.writing.writer_thread import WriterThread
 from trustlens.store import table_writer as table
@@ -128,7 +128,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "measure": (OptimizerProbe, "_backend"),
     "measure again": (CachedPlan, "measure"),
     "plan": (CachedPlan, "of"),
-    "count elements": (Compiled, "measure_and_count"),
+    "count elements": (CpuBackend, "measure_and_count"),
     "send to the host": (measurement, "send"),
     "make a record": (recorder, "StepRecord"),
     "hand it over": (WriterThread, "put"),

@@ -85,7 +85,7 @@ COMPILE = """
             assert dtype != tl.bfloat16 or "cvt.rn.bf16" in ptx
     assert built(kernels.square_gradients, DTYPE=tl.float16, **sizes)["cubin"]
     for columns in (2, 16):
-        assert built(kernels.add_chunks, COLUMNS=columns, ROWS=64)["cubin"]
+        assert built(kernels.add_chunks, COLUMNS=columns, PADDED=columns, ROWS=64)["cubin"]
     for debias in range(4):
         assert built(triton_numbers.make_numbers, DEBIAS=debias, DECAYS_INSIDE=debias > 1,
                      RATIO_BEFORE_DECAY=True, RATIO_OF_SUM=False, BLOCK=128)["cubin"]

@@ -25,9 +25,9 @@ from recording.measuring.test_cached_plan import (
 )
 from recording.optimizers.test_torch_optim import on_a_device
 from support.devices import DEVICE
-from trustlens.recording.measuring import probe
 from trustlens.recording.measuring.cached_plan import CachedPlan
-from trustlens.recording.statistics.triton_backend import Multi
+from trustlens.recording.statistics.cpu_backend import CpuBackend
+from trustlens.recording.statistics.triton_backend import TritonBackend
 
 
 def rate() -> torch.Tensor:
@@ -68,7 +68,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(CachedPlan, "measure", telling)
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(probe.Compiled, "if_possible", lambda: Multi.if_possible(DEVICE))
+        monkeypatch.setattr(CpuBackend, "if_possible", lambda: TritonBackend.if_possible(DEVICE))
         on_a_device(monkeypatch)
         for kind in (torch.optim.AdamW, torch.optim.RAdam, torch.optim.NAdam):
             module = inspect.getmodule(inspect.unwrap(kind.step))

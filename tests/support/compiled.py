@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trustlens.recording.statistics.cpu_backend import Compiled
+from trustlens.recording.statistics.cpu_backend import CpuBackend
 
-COMPILED = Compiled.if_possible()
+COMPILED = CpuBackend.if_possible()
 
 needs_compiler = pytest.mark.skipif(COMPILED is None, reason="there is no C compiler here")
 

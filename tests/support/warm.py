@@ -8,4 +8,4 @@ from support import recoverable_training as training  # noqa: F401
 from trustlens.recording.statistics import cpu_backend as cpu
 
 torch.set_num_threads(1)
-cpu.Compiled.if_possible()  # the library is loaded, and built if it never was
+cpu.CpuBackend.if_possible()  # the library is loaded, and built if it never was

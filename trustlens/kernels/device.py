@@ -30,6 +30,11 @@ def brought(values: NDArray[Any], device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
+def padded(columns: int) -> int:
+    """Return the power of two that a kernel needs in place of a number of columns."""
+    return 1 << (columns - 1).bit_length()
+
+
 def is_interpreted() -> bool:
     """Tell whether Triton's kernels are interpreted, and so step and measure the CPU's tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"

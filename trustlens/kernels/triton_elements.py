@@ -8,9 +8,7 @@
 import triton
 import triton.language as tl
 
-SUMS = tl.constexpr(16)
-"""Recorded sums of a layer; the last of them are maxima."""
-FIRST_MAXIMUM = tl.constexpr(14)
+from trustlens.kernels.triton_sums import FIRST_MAXIMUM
 
 # Between these a sum of squares has lost nothing to float32's range that would show.
 LEAST = tl.constexpr(1e-27)
@@ -85,19 +83,23 @@ def total(values):
 @triton.jit
 def is_sound(summed, seen, bit: tl.constexpr):
     """Tell whether float32 could square what was summed: all 0, as its bit in `seen` tells, or."""
-    return ((summed > LEAST) & (summed < MOST)) | (tl.max(seen & (1 << bit), axis=0) == 0)
+    return ((summed > LEAST) & (summed < MOST)) | (tl.max((seen >> bit) & 1, axis=0) == 0)
 
 
 @triton.jit
-def added(scratch, first, count, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """Return the sums and maxima of a layer: its rows of the scratch, in their order."""
-    column = tl.arange(0, COLUMNS)
-    sums = tl.zeros([COLUMNS], tl.float64)
-    most = tl.zeros([COLUMNS], tl.float64)
+def added(scratch, first, count, COLUMNS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Return the sums and maxima of a layer, from its rows of the scratch in their order.
+
+    There are as many as the power of two `PADDED`: 0 after the scratch's own `COLUMNS`.
+    """
+    column = tl.arange(0, PADDED)
+    sums = tl.zeros([PADDED], tl.float64)
+    most = tl.zeros([PADDED], tl.float64)
     for start in range(0, count, ROWS):
         row = start + tl.arange(0, ROWS)
         at = scratch + (first + row)[:, None] * COLUMNS + column[None, :]
-        values = tl.load(at, mask=(row < count)[:, None], other=0.0)
+        inside = (row < count)[:, None] & (column < COLUMNS)[None, :]
+        values = tl.load(at, mask=inside, other=0.0)
         sums += tl.sum(values, axis=0)
         most = larger(most, maximum(values))
     return tl.where(column < FIRST_MAXIMUM, sums, most)

@@ -2,8 +2,8 @@
 
    The first pass moves LAMB's averages and sums the squares that the trust ratios are made of; the
    second, given the ratios, makes a layer's direction again from the averages and applies it. Both
-   also yield the sums of `trustlens.recording.statistics` where these are asked for: what they
-   write to the tensors does not depend on that.
+   also yield the sums of trustlens/kernels/sums.py where these are asked for: what they write to
+   the tensors does not depend on that.
 
    Elements are float32. Sums are float32 over a vector lane of a block, and float64 from there on;
    those that float32 cannot hold are made again in float64. */
@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sums.h"
+#include "chunks.h"
 
 enum { LAMB_FIRST, LAMB_SECOND, LARS_FIRST, LARS_SECOND, GRADIENTS };
 enum { NO_DEBIAS, IN_DIRECTION, IN_RATE, FIRST_IN_RATE };
@@ -70,7 +70,7 @@ static inline __attribute__((always_inline)) void add(Lanes *s, Way way, int sum
 
 static inline __attribute__((always_inline)) void measure_grad(
     vec w, vec g, ivec there, Way way, Lanes *s) {
-    add(s, way, GRAD2, g, g);
+    add(s, way, GRAD_SQUARES, g, g);
     if (way.again) s->nonfinite += ~(is_finite(w) & is_finite(g)) & there; /* always: is_lost */
     s->zero += (g == 0) & there;
     s->most_grad = higher(s->most_grad, magnitude(g));
@@ -84,13 +84,14 @@ static inline __attribute__((always_inline)) int measure_update(
     ivec size = magnitude(enlarged);
     if (any((size == 0) | (size > bits(all(1e17f))))) {
         s->most_update = higher(s->most_update, magnitude(update));
-        add_exactly(&s->exact[UPDATE2], update, update);
-        add_exactly(&s->exact[UPDATE_W], update, before);
+        add_exactly(&s->exact[UPDATE_SQUARES], update, update);
+        add_exactly(&s->exact[UPDATE_DOT_WEIGHT], update, before);
         return 1;
     }
     s->most_enlarged = higher(s->most_enlarged, size);
-    s->sum[UPDATE2] = plus_product(s->sum[UPDATE2], enlarged, enlarged);
-    s->sum[UPDATE_W] = plus_product(s->sum[UPDATE_W], enlarged, before * WEIGHT_ENLARGED);
+    s->sum[UPDATE_SQUARES] = plus_product(s->sum[UPDATE_SQUARES], enlarged, enlarged);
+    s->sum[UPDATE_DOT_WEIGHT] =
+        plus_product(s->sum[UPDATE_DOT_WEIGHT], enlarged, before * WEIGHT_ENLARGED);
     return 0;
 }
 
@@ -137,18 +138,18 @@ static inline __attribute__((always_inline)) void lamb_first(
     s->of_direction |= bits(m);
     if (!way.measures) return;
     measure_grad(w, g, there, way, s);
-    if (!ratio_has_weights(c)) add(s, way, WEIGHT2, w, w);
-    if (ratio_has_direction(c)) add(s, way, UNDECAYED2, d, d);
+    if (!ratio_has_weights(c)) add(s, way, WEIGHT_SQUARES, w, w);
+    if (ratio_has_direction(c)) add(s, way, UNDECAYED_SQUARES, d, d);
     else {
         vec u = plus_product(d, all(c->decay), w);
-        add(s, way, DIRECTION2, u, u);
+        add(s, way, DIRECTION_SQUARES, u, u);
     }
-    add(s, way, UNDECAYED_W, d, w);
-    add(s, way, GRAD_M, g, m);
-    add(s, way, MOMENTUM2, m, m);
-    add(s, way, VARIANCE1, v, all(c->variance_share));
+    add(s, way, UNDECAYED_DOT_WEIGHT, d, w);
+    add(s, way, GRAD_DOT_MOMENTUM, g, m);
+    add(s, way, MOMENTUM_SQUARES, m, m);
+    add(s, way, VARIANCE_SUM, v, all(c->variance_share));
     vec surprise = only(there, g * lower(all(1 / c->epsilon), inverse * c->inverse_share));
-    add(s, way, SURPRISE, surprise, surprise);
+    add(s, way, SURPRISE_SUM, surprise, surprise);
 }
 
 static inline __attribute__((always_inline)) void lamb_second(
@@ -177,10 +178,10 @@ static inline __attribute__((always_inline)) void lars_first(
     if (!way.measures) return;
     measure_grad(w, g, there, way, s);
     vec decayed = c->decay != 0 ? u : g;
-    add(s, way, WEIGHT2, w, w);
-    add(s, way, DIRECTION2, decayed, decayed);
-    add(s, way, UNDECAYED2, g, g);
-    add(s, way, UNDECAYED_W, g, w);
+    add(s, way, WEIGHT_SQUARES, w, w);
+    add(s, way, DIRECTION_SQUARES, decayed, decayed);
+    add(s, way, UNDECAYED_SQUARES, g, g);
+    add(s, way, UNDECAYED_DOT_WEIGHT, g, w);
 }
 
 static inline __attribute__((always_inline)) void lars_second(
@@ -196,8 +197,8 @@ static inline __attribute__((always_inline)) void lars_second(
     if (!way.measures) return;
     if (measure_update(w, after, there, s))
         s->swallowed += (after - w == 0) & there & ((u != 0) | (g != 0));
-    add_exactly(&s->exact[GRAD_M], g, b);
-    add_exactly(&s->exact[MOMENTUM2], b, b);
+    add_exactly(&s->exact[GRAD_DOT_MOMENTUM], g, b);
+    add_exactly(&s->exact[MOMENTUM_SQUARES], b, b);
 }
 
 static inline __attribute__((always_inline)) void step_lanes(
@@ -245,14 +246,14 @@ static inline __attribute__((always_inline)) void step_range(
     }
     for (int k = first; k < last; k++) {
         out[k] = across(&total[k]);
-        if (k == UPDATE2) out[k] /= (double)ENLARGED * ENLARGED;
-        if (k == UPDATE_W) out[k] /= (double)ENLARGED * WEIGHT_ENLARGED;
+        if (k == UPDATE_SQUARES) out[k] /= (double)ENLARGED * ENLARGED;
+        if (k == UPDATE_DOT_WEIGHT) out[k] /= (double)ENLARGED * WEIGHT_ENLARGED;
         for (int j = 0; j < LANES / 2; j++) out[k] += s->exact[k][j];
     }
     if (!way.measures) return;
     if (way.pass == LAMB_FIRST) {
-        if (ratio_has_weights(c)) out[WEIGHT2] = out[ABOVE];
-        out[ratio_has_direction(c) ? DIRECTION2 : UNDECAYED2] = out[BELOW];
+        if (ratio_has_weights(c)) out[WEIGHT_SQUARES] = out[ABOVE];
+        out[ratio_has_direction(c) ? DIRECTION_SQUARES : UNDECAYED_SQUARES] = out[BELOW];
     }
     out[NONFINITE] = count(s->nonfinite);
     out[ZERO_GRAD] = count(s->zero);
@@ -276,9 +277,10 @@ static inline __attribute__((always_inline)) void first_pass(
     const int ratio = is_lost(out[ABOVE], w) || is_lost(out[BELOW], u), is_lamb = !way.pass;
     const int sums =
         way.measures &&
-        (is_lost(out[WEIGHT2], w) || is_lost(out[GRAD2], g) || is_lost(out[DIRECTION2], u) ||
-         is_lost(out[UNDECAYED2], d) || (is_lamb && is_lost(out[MOMENTUM2], d)) ||
-         (is_lamb && is_lost(out[SURPRISE], g)) || !(out[VARIANCE1] < INFINITY));
+        (is_lost(out[WEIGHT_SQUARES], w) || is_lost(out[GRAD_SQUARES], g) ||
+         is_lost(out[DIRECTION_SQUARES], u) || is_lost(out[UNDECAYED_SQUARES], d) ||
+         (is_lamb && is_lost(out[MOMENTUM_SQUARES], d)) ||
+         (is_lamb && is_lost(out[SURPRISE_SUM], g)) || !(out[VARIANCE_SUM] < INFINITY));
     if (!ratio && !sums) return;
     way.again = 1;
     step_range(l, start, end, c, way, &exact, again);

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from trustlens.kernels.build import load
+from trustlens.kernels.sums import SUMS, columns_of
 from trustlens.optim.foreach import to_float
 
 _log: Final = logging.getLogger("trustlens")
@@ -40,9 +41,8 @@ _PLACES: Final = {  # of `Layer`, fused.c
     "trust_ratio": 5,
     "size": 6,
 }
-_SUMS: Final = 16
-_OF_MOMENTUM: Final = [7, 8]  # among the sums
-_OF_VARIANCE: Final = [9, 10]
+_OF_MOMENTUM: Final = columns_of("momentum")
+_OF_VARIANCE: Final = columns_of("variance")
 
 _PARALLEL: Final = 1 << 20
 """Elements from which on several threads are faster than one."""
@@ -138,7 +138,7 @@ class Rows:
         *,
         measures: bool,
     ) -> Tensor | None:
-        """Step the layers; return their sums, float64 (n, 16), if asked for.
+        """Step the layers; return their sums, float64 (n, len(SUMS)), if asked for.
 
         Parameters
         ----------
@@ -149,7 +149,7 @@ class Rows:
         ratios : callable
             Makes the trust ratios of the norms above and below the line, all float64 (n,).
         measures : bool
-            Whether to return the sums of ``trustlens.recording.statistics.SUMS``.
+            Whether to return the sums.
         """
         sums = self._no_sums(optimizer) if measures else None
         packed = options.packed()
@@ -162,7 +162,7 @@ class Rows:
 
     def _no_sums(self, optimizer: int) -> Tensor:
         """Return zeros to add to; NaN, which stays so, for what the optimizer does not have."""
-        sums = _zeros(len(self.params), _SUMS)
+        sums = _zeros(len(self.params), len(SUMS))
         if optimizer == LARS:
             sums[:, _OF_VARIANCE] = torch.nan
             if not self._packed[0, _PLACES["momentum_buffer"]]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from trustlens.kernels.device import OPTIONS, all_are, brought, on
+from trustlens.kernels.device import OPTIONS, all_are, brought, on, padded
+from trustlens.kernels.sums import SUMS
 from trustlens.optim.foreach import to_float
 from trustlens.optim.fused_cpu import LAMB, Options
 
@@ -42,7 +43,7 @@ class _Kind(NamedTuple):
 
 
 class Rows:
-    """Layers on a GPU that are stepped together: as ``Rows`` of loop.py, without waiting."""
+    """Layers on a GPU that are stepped together: as ``Rows`` of fused_cpu.py, without waiting."""
 
     dtypes: Final = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -84,9 +85,9 @@ class Rows:
         *,
         measures: bool,
     ) -> Tensor | None:
-        """Step the layers; return their sums, float64 (n, 16), if asked for.
+        """Step the layers; return their sums, float64 (n, len(SUMS)), if asked for.
 
-        As ``Rows.step`` of loop.py; all tensors lie on the device.
+        As ``Rows.step`` of fused_cpu.py; all tensors lie on the device.
         """
         kernels = self._kernels
         of_lars = kernels.LARS if self._has_momentum else kernels.LARS_WITHOUT
@@ -95,7 +96,7 @@ class Rows:
             "MEASURE": measures,
         }
         squares = self._scratch(2)
-        sums = self._scratch(kernels.SUMS.value) if measures else squares
+        sums = self._scratch(len(SUMS)) if measures else squares
         with on(self._device):
             given = (self._layers, self._grads_there, self._numbers(options), self._chunks)
             self._launch(kernels.first_pass, *given, squares, sums, **constants)
@@ -158,7 +159,11 @@ class Rows:
         n, columns = len(self.params), scratch.shape[1]
         sums = torch.empty((n, columns), dtype=torch.float64, device=self._device)
         self._kernels.add_chunks[(n,)](
-            self._layers, scratch, sums, COLUMNS=columns, ROWS=_ROWS, **OPTIONS
+            *(self._layers, scratch, sums),
+            COLUMNS=columns,
+            PADDED=padded(columns),
+            ROWS=_ROWS,
+            **OPTIONS,
         )
         return sums
 

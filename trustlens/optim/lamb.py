@@ -97,7 +97,7 @@ class Lamb(LayerwiseOptimizer):
         state do not depend on it.
     measured : list of (list of Tensor, Tensor)
         The sums of the last step: parameters, and their sums in the order of
-        ``trustlens.recording.statistics.SUMS``, float64 (parameters, sums) on the parameters' device.
+        ``trustlens.kernels.sums.SUMS``, float64 (parameters, sums) on the parameters' device.
         Parameters that were not stepped fused are not included.
 
     Raises

@@ -29,7 +29,7 @@ ROOT_SHARE = tl.constexpr(13)  # √v̂ / √v
 RATE_FACTOR = tl.constexpr(14)
 NUMBERS = tl.constexpr(15)
 
-_NO_DEBIAS = tl.constexpr(0)  # as `DEBIAS` of loop.py
+_NO_DEBIAS = tl.constexpr(0)  # as `DEBIAS` of fused_cpu.py
 _IN_DIRECTION = tl.constexpr(1)
 _IN_RATE = tl.constexpr(2)
 _FIRST_IN_RATE = tl.constexpr(3)

@@ -2,13 +2,13 @@
 
 The first pass moves LAMB's averages and sums the squares that the trust ratios are made of; the
 second, given the ratios, makes a layer's direction again from the averages and applies it. Both
-also yield the sums of ``trustlens.recording.statistics`` where these are asked for: what they
+also yield the sums of ``trustlens.kernels.sums`` where these are asked for: what they
 write to the tensors does not depend on that.
 
 A layer is cut into chunks, a program each, with a row of its own in a scratch; another kernel adds
 the rows of a layer, always in the same order. Elements are float32 between reading and writing. The
 ratios' sums and those of what was applied are float64; the others float32 over a lane, and made
-again in float64 where float32 cannot hold them. ``cuda.py`` lays out the tables.
+again in float64 where float32 cannot hold them. ``fused_cuda.py`` lays out the tables.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
@@ -20,7 +20,6 @@ import triton
 import triton.language as tl
 
 from trustlens.kernels.triton_elements import (
-    SUMS,
     added,
     is_sound,
     larger,
@@ -31,6 +30,27 @@ from trustlens.kernels.triton_elements import (
     root_of,
     share_of,
     total,
+)
+from trustlens.kernels.triton_sums import (
+    DIRECTION_SQUARES,
+    GRAD_DOT_MOMENTUM,
+    GRAD_MAX,
+    GRAD_SQUARES,
+    MOMENTUM_SQUARES,
+    NONFINITE,
+    OF_MOMENTUM,
+    OF_VARIANCE,
+    SUMS,
+    SURPRISE_SUM,
+    SWALLOWED,
+    UNDECAYED_DOT_WEIGHT,
+    UNDECAYED_SQUARES,
+    UPDATE_DOT_WEIGHT,
+    UPDATE_MAX,
+    UPDATE_SQUARES,
+    VARIANCE_SUM,
+    WEIGHT_SQUARES,
+    ZERO_GRAD,
 )
 from trustlens.optim.triton_numbers import (
     ABOVE,
@@ -190,7 +210,7 @@ def _first_range(
         tl.store(squares, above * left * left)
         tl.store(squares + 1, tl.sum(below, axis=0))
         if MEASURE:
-            tl.store(row, above)
+            tl.store(row + WEIGHT_SQUARES, above)
             sound = (above < float("inf")) & (_hand_in(sums, row, RULE) != 0)
     else:
         _hand_in(sums, row, RULE)
@@ -202,27 +222,26 @@ def _hand_in(sums, row, RULE: tl.constexpr):
     """Store a chunk's recorded sums; return 0 if float32 could not make them."""
     u2, g2, d2, dw, gm, m2, v1, s2, zeros, broken, most, seen = sums
     u2, g2, d2 = total(u2), total(g2), total(d2)
-    tl.store(row + 1, u2)
-    tl.store(row + 3, g2)
-    tl.store(row + 4, d2)
-    tl.store(row + 5, total(dw))
+    tl.store(row + DIRECTION_SQUARES, u2)
+    tl.store(row + GRAD_SQUARES, g2)
+    tl.store(row + UNDECAYED_SQUARES, d2)
+    tl.store(row + UNDECAYED_DOT_WEIGHT, total(dw))
     sound = is_sound(g2, seen, 0) & is_sound(d2, seen, 1) & is_sound(u2, seen, 2)
     if RULE == LAMB:
         m2, v1, s2 = total(m2), total(v1), total(s2)
-        tl.store(row + 7, total(gm))
-        tl.store(row + 8, m2)
-        tl.store(row + 9, v1)
-        tl.store(row + 10, s2)
+        tl.store(row + GRAD_DOT_MOMENTUM, total(gm))
+        tl.store(row + MOMENTUM_SQUARES, m2)
+        tl.store(row + VARIANCE_SUM, v1)
+        tl.store(row + SURPRISE_SUM, s2)
         sound = sound & is_sound(m2, seen, 1) & is_sound(s2, seen, 0)
         sound = sound & is_sound(v1, seen, 3)
-    else:
-        tl.store(row + 7, float("nan"))
-        tl.store(row + 8, float("nan"))
-        tl.store(row + 9, float("nan"))
-        tl.store(row + 10, float("nan"))
-    tl.store(row + 11, tl.sum(broken, axis=0).to(tl.float64))
-    tl.store(row + 12, tl.sum(zeros, axis=0).to(tl.float64))
-    tl.store(row + 15, maximum(most).to(tl.float64))
+    else:  # of LARS's buffer, where it has one, the second pass makes them
+        for column in tl.static_range(SUMS):
+            if ((OF_MOMENTUM | OF_VARIANCE) >> column) & 1:
+                tl.store(row + column, float("nan"))
+    tl.store(row + NONFINITE, tl.sum(broken, axis=0).to(tl.float64))
+    tl.store(row + ZERO_GRAD, tl.sum(zeros, axis=0).to(tl.float64))
+    tl.store(row + GRAD_MAX, maximum(most).to(tl.float64))
     return sound.to(tl.int32)
 
 
@@ -329,13 +348,13 @@ def second_pass(
     if MEASURE:
         update2, update_w, gb, b2, swallowed, most = state
         row = sums + chunk * SUMS
-        tl.store(row + 2, tl.sum(update2, axis=0))
-        tl.store(row + 6, tl.sum(update_w, axis=0))
+        tl.store(row + UPDATE_SQUARES, tl.sum(update2, axis=0))
+        tl.store(row + UPDATE_DOT_WEIGHT, tl.sum(update_w, axis=0))
         if RULE == LARS:
-            tl.store(row + 7, tl.sum(gb, axis=0))
-            tl.store(row + 8, tl.sum(b2, axis=0))
-        tl.store(row + 13, tl.sum(swallowed, axis=0).to(tl.float64))
-        tl.store(row + 14, maximum(most).to(tl.float64))
+            tl.store(row + GRAD_DOT_MOMENTUM, tl.sum(gb, axis=0))
+            tl.store(row + MOMENTUM_SQUARES, tl.sum(b2, axis=0))
+        tl.store(row + SWALLOWED, tl.sum(swallowed, axis=0).to(tl.float64))
+        tl.store(row + UPDATE_MAX, maximum(most).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -355,9 +374,12 @@ def square_gradients(
 
 
 @triton.jit
-def add_chunks(layers, scratch, sums, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+def add_chunks(
+    layers, scratch, sums, COLUMNS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr
+):
     """Add the chunks of a layer in their order: a program each."""
     index = tl.program_id(0).to(tl.int64)
     fields = layers + index * FIELDS
-    values = added(scratch, tl.load(fields + 5), tl.load(fields + 6), COLUMNS, ROWS)
-    tl.store(sums + index * COLUMNS + tl.arange(0, COLUMNS), values)
+    column = tl.arange(0, PADDED)
+    values = added(scratch, tl.load(fields + 5), tl.load(fields + 6), COLUMNS, PADDED, ROWS)
+    tl.store(sums + index * COLUMNS + column, values, mask=column < COLUMNS)

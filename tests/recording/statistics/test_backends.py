@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.compiled import measure_compiled, needs_compiler
-from trustlens.element_bins import element_counts
+from trustlens.element_bins import ELEMENT_BUCKETS, element_counts
 from trustlens.recording.optimizers import Direction
-from trustlens.recording.statistics import SUMS, LayerStep, reference
-from trustlens.recording.statistics import torch_backend as portable
-from trustlens.recording.statistics.elements import BUCKETS, count_elements
+from trustlens.recording.statistics import SUMS, LayerStep, reference, torch_backend
+from trustlens.recording.statistics.elements import count_elements
 
 MEASURES = [
     pytest.param(reference.measure, id="reference"),
-    pytest.param(portable.Portable().measure, id="portable"),
+    pytest.param(torch_backend.TorchBackend().measure, id="portable"),
     pytest.param(measure_compiled, id="compiled", marks=needs_compiler),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -59,7 +58,7 @@ def test_portable_agrees_with_the_reference(
 ) -> None:
     steps = [_step(seed, shape, dtype, form, scale), _step(seed + 1, (7,), dtype, 1, scale)]
     torch.testing.assert_close(
-        portable.Portable().measure(steps),
+        torch_backend.TorchBackend().measure(steps),
         reference.measure(steps),
         rtol=1e-10,
         atol=1e-10,
@@ -144,7 +143,7 @@ def test_element_histograms_are_those_of_bins(dtype: torch.dtype) -> None:
     values = (torch.randn(5000, generator=torch.Generator().manual_seed(3)) * 1e3).to(dtype)
     values[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1.0], dtype=dtype)
     counts = count_elements(values)
-    assert counts.shape == (BUCKETS,)
+    assert counts.shape == (ELEMENT_BUCKETS,)
     assert counts.sum() == 5000
     expected = element_counts(values.float().numpy())
     assert {int(b): int(counts[b]) for b in counts.nonzero()} == expected

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trustlens.element_bins import ELEMENT_BUCKETS
 from trustlens.recording.measuring.fused_sums import FusedSums
 from trustlens.recording.measuring.layer_reader import LayerReader
 from trustlens.recording.measuring.layers import Layer
@@ -32,9 +33,9 @@ from trustlens.recording.measuring.measurement import (
 )
 from trustlens.recording.optimizers import Direction, is_on_accelerator
 from trustlens.recording.statistics import LayerStep
-from trustlens.recording.statistics.cpu_backend import Compiled, gather, is_at_hand
-from trustlens.recording.statistics.elements import BUCKETS
-from trustlens.recording.statistics.triton_backend import Multi
+from trustlens.recording.statistics.backend import PreparingBackend
+from trustlens.recording.statistics.cpu_backend import gather, is_at_hand
+from trustlens.recording.statistics.triton_backend import TritonBackend
 from trustlens.schema import ELEMENTS
 
 _gradient: Final = operator.attrgetter("grad")
@@ -103,7 +104,7 @@ class CachedPlan:
         optimizer: Optimizer,
         reader: LayerReader,
         layers: Sequence[ReadLayer],
-        backend: Compiled | Multi | None,
+        backend: PreparingBackend | None,
     ) -> CachedPlan | None:
         """Return a plan for those of these layers that can be measured by one, or None.
 
@@ -115,7 +116,7 @@ class CachedPlan:
             Reads one layer of each kind in each step.
         layers : sequence of ReadLayer
             The layers, all on one device, as they were read in the last step.
-        backend : Compiled, Multi or None
+        backend : PreparingBackend or None
             Computes the sums. None if the optimizer's fused step does.
         """
         kinds: dict[_Kind, list[ReadLayer]] = {}
@@ -196,7 +197,7 @@ class CachedPlan:
             directions = [each.direction for each in numbers if each.direction is not None]
             form_of = np.where(shared_of < len(directions), shared_of, -1)
             if histograms:
-                shape = len(self.places), len(ELEMENTS), BUCKETS
+                shape = len(self.places), len(ELEMENTS), ELEMENT_BUCKETS
                 counts = torch.zeros(shape, dtype=torch.int64, device=self._parameters[0].device)
             sums = self._prepared.measure(grads, directions, form_of, counts=counts)
         return build_measurement(
@@ -311,9 +312,9 @@ def _kind_of(
     )
 
 
-def _is_supported(kind: _Kind, state: Any, backend: Compiled | Multi | None) -> bool:
+def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> bool:
     """Return whether the numbers of a layer of this kind can be computed with those of others."""
-    if kind.numbers_on_device and not isinstance(backend, Multi):
+    if kind.numbers_on_device and not isinstance(backend, TritonBackend):
         return False
     if not isinstance(state, dict):
         return False

@@ -24,9 +24,8 @@ from trustlens.recording.measuring.measurement import (
 )
 from trustlens.recording.measuring.snapshots import WeightSnapshots, untraced
 from trustlens.recording.optimizers import family_of
-from trustlens.recording.statistics.cpu_backend import Compiled
-from trustlens.recording.statistics.torch_backend import Portable
-from trustlens.recording.statistics.triton_backend import Multi
+from trustlens.recording.statistics.backend import PreparingBackend, backend_for
+from trustlens.recording.statistics.torch_backend import TorchBackend
 from trustlens.recording.transfer import Parcel, host_scalar
 
 _PART: Final = 1 << 20
@@ -50,7 +49,7 @@ class OptimizerProbe:
         self._snapshots = WeightSnapshots(optimizer, self.family)
         self._reader = LayerReader(optimizer, self.family, self._snapshots)
         # Not shared: several models may be trained in threads of one process.
-        self._backends: dict[torch.device, Portable | Compiled | Multi] = {}
+        self._backends: dict[torch.device, PreparingBackend | TorchBackend] = {}
         self._hooks: StepHooks | None = None
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
@@ -205,7 +204,7 @@ class OptimizerProbe:
         if fused:
             return CachedPlan.of(self.optimizer, self._reader, layers, None)
         backend = self._backend(device)
-        if not self.family.cacheable or isinstance(backend, Portable):
+        if not self.family.cacheable or isinstance(backend, TorchBackend):
             return None
         return CachedPlan.of(self.optimizer, self._reader, layers, backend)
 
@@ -267,14 +266,9 @@ class OptimizerProbe:
             counts=counts,
         )
 
-    def _backend(self, device: torch.device) -> Portable | Compiled | Multi:
+    def _backend(self, device: torch.device) -> PreparingBackend | TorchBackend:
         if device not in self._backends:
-            found = None
-            if device.type == "cpu":
-                found = Compiled.if_possible()
-            elif device.type == "cuda":
-                found = Multi.if_possible(device)
-            self._backends[device] = found or Portable()
+            self._backends[device] = backend_for(device)
         return self._backends[device]
 
     def _copying_first_grads(self, closure: Callable[[], Any]) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-/* One pass over a layer's tensors: every sum of `trustlens.recording.statistics`.
+/* One pass over a layer's tensors: every sum of trustlens/kernels/sums.py.
 
    Blocks are summed in float32 over vector lanes, and across blocks in float64. A block whose
    numbers float32 cannot square (infinite, NaN, huge or tiny) is done again in float64, by the
@@ -8,11 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sums.h"
+#include "chunks.h"
 
 enum { AFTER, BEFORE, GRAD, BASE, VARIANCE, MOMENTUM, TENSORS };
 enum { NONE, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
-/* The numbers of a direction: see `trustlens.recording.directions.form`. */
+/* The numbers of a direction: `numbers_of` in layer_step.py. */
 typedef struct {
     double rate, grad_share, base_share, weight_share, update_share, variance_share, epsilon, decay,
         kept, divides;
@@ -79,14 +79,14 @@ static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end
             if (f->kept != 1) { w /= f->kept; if (single) w = (float)w; }
         }
         double update = after - w;
-        out[WEIGHT2] += w * w;
-        out[UPDATE2] += update * update;
-        out[UPDATE_W] += update * w;
+        out[WEIGHT_SQUARES] += w * w;
+        out[UPDATE_SQUARES] += update * update;
+        out[UPDATE_DOT_WEIGHT] += update * w;
         out[UPDATE_MAX] = larger(out[UPDATE_MAX], fabs(update));
         int finite = isfinite(w);
         if (has_g) {
             finite = finite && isfinite(g);
-            out[GRAD2] += g * g;
+            out[GRAD_SQUARES] += g * g;
             out[GRAD_MAX] = larger(out[GRAD_MAX], fabs(g));
             out[ZERO_GRAD] += g == 0;
         }
@@ -96,19 +96,19 @@ static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end
         double d = terms / den; /* divided once: where den is 0, ∞ − ∞ would be NaN */
         if (f->update_share != 0) d += f->update_share * update;
         double u = f->decay != 0 ? d + f->decay * w : d;
-        out[DIRECTION2] += u * u;
-        out[UNDECAYED2] += d * d;
-        out[UNDECAYED_W] += d * w;
+        out[DIRECTION_SQUARES] += u * u;
+        out[UNDECAYED_SQUARES] += d * d;
+        out[UNDECAYED_DOT_WEIGHT] += d * w;
         out[SWALLOWED] += update == 0 && u != 0;
         if (has_m) {
             double m = at(l, MOMENTUM, i);
-            out[GRAD_M] += g * m;
-            out[MOMENTUM2] += m * m;
+            out[GRAD_DOT_MOMENTUM] += g * m;
+            out[MOMENTUM_SQUARES] += m * m;
         }
         if (has_v) {
             double least = f->epsilon * f->epsilon;
-            out[VARIANCE1] += v;
-            out[SURPRISE] += g * g / (v < least ? least : v);
+            out[VARIANCE_SUM] += v;
+            out[SURPRISE_SUM] += g * g / (v < least ? least : v);
         }
     }
 }
@@ -121,7 +121,7 @@ typedef struct {
 
 /* What the loop over a block makes, in lanes. */
 typedef struct {
-    vec sum[NONFINITE]; /* the sums up to this one; of v and surprise, h and 1/h are left out */
+    vec sum[FIRST_COUNT]; /* of v and surprise, h and 1/h are left out */
     ivec zero, swallowed, unsure, most_update, most_grad;
 } Lanes;
 
@@ -162,7 +162,7 @@ static inline __attribute__((always_inline)) void vector_step(
     else terms = f->grad_share * g + f->base_share * x;
     if (kind.has_v) {
         vec v = load(data[VARIANCE] + i);
-        s->sum[VARIANCE1] += v;
+        s->sum[VARIANCE_SUM] += v;
         v = (vec)higher(bits(v), bits(all(1e-37f))); /* 1/√0 is infinite; of v < 0, NaN */
         inverse = inverse_root(v);
         if (kind.divides) den = v * inverse * f->root_share + f->epsilon;
@@ -178,18 +178,18 @@ static inline __attribute__((always_inline)) void vector_step(
     vec update = after - w;
     if (!kind.plain) d += f->weight_share * w * den + f->update_share * update;
     vec u = kind.derived ? d : d + f->decay * w;
-    s->sum[WEIGHT2] += w * w;
-    s->sum[UPDATE2] += update * update;
-    s->sum[UPDATE_W] += update * w;
-    s->sum[GRAD2] += g * g;
-    if (!kind.derived) s->sum[DIRECTION2] += u * u;
-    s->sum[UNDECAYED2] += d * d;
-    s->sum[UNDECAYED_W] += d * w;
-    s->sum[GRAD_M] += g * m;
-    s->sum[MOMENTUM2] += m * m;
+    s->sum[WEIGHT_SQUARES] += w * w;
+    s->sum[UPDATE_SQUARES] += update * update;
+    s->sum[UPDATE_DOT_WEIGHT] += update * w;
+    s->sum[GRAD_SQUARES] += g * g;
+    if (!kind.derived) s->sum[DIRECTION_SQUARES] += u * u;
+    s->sum[UNDECAYED_SQUARES] += d * d;
+    s->sum[UNDECAYED_DOT_WEIGHT] += d * w;
+    s->sum[GRAD_DOT_MOMENTUM] += g * m;
+    s->sum[MOMENTUM_SQUARES] += m * m;
     if (kind.has_v) {
         vec surprise = g * lower(inverse, all(f->least));
-        s->sum[SURPRISE] += surprise * surprise;
+        s->sum[SURPRISE_SUM] += surprise * surprise;
     }
     s->zero += g == 0;
     s->most_update = higher(s->most_update, magnitude(update));
@@ -210,14 +210,14 @@ static inline __attribute__((always_inline)) void vector_block(
 
 /* Has Σ (d + λw)² from the other sums; returns 0 if d and λw cancel too much for that. */
 static int derive(const Numbers *f, Lanes *s) {
-    const vec apart = s->sum[UNDECAYED2] + f->decay * f->decay * s->sum[WEIGHT2];
-    s->sum[DIRECTION2] = apart + 2 * f->decay * s->sum[UNDECAYED_W];
-    return !any(s->sum[DIRECTION2] < 0.1f * apart);
+    const vec apart = s->sum[UNDECAYED_SQUARES] + f->decay * f->decay * s->sum[WEIGHT_SQUARES];
+    s->sum[DIRECTION_SQUARES] = apart + 2 * f->decay * s->sum[UNDECAYED_DOT_WEIGHT];
+    return !any(s->sum[DIRECTION_SQUARES] < 0.1f * apart);
 }
 
 /* What many blocks make together. */
 typedef struct {
-    wide sum[NONFINITE];
+    wide sum[FIRST_COUNT];
     ivec zero, swallowed, most_update, most_grad;
 } Total;
 
@@ -234,14 +234,15 @@ static ivec faint(vec squares, ivec of) { return ~(squares > 1e-30f) & (of != 0)
 /* Whether float32 could not square what was summed: too large or, unless all 0, too small. */
 static int is_lost(const Block *b, const Form *f, int has_v, const Lanes *s) {
     vec least = all(1e30f), most = {0};
-    static const int squares[] = {WEIGHT2, UPDATE2, GRAD2, DIRECTION2, UNDECAYED2, MOMENTUM2};
+    static const int squares[] = {WEIGHT_SQUARES,    UPDATE_SQUARES,    GRAD_SQUARES,
+                                  DIRECTION_SQUARES, UNDECAYED_SQUARES, MOMENTUM_SQUARES};
     for (int k = 0; k < 6; k++) {
         vec sum = s->sum[squares[k]];
         least = lower(sum, least); /* NaN, of the first, gives the second: `most` keeps it */
         most += sum;
     }
-    most += s->sum[VARIANCE1] + s->sum[SURPRISE];
-    if (has_v) least = lower(s->sum[SURPRISE], least);
+    most += s->sum[VARIANCE_SUM] + s->sum[SURPRISE_SUM];
+    if (has_v) least = lower(s->sum[SURPRISE_SUM], least);
     if (any(~(most < 1e30f))) return 1;
     if (!any(~(least > 1e-30f))) return 0;
     /* Seldom: whole tensors of zeros, most of the time. */
@@ -252,11 +253,11 @@ static int is_lost(const Block *b, const Form *f, int has_v, const Lanes *s) {
     if (f->base_share != 0) d |= bits_of(b, BASE);
     if (f->weight_share != 0) d |= w;
     if (f->update_share != 0) d |= s->most_update;
-    ivec lost = faint(s->sum[WEIGHT2], w) | faint(s->sum[UPDATE2], s->most_update) |
-                faint(s->sum[GRAD2], g) | faint(s->sum[UNDECAYED2], d) |
-                faint(s->sum[DIRECTION2], f->decay != 0 ? d | w : d) |
-                faint(s->sum[MOMENTUM2], m);
-    if (has_v) lost |= faint(s->sum[SURPRISE], g);
+    ivec lost = faint(s->sum[WEIGHT_SQUARES], w) | faint(s->sum[UPDATE_SQUARES], s->most_update) |
+                faint(s->sum[GRAD_SQUARES], g) | faint(s->sum[UNDECAYED_SQUARES], d) |
+                faint(s->sum[DIRECTION_SQUARES], f->decay != 0 ? d | w : d) |
+                faint(s->sum[MOMENTUM_SQUARES], m);
+    if (has_v) lost |= faint(s->sum[SURPRISE_SUM], g);
     return any(lost);
 }
 
@@ -284,7 +285,7 @@ static int fast_block(const Layer *l, const Form *f, const Block *b, Total *tota
     if (has_v && f->epsilon < 1e-12) return 0; /* what is divided by may be 0 */
     if (!sum_block(b, &numbers, (Kind){undone, near, has_v, divides, plain, 0}, &s)) return 0;
     if (is_lost(b, f, has_v, &s) || any(s.unsure)) return 0;
-    for (int i = 0; i < NONFINITE; i++) add_wide(&total->sum[i], s.sum[i]);
+    for (int i = 0; i < FIRST_COUNT; i++) add_wide(&total->sum[i], s.sum[i]);
     total->zero += s.zero;
     total->swallowed += s.swallowed;
     total->most_update = higher(total->most_update, s.most_update);
@@ -331,10 +332,10 @@ static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t 
         }
         if (!done) slow_block(l, f, at, at + n, out);
     }
-    for (int i = 0; i < NONFINITE; i++) {
+    for (int i = 0; i < FIRST_COUNT; i++) {
         double sum = across(&total.sum[i]);
-        if (i == VARIANCE1) sum *= f->variance_share;
-        if (i == SURPRISE) sum /= f->variance_share;
+        if (i == VARIANCE_SUM) sum *= f->variance_share;
+        if (i == SURPRISE_SUM) sum /= f->variance_share;
         out[i] += sum;
     }
     out[ZERO_GRAD] += count(total.zero);
@@ -345,15 +346,12 @@ static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t 
 
 /* Makes NaN of the sums that a layer does not have. */
 static void leave_out(const Layer *l, double *sums) {
-    static const int of_grad[] = {GRAD2, GRAD_MAX, ZERO_GRAD},
-                     of_direction[] = {DIRECTION2, UNDECAYED2, UNDECAYED_W, SWALLOWED},
-                     of_momentum[] = {GRAD_M, MOMENTUM2}, of_variance[] = {VARIANCE1, SURPRISE};
-    for (int i = 0; i < 3; i++) if (!has(l, GRAD)) sums[of_grad[i]] = NAN;
-    for (int i = 0; i < 4; i++) if (!is_known(l)) sums[of_direction[i]] = NAN;
-    for (int i = 0; i < 2; i++) {
-        if (!is_known(l) || !has(l, MOMENTUM)) sums[of_momentum[i]] = NAN;
-        if (!is_known(l) || !has(l, VARIANCE)) sums[of_variance[i]] = NAN;
-    }
+    int lacks = 0;
+    if (!has(l, GRAD)) lacks |= NEEDS_GRADIENT;
+    if (!is_known(l)) lacks |= NEEDS_DIRECTION;
+    if (!is_known(l) || !has(l, MOMENTUM)) lacks |= NEEDS_MOMENTUM;
+    if (!is_known(l) || !has(l, VARIANCE)) lacks |= NEEDS_VARIANCE;
+    for (int i = 0; i < SUMS; i++) if (SUM_NEEDS[i] & lacks) sums[i] = NAN;
 }
 
 typedef struct {
@@ -400,12 +398,11 @@ int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int thr
     return 1;
 }
 
-#define BUCKETS 2048 /* of a float32's sign, exponent and first two mantissa bits */
-
+/* Of a float32: its sign, exponent and first mantissa bits. */
 static uint32_t bucket(float f) {
     uint32_t b;
     memcpy(&b, &f, 4);
-    return b >> 21;
+    return b >> BUCKET_SHIFT;
 }
 
 /* Counts weights before the step, gradients and updates of a chunk; a layer without a copy of its

@@ -1,7 +1,7 @@
 """The sums on the CPU by a compiled loop: one read of the tensors, and no temporaries.
 
 The loop is ``cpu.c``. Where it cannot be built (:mod:`trustlens.kernels.build`), or what was built
-does not count right, there is no :class:`Compiled`, and the portable sums are used.
+is wrong, there is no :class:`CpuBackend`, and torch's operations are used.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import logging
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trustlens.element_bins import ELEMENT_BUCKETS
 from trustlens.kernels.build import load
+from trustlens.kernels.sums import SUMS
 from trustlens.recording.optimizers import Direction
-from trustlens.recording.statistics import SUMS, LayerStep, numbers_of
-from trustlens.recording.statistics.elements import BUCKETS, count_steps
+from trustlens.recording.statistics.elements import count_steps
+from trustlens.recording.statistics.layer_step import LayerStep, numbers_of
 from trustlens.recording.statistics.reference import measure as measure_plainly
-from trustlens.recording.statistics.torch_backend import Portable
+from trustlens.recording.statistics.torch_backend import TorchBackend
 from trustlens.schema import ELEMENTS
 
 _log: Final = logging.getLogger("trustlens")
@@ -48,18 +50,18 @@ _PARALLEL: Final = 1 << 17
 """Elements from which on several threads are faster than one: torch's own, which are awake."""
 
 
-class Compiled:
-    """Measures with the compiled loop, and portably what it cannot read."""
+class CpuBackend:
+    """Computes the sums with the compiled loop; by torch's operations for what it cannot read."""
 
-    name: Final = "cpu"
+    name: ClassVar[str] = "cpu"
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._portable = Portable()
+        self._fallback = TorchBackend()
 
     @classmethod
-    def if_possible(cls) -> Compiled | None:
-        """Return the compiled sums; None where they cannot be had. Built at their first use."""
+    def if_possible(cls) -> CpuBackend | None:
+        """Return the backend, built at its first use; None where that is not possible."""
         library = _load()
         return None if library is None else cls(library)
 
@@ -80,7 +82,7 @@ class Compiled:
         sums = torch.empty((len(steps), len(SUMS)), dtype=torch.float64, device="cpu")
         sums[readable] = by_loop
         for i in set(range(len(steps))).difference(readable):
-            sums[i] = self._portable.measure([steps[i]])[0]
+            sums[i] = self._fallback.measure([steps[i]])[0]
         return sums
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
@@ -88,7 +90,9 @@ class Compiled:
         return self.measure(steps), self._count(steps)
 
     def _count(self, steps: Sequence[LayerStep]) -> Tensor:
-        counts = torch.zeros((len(steps), len(ELEMENTS), BUCKETS), dtype=torch.int64, device="cpu")
+        counts = torch.zeros(
+            (len(steps), len(ELEMENTS), ELEMENT_BUCKETS), dtype=torch.int64, device="cpu"
+        )
         for counted, step in zip(counts, steps, strict=True):
             tensors = _dense(LayerStep(step.before, step.after, step.grad, None))
             if tensors is None:
@@ -105,7 +109,7 @@ class Compiled:
         if not self._library.trustlens_count(layers, count, threads, counts.data_ptr()):
             raise MemoryError("for the element histograms")
 
-    def prepare(self, steps: Sequence[LayerStep]) -> Prepared | None:
+    def prepare(self, steps: Sequence[LayerStep]) -> PreparedCpuLayers | None:
         """Return these layers ready to be measured again; None if the loop cannot read them."""
         layers = np.zeros(len(steps), _LAYER)
         for layer, step in zip(layers, steps, strict=True):
@@ -114,7 +118,7 @@ class Compiled:
             if tensors is None or any(map(_is_other, tensors, given)):
                 return None
             _pack(layer, tensors, step.after.numel())
-        return Prepared(self, layers)
+        return PreparedCpuLayers(self, layers)
 
     def run(self, layers: NDArray[Any], forms: Sequence[Direction]) -> Tensor:
         """Return the sums of packed layers, float64 of shape (layers, len(SUMS)).
@@ -135,11 +139,11 @@ class Compiled:
         return sums
 
 
-class Prepared:
-    """Layers whose tensors lie where they lay, but for their gradients."""
+class PreparedCpuLayers:
+    """Layers whose tensors stay where they are, except for the gradients."""
 
-    def __init__(self, compiled: Compiled, layers: NDArray[Any]) -> None:
-        self._compiled = compiled
+    def __init__(self, backend: CpuBackend, layers: NDArray[Any]) -> None:
+        self._backend = backend
         self._layers = layers
         self._grads, self._form_of = layers["data"][:, _GRAD], layers["form"]
         self._lie = layers.ctypes.data, len(layers), int(layers["size"].sum())
@@ -163,13 +167,13 @@ class Prepared:
         form_of : int64 (layers,)
             The place of each layer's among them.
         counts : Tensor, optional
-            What the element histograms are added to: int64 of shape (layers, 3, BUCKETS).
+            What the element histograms are added to: int64 of shape (layers, 3, buckets).
         """
         self._grads[:] = grads
         self._form_of[:] = form_of
         if counts is not None:
-            self._compiled.count_at(*self._lie, counts)
-        return self._compiled.run_at(*self._lie, forms)
+            self._backend.count_at(*self._lie, counts)
+        return self._backend.run_at(*self._lie, forms)
 
 
 def gather(places: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -227,15 +231,15 @@ def _load() -> ctypes.CDLL | None:
         library.trustlens_count.argtypes = (pointer, size, ctypes.c_int, pointer)
         library.trustlens_gather.argtypes = (pointer, size, pointer)
         library.trustlens_gather.restype = None
-        _check(Compiled(library))
+        _check(CpuBackend(library))
     except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
         _log.info("trustlens: the sums are not compiled (%s: %s)", type(error).__name__, error)
         return None
     return library
 
 
-def _check(compiled: Compiled) -> None:
-    """Raise ArithmeticError if it does not count right."""
+def _check(backend: CpuBackend) -> None:
+    """Raise ArithmeticError if its sums are wrong."""
     steps: list[LayerStep] = []
     for size in (3, 5000):  # not of random numbers, which are the training's
         w = torch.linspace(-1, 2, size, dtype=torch.float32, device="cpu")
@@ -247,6 +251,6 @@ def _check(compiled: Compiled) -> None:
             steps.append(LayerStep(before, w, g, form))
         steps.append(LayerStep(w, w, None, None))
     if not torch.allclose(
-        compiled.measure(steps), measure_plainly(steps), rtol=1e-5, atol=0, equal_nan=True
+        backend.measure(steps), measure_plainly(steps), rtol=1e-5, atol=0, equal_nan=True
     ):
         raise ArithmeticError("the compiled sums are not right")

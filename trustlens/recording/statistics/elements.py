@@ -8,24 +8,22 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trustlens.recording.statistics import LayerStep
+from trustlens.element_bins import ELEMENT_BUCKETS, ELEMENT_SHIFT
+from trustlens.recording.statistics.layer_step import LayerStep
 
-BUCKETS: Final = 2048
-_SHIFT: Final = 21
 _CHUNK: Final = 1 << 20
 
 
 def count_elements(values: Tensor) -> Tensor:
-    """Return how many elements lie in each bucket, int64 of shape (2048,), on their device.
+    """Return the number of elements in each bucket, int64 of shape (buckets,), on their device.
 
-    The bucket is made of the float32's sign, exponent and first two mantissa bits. Elements of
-    another dtype are cast to float32 first.
+    Elements of another dtype are cast to float32 first.
     """
-    counts = torch.zeros(BUCKETS, dtype=torch.int64, device=values.device)
+    counts = torch.zeros(ELEMENT_BUCKETS, dtype=torch.int64, device=values.device)
     # In chunks: the buckets of a whole layer take several times its memory.
     for chunk in values.detach().reshape(-1).split(_CHUNK):
         bits = chunk.float().contiguous().view(torch.int32)
-        buckets = (bits >> _SHIFT).bitwise_and_(BUCKETS - 1).long()
+        buckets = (bits >> ELEMENT_SHIFT).bitwise_and_(ELEMENT_BUCKETS - 1).long()
         # Not bincount: on CUDA it waits for the largest value.
         counts.scatter_add_(0, buckets, torch.ones_like(buckets))
     return counts

@@ -1,4 +1,4 @@
-"""The truth: the sums by their plain formulas, whole tensors in float64."""
+"""The definition of the sums: their plain formulas, on whole tensors in float64."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trustlens.kernels.sums import SUMS
 from trustlens.recording.optimizers import Direction
-from trustlens.recording.statistics import SUMS, LayerStep, undo
+from trustlens.recording.statistics.layer_step import LayerStep, undo
 
 
 def measure(steps: Sequence[LayerStep]) -> Tensor:

@@ -9,14 +9,15 @@ that have no float64 (MPS), where it is in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from trustlens.kernels.sums import FIRST_MAXIMUM, SUMS
 from trustlens.recording.optimizers import Direction
-from trustlens.recording.statistics import MAXIMA, SUMS, LayerStep, undo
 from trustlens.recording.statistics.elements import count_steps
+from trustlens.recording.statistics.layer_step import LayerStep, undo
 
 CHUNK: Final = 1 << 14
 """Elements of a chunk: ten float64 buffers of this length are 1.3 MiB.
@@ -46,10 +47,10 @@ class _Pieces(NamedTuple):
         return _Pieces(self.after[start:end], *others)
 
 
-class Portable:
+class TorchBackend:
     """Measures layer by layer, chunk by chunk; keeps its scratch from step to step."""
 
-    name: Final = "portable"
+    name: ClassVar[str] = "portable"
 
     def __init__(self) -> None:
         self._scratch: dict[torch.device, Tensor] = {}
@@ -89,7 +90,7 @@ class Portable:
         if len(chunks) == 1:
             return chunks[0]
         rows = torch.stack(chunks)
-        return torch.cat([rows[:, :-MAXIMA].sum(0), rows[:, -MAXIMA:].amax(0)])
+        return torch.cat([rows[:, :FIRST_MAXIMUM].sum(0), rows[:, FIRST_MAXIMUM:].amax(0)])
 
     def _buffers(self, device: torch.device) -> Tensor:
         if device not in self._scratch:

@@ -1,8 +1,8 @@
 """The sums on a GPU: a kernel over all layers of a kind at once, and no waiting.
 
 The kernels are ``triton_kernels.py``; Triton comes with PyTorch where there are GPUs. Where it is
-missing, or what it built does not count right, there is no :class:`Multi`, and the portable sums
-are used.
+missing, or what it built is wrong, there is no :class:`TritonBackend`, and torch's operations are
+used.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
+from trustlens.element_bins import ELEMENT_BUCKETS
 from trustlens.kernels.device import all_are, is_interpreted
 from trustlens.recording.optimizers import Direction
-from trustlens.recording.statistics import LayerStep
-from trustlens.recording.statistics.elements import BUCKETS, count_steps
+from trustlens.recording.statistics.elements import count_steps
+from trustlens.recording.statistics.layer_step import LayerStep
 from trustlens.recording.statistics.reference import measure as measure_plainly
-from trustlens.recording.statistics.torch_backend import Portable
-from trustlens.recording.statistics.triton_launch import ALIGNMENT, Kind, PackedLayer, Prepared
+from trustlens.recording.statistics.torch_backend import TorchBackend
+from trustlens.recording.statistics.triton_launch import (
+    ALIGNMENT,
+    KernelKind,
+    PackedLayer,
+    PreparedGpuLayers,
+)
 from trustlens.schema import ELEMENTS
 
 _log: Final = logging.getLogger("trustlens")
@@ -31,19 +37,19 @@ _DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _UNREAD: Final = PackedLayer(None, (0, 0, 0, 0, 0), 0, 0)
 
 
-class Multi:
-    """Measures with the kernels, and portably what they cannot read."""
+class TritonBackend:
+    """Computes the sums with the kernels; by torch's operations for what they cannot read."""
 
-    name: Final = "cuda"
+    name: ClassVar[str] = "cuda"
 
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
-        self._portable = Portable()
-        self._prepared: tuple[Any, Prepared] | None = None
+        self._fallback = TorchBackend()
+        self._prepared: tuple[Any, PreparedGpuLayers] | None = None
 
     @classmethod
-    def if_possible(cls, device: torch.device | None = None) -> Multi | None:
-        """Return the sums by kernels on a GPU, else the current one; None if they cannot be had.
+    def if_possible(cls, device: torch.device | None = None) -> TritonBackend | None:
+        """Return the backend for a GPU, else the current one; None where it is not possible.
 
         The first time on a device a kernel is built and tried, and waited for.
         """
@@ -61,7 +67,7 @@ class Multi:
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
         """Return the sums, and element histograms as :func:`count_steps`, of one pass."""
-        shape, device = (len(steps), len(ELEMENTS), BUCKETS), steps[0].after.device
+        shape, device = (len(steps), len(ELEMENTS), ELEMENT_BUCKETS), steps[0].after.device
         counts = torch.zeros(shape, dtype=torch.int64, device=device)
         return self._measure(steps, counts), counts
 
@@ -71,17 +77,17 @@ class Multi:
         layers = [_packed(step, kept) for step in steps]
         key = [layer[:-1] for layer in layers]
         if self._prepared is None or self._prepared[0] != (device, key):
-            self._prepared = ((device, key), Prepared(self._kernels, layers, device))
+            self._prepared = ((device, key), PreparedGpuLayers(self._kernels, layers, device))
         grads = [layer.grad for layer in layers]
         sums = self._prepared[1].measure(grads, *_forms(steps), counts=counts)
         for i, layer in enumerate(layers):
             if layer.kind is None:
-                sums[i] = self._portable.measure([steps[i]])[0]
+                sums[i] = self._fallback.measure([steps[i]])[0]
                 if counts is not None:
                     counts[i] = count_steps([steps[i]])[0]
         return sums
 
-    def prepare(self, steps: Sequence[LayerStep]) -> Prepared | None:
+    def prepare(self, steps: Sequence[LayerStep]) -> PreparedGpuLayers | None:
         """Lay out layers whose tensors, but for the gradients, will be where they are now.
 
         None if some cannot be read as they lie: of an odd dtype, or not contiguous.
@@ -91,11 +97,11 @@ class Multi:
         there = {id(tensor) for step in steps for tensor in _tensors(step)}
         if any(layer.kind is None for layer in layers) or {id(tensor) for tensor in kept} - there:
             return None
-        return Prepared(self._kernels, layers, steps[0].after.device)
+        return PreparedGpuLayers(self._kernels, layers, steps[0].after.device)
 
 
 def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
-    """Return what the kernels read, in the order of `Kind.dtypes`."""
+    """Return what the kernels read, in the order of `KernelKind.dtypes`."""
     form = step.direction
     of_form = (None, None, None) if form is None else (form.base, form.variance, form.momentum)
     return (step.after, step.before, step.grad, *of_form)
@@ -122,7 +128,7 @@ def _packed(step: LayerStep, kept: list[Tensor]) -> PackedLayer:
     dtypes[2] = dtypes[2] or dtypes[0]  # one may come
     same = dtypes[5] is not None and (of_form[0], dtypes[3]) == (of_form[2], dtypes[5])
     aligned = not any(place % ALIGNMENT for place in (after, before, *of_form))
-    kind = Kind(tuple(dtypes), same, aligned)
+    kind = KernelKind(tuple(dtypes), same, aligned)
     return PackedLayer(kind, (after, before, *of_form), step.after.numel(), has, grad)
 
 
@@ -160,15 +166,15 @@ def _load(device: torch.device) -> Any:
     try:
         from trustlens.recording.statistics import triton_kernels  # noqa: PLC0415 — may be missing
 
-        _check(Multi(triton_kernels), device)
+        _check(TritonBackend(triton_kernels), device)
     except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
         _log.info("trustlens: no sums by kernels (%s: %s)", type(error).__name__, error)
         return None
     return triton_kernels
 
 
-def _check(multi: Multi, device: torch.device) -> None:
-    """Raise ArithmeticError if it does not count right."""
+def _check(backend: TritonBackend, device: torch.device) -> None:
+    """Raise ArithmeticError if its sums are wrong."""
     steps: list[LayerStep] = []
     for size in (3, 5000):  # not of random numbers, which are the training's
         w = torch.linspace(-1, 2, size, dtype=torch.float32, device=device)
@@ -178,7 +184,7 @@ def _check(multi: Multi, device: torch.device) -> None:
         )
         # As most are trained: so this kernel is built in time.
         steps += [LayerStep(None, w, g, form), LayerStep(None, 1e25 * w, g, form)]
-    got, truth = multi.measure(steps), measure_plainly(steps)
+    got, truth = backend.measure(steps), measure_plainly(steps)
     right = ((got - truth).abs() <= 1e-5 * truth.abs()) | (got.isnan() & truth.isnan())
     if not all_are(right):
         raise ArithmeticError("the kernels' sums are not right")

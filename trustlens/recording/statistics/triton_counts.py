@@ -12,12 +12,13 @@ elements that lie elsewhere one by one. Counts are whole numbers: exact in any o
 import triton
 import triton.language as tl
 
+from trustlens.kernels.triton_sums import BUCKET_SHIFT, BUCKETS
+
 # An element histogram while it grows: 31 doublings about the first block's, and what lies below
 # all of them, in both signs.
 _BINS = tl.constexpr(256)
 _DOUBLINGS = tl.constexpr(32)
 _ABOVE = tl.constexpr(4)
-BUCKETS = tl.constexpr(2048)
 
 
 @triton.jit
@@ -40,11 +41,14 @@ def _count(counts, bins, base, values, inside):
         base = tl.where(top > 0, tl.maximum(top + _ABOVE + 1 - _DOUBLINGS, 0), -1)
     slot = tl.where(exponent == 0, 0, exponent - base)
     near = (exponent == 0) | ((slot > 0) & (slot < _DOUBLINGS))
-    place = ((bits >> 31) & 1) * (4 * _DOUBLINGS) + slot * 4 + ((bits >> 21) & 3)
+    place = ((bits >> 31) & 1) * (4 * _DOUBLINGS) + slot * 4 + ((bits >> BUCKET_SHIFT) & 3)
     bins += tl.histogram(tl.where(near, place, 0), _BINS, mask=inside & near)
     one = tl.full(bits.shape, 1, tl.int64)
     tl.atomic_add(
-        counts + ((bits >> 21) & (BUCKETS - 1)), one, mask=inside & (near == 0), sem="relaxed"
+        counts + ((bits >> BUCKET_SHIFT) & (BUCKETS - 1)),
+        one,
+        mask=inside & (near == 0),
+        sem="relaxed",
     )
     return bins, base
 

@@ -4,7 +4,7 @@ A layer is cut into chunks, a program a chunk. A program adds in float32, in lan
 each, and across lanes in float64. A chunk that float32 cannot do (infinite, NaN, huge or tiny
 numbers, or ones that cancel) is done again in float64, by the plain formulas, as are tensors that
 float32 cannot hold. Each chunk has a row of its own in a scratch; a second kernel adds the rows
-of a layer, always in the same order. ``launch.py`` lays out the tables.
+of a layer, always in the same order. ``triton_launch.py`` lays out the tables.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
@@ -17,7 +17,6 @@ import triton.language as tl
 
 from trustlens.kernels.triton_elements import (
     MOST,
-    SUMS,
     added,
     is_sound,
     larger,
@@ -28,8 +27,29 @@ from trustlens.kernels.triton_elements import (
     share_of,
     total,
 )
-from trustlens.recording.statistics.triton_counts import (
+from trustlens.kernels.triton_sums import (
     BUCKETS,
+    DIRECTION_SQUARES,
+    FIRST_COUNT,
+    GRAD_MAX,
+    GRAD_SQUARES,
+    MOMENTUM_SQUARES,
+    NONFINITE,
+    OF_DIRECTION,
+    OF_GRADIENT,
+    OF_MOMENTUM,
+    OF_VARIANCE,
+    SUMS,
+    SURPRISE_SUM,
+    SWALLOWED,
+    UNDECAYED_SQUARES,
+    UPDATE_MAX,
+    UPDATE_SQUARES,
+    VARIANCE_SUM,
+    WEIGHT_SQUARES,
+    ZERO_GRAD,
+)
+from trustlens.recording.statistics.triton_counts import (
     hand_in,
     masked,
     no_tally,
@@ -43,11 +63,15 @@ HAS_GRAD = tl.constexpr(1)
 HAS_MOMENTUM = tl.constexpr(2)
 HAS_VARIANCE = tl.constexpr(4)
 
-# The columns of the sums that a layer lacks without a gradient, and so on: a bit each.
-_OF_GRAD = tl.constexpr(1 << 3 | 1 << 12 | 1 << 15)
-_OF_DIRECTION = tl.constexpr(1 << 1 | 1 << 4 | 1 << 5 | 1 << 13)
-_OF_MOMENTUM = tl.constexpr(1 << 7 | 1 << 8)
-_OF_VARIANCE = tl.constexpr(1 << 9 | 1 << 10)
+# Which of an element's numbers was anywhere not 0, and what float32 could not tell: a bit each.
+_W = tl.constexpr(0)
+_U = tl.constexpr(1)
+_UPDATE = tl.constexpr(2)
+_G = tl.constexpr(3)
+_D = tl.constexpr(4)
+_M = tl.constexpr(5)
+_V = tl.constexpr(6)
+_UNSURE = tl.constexpr(7)
 
 _CANCELLED = tl.constexpr(2e-4)
 """Share of its terms' squares below which a sum has too few digits left in float32."""
@@ -126,21 +150,31 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
 
 
 @triton.jit
-def _squares(values):
-    """Return the terms of the sums up to `surprise_sum`, in their order."""
+def _terms(values):
+    """Return an element's terms of the sums before the counts, in the order of their columns."""
     w, update, g, m, v, d, u, surprise = values
-    return (
+    terms = (
         w * w, u * u, update * update, g * g, d * d, d * w, update * w, g * m, m * m, v,
         surprise * surprise,
     )  # fmt: skip
+    tl.static_assert(len(terms) == FIRST_COUNT)
+    return terms
+
+
+@triton.jit
+def _no_terms(zero):
+    none = ()
+    for _ in tl.static_range(FIRST_COUNT):
+        none = none + (zero,)  # noqa: RUF005 — Triton has no other way
+    return none
 
 
 @triton.jit
 def _plus(s, t):
-    return (
-        s[0] + t[0], s[1] + t[1], s[2] + t[2], s[3] + t[3], s[4] + t[4], s[5] + t[5],
-        s[6] + t[6], s[7] + t[7], s[8] + t[8], s[9] + t[9], s[10] + t[10],
-    )  # fmt: skip
+    added_up = ()
+    for i in tl.static_range(FIRST_COUNT):
+        added_up = added_up + (s[i] + t[i],)  # noqa: RUF005
+    return added_up
 
 
 @triton.jit
@@ -150,16 +184,16 @@ def _fast_block(
     sums, amounts, counted, most_update, most_grad, seen, tally = state
     values, amount, after, unsure = _elements(layer, numbers, lanes, inside, KINDS, tl.float32)
     w, update, g, m, v, d, u, _ = values
-    sums = _plus(sums, _squares(values))
+    sums = _plus(sums, _terms(values))
     amounts += amount * amount
     zero = (inside & (g == 0)).to(tl.int32)
     counted += zero | (((update == 0) & (u != 0)).to(tl.int32) << 16)
     most_update = tl.maximum(most_update, tl.abs(update))
     most_grad = tl.maximum(most_grad, tl.abs(g))
-    seen = seen | (w != 0).to(tl.int32) | ((u != 0).to(tl.int32) << 1)
-    seen = seen | ((update != 0).to(tl.int32) << 2) | ((g != 0).to(tl.int32) << 3)
-    seen = seen | ((d != 0).to(tl.int32) << 4) | ((m != 0).to(tl.int32) << 5)
-    seen = seen | ((v != 0).to(tl.int32) << 6) | (unsure.to(tl.int32) << 7)
+    seen = seen | ((w != 0).to(tl.int32) << _W) | ((u != 0).to(tl.int32) << _U)
+    seen = seen | ((update != 0).to(tl.int32) << _UPDATE) | ((g != 0).to(tl.int32) << _G)
+    seen = seen | ((d != 0).to(tl.int32) << _D) | ((m != 0).to(tl.int32) << _M)
+    seen = seen | ((v != 0).to(tl.int32) << _V) | (unsure.to(tl.int32) << _UNSURE)
     if COUNT:
         tally = tally_block(counts, tally, values, after, inside, layer[7])
     return sums, amounts, counted, most_update, most_grad, seen, tally
@@ -170,17 +204,20 @@ def _are_sound(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
     """Tell whether float32 could do a chunk whose sums are `s`."""
     known = layer[8]
     c, decay, dividing = numbers[3], numbers[7], numbers[8] != 0
-    sound = is_sound(s[0], seen, 0) & is_sound(s[2], seen, 2) & is_sound(s[3], seen, 3)
-    of_d = amounts + tl.where(dividing, 0.0, c * c) * s[0]
+    w2, u2, d2 = s[WEIGHT_SQUARES], s[DIRECTION_SQUARES], s[UNDECAYED_SQUARES]
+    sound = is_sound(w2, seen, _W) & is_sound(s[UPDATE_SQUARES], seen, _UPDATE)
+    sound = sound & is_sound(s[GRAD_SQUARES], seen, _G)
+    of_d = amounts + tl.where(dividing, 0.0, c * c) * w2
     pull = tl.where(dividing, decay, c + decay)
-    of_u = amounts + pull * pull * s[0]
-    direction = is_sound(s[1], seen, 1) & is_sound(s[4], seen, 4) & (of_d < MOST)
-    direction = direction & (s[4] >= _CANCELLED * of_d) & (s[1] >= _CANCELLED * of_u)
-    direction = direction & (tl.max(seen & 128, axis=0) == 0)
+    of_u = amounts + pull * pull * w2
+    direction = is_sound(u2, seen, _U) & is_sound(d2, seen, _D) & (of_d < MOST)
+    direction = direction & (d2 >= _CANCELLED * of_d) & (u2 >= _CANCELLED * of_u)
+    direction = direction & (tl.max((seen >> _UNSURE) & 1, axis=0) == 0)
     if KINDS[5] != 0:
-        direction = direction & is_sound(s[8], seen, 5)
+        direction = direction & is_sound(s[MOMENTUM_SQUARES], seen, _M)
     if KINDS[4] != 0:
-        direction = direction & is_sound(s[9], seen, 6) & is_sound(s[10], seen, 3)
+        direction = direction & is_sound(s[VARIANCE_SUM], seen, _V)
+        direction = direction & is_sound(s[SURPRISE_SUM], seen, _G)
     return sound & (direction | (known == 0))
 
 
@@ -192,8 +229,7 @@ def _fast(
     lanes = tl.arange(0, BLOCK)
     zero = tl.zeros([BLOCK], tl.float32)
     none = tl.zeros([BLOCK], tl.int32)
-    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
-    state = (sums, zero, none, zero, zero, none, no_tally())
+    state = (_no_terms(zero), zero, none, zero, zero, none, no_tally())
     everywhere = tl.full([BLOCK], True, tl.int1)  # known to the compiler: no masks
     for i in range(size // BLOCK):
         state = _fast_block(
@@ -206,23 +242,23 @@ def _fast(
     if COUNT:
         hand_in(counts, tally)
     totals = _totals(sums)
-    for i in tl.static_range(11):
+    for i in tl.static_range(FIRST_COUNT):
         tl.store(row + i, totals[i])
-    tl.store(row + 11, 0.0)  # had one not been finite, the sums would not be
-    tl.store(row + 12, tl.sum(counted & 0xFFFF, axis=0).to(tl.float64))
-    tl.store(row + 13, tl.sum(counted >> 16, axis=0).to(tl.float64))
-    tl.store(row + 14, tl.max(most_update, axis=0).to(tl.float64))
-    tl.store(row + 15, tl.max(most_grad, axis=0).to(tl.float64))
+    tl.store(row + NONFINITE, 0.0)  # had one not been finite, the sums would not be
+    tl.store(row + ZERO_GRAD, tl.sum(counted & 0xFFFF, axis=0).to(tl.float64))
+    tl.store(row + SWALLOWED, tl.sum(counted >> 16, axis=0).to(tl.float64))
+    tl.store(row + UPDATE_MAX, tl.max(most_update, axis=0).to(tl.float64))
+    tl.store(row + GRAD_MAX, tl.max(most_grad, axis=0).to(tl.float64))
     amounts = tl.sum(amounts.to(tl.float64), axis=0)
     return _are_sound(totals, amounts, seen, layer, numbers, KINDS)
 
 
 @triton.jit
 def _totals(s):
-    return (
-        total(s[0]), total(s[1]), total(s[2]), total(s[3]), total(s[4]), total(s[5]),
-        total(s[6]), total(s[7]), total(s[8]), total(s[9]), total(s[10]),
-    )  # fmt: skip
+    totals = ()
+    for i in tl.static_range(FIRST_COUNT):
+        totals = totals + (total(s[i]),)  # noqa: RUF005
+    return totals
 
 
 @triton.jit
@@ -232,7 +268,7 @@ def _slow(
     """Sum a chunk in float64."""
     zero = tl.zeros([BLOCK], tl.float64)
     none = tl.zeros([BLOCK], tl.int32)
-    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    sums = _no_terms(zero)
     broken, zeros, swallowed, most_update, most_grad = none, none, none, zero, zero
     tally = no_tally()
     for start in range(0, size, BLOCK):
@@ -240,7 +276,7 @@ def _slow(
         inside = lanes < size
         values, _, after, _ = _elements(layer, numbers, lanes, inside, KINDS, tl.float64)
         w, update, g, _, _, _, u, _ = values
-        sums = _plus(sums, _squares(values))
+        sums = _plus(sums, _terms(values))
         finite = (tl.abs(w) < float("inf")) & (tl.abs(g) < float("inf"))
         broken += (finite == 0).to(tl.int32)
         zeros += (inside & (g == 0)).to(tl.int32)
@@ -252,13 +288,13 @@ def _slow(
     if COUNT:
         hand_in(counts, tally)
     totals = _totals(sums)
-    for i in tl.static_range(11):
+    for i in tl.static_range(FIRST_COUNT):
         tl.store(row + i, totals[i])
-    tl.store(row + 11, tl.sum(broken, axis=0).to(tl.float64))
-    tl.store(row + 12, tl.sum(zeros, axis=0).to(tl.float64))
-    tl.store(row + 13, tl.sum(swallowed, axis=0).to(tl.float64))
-    tl.store(row + 14, maximum(most_update))
-    tl.store(row + 15, maximum(most_grad))
+    tl.store(row + NONFINITE, tl.sum(broken, axis=0).to(tl.float64))
+    tl.store(row + ZERO_GRAD, tl.sum(zeros, axis=0).to(tl.float64))
+    tl.store(row + SWALLOWED, tl.sum(swallowed, axis=0).to(tl.float64))
+    tl.store(row + UPDATE_MAX, maximum(most_update))
+    tl.store(row + GRAD_MAX, maximum(most_grad))
 
 
 @triton.jit
@@ -303,22 +339,22 @@ def measure_chunks(
         _slow(layer, numbers, size, row, here, KINDS, False, BLOCK // 4)
 
 
-@triton.jit(do_not_specialize=["count", "stride"], do_not_specialize_on_alignment=["sums"])
-def add_chunks(layers, changing, scratch, sums, count, stride, ROWS: tl.constexpr):
+@triton.jit(do_not_specialize=["count"])
+def add_chunks(layers, changing, scratch, sums, count, PADDED: tl.constexpr, ROWS: tl.constexpr):
     """Add the chunks of a layer in their order: a program each."""
     index = tl.program_id(0).to(tl.int64)
     fields = layers + index * FIELDS
     size, first, chunks = tl.load(fields + 5), tl.load(fields + 6), tl.load(fields + 7)
     has, grad = tl.load(fields + 8), tl.load(changing + index)
-    column = tl.arange(0, SUMS)
-    values = added(scratch, first, chunks, SUMS, ROWS)
+    column = tl.arange(0, PADDED)
+    values = added(scratch, first, chunks, SUMS, PADDED, ROWS)
     has_grad = (grad != 0) | ((size == 0) & (has & HAS_GRAD != 0))
     known = has_grad & (tl.load(changing + count + index) >= 0)
-    lacks = tl.where(has_grad, 0, _OF_GRAD) | tl.where(known, 0, _OF_DIRECTION)
-    lacks = lacks | tl.where(known & (has & HAS_MOMENTUM != 0), 0, _OF_MOMENTUM)
-    lacks = lacks | tl.where(known & (has & HAS_VARIANCE != 0), 0, _OF_VARIANCE)
+    lacks = tl.where(has_grad, 0, OF_GRADIENT) | tl.where(known, 0, OF_DIRECTION)
+    lacks = lacks | tl.where(known & (has & HAS_MOMENTUM != 0), 0, OF_MOMENTUM)
+    lacks = lacks | tl.where(known & (has & HAS_VARIANCE != 0), 0, OF_VARIANCE)
     values = tl.where((lacks >> column) & 1 != 0, float("nan"), values)
-    tl.store(sums + index * stride + column, values)
+    tl.store(sums + index * SUMS + column, values, mask=column < SUMS)
 
 
 @triton.jit(do_not_specialize=["count"])

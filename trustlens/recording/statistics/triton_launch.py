@@ -1,4 +1,4 @@
-"""Layers laid out on a GPU, and the kernels started on them: see ``cuda.py``."""
+"""Layers laid out on a GPU, and the kernels started on them: see ``triton_backend.py``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trustlens.kernels.device import OPTIONS, brought, on
+from trustlens.kernels.device import OPTIONS, brought, on, padded
+from trustlens.kernels.sums import SUMS
 from trustlens.recording.optimizers import Direction
-from trustlens.recording.statistics import SUMS, numbers_of
+from trustlens.recording.statistics.layer_step import numbers_of
 
 CHUNK: Final = 1 << 15
 """Elements that one program sums: enough to hide what it does once."""
@@ -28,7 +29,7 @@ ALIGNMENT: Final = 16  # bytes that a thread reads at once
 _NO_NUMBERS: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
 
 
-class Kind(NamedTuple):
+class KernelKind(NamedTuple):
     """What a kernel is compiled for; the dtypes are of after, before, gradient, x, v and m."""
 
     dtypes: tuple[torch.dtype | None, ...]
@@ -39,7 +40,7 @@ class Kind(NamedTuple):
 class PackedLayer(NamedTuple):
     """A layer as the kernels read it."""
 
-    kind: Kind | None  # None: not read, and of no size
+    kind: KernelKind | None  # None: not read, and of no size
     addresses: tuple[int, ...]  # of after, before, x, v and m
     size: int
     has: int
@@ -55,8 +56,8 @@ class _Group(NamedTuple):
     chunks: int
 
 
-class Prepared:
-    """Some layers whose tensors stay where they are, measured again and again.
+class PreparedGpuLayers:
+    """Layers whose tensors stay where they are, except for the gradients.
 
     Parameters
     ----------
@@ -84,7 +85,6 @@ class Prepared:
         grads: Sequence[int] | NDArray[np.int64],
         forms: Sequence[Direction],
         form_of: Sequence[int] | NDArray[np.int64],
-        out: Tensor | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
         """Return the sums of each layer in this step, float64 of shape (layers, len(SUMS)).
@@ -99,25 +99,23 @@ class Prepared:
             device, without dimensions, or of shape (n,) for the n layers of a form in their order.
         form_of : sequence of int
             The place of each layer's direction among them; -1 where none is known.
-        out : Tensor, optional
-            Where the sums go, rows of any stride.
         counts : Tensor, optional
-            What the element histograms are added to: int64 of shape (layers, 3, BUCKETS).
+            What the element histograms are added to: int64 of shape (layers, 3, buckets).
         """
         double: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
-        if out is None:
-            out = torch.empty((self._count, len(SUMS)), **double)
+        sums = torch.empty((self._count, len(SUMS)), **double)
         forms_there = self._send(grads, forms, form_of)
         scratch = torch.empty((len(self._chunks), len(SUMS)), **double)
         with on(self._device):
             for group in self._groups:
                 self._launch(group, forms_there, scratch, counts)
             self._kernels.add_chunks[(self._count,)](
-                *(self._layers, self._changing, scratch, out, self._count, out.stride(0)),
+                *(self._layers, self._changing, scratch, sums, self._count),
+                PADDED=padded(len(SUMS)),
                 ROWS=_ROWS,
                 **OPTIONS,
             )
-        return out
+        return sums
 
     def _launch(self, group: _Group, forms: Tensor, scratch: Tensor, counts: Tensor | None) -> None:
         self._kernels.measure_chunks[(group.chunks,)](
@@ -205,7 +203,7 @@ def _laid_out(
     """Return the tables of the layers and of the chunks, those of a kind together."""
     from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — may be missing
 
-    by_kind: dict[Kind, list[int]] = {}
+    by_kind: dict[KernelKind, list[int]] = {}
     for i, layer in enumerate(layers):
         if layer.kind is not None and layer.size:
             by_kind.setdefault(layer.kind, []).append(i)

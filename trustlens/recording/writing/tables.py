@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trustlens.kernels.sums import DECLARED, SUMS
 from trustlens.recording.measuring.measurement import (
     DEVICE_COLUMNS,
     HOST_COLUMNS,
     KNOWN,
     Measurement,
 )
-from trustlens.recording.statistics import SUMS
 from trustlens.recording.transfer import Parcel, opened_scalar
 from trustlens.recording.writing.records import MetricRecord, Record, StepRecord
 from trustlens.schema import COUNTS, ELEMENTS, RECORDED
@@ -26,17 +26,7 @@ from trustlens.trust_ratio import RatioRule, article_trust_ratio
 
 _NEEDS: Final[Mapping[str, str]] = {
     "trust_ratio": "direction",
-    "direction_norm": "direction",
-    "grad_norm": "gradient",
-    "undecayed_norm": "undecayed",
-    "undecayed_dot_weight": "undecayed",
-    "grad_dot_momentum": "momentum",
-    "momentum_norm": "momentum",
-    "variance_sum": "variance",
-    "surprise": "variance",
-    "grad_max": "gradient",
-    "zero_grad": "gradient",
-    "swallowed": "intended",
+    **{each.quantity: each.needs for each in DECLARED if each.needs is not None},
 }
 """For each quantity, which of `KNOWN` it needs."""
 
@@ -163,9 +153,9 @@ def _quantities(
 ) -> dict[str, NDArray[np.float64]]:
     with np.errstate(all="ignore"):  # NaN and infinities stay
         norms = {
-            name.replace("_squares", "_norm"): np.sqrt(of[name])
-            for name in SUMS
-            if name.endswith("_squares")
+            each.quantity: np.sqrt(of[each.name])
+            for each in DECLARED
+            if each.name.endswith("_squares")
         }
         return {
             **{name: of[name] for name in RECORDED if name in of},

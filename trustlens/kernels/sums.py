@@ -1,0 +1,130 @@
+"""Every recorded sum over a layer's elements, declared once.
+
+The backends of ``recording/statistics`` and the fused steps of ``optim`` return float64 of shape
+(layers, len(SUMS)), with these columns in this order. The C header ``sums.h`` and the constants of
+the Triton kernels (``triton_sums.py``) are generated from the declaration. To add a sum, add a line
+to ``DECLARED``, rewrite the header (``python -m trustlens.kernels.sums``), add the arithmetic to
+each backend, and the quantity to ``schema.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from trustlens.element_bins import ELEMENT_BUCKETS, ELEMENT_SHIFT
+
+Kind = Literal["sum", "count", "maximum"]
+Need = Literal["gradient", "direction", "undecayed", "intended", "momentum", "variance"]
+
+
+class Sum(NamedTuple):
+    """One recorded sum.
+
+    Attributes
+    ----------
+    name : str
+        The column of a backend's result.
+    quantity : str
+        The recorded quantity of ``schema.py`` that is made of it.
+    kind : "sum", "count" or "maximum"
+        How the results of parts of a layer are joined: maxima by their maximum, the rest by adding.
+        Counts are whole numbers.
+    needs : str, optional
+        What a layer must have in a step for the quantity to exist. A backend returns NaN where the
+        tensors are missing that :data:`TENSORS` names for it.
+    """
+
+    name: str
+    quantity: str
+    kind: Kind
+    needs: Need | None = None
+
+
+DECLARED: Final[tuple[Sum, ...]] = (
+    Sum("weight_squares", "weight_norm", "sum"),  # Σ w²
+    Sum("direction_squares", "direction_norm", "sum", "direction"),  # Σ (d + λw)²
+    Sum("update_squares", "update_norm", "sum"),  # Σ Δw²
+    Sum("grad_squares", "grad_norm", "sum", "gradient"),  # Σ g²
+    Sum("undecayed_squares", "undecayed_norm", "sum", "undecayed"),  # Σ d²
+    Sum("undecayed_dot_weight", "undecayed_dot_weight", "sum", "undecayed"),  # Σ d·w
+    Sum("update_dot_weight", "update_dot_weight", "sum"),  # Σ Δw·w
+    Sum("grad_dot_momentum", "grad_dot_momentum", "sum", "momentum"),  # Σ g·m
+    Sum("momentum_squares", "momentum_norm", "sum", "momentum"),  # Σ m²
+    Sum("variance_sum", "variance_sum", "sum", "variance"),  # Σ v̂
+    Sum("surprise_sum", "surprise", "sum", "variance"),  # Σ g² / max(v̂, ε²)
+    Sum("nonfinite", "nonfinite", "count"),  # w or g not finite
+    Sum("zero_grad", "zero_grad", "count", "gradient"),  # g = 0
+    Sum("swallowed", "swallowed", "count", "intended"),  # Δw = 0 though d + λw is not
+    Sum("update_max", "update_max", "maximum"),  # max |Δw|
+    Sum("grad_max", "grad_max", "maximum", "gradient"),  # max |g|
+)
+"""The recorded sums: first all of the kind "sum", then the counts, then the maxima."""
+
+SUMS: Final = tuple(each.name for each in DECLARED)
+"""The names of the columns, in their order."""
+
+FIRST_COUNT: Final = sum(each.kind == "sum" for each in DECLARED)
+"""The first column of a count."""
+
+FIRST_MAXIMUM: Final = sum(each.kind != "maximum" for each in DECLARED)
+"""The first column of a maximum; the rest of them follow."""
+
+TENSORS: Final = ("gradient", "direction", "momentum", "variance")
+"""What a backend may lack of a layer. No direction, momentum or variance counts without a gradient;
+of "undecayed" and "intended" the backends know no more than that they need a direction.
+"""
+
+HEADER: Final = Path(__file__).with_name("sums.h")
+"""The C header: what :func:`c_header` returns."""
+
+
+def columns_of(tensor: str) -> list[int]:
+    """Return the columns that a backend cannot compute without this one of `TENSORS`."""
+    return [i for i, each in enumerate(DECLARED) if _tensor_of(each) == tensor]
+
+
+def mask_of(tensor: str) -> int:
+    """Return the same columns as a mask: bit i stands for column i."""
+    return sum(1 << i for i in columns_of(tensor))
+
+
+def c_header() -> str:
+    """Return the declaration in C: columns, what each needs, and the element buckets."""
+    columns = "".join(f"    {each.name.upper()},\n" for each in DECLARED)
+    bits = ", ".join(f"NEEDS_{name.upper()} = {1 << i}" for i, name in enumerate(TENSORS))
+    needs = "".join(f"    {_c_need(each)},\n" for each in DECLARED)
+    return f"""\
+/* Generated from trustlens/kernels/sums.py by `python -m trustlens.kernels.sums`: do not edit. */
+#ifndef TRUSTLENS_SUMS_H
+#define TRUSTLENS_SUMS_H
+
+/* The recorded sums of a layer, in their order. */
+enum {{
+{columns}    SUMS
+}};
+enum {{ FIRST_COUNT = {FIRST_COUNT}, FIRST_MAXIMUM = {FIRST_MAXIMUM} }};
+
+/* What a layer must have for each of them. */
+enum {{ {bits} }};
+static const unsigned char SUM_NEEDS[SUMS] = {{
+{needs}}};
+
+/* The bucket of a float32 in an element histogram is its bits >> BUCKET_SHIFT. */
+enum {{ BUCKETS = {ELEMENT_BUCKETS}, BUCKET_SHIFT = {ELEMENT_SHIFT} }};
+
+#endif
+"""
+
+
+def _tensor_of(declared: Sum) -> str | None:
+    return "direction" if declared.needs in {"undecayed", "intended"} else declared.needs
+
+
+def _c_need(declared: Sum) -> str:
+    tensor = _tensor_of(declared)
+    return "0" if tensor is None else f"NEEDS_{tensor.upper()}"
+
+
+if __name__ == "__main__":
+    HEADER.write_text(c_header(), encoding="utf-8")
