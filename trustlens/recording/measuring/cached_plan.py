@@ -39,7 +39,6 @@ from trustlens.recording.statistics.triton_backend import TritonBackend
 from trustlens.schema import ELEMENTS
 
 _gradient: Final = operator.attrgetter("grad")
-_layout: Final = operator.attrgetter("layout")
 _dtype: Final = operator.attrgetter("dtype")
 _address: Final = Tensor.data_ptr
 
@@ -157,9 +156,10 @@ class CachedPlan:
         self._own_states = [optimizer.state.get(p, {}) for p in self._parameters]
         self._entries = list(_entries(self._own_states))
         self._used = [_tensors_of(one.step.direction) for one in ordered]
-        self._ratios = [d.trust_ratio if (d := one.step.direction) else None for one in ordered]
+        ratios = [d.trust_ratio if (d := one.step.direction) else None for one in ordered]
+        self._ratios = ratios if any(kind.has_ratio for kind in kinds) else ()
         self._tensors = [*self._parameters]
-        for used, ratio, state in zip(self._used, self._ratios, self._own_states, strict=True):
+        for used, ratio, state in zip(self._used, ratios, self._own_states, strict=True):
             read = (*used, ratio, state.get("step"))
             self._tensors += {id(each): each for each in read if each is not None}.values()
         self._addresses = list(map(_address, self._tensors))
@@ -195,7 +195,9 @@ class CachedPlan:
                 return None
         else:
             directions = [each.direction for each in numbers if each.direction is not None]
-            form_of = np.where(shared_of < len(directions), shared_of, -1)
+            form_of = shared_of
+            if len(directions) < len(numbers):  # those of layers without a gradient come last
+                form_of = np.where(shared_of < len(directions), shared_of, -1)
             if histograms:
                 shape = len(self.places), len(ELEMENTS), ELEMENT_BUCKETS
                 counts = torch.zeros(shape, dtype=torch.int64, device=self._parameters[0].device)
@@ -217,9 +219,9 @@ class CachedPlan:
         if any(map(operator.is_, grads, itertools.repeat(None))):
             there = [grad for grad in grads if grad is not None]
             dtypes = [of for grad, of in zip(grads, dtypes, strict=True) if grad is not None]
+        # A sparse gradient is not contiguous.
         if not (
-            all(map(operator.is_, map(_layout, there), itertools.repeat(torch.strided)))
-            and all(map(Tensor.is_contiguous, there))
+            all(map(Tensor.is_contiguous, there))
             and all(map(operator.is_, map(_dtype, there), dtypes))
         ):
             return None

@@ -207,25 +207,22 @@ def _device_columns(
     like: Tensor,
 ) -> Tensor | None:
     """Return ``Measurement.device``, of the dtype and on the device of ``like``."""
-    missing = like.new_full((), _NAN)
-    columns: list[Tensor | None] = [None] * len(DEVICE_COLUMNS)
-    if any(ratio is not None for ratio in ratios):
-        of_layers = [missing if ratio is None else ratio for ratio in ratios]
-        columns[0] = torch.stack(of_layers).to(like)
-    for i, values in enumerate(
-        (
-            [each.rate for each in shared],
-            [each.direction and each.direction.debias1 for each in shared],
-            [each.direction and each.direction.debias2 for each in shared],
-        ),
-        start=1,
-    ):
-        if any(map(is_on_accelerator, values)):
-            columns[i] = _spread(values, shared_of, missing)
-    if all(column is None for column in columns):
+    columns: list[Sequence[Any]] = [
+        [each.rate for each in shared],
+        [each.direction and each.direction.debias1 for each in shared],
+        [each.direction and each.direction.debias2 for each in shared],
+    ]
+    has_ratio = any(ratio is not None for ratio in ratios)
+    on_device = [any(map(is_on_accelerator, values)) for values in columns]
+    if not has_ratio and not any(on_device):
         return None
+    missing = like.new_full((), _NAN)
     none = missing.expand(len(shared_of))
-    return torch.stack([none if column is None else column for column in columns], dim=1)
+    of_layers = [missing if ratio is None else ratio for ratio in ratios]
+    made = [torch.stack(of_layers).to(like) if has_ratio else none]
+    for values, is_there in zip(columns, on_device, strict=True):
+        made.append(_spread(values, shared_of, missing) if is_there else none)
+    return torch.stack(made, dim=1)
 
 
 def _spread(values: Sequence[Any], shared_of: NDArray[np.int64], missing: Tensor) -> Tensor:
