@@ -58,6 +58,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo --no-cache
 
 test: lint browser
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
