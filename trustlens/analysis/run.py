@@ -9,7 +9,8 @@ import pandas as pd
 
 from trustlens.analysis.diagnose import diagnose
 from trustlens.analysis.names import family_of
-from trustlens.analysis.tables import RunTables, StepSelection
+from trustlens.analysis.selection import StepSelection
+from trustlens.analysis.tables import RunTables
 from trustlens.analysis.variants import trust_ratio
 from trustlens.store.gaps import missing
 from trustlens.store.reader import last_written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeAlias, cast, overload
+from typing import Any, Final, cast, overload
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from trustlens.analysis.derived import compute, compute_downsampled, stored_columns
 from trustlens.analysis.names import listed, quantity
+from trustlens.analysis.pivot import pivot, steps_by_layers
 from trustlens.analysis.sampling import Sample, bucket_sample, exact_sample, nearest_steps
+from trustlens.analysis.selection import StepSelection, row_filter
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import RECORDED, TABLES
 from trustlens.store.address import Address, locate
@@ -29,73 +31,6 @@ LONG: Final = 8
 its overview."""
 
 _NAMED: Final = 20  # layers named in a message
-
-StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
-"""Step numbers, a slice being half-open as always in Python; None for all."""
-
-
-def row_filter(steps: StepSelection) -> RowFilter:
-    """Return the row filter that selects these steps.
-
-    Raises
-    ------
-    UsageError
-        A slice that skips steps, or values that are not step numbers.
-    """
-    if steps is None:
-        return RowFilter()
-    if not isinstance(steps, slice):
-        chosen = np.asarray(steps)
-        if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
-            raise UsageError(f"steps={steps} has a value that is not a step number; leave it out")
-        return RowFilter(steps=np.unique(chosen.astype(np.int64)))
-    if steps.step not in (None, 1):
-        raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")
-    return RowFilter(steps.start, None if steps.stop is None else steps.stop - 1)
-
-
-def pivot(
-    step: NDArray[np.int64], layer: NDArray[Any], columns: Sequence[NDArray[Any]], layers: int
-) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """Return rows as arrays of steps × layers, NaN where there is no row.
-
-    Parameters
-    ----------
-    step : int64 (rows,)
-        In any order.
-    layer : int array (rows,)
-        The column of each row, below ``layers``.
-    columns : sequence of arrays (rows,)
-        The values.
-    layers : int
-        Number of layers.
-
-    Returns
-    -------
-    steps : int64 (steps,)
-        Ascending, each once.
-    arrays : list of float64 (steps, layers)
-        One for each of ``columns``.
-    """
-    row, steps = pd.factorize(step, sort=True)  # np.unique would sort every row
-    arrays: list[NDArray[np.float64]] = []
-    for values in columns:
-        array = np.full((len(steps), layers), np.nan)
-        array[row, layer] = values
-        arrays.append(array)
-    return cast("NDArray[np.int64]", steps), arrays
-
-
-def steps_by_layers(
-    step: NDArray[np.int64], layer: NDArray[Any], values: NDArray[Any], names: Sequence[str]
-) -> pd.DataFrame:
-    """Return one column of rows as :func:`pivot` does, with steps and layer names beside."""
-    steps, (array,) = pivot(step, layer, [values], len(names))
-    return pd.DataFrame(
-        array,
-        index=pd.Index(steps, name="step"),
-        columns=pd.Index(names, name="layer", dtype=object),
-    )
 
 
 class RunTables:

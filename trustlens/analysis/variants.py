@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from trustlens import families
 from trustlens.analysis.names import family_of
-from trustlens.analysis.tables import RunTables, StepSelection, steps_by_layers
+from trustlens.analysis.pivot import steps_by_layers
+from trustlens.analysis.selection import StepSelection
+from trustlens.analysis.tables import RunTables
 from trustlens.errors import UsageError
 from trustlens.store.run_info import OptimizerInfo
 from trustlens.trust_ratio import LAMB_DEFAULTS, LAMB_VARIANTS, check_option, lamb_ratio

@@ -1,0 +1,54 @@
+"""Rows as steps × layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+def pivot(
+    step: NDArray[np.int64], layer: NDArray[Any], columns: Sequence[NDArray[Any]], layers: int
+) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+    """Return rows as arrays of steps × layers, NaN where there is no row.
+
+    Parameters
+    ----------
+    step : int64 (rows,)
+        In any order.
+    layer : int array (rows,)
+        The column of each row, below ``layers``.
+    columns : sequence of arrays (rows,)
+        The values.
+    layers : int
+        Number of layers.
+
+    Returns
+    -------
+    steps : int64 (steps,)
+        Ascending, each once.
+    arrays : list of float64 (steps, layers)
+        One for each of ``columns``.
+    """
+    row, steps = pd.factorize(step, sort=True)  # np.unique would sort every row
+    arrays: list[NDArray[np.float64]] = []
+    for values in columns:
+        array = np.full((len(steps), layers), np.nan)
+        array[row, layer] = values
+        arrays.append(array)
+    return cast("NDArray[np.int64]", steps), arrays
+
+
+def steps_by_layers(
+    step: NDArray[np.int64], layer: NDArray[Any], values: NDArray[Any], names: Sequence[str]
+) -> pd.DataFrame:
+    """Return one column of rows as :func:`pivot` does, with steps and layer names beside."""
+    steps, (array,) = pivot(step, layer, [values], len(names))
+    return pd.DataFrame(
+        array,
+        index=pd.Index(steps, name="step"),
+        columns=pd.Index(names, name="layer", dtype=object),
+    )
