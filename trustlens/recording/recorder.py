@@ -324,7 +324,8 @@ class Recorder:
 
     def _before(self, index: int, call: Call) -> Call | None:
         probe = self._probes[index]
-        self._find_step()
+        if self._steps.state is not State.COUNTING:
+            self._find_step()
         known, step = self._steps.is_known(index), self._steps.next_step(index)
         histograms = _is_due(step, self._histograms_every) if known else self._histograms_every > 0
         measure = histograms or not known or _is_due(step, self._every)
@@ -376,9 +377,8 @@ class Recorder:
 
     def _find_step(self) -> None:
         """Find out, before a step, which number it has, if that is not known and can be."""
-        if self._steps.state is not State.COUNTING:
-            # Where the run is resumed, reading a count on an accelerator waits for it, once.
-            self._apply(self._steps.before_step(self._progress(wait=self._steps.is_resumed)))
+        # Where the run is resumed, reading a count on an accelerator waits for it, once.
+        self._apply(self._steps.before_step(self._progress(wait=self._steps.is_resumed)))
 
     def _progress(self, *, wait: bool) -> dict[int, Progress]:
         return {
@@ -406,17 +406,20 @@ class Recorder:
 
     def _when_known(self, index: int | None, work: Callable[[], None]) -> None:
         """Do some work once the step of an optimizer, or of the run (None), is known."""
-        self._waiting.append((index, work))
-        self._do_waiting()
+        if self._is_known(index):
+            work()
+        else:
+            self._waiting.append((index, work))
+
+    def _is_known(self, index: int | None) -> bool:
+        if index is None:
+            return self._steps.state is not State.UNKNOWN
+        return self._steps.is_known(index)
 
     def _do_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for index, work in waiting:
-            run_known = self._steps.state is not State.UNKNOWN
-            if run_known if index is None else self._steps.is_known(index):
-                work()
-            else:
-                self._waiting.append((index, work))
+            self._when_known(index, work)
 
     def _end_waiting(self) -> None:
         """Do what still waits: no step comes any more."""

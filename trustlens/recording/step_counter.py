@@ -79,13 +79,6 @@ class Position(NamedTuple):
     own: list[int]
 
 
-class Counted(NamedTuple):
-    """The number of a step, and whether no optimizer did a step of this number before."""
-
-    step: int
-    first: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Rollback:
     """Event: remove the rows after ``step``, since these steps will be recorded again.
@@ -139,6 +132,11 @@ class StepCounter:
         Each optimizer's own count of steps when the recorder is attached.
     history : History, optional
         Of the run that is resumed; None for a new run.
+
+    Attributes
+    ----------
+    state : State
+        What is known so far.
     """
 
     def __init__(self, counts: Sequence[int | None], history: History | None = None) -> None:
@@ -149,12 +147,7 @@ class StepCounter:
         self._step = self._history.last
         self._own = list(self._history.last_of_each)
         self._unknown = list(range(len(counts)))
-        self._state = State.UNKNOWN if self._is_resumed else State.AWAITING_FIRST_STEP
-
-    @property
-    def state(self) -> State:
-        """What is known so far."""
-        return self._state
+        self.state = State.UNKNOWN if self._is_resumed else State.AWAITING_FIRST_STEP
 
     @property
     def unknown(self) -> Sequence[int]:
@@ -173,7 +166,7 @@ class StepCounter:
 
     def is_known(self, optimizer: int) -> bool:
         """Return whether the number of an optimizer's next step is known."""
-        return optimizer not in self._unknown or self._state is State.AWAITING_FIRST_STEP
+        return optimizer not in self._unknown or self.state is State.AWAITING_FIRST_STEP
 
     def next_step(self, optimizer: int) -> int:
         """Return the number of an optimizer's next step; an estimate while it is not known."""
@@ -188,7 +181,7 @@ class StepCounter:
             Of the optimizers in :attr:`unknown`. Used in ``State.UNKNOWN`` only: then the position
             is an estimate.
         """
-        if self._state is not State.UNKNOWN:
+        if self.state is not State.UNKNOWN:
             return Position(self._step, list(self._own))
         implied = [self._implied(progress[i].count, i) for i in self._unknown]
         own = [last if n is None else n for n, last in zip(implied, self._own, strict=True)]
@@ -200,8 +193,8 @@ class StepCounter:
         Leads to ``AWAITING_FIRST_STEP``, or leaves it at ``COUNTING``.
         """
         self._own = list(own)
-        if self._state is not State.COUNTING:
-            self._state = State.AWAITING_FIRST_STEP
+        if self.state is not State.COUNTING:
+            self.state = State.AWAITING_FIRST_STEP
         return self._continue_after(Rollback(max(own), tuple(own)))
 
     def before_step(self, progress: Mapping[int, Progress]) -> list[Event]:
@@ -219,7 +212,7 @@ class StepCounter:
         before = list(self._steps_before)
         for i in self._unknown:
             count, has_state = progress[i].count, progress[i].has_state
-            given = self._state is State.AWAITING_FIRST_STEP
+            given = self.state is State.AWAITING_FIRST_STEP
             step = self._own[i] if given else self._implied(count, i)
             if step is None and not has_state:
                 continue  # its first step will tell
@@ -249,13 +242,21 @@ class StepCounter:
         found = dict.fromkeys(self._unknown, 0 if has_state else None)
         return [*self._note(before), *self._locate(found)]
 
-    def count(self, optimizer: int) -> Counted:
-        """Count a step that an optimizer has done."""
-        self._own[optimizer] += 1
-        step = self._own[optimizer]
+    def count(self, optimizer: int) -> tuple[int, bool]:
+        """Count a step that an optimizer has done.
+
+        Returns
+        -------
+        int
+            The number of the step.
+        bool
+            Whether no optimizer did a step of this number before.
+        """
+        step = self._own[optimizer] = self._own[optimizer] + 1
         first = step > self._step
-        self._step = max(self._step, step)
-        return Counted(step, first)
+        if first:
+            self._step = step
+        return step, first
 
     def _implied(self, count: int | None, optimizer: int) -> int | None:
         """Return the step after which an optimizer had done as many as it counts, if it counts."""
@@ -284,7 +285,7 @@ class StepCounter:
             last = self._history.last_of_each[i]
             self._own[i] = min([last, *furthest]) if step is None else step
         self._unknown = [i for i in self._unknown if i not in found]
-        was, self._state = self._state, State.PARTLY_KNOWN if self._unknown else State.COUNTING
+        was, self.state = self.state, State.PARTLY_KNOWN if self._unknown else State.COUNTING
         if was is State.AWAITING_FIRST_STEP:
             return []
         last = max(step for i, step in enumerate(self._own) if i not in self._unknown)
