@@ -1,4 +1,4 @@
-"""The user's cache folder: what was built, and what is not uploaded yet."""
+"""The user's cache folder: compiled loops, and files that are not uploaded yet."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def cache_folder() -> Path:
-    """Return a folder of the user's own; where there is none, one for this process."""
+    """Return a folder that belongs to the user; without one, a temporary one for this process.
+
+    It is ``$XDG_CACHE_HOME/trustlens`` or ``~/.cache/trustlens`` on Linux, and where the system
+    keeps caches on macOS and Windows.
+    """
     try:
-        folder = _below() / "trustlens"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        own = sys.platform == "win32" or folder.stat().st_uid == os.getuid()
-        if own and os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # of a user without a home
+        folder = user_cache_path("trustlens", appauthor=False)
+        if folder.is_absolute():  # "~/.cache" is not: no home, in older platformdirs
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own = sys.platform == "win32" or folder.stat().st_uid == os.getuid()
+            if own and os.access(folder, os.W_OK):
+                return folder
+    except (OSError, RuntimeError):  # RuntimeError: no home, in newer platformdirs
         pass
     return _of_this_process()
-
-
-def _below() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME")
-    if given:
-        return Path(given)
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
 
 @cache

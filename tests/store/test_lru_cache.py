@@ -1,52 +1,66 @@
-"""What is kept is bounded by its size, and several threads may use it."""
+"""The cache is bounded by its size, and several threads may use it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 
-from trustlens.store.lru_cache import Memory
+import trustlens
+from support.runs import make_run
+from trustlens.store.lru_cache import LruCache
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.text)
 
 
 def test_the_least_used_goes_first() -> None:
-    memory: Memory[str, str] = Memory(6, len)
-    made: list[str] = []
+    cache, made = LruCache(6), list[str]()
 
     def get(key: str) -> str:
-        return memory.get(key, lambda: made.append(key) or key * 2)
+        return cache.get(key, lambda: made.append(key) or Text(key * 2)).text
 
     for key in ("a", "b", "c", "a", "d", "a", "b"):
         assert get(key) == key * 2
     assert made == ["a", "b", "c", "d", "b"]
+    assert cache.nbytes == 6
 
 
-def test_what_is_too_large_is_not_kept() -> None:
-    memory: Memory[int, bytes] = Memory(4, len)
-    assert [memory.get(0, lambda: b"12345") for _ in range(2)] == [b"12345"] * 2
-    assert memory.get(1, lambda: b"1") == b"1"
-    assert memory.get(1, lambda: b"2") == b"1"
+def test_what_is_too_large_is_not_cached() -> None:
+    cache = LruCache(4)
+    assert [cache.get(0, lambda: Text("12345")).text for _ in range(2)] == ["12345"] * 2
+    assert cache.nbytes == 0
+    assert cache.get(1, lambda: Text("1")).text == "1"
+    assert cache.get(1, lambda: Text("2")).text == "1"
 
 
 def test_what_could_not_be_made_is_made_again() -> None:
-    memory: Memory[int, int] = Memory(1, int)
+    cache = LruCache(1)
 
-    def fail() -> int:
+    def fail() -> Text:
         raise OSError
 
     with pytest.raises(OSError, match=r"^$"):
-        memory.get(0, fail)
-    assert memory.get(0, lambda: 1) == 1
+        cache.get(0, fail)
+    assert cache.get(0, lambda: Text("1")).text == "1"
 
 
 def test_threads_do_not_disturb_each_other() -> None:
-    memory: Memory[int, int] = Memory(3, lambda _: 1)
-    wrong: list[int] = []
+    cache, wrong = LruCache(3), list[str]()
 
     def ask(first: int) -> None:
         for i in range(5000):
-            key = (first + i) % 7
-            if memory.get(key, lambda key=key: key) != key:
+            key = str((first + i) % 7)
+            if cache.get(key, lambda key=key: Text(key)).text != key:
                 wrong.append(key)
 
     threads = [Thread(target=ask, args=(i,)) for i in range(4)]
@@ -55,3 +69,28 @@ def test_threads_do_not_disturb_each_other() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+    assert cache.nbytes == 3
+
+
+def test_one_bound_holds_for_all_runs_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred runs, read in coarse steps and all held: what is cached stays within the bound."""
+    monkeypatch.setattr("trustlens.store.reader._SETTLED", 0)
+    steps = 260
+    values = {"grad_norm": np.arange(steps * 20, dtype=np.float64).reshape(steps, 20)}
+    make_run(tmp_path / "0", steps=steps, layers=20, values=values)
+    alone = LruCache(1 << 30)
+    monkeypatch.setattr("trustlens.store.reader.CACHE", alone)
+    trustlens.Run(tmp_path / "0").downsample("grad_norm", 10)
+    assert alone.nbytes > 0
+    bounded = LruCache(10 * alone.nbytes)
+    monkeypatch.setattr("trustlens.store.reader.CACHE", bounded)
+    runs: list[trustlens.Run] = []
+    for i in range(100):
+        if i:
+            (tmp_path / str(i)).symlink_to(tmp_path / "0")
+        runs.append(trustlens.Run(tmp_path / str(i)))
+        assert np.isfinite(runs[-1].downsample("grad_norm", 10).mean).all()
+        assert bounded.nbytes <= 10 * alone.nbytes
+    assert bounded.nbytes > 8 * alone.nbytes  # it was used, by many runs

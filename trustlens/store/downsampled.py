@@ -23,7 +23,7 @@ from trustlens.store.location import Entry
 from trustlens.store.overview.buckets import Buckets, singles
 from trustlens.store.overview.format import SCHEMA, Piece, kept_in
 from trustlens.store.reader import RunFiles
-from trustlens.store.row_filter import Rows
+from trustlens.store.row_filter import RowFilter
 from trustlens.store.validation import LAST_STEP
 
 _FINER: Final = 2
@@ -54,7 +54,7 @@ def _are_whole(values: Any, *, least: int, count: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Coarse:
+class Downsampled:
     """One quantity in b buckets of ``width`` steps, of n layers.
 
     Attributes
@@ -81,7 +81,7 @@ class Coarse:
     high: NDArray[np.float64] | None
 
 
-def read_coarse(
+def read_downsampled(
     files: RunFiles,
     quantities: Sequence[str],
     layers: Sequence[str],
@@ -89,7 +89,7 @@ def read_coarse(
     points: int,
     *,
     extremes: bool = True,
-) -> dict[str, Coarse]:
+) -> dict[str, Downsampled]:
     """Read quantities from one step to another in at most ``points`` buckets, all in the same.
 
     Parameters
@@ -125,7 +125,7 @@ def _read(
     points: int,
     *,
     extremes: bool,
-) -> dict[str, Coarse]:
+) -> dict[str, Downsampled]:
     # The overview is listed before what it is made of: what is sealed meanwhile is not lacking.
     pieces = files.pieces()
     level, begin, width = _divided({piece.level for piece in pieces}, span, points)
@@ -134,7 +134,7 @@ def _read(
         quantity: _Grid(begin, buckets, width, layers, extremes=extremes) for quantity in quantities
     }
     sealed, journalled = files.contents("layers")
-    rows = Rows(begin, begin + buckets * width - 1, texts={"layer": frozenset(layers)})
+    rows = RowFilter(begin, begin + buckets * width - 1, texts={"layer": frozenset(layers)})
 
     def add_rows(part: pa.Table | None) -> None:
         if part is not None:
@@ -183,7 +183,7 @@ class _Part:
 
 
 def _piece(
-    files: RunFiles, piece: Piece, entry: Entry, quantity: str, rows: Rows, *, extremes: bool
+    files: RunFiles, piece: Piece, entry: Entry, quantity: str, rows: RowFilter, *, extremes: bool
 ) -> _Part | None:
     """Return what a file of the overview has of a quantity, if it may have such rows."""
     folder = f"{OVERVIEW}/{piece.level}"
@@ -193,12 +193,12 @@ def _piece(
 
     def read() -> _Part:
         columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
-        whole = Rows(texts={"quantity": (quantity,)})  # of all layers: that is unpacked anyway
+        whole = RowFilter(texts={"quantity": (quantity,)})  # of all layers: that is unpacked anyway
         part = files.read_file(folder, entry, SCHEMA, columns, whole)
         part = no_rows(SCHEMA) if part is None else part
         return _Part.of(part, kept_in(part))
 
-    return files.remembered(entry, (folder, quantity, extremes), read)
+    return files.cached(entry, (folder, quantity, extremes), read)
 
 
 def _divided(levels: Collection[int], span: tuple[int, int], points: int) -> tuple[int, int, int]:
@@ -277,7 +277,7 @@ class _Grid:
             self._of_names = np.array([self._places.get(name, -1) for name in names], np.int64)
         return self._of_names
 
-    def result(self) -> Coarse:
+    def result(self) -> Downsampled:
         """Return what was added, as one."""
         none = self._finite == 0
         with np.errstate(invalid="ignore"):
@@ -289,7 +289,7 @@ class _Grid:
             values[none] = np.nan
             return values.reshape(self._shape)
 
-        return Coarse(
+        return Downsampled(
             np.arange(self._shape[0], dtype=np.int64) * self._width + self.first,
             self._width,
             self._rows.astype(np.int64).reshape(self._shape),

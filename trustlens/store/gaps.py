@@ -15,7 +15,7 @@ from trustlens.store.address import Address, locate
 from trustlens.store.layout import journal_path
 from trustlens.store.location import Location
 from trustlens.store.reader import RunFiles, read_whole
-from trustlens.store.row_filter import Rows
+from trustlens.store.row_filter import RowFilter
 from trustlens.store.run_info import RecordingInfo, RunInfo
 from trustlens.store.segments.files import journal_numbers, sealed_numbers
 
@@ -122,7 +122,7 @@ def _due_from(first: int, done: Sequence[pa.Table], table: str, info: RunInfo) -
     rows = [
         row
         for part in done
-        for row in Rows(first=first).of(part.select(["step", "skipped"])).to_pylist()
+        for row in RowFilter(first=first).of(part.select(["step", "skipped"])).to_pylist()
     ]
     return [
         row["step"]

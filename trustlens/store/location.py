@@ -77,6 +77,11 @@ class Location(Protocol):
         """The address as a command takes it."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """A text that no other location has."""
+        ...
+
     def __truediv__(self, name: str) -> Location:
         """Return the location of that name, or relative path, in this folder."""
         ...
@@ -174,6 +179,11 @@ class LocalLocation:
     def filesystem_path(self) -> str:
         """Its absolute path."""
         return str(self.path.absolute())
+
+    @property
+    def identity(self) -> str:
+        """Its absolute path."""
+        return self.filesystem_path
 
     @property
     def whole_address(self) -> str:

@@ -1,48 +1,60 @@
-"""What was made once and is kept, the least used going first where it is too much."""
+"""A thread-safe LRU cache bounded by total size."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Generic, TypeVar
-
-Key = TypeVar("Key", bound=Hashable)
-Kept = TypeVar("Kept")
+from typing import Any, Final, Protocol, TypeVar
 
 
-class Memory(Generic[Key, Kept]):
-    """Keeps what was made, by keys; safe for use by several threads.
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=_Sized)
+
+
+class LruCache:
+    """Caches items that have ``nbytes``, and drops those that were not used for longest.
 
     Parameters
     ----------
-    most : int
-        Of the sizes of all that is kept, at most; what is larger by itself is not kept.
-    size : callable
-        The size of one.
+    limit : int
+        Maximum total size in bytes; a larger item is not cached.
     """
 
-    def __init__(self, most: int, size: Callable[[Kept], int]) -> None:
-        self._most = most
-        self._size = size
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._lock = Lock()
-        self._kept: OrderedDict[Key, Kept] = OrderedDict()
-        self._sizes = 0
+        self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._nbytes = 0
 
-    def get(self, key: Key, make: Callable[[], Kept]) -> Kept:
-        """Return what is kept under a key; made now if there is none.
+    @property
+    def nbytes(self) -> int:
+        """The total size of the cached items."""
+        return self._nbytes
 
-        Two threads may make it at once: to make it is not to wait for another.
+    def get(self, key: Hashable, make: Callable[[], Item]) -> Item:
+        """Return the item that is cached under a key, or make it and cache it.
+
+        Two threads may make the same item at once: neither waits for the other.
         """
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key][0]
         made = make()
+        size = made.nbytes
         with self._lock:
-            if key not in self._kept and self._size(made) <= self._most:
-                self._kept[key] = made
-                self._sizes += self._size(made)
-            while self._sizes > self._most:
-                self._sizes -= self._size(self._kept.popitem(last=False)[1])
+            if key not in self._items and size <= self._limit:
+                self._items[key] = made, size
+                self._nbytes += size
+            while self._nbytes > self._limit:
+                self._nbytes -= self._items.popitem(last=False)[1][1]
         return made
+
+
+CACHE: Final = LruCache(1 << 27)
+"""The cache of all runs that this process reads: 128 MiB."""

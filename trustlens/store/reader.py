@@ -1,4 +1,4 @@
-"""Reading a run's tables while it may still be written: every row once, never a torn one."""
+"""Reading a run's tables while it may still be written: every row once, no incomplete rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,9 @@ from trustlens.store.arrow import no_rows, numbers
 from trustlens.store.damage import damage_reported
 from trustlens.store.layout import JOURNAL, LOCK_FILE, OVERVIEW, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.location import Entry, Location
-from trustlens.store.lru_cache import Memory
+from trustlens.store.lru_cache import CACHE, Item
 from trustlens.store.overview.format import Piece, is_level, piece_of
-from trustlens.store.row_filter import ALL, Rows
+from trustlens.store.row_filter import ALL, RowFilter
 from trustlens.store.segments.files import journal_numbers, sealed_in
 from trustlens.store.segments.row_groups import (
     NO_STEPS,
@@ -33,40 +33,40 @@ from trustlens.store.validation import BYTES, check_footer, check_rows, check_st
 
 _ATTEMPTS: Final = 20
 
-_FOOTERS: Final = 256  # kept in memory, of about 100 KB each
-
-_MEMORY: Final = 1 << 26
-"""Bytes of what is remembered that was made of files."""
-
 _SETTLED: Final = 1_000_000_000
-"""Nanoseconds after which a folder that has not changed since is not listed again: file systems
-tell the time in ticks, and a change within the same tick would not show."""
+"""Age in nanoseconds from which an unchanged folder is not listed again. File systems tell the time
+in ticks, and a second change within the same tick would not be seen."""
 
 Found = TypeVar("Found")
 
 
-class _Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-
-Kept = TypeVar("Kept", bound=_Sized)
-
-
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a Parquet file says of itself, and one of the overview of sealed files.
+    """The footer of a Parquet file of a run.
 
-    Of its row groups it perhaps says nothing.
+    Attributes
+    ----------
+    metadata : pyarrow.parquet.FileMetaData
+        As Parquet has it.
+    groups : list of Group or None
+        The index of its row groups; None if it has none.
+    sealed : list of Sealed
+        The segments that a file of the overview was made from.
     """
 
     metadata: pq.FileMetaData
     groups: list[Group] | None
     sealed: list[Sealed]
 
+    @property
+    def nbytes(self) -> int:
+        """About the bytes that it takes in memory."""
+        described = len(self.groups or ()) + len(self.sealed)
+        return 4 * self.metadata.serialized_size + 300 * described
+
 
 class RunFiles:
-    """The files of a run, for reading; what it learns of those that do not change it remembers.
+    """Reads the files of a run. Parts of files that do not change are cached.
 
     Parameters
     ----------
@@ -79,12 +79,13 @@ class RunFiles:
         self._listed: dict[str, tuple[int, list[Entry]]] = {}
         self._numbered: dict[str, tuple[list[Entry], dict[int, Entry]]] = {}
         self._pieces: tuple[list[list[Entry]], dict[Piece, Entry]] = ([], {})
-        self._footers: Memory[tuple[str, Entry], Footer] = Memory(_FOOTERS, lambda _: 1)
-        self._kept: Memory[Hashable, _Sized] = Memory(_MEMORY, lambda kept: kept.nbytes)
+        self._identity = self.directory.identity
         self._spans: dict[tuple[str, Entry], tuple[int, int]] = {}
         self._spans_of: dict[str, tuple[Mapping[int, Entry], dict[int, tuple[int, int]]]] = {}
 
-    def read(self, table: str, columns: Sequence[str] | None = None, rows: Rows = ALL) -> pa.Table:
+    def read(
+        self, table: str, columns: Sequence[str] | None = None, rows: RowFilter = ALL
+    ) -> pa.Table:
         """Return rows of a table, sealed and journalled, in no particular order.
 
         Parameters
@@ -93,7 +94,7 @@ class RunFiles:
             One of ``trustlens.schema.TABLES``.
         columns : sequence of str, optional
             The columns wanted; all if not given.
-        rows : Rows
+        rows : RowFilter
             The rows wanted.
 
         Raises
@@ -212,7 +213,7 @@ class RunFiles:
         path = self.directory / folder / entry.name
         if not entry.changed:
             return _footer(path, entry)
-        return self._footers.get((folder, entry), lambda: _footer(path, entry))
+        return CACHE.get((self._identity, folder, entry), lambda: _footer(path, entry))
 
     def read_file(
         self,
@@ -220,7 +221,7 @@ class RunFiles:
         entry: Entry,
         schema: pa.Schema,
         columns: Sequence[str],
-        rows: Rows,
+        rows: RowFilter,
     ) -> pa.Table | None:
         """Return rows of one Parquet file in a folder of the run; None if it has no such rows.
 
@@ -241,7 +242,7 @@ class RunFiles:
             places = [i for i, group in enumerate(footer.groups) if group.may_have(rows)]
             for name in rows.texts:
                 if all(footer.groups[place].all_have(name) for place in places):
-                    rows = rows.whatever(name)  # the text that is asked for
+                    rows = rows.without(name)  # the text that is asked for
         if not places:
             return None
         path = self.directory / folder / entry.name
@@ -257,11 +258,11 @@ class RunFiles:
 
         return rows.of(_readable(path, read)).select(list(columns))
 
-    def remembered(self, entry: Entry, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """Return what was made of a file under a key, or make it."""
+    def cached(self, entry: Entry, key: Hashable, make: Callable[[], Item]) -> Item:
+        """Return what is cached of a file under a key, or make it."""
         if not entry.changed:
             return make()
-        return cast("Kept", self._kept.get((entry, key), make))
+        return CACHE.get((self._identity, entry, key), make)
 
     def span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
         """Return the first and the last step of a Parquet file; None if it has no rows."""
@@ -283,7 +284,7 @@ class RunFiles:
         first, last = _joined([*self.spans(table, sealed).values(), *map(_span_in, journalled)])
         return (first, last) if first <= last else None
 
-    def _parts(self, table: str, columns: list[str], rows: Rows) -> Iterator[pa.Table]:
+    def _parts(self, table: str, columns: list[str], rows: RowFilter) -> Iterator[pa.Table]:
         sealed, journalled = self.contents(table)
         yield from (rows.of(part).select(columns) for part in journalled)
         wanted = list(sealed)
@@ -296,7 +297,7 @@ class RunFiles:
 
 
 def read_table(
-    directory: Address, table: str, columns: Sequence[str] | None = None, rows: Rows = ALL
+    directory: Address, table: str, columns: Sequence[str] | None = None, rows: RowFilter = ALL
 ) -> pa.Table:
     """Return rows of a table, as :meth:`RunFiles.read` does, of a run that is read once."""
     return RunFiles(directory).read(table, columns, rows)

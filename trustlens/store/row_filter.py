@@ -1,4 +1,4 @@
-"""Which rows of a table are asked for."""
+"""A filter for the rows of a table: by step, and by the text of a column."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from trustlens.store.arrow import codes, column, numbers
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Which rows are asked for: all, unless said.
+class RowFilter:
+    """Which rows to read; all by default.
 
     Attributes
     ----------
     first, last : int, optional
-        Steps from this one, up to and with that one.
+        The first and the last step, both included.
     steps : int64 array, optional
-        These steps only, ascending.
+        Only these steps, ascending.
     texts : mapping of str to texts
-        By column, the texts that it may have.
+        By column, the texts that are wanted.
     """
 
     first: int | None = None
@@ -34,12 +34,12 @@ class Rows:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The columns that tell whether a row is one of them."""
+        """The columns that are needed to apply the filter."""
         of_steps = self.first is not None or self.last is not None or self.steps is not None
         return (*(("step",) if of_steps else ()), *self.texts)
 
     def may_be_between(self, first: int, last: int) -> bool:
-        """Tell whether any of these steps may be among those."""
+        """Return whether rows of steps from ``first`` to ``last`` may pass."""
         if self.steps is not None:
             place = int(np.searchsorted(self.steps, first))
             return place < len(self.steps) and int(self.steps[place]) <= last
@@ -47,12 +47,12 @@ class Rows:
             self.last is None or self.last >= first
         )
 
-    def whatever(self, name: str) -> Rows:
-        """Return the same rows with any text in that column."""
+    def without(self, name: str) -> RowFilter:
+        """Return the filter without its condition on that column."""
         return replace(self, texts={key: among for key, among in self.texts.items() if key != name})
 
     def of(self, table: pa.Table) -> pa.Table:
-        """Return those rows of a table."""
+        """Return the rows of a table that pass."""
         keep = np.ones(table.num_rows, np.bool_)
         if "step" in self.needs:
             step = numbers(table["step"])
@@ -68,7 +68,7 @@ class Rows:
         return table if keep.all() else table.filter(column(keep, pa.bool_()))
 
 
-ALL: Final = Rows()
+ALL: Final = RowFilter()
 
 
 def _are_among(names: pa.ChunkedArray, texts: Collection[str]) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
-"""What a run's files may not be, however they came to be so: refused before they do harm.
+"""Limits of untrusted files: a run's files are checked before they can do harm.
 
-A file may claim terabytes in a few bytes, or point outside of its own memory; Arrow takes much of
-what a file says for granted.
+A file may claim terabytes in a few bytes, or point outside of its own memory, and Arrow does not
+check all of that.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 import trustlens
 from support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
 from trustlens.schema import QUANTITIES
-from trustlens.store.downsampled import Coarse, read_coarse
+from trustlens.store.downsampled import Downsampled, read_downsampled
 from trustlens.store.layout import sealed_path
 from trustlens.store.location import Entry, LocalLocation
 from trustlens.store.overview.builder import OverviewWriter
 from trustlens.store.overview.format import finest_level, pieces
 from trustlens.store.reader import RunFiles, read_table
 from trustlens.store.repair import repair
-from trustlens.store.row_filter import Rows
+from trustlens.store.row_filter import RowFilter
 from trustlens.store.run_info import RecordingInfo, RunInfo
 from trustlens.store.segments.files import sealed_numbers
 from trustlens.store.writer import RunWriter
@@ -57,9 +57,9 @@ def record(
     return writer
 
 
-def hold_to_rows(directory: Path, quantity: str, points: int, span: tuple[int, int]) -> Coarse:
+def hold_to_rows(directory: Path, quantity: str, points: int, span: tuple[int, int]) -> Downsampled:
     """Compare what is read in buckets with what the rows themselves give, in float64."""
-    found = read_coarse(RunFiles(directory), [quantity], LAYERS, span, points)[quantity]
+    found = read_downsampled(RunFiles(directory), [quantity], LAYERS, span, points)[quantity]
     assert len(found.steps) <= points
     assert found.steps[0] <= span[0]
     assert found.steps[-1] <= span[1] < found.steps[-1] + found.width
@@ -250,7 +250,7 @@ def test_who_asks_for_some_steps_opens_few_of_many_sealed_files(
     files = RunFiles(tmp_path)
     assert files.span("layers") == (1, 3000)
     assert names == ["6", "3", "3", "4"]  # of 64 sealed files, of 16 twice, and of the last 4
-    found = files.read("layers", ["step"], Rows(first=2001, last=2010))
+    found = files.read("layers", ["step"], RowFilter(first=2001, last=2010))
     assert sorted(found["step"].to_pylist()) == [n for n in range(2001, 2011) for _ in LAYERS]
     assert names.count("layers") == 2  # one, its footer first
 
@@ -278,7 +278,7 @@ def test_the_sealed_files_tell_of_themselves_where_the_overview_does_not(
             pq.write_table(table.replace_schema_metadata(None), piece.path(tmp_path))
     step = whole["step"].to_numpy()
     for first, last in ((1, 1), (100, 180), (699, 7000)):
-        found = read_table(tmp_path, "layers", ["step", "layer"], Rows(first, last))
+        found = read_table(tmp_path, "layers", ["step", "layer"], RowFilter(first, last))
         inside = np.sort(step[(first <= step) & (step <= last)])
         assert np.sort(found["step"].to_numpy()).tolist() == inside.tolist()
     assert RunFiles(tmp_path).span("layers") == (step.min(), step.max())
@@ -421,7 +421,7 @@ def test_a_reader_of_it_is_not_put_off_by_what_is_sealed_meanwhile(
     append(np.arange(10) + 691)
     writer.flush()
     monkeypatch.setattr(RunFiles, "pieces", looked)
-    found = read_coarse(RunFiles(tmp_path), ["weight_norm"], LAYERS, (1, 700), 40)
+    found = read_downsampled(RunFiles(tmp_path), ["weight_norm"], LAYERS, (1, 700), 40)
     assert found["weight_norm"].rows.sum(axis=0).tolist() == [700, 700, 700]
     assert looks == [2]
 
@@ -431,7 +431,7 @@ def test_what_is_remembered_is_not_shown_once_a_rewind_took_it_away(
 ) -> None:
     record(tmp_path, np.arange(1, 701))
     files, contents = RunFiles(tmp_path), RunFiles.contents
-    read_coarse(files, ["weight_norm"], LAYERS, (1, 700), 40)  # and remember it
+    read_downsampled(files, ["weight_norm"], LAYERS, (1, 700), 40)  # and remember it
 
     def rewound(self: RunFiles, table: str) -> object:
         monkeypatch.setattr(RunFiles, "contents", contents)
@@ -439,7 +439,7 @@ def test_what_is_remembered_is_not_shown_once_a_rewind_took_it_away(
         return contents(self, table)
 
     monkeypatch.setattr(RunFiles, "contents", rewound)
-    found = read_coarse(files, ["weight_norm"], LAYERS, (1, 700), 40)["weight_norm"]
+    found = read_downsampled(files, ["weight_norm"], LAYERS, (1, 700), 40)["weight_norm"]
     assert found.rows.tolist() == [[64] * 3] * 10 + [[60] * 3]
 
 
@@ -468,7 +468,7 @@ def test_odd_names_neither_mislead_nor_hold_up(tmp_path: Path, name: str) -> Non
         hold_to_each_level(tmp_path, 700)
     else:  # that claims to hold other rows than it does
         RunFiles(tmp_path).span("layers")
-        read_coarse(RunFiles(tmp_path), ["weight_norm"], LAYERS, (1, 700), 40)
+        read_downsampled(RunFiles(tmp_path), ["weight_norm"], LAYERS, (1, 700), 40)
     repair(tmp_path)
     hold_to_each_level(tmp_path, 700)
 
@@ -490,4 +490,4 @@ def test_steps_that_cannot_be_are_not_believed(tmp_path: Path, told: object) -> 
         metadata[b"trustlens.files"] = json.dumps(lies).encode()
         pq.write_table(table.replace_schema_metadata(metadata), piece.path(tmp_path))
     assert RunFiles(tmp_path).span("layers") == (1, 700)
-    assert len(read_table(tmp_path, "layers", ["step"], Rows(100, 109))) == 30
+    assert len(read_table(tmp_path, "layers", ["step"], RowFilter(100, 109))) == 30

@@ -31,7 +31,7 @@ from trustlens.cli import main
 from trustlens.errors import MissingDependencyError, RunError, UsageError
 from trustlens.store import address as addresses
 from trustlens.store.address import locate
-from trustlens.store.downsampled import read_coarse
+from trustlens.store.downsampled import read_downsampled
 from trustlens.store.location import Entry, LocalLocation
 from trustlens.store.reader import RunFiles, read_table
 from trustlens.store.remote import staging
@@ -253,7 +253,7 @@ def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_t
         if name != ".lock":
             put.append(name)
         whole(self, name, data)
-        read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)
+        read = read_downsampled(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)
         assert read["weight_norm"].rows.max() <= read["weight_norm"].width
 
     monkeypatch.setattr(RemoteLocation, "put", noted)
@@ -266,7 +266,9 @@ def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_t
     assert "layers/000008.parquet" in put
     steps = read_table(remote, "layers", ["step"])["step"].to_pylist()
     assert sorted(steps) == [number for number in range(1, 401) for _ in "ab"]
-    read = read_coarse(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)["weight_norm"]
+    read = read_downsampled(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)[
+        "weight_norm"
+    ]
     assert read.rows.tolist() == [[64, 64]] * 6 + [[16, 16]]
 
 
@@ -541,7 +543,7 @@ def test_half_a_spool_is_not_gone_on_with(
             (spool / name).parent.mkdir(parents=True, exist_ok=True)
             (spool / name).write_bytes((remote / name).open().read())
     go_on(address, 4, 5)
-    assert "or files of that are gone" in caplog.text
+    assert "local files are missing" in caplog.text
     assert trustlens.open_run(address).matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5]
 
 

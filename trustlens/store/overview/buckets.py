@@ -1,8 +1,4 @@
-"""Some numbers as one: how many there are, the least, the greatest, and their sum.
-
-Of rows that lie one behind the other, those of a bucket in one piece. All of it can be joined
-again.
-"""
+"""Mergeable aggregates (count, minimum, maximum, sum) of consecutive rows."""
 
 from __future__ import annotations
 
@@ -18,18 +14,18 @@ from trustlens.store.arrow import numbers, present
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """What is kept of the values in each of n buckets.
+    """The aggregates of the values in n buckets.
 
     Attributes
     ----------
     rows : int64 (n,)
-        Values there are, not finite ones too; null is none.
+        Number of values, including those that are not finite; a null is no value.
     finite : int64 (n,)
-        Those that are finite.
+        Number of finite values.
     low, high : float64 (n,)
-        The least and the greatest finite one; ∞ and −∞ where there is none.
+        The smallest and the largest finite value; ∞ and −∞ where there is none.
     total : float64 (n,)
-        The sum of the finite ones.
+        Sum of the finite values.
     """
 
     rows: NDArray[np.int64]
@@ -40,17 +36,17 @@ class Buckets:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all of it."""
+        """Bytes of all arrays."""
         return sum(getattr(self, each.name).nbytes for each in fields(self))
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The mean of the finite values; NaN where there is none."""
+        """Mean of the finite values; NaN where there is none."""
         with np.errstate(invalid="ignore"):
             return self.total / self.finite
 
     def at(self, where: NDArray[Any]) -> Buckets:
-        """Return some of them, by their places or by a mask."""
+        """Return some of the buckets, by their indices or by a mask."""
         return Buckets(
             self.rows[where],
             self.finite[where],
@@ -60,7 +56,7 @@ class Buckets:
         )
 
     def joined(self, starts: NDArray[np.intp]) -> Buckets:
-        """Return what is kept of several as one; ``starts`` has the place of the first of each."""
+        """Merge consecutive buckets; ``starts`` has the index of the first of each group."""
         if not len(starts):
             return self.at(starts)
         return Buckets(
@@ -73,7 +69,7 @@ class Buckets:
 
 
 def buckets_of(values: pa.ChunkedArray, starts: NDArray[np.intp]) -> Buckets:
-    """Return what is kept of a column; ``starts`` has the place of the first row of each bucket."""
+    """Aggregate a column; ``starts`` has the index of the first row of each bucket."""
     given = numbers(values)
     if values.null_count or not len(starts) or not np.isfinite(given).all():
         return singles(values).joined(starts)
@@ -101,7 +97,7 @@ def singles(values: pa.ChunkedArray) -> Buckets:
 
 
 def starts_of(*keys: NDArray[Any]) -> NDArray[np.intp]:
-    """Return the places at which any of the keys is another than at the place before."""
+    """Return the indices at which any of the keys differs from its previous value."""
     begins = np.zeros(len(keys[0]), np.bool_)
     begins[:1] = True
     for key in keys:

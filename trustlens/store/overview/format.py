@@ -66,9 +66,9 @@ SCHEMA: Final = pa.schema(
         pa.field("max", pa.float32()),
     ]
 )
-"""Of a bucket: its first step, how many of its rows have the quantity and how many of these a
-finite value, and the least, the mean and the greatest of those; null if there are none. All three
-are float32: of counts above 2^24 the extremes are rounded to it."""
+"""One row per bucket: its first step; the number of rows that have the quantity; the number of rows
+whose value is finite; minimum, mean and maximum of the finite values (null if there are none). All
+three are float32: extremes of counts above 2^24 are rounded."""
 
 _LEVELS: Final = frozenset(map(str, range(1, 27)))  # of no more steps than there may be
 _FILE: Final = re.compile(r"(\d{6,18})-(\d{6,18})\.parquet")
@@ -127,7 +127,7 @@ def piece_of(level: int, name: str) -> Piece | None:
 
 
 def forget(directory: Path, number: int) -> None:
-    """Take away what was made of the sealed file of that number, and of those behind it."""
+    """Remove the files that were made from the segment of that number, and of those after it."""
     for piece in pieces(directory):
         if piece.last >= number:
             with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Taking rows out of sealed files, which are kept as they were in a folder aside."""
+"""Removing rows from sealed segments at a rollback; copies of the segments are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trustlens.store.segments.sealed import write_sealed
 
 
 def stays(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bool_]:
-    """Return which rows are not behind ``step``, or behind the step of their layer."""
+    """Return which rows are not after ``step``, or after the last step of their layer."""
     last: NDArray[np.int64] | int = step
     if layers and "layer" in rows.column_names:
         layer, names = codes(rows["layer"])
@@ -26,7 +26,7 @@ def stays(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bo
 
 
 def keep_rows(path: Path, table: str, step: int, layers: Mapping[str, int], keep: Path) -> None:
-    """Keep only those rows in a sealed file; as it was it goes to the folder ``keep``."""
+    """Keep only the rows that stay in a segment; a copy of it goes to the folder ``keep``."""
     rows = read_sealed(path, table)
     these = stays(rows, step, layers)
     if not these.all():
@@ -35,7 +35,7 @@ def keep_rows(path: Path, table: str, step: int, layers: Mapping[str, int], keep
 
 
 def _keep(path: Path, folder: Path) -> None:
-    """Keep a file that will be replaced; a second name for it where the file system has them."""
+    """Copy a file that will be replaced, by a hard link if the file system has them."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, folder / path.name)

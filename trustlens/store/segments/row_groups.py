@@ -1,10 +1,10 @@
-"""What the row groups of a file hold, told in the file itself: who reads passes over the others.
+"""A row-group index stored in the Parquet metadata, so that readers can skip row groups.
 
-A file of the overview tells besides of the sealed files that it is made of: of a long run nobody
-has to open them all to know in which of them a step is.
+A file of the overview also lists the segments that it was made from, so that a reader of a long run
+can tell which segment holds a step without opening them all.
 
-Parquet's own statistics say as much, but pyarrow ends the process on reading those of a file whose
-footer does not agree with itself (pyarrow 26). Ours stand in the file's key-value metadata.
+Parquet's own statistics hold the same, but pyarrow aborts the process when it reads those of a file
+with an inconsistent footer (pyarrow 26). Ours are in the file's key-value metadata.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trustlens.store.arrow import numbers
-from trustlens.store.row_filter import Rows
+from trustlens.store.row_filter import RowFilter
 from trustlens.store.validation import LAST_STEP
 
 INDEX: Final = b"trustlens"
@@ -41,7 +41,7 @@ class Group:
     text: str | None = None
     texts: tuple[str, str] | None = None
 
-    def may_have(self, rows: Rows) -> bool:
+    def may_have(self, rows: RowFilter) -> bool:
         """Tell whether it may have such rows."""
         if not rows.may_be_between(self.first, self.last):
             return False
