@@ -160,7 +160,7 @@ RECORD = """
         p.grad = torch.ones(4)
         optimizer.step()
     run = trustlens.open_run({run!r})
-    print(run.info.recorder["statistics"], float(run.matrix("update_norm").iloc[0, 0]))
+    print(run.info.recording.statistics, float(run.matrix("update_norm").iloc[0, 0]))
 """
 
 
