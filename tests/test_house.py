@@ -1,8 +1,11 @@
-"""The rules of the house: who imports whom, how soon, and what the wheel brings."""
+"""What each part imports in a fresh process, and what the wheel brings.
+
+Which module may import which is checked without running them: ``tool.importlinter`` in
+pyproject.toml, by ``make lint``.
+"""
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -17,96 +20,6 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = {"trustlens": REPOSITORY, "trustlens_dashboard": REPOSITORY / "dashboard"}
-
-ORDER = (
-    "trustlens._version",
-    "trustlens.schema",
-    "trustlens.families",
-    "trustlens.errors",
-    "trustlens.element_bins",
-    "trustlens.trust_ratio",
-    "trustlens.cache_folder",
-    "trustlens.kernels",
-    "trustlens.optim",
-    "trustlens.diagnosis.episodes",
-    "trustlens.diagnosis.baselines",
-    "trustlens.diagnosis.signals",
-    "trustlens.diagnosis.detector",
-    "trustlens.store.arrow",
-    "trustlens.store.location",
-    "trustlens.store.remote_location",
-    "trustlens.store.address",
-    "trustlens.store.layout",
-    "trustlens.store.atomic_write",
-    "trustlens.store.run_info",
-    "trustlens.store.locking",
-    "trustlens.store.validation",
-    "trustlens.store.row_filter",
-    "trustlens.store.segments.row_groups",
-    "trustlens.store.segments.files",
-    "trustlens.store.overview.buckets",
-    "trustlens.store.damage",
-    "trustlens.store.overview.format",
-    "trustlens.store.lru_cache",
-    "trustlens.store.reader",
-    "trustlens.store.segments.sealed",
-    "trustlens.store.segments.leftovers",
-    "trustlens.store.overview.builder",
-    "trustlens.store.gaps",
-    "trustlens.store.repair",
-    "trustlens.store.segments.rollback",
-    "trustlens.store.table_writer",
-    "trustlens.store.segments.precision",
-    "trustlens.store.writer",
-    "trustlens.store.remote.status",
-    "trustlens.store.remote.lease",
-    "trustlens.store.remote.staging",
-    "trustlens.store.remote.uploader",
-    "trustlens.store.downsampled",
-    "trustlens.recording.unwrap",
-    "trustlens.recording.options",
-    "trustlens.recording.step_clock",
-    "trustlens.recording.step_counter",
-    "trustlens.recording.description",
-    "trustlens.recording.hooks.grad_scaler",
-    "trustlens.recording.hooks.optimizer",
-    "trustlens.recording.hooks.failsafe",
-    "trustlens.recording.measuring.layers",
-    "trustlens.recording.optimizers",
-    "trustlens.recording.resume",
-    "trustlens.recording.statistics",
-    "trustlens.recording.measuring.snapshots",
-    "trustlens.recording.transfer",
-    "trustlens.recording.measuring.measurement",
-    "trustlens.recording.measuring.layer_reader",
-    "trustlens.recording.measuring.fused_sums",
-    "trustlens.recording.measuring.cached_plan",
-    "trustlens.recording.measuring.probe",
-    "trustlens.recording.writing.records",
-    "trustlens.recording.writing.tables",
-    "trustlens.recording.writing.sink",
-    "trustlens.recording.writing.writer_thread",
-    "trustlens.recording.writing.pipeline",
-    "trustlens.recording.recorder",
-    "trustlens.analysis.names",
-    "trustlens.analysis.derived",
-    "trustlens.analysis.sampling",
-    "trustlens.analysis.tables",
-    "trustlens.analysis.variants",
-    "trustlens.analysis.diagnose",
-    "trustlens.analysis.run",
-    "trustlens.analysis.discovery",
-    "trustlens.analysis.dataset",
-    "trustlens.figures",
-    "trustlens.export",
-    "trustlens.cli.terminal",
-    "trustlens.cli.parser",
-    "trustlens.cli.dashboard",
-    "trustlens.cli",
-    "trustlens.__main__",
-    "trustlens_dashboard",
-)
-"""A module imports only from lines above its own, and within its line."""
 
 FORBIDDEN = {
     # read side: no torch; write side: no plotly, dash or pandas
@@ -125,42 +38,6 @@ def modules() -> Iterator[tuple[str, Path]]:
         for path in sorted((folder / package).rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def line(module: str) -> int | None:
-    """The place of a module in the order; None for what only hands names on."""
-    places = [i for i, name in enumerate(ORDER) if module == name or module.startswith(f"{name}.")]
-    return max(places) if places else None
-
-
-def imported(path: Path) -> set[str]:
-    """Every one of our own modules that a file imports, at its top or within a function."""
-    names: set[str] = set()
-    known = {name for name, _ in modules()}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            names |= {
-                full if (full := f"{node.module}.{alias.name}") in known else node.module or ""
-                for alias in node.names
-            }
-    return {name for name in names if name.partition(".")[0] in PACKAGES}
-
-
-def test_a_module_imports_only_from_above() -> None:
-    wrong: list[str] = []
-    for module, path in modules():
-        own = line(module)
-        if own is None:
-            assert path.name == "__init__.py", f"{module} has no line in the order"
-            continue
-        for name in imported(path):
-            place = line(name)
-            if place is not None and place > own:
-                wrong.append(f"{module} imports {name}")
-    assert not wrong
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -243,6 +120,8 @@ def test_the_wheel_holds_what_users_need_and_nothing_else(wheel: Path) -> None:
     )
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    assert wheel.name.endswith("-py3-none-any.whl"), "compiled loops only where they are asked for"
+    assert not any(name.endswith(".so") for name in names)
     assert wheel.stat().st_size < 5 * 2**20
 
 
@@ -269,6 +148,7 @@ def test_the_wheel_works_in_a_bare_environment(wheel: Path, tmp_path: Path) -> N
         assert len(trustlens.open_run(runs[0]).layers()) > 0
         assert main(["list", str(recorded_runs())]) == 0
         assert main(["show", str(runs[0])]) == 0
+        assert main(["doctor", sys.argv[1]]) == 0
         assert main(["demo", "--no-browser"]) == 2
         assert main(["export", "tensorboard", str(runs[0]), sys.argv[1] + "/tb"]) == 2
     """
