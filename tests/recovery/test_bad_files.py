@@ -19,7 +19,7 @@ import pytest
 import trustlens
 from trustlens.errors import RunError
 from trustlens.store.layout import SCHEMAS, journal_path, sealed_path
-from trustlens.store.reader import read_whole
+from trustlens.store.segments.contents import read_whole
 
 EXAMPLES = int(os.environ.get("TRUSTLENS_EXAMPLES", "300"))
 """Hostile inputs to try; the project tried 21,000."""

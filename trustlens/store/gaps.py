@@ -14,9 +14,10 @@ from trustlens.schema import TABLES
 from trustlens.store.address import Address, locate
 from trustlens.store.layout import journal_path
 from trustlens.store.location import Location
-from trustlens.store.reader import RunFiles, read_whole
+from trustlens.store.reader import RunFiles
 from trustlens.store.row_filter import RowFilter
 from trustlens.store.run_info import RecordingInfo, RunInfo
+from trustlens.store.segments.contents import read_whole
 from trustlens.store.segments.files import journal_numbers, sealed_numbers
 
 _NO_ROOM: Final = "there was no room on the disk for all of their rows"

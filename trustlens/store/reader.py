@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from trustlens.errors import RunError
 from trustlens.store.address import Address, locate
 from trustlens.store.arrow import no_rows, numbers
-from trustlens.store.damage import damage_reported
 from trustlens.store.layout import JOURNAL, LOCK_FILE, OVERVIEW, RUN_FILE, SCHEMAS, journal_path
 from trustlens.store.location import Entry, Location
 from trustlens.store.lru_cache import CACHE, Item
 from trustlens.store.overview.format import Piece, is_level, piece_of
 from trustlens.store.row_filter import ALL, RowFilter
+from trustlens.store.segments.contents import read_journal, readable
 from trustlens.store.segments.files import journal_numbers, sealed_in
 from trustlens.store.segments.row_groups import (
     NO_STEPS,
@@ -29,7 +29,7 @@ from trustlens.store.segments.row_groups import (
     read_groups,
     read_sealed_files,
 )
-from trustlens.store.validation import BYTES, check_footer, check_rows, check_stream
+from trustlens.store.validation import check_footer, check_rows
 
 _ATTEMPTS: Final = 20
 
@@ -256,7 +256,7 @@ class RunFiles:
                 found = opened.read_row_groups(places, typed.names, use_threads=False)
                 return check_rows(found, typed)
 
-        return rows.of(_readable(path, read)).select(list(columns))
+        return rows.of(readable(path, read)).select(list(columns))
 
     def cached(self, entry: Entry, key: Hashable, make: Callable[[], Item]) -> Item:
         """Return what is cached of a file under a key, or make it."""
@@ -303,48 +303,6 @@ def read_table(
     return RunFiles(directory).read(table, columns, rows)
 
 
-def read_sealed(address: Address, table: str) -> pa.Table:
-    """Return the rows of one sealed file; RunError if it is damaged."""
-    path = locate(address)
-
-    def read() -> pa.Table:
-        with path.open() as file:
-            opened = pq.ParquetFile(file)
-            check_footer(opened.metadata)
-            return check_rows(opened.read(SCHEMAS[table].names), SCHEMAS[table])
-
-    return _readable(path, read)
-
-
-def read_journal(path: Address, table: str) -> pa.Table:
-    """Return the rows of one journal file, up to its last whole batch."""
-    return read_whole(path, table)[0]
-
-
-def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
-    """Return the rows of one journal file, and how many bytes of it are no whole batch."""
-    path, schema = locate(address), SCHEMAS[table]
-    batches = [no_rows(schema)]
-    with path.open() as file, path.reading():
-        size, whole = file.size(), 0
-        if size > BYTES:
-            return batches[0], size
-        data = file.read_buffer()
-    try:
-        check_stream(data)
-        stream = pa.BufferReader(data)
-        reader = pa.ipc.open_stream(stream)
-        while True:
-            whole = stream.tell()
-            batch = pa.Table.from_batches([reader.read_next_batch()])
-            batches.append(check_rows(batch, schema))
-    except StopIteration:
-        torn = 0
-    except (pa.ArrowException, OSError, ValueError, KeyError):
-        torn = size - whole  # being written, or so left as the process died, or none of ours
-    return pa.concat_tables(batches), torn
-
-
 def fingerprint(directory: Address) -> str:
     """Return a text that changes whenever what a reader would see has changed."""
     return ";".join(f"{e.name}:{e.size}:{e.changed}" for e in _written(locate(directory)))
@@ -375,7 +333,7 @@ def _footer(path: Location, entry: Entry) -> Footer:
         check_footer(metadata)
         return Footer(metadata, read_groups(metadata), read_sealed_files(metadata))
 
-    return _readable(path, read)
+    return readable(path, read)
 
 
 def _span_in(rows: pa.Table | None) -> tuple[int, int]:
@@ -388,9 +346,3 @@ def _joined(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the first and the last step of all; 1 and 0 if there are none."""
     steps = [step for span in spans if span[0] <= span[1] for step in span]
     return (min(steps), max(steps)) if steps else NO_STEPS
-
-
-def _readable(path: Location, read: Callable[[], Found]) -> Found:
-    """Read from a sealed file; RunError if it is damaged."""
-    with damage_reported(path, remedy="restore it, or move it away to read the rest of the run"):
-        return read()

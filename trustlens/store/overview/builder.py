@@ -22,7 +22,7 @@ from trustlens.store.overview.format import (
     sealed_of,
     write_piece,
 )
-from trustlens.store.reader import read_sealed
+from trustlens.store.segments.contents import read_sealed
 from trustlens.store.segments.files import journal_numbers, sealed_numbers
 from trustlens.store.segments.row_groups import NO_STEPS, Sealed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trustlens.store.layout import journal_path, sealed_path
-from trustlens.store.reader import read_whole
+from trustlens.store.segments.contents import read_whole
 from trustlens.store.segments.files import journal_numbers, sealed_numbers
 from trustlens.store.segments.sealed import write_sealed
 

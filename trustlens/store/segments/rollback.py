@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trustlens.store.arrow import codes, column, numbers
-from trustlens.store.reader import read_sealed
+from trustlens.store.segments.contents import read_sealed
 from trustlens.store.segments.sealed import write_sealed
 
 

@@ -1,0 +1,66 @@
+"""The rows of one segment: of a sealed Parquet file, or of a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trustlens.store.address import Address, locate
+from trustlens.store.arrow import no_rows
+from trustlens.store.damage import damage_reported
+from trustlens.store.layout import SCHEMAS
+from trustlens.store.location import Location
+from trustlens.store.validation import BYTES, check_footer, check_rows, check_stream
+
+Found = TypeVar("Found")
+
+
+def read_sealed(address: Address, table: str) -> pa.Table:
+    """Return the rows of one sealed file; RunError if it is damaged."""
+    path = locate(address)
+
+    def read() -> pa.Table:
+        with path.open() as file:
+            opened = pq.ParquetFile(file)
+            check_footer(opened.metadata)
+            return check_rows(opened.read(SCHEMAS[table].names), SCHEMAS[table])
+
+    return readable(path, read)
+
+
+def read_journal(path: Address, table: str) -> pa.Table:
+    """Return the rows of one journal file, up to its last whole batch."""
+    return read_whole(path, table)[0]
+
+
+def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
+    """Return the rows of one journal file, and how many bytes of it are no whole batch."""
+    path, schema = locate(address), SCHEMAS[table]
+    batches = [no_rows(schema)]
+    with path.open() as file, path.reading():
+        size, whole = file.size(), 0
+        if size > BYTES:
+            return batches[0], size
+        data = file.read_buffer()
+    try:
+        check_stream(data)
+        stream = pa.BufferReader(data)
+        reader = pa.ipc.open_stream(stream)
+        while True:
+            whole = stream.tell()
+            batch = pa.Table.from_batches([reader.read_next_batch()])
+            batches.append(check_rows(batch, schema))
+    except StopIteration:
+        torn = 0
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        torn = size - whole  # being written, or so left as the process died, or none of ours
+    return pa.concat_tables(batches), torn
+
+
+def readable(path: Location, read: Callable[[], Found]) -> Found:
+    """Return what ``read`` reads from a sealed file; RunError if the file is damaged."""
+    with damage_reported(path, remedy="restore it, or move it away to read the rest of the run"):
+        return read()
