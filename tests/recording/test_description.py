@@ -1,4 +1,4 @@
-"""What ``run.json`` says of a recording."""
+"""Contents of ``run.json`` for new and resumed runs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from trustlens.store.run_info import LayerInfo, RecordingInfo, RunInfo
         (np.complex64(1), "(1+0j)"),
     ],
 )
-def test_values_become_what_json_can_hold(value: Any, stored: Any) -> None:
+def test_json_ready_converts_values_to_json_types(value: Any, stored: Any) -> None:
     ready = json_ready(value)
     assert ready == stored
     assert json.loads(json.dumps(ready, allow_nan=False)) == stored
 
 
-def test_an_optimizer_is_described_by_its_groups_without_their_parameters() -> None:
+def test_the_groups_of_an_optimizer_are_described_without_their_parameters() -> None:
     layers = [("w", nn.Parameter(torch.ones(2))), ("b", nn.Parameter(torch.ones(2)))]
     optimizer = torch.optim.SGD(
         [{"params": layers[:1]}, {"params": layers[1:], "lr": torch.tensor(0.5)}], lr=0.1
@@ -61,14 +61,14 @@ def _run(name: str, *layers: LayerInfo, **recording: Any) -> RunInfo:
     return describe_run(name, [], layers, {"of": name}, RecordingInfo(**recording))
 
 
-def test_a_new_run_says_by_which_versions_it_is_recorded() -> None:
+def test_a_new_run_stores_the_versions_of_trustlens_and_torch() -> None:
     info = _run("new")
     assert info.versions["trustlens"] == trustlens.__version__
     assert info.versions["torch"] == torch.__version__
     assert info.closed is None
 
 
-def test_a_resumed_run_keeps_its_beginning_and_what_it_lost() -> None:
+def test_a_resumed_run_keeps_its_creation_time_dropped_count_and_old_layers() -> None:
     old = _run("old", _layer("a", 2), _layer("b", 3), every=1, dropped=4, stopped="an error")
     old = replace(old, created="2026-01-01T00:00:00+00:00", closed="2026-01-02T00:00:00+00:00")
     new = _run("new", _layer("c", 1), _layer("b", 3), every=5)

@@ -1,4 +1,4 @@
-"""What `record` is given: what is not of its kind is refused before anything is written."""
+"""`record` refuses arguments of a wrong type or value before it writes anything."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("option", "value", "received"), WRONG)
-def test_what_is_not_of_its_kind_is_refused_and_nothing_written(
+def test_a_wrong_argument_is_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: Any, received: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_what_is_not_of_its_kind_is_refused_and_nothing_written(
 def test_without_torch_it_says_what_to_install(name: str) -> None:
     code = f"""if True:
         import sys
-        sys.modules["torch"] = None  # as if it were not installed
+        sys.modules["torch"] = None  # make `import torch` fail
         import trustlens
         try:
             trustlens.{name}

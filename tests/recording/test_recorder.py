@@ -1,4 +1,4 @@
-"""`record` as a user meets it: names, selections, mistakes, failures; never any harm."""
+"""`record` as a user calls it: layer names, which steps are recorded, wrong arguments, failures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(
         after(loss)
 
 
-def test_a_run_is_recorded_whole(tmp_path: Path) -> None:
+def test_every_part_of_a_run_is_recorded(tmp_path: Path) -> None:
     model = small_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     with trustlens.record(
@@ -69,7 +69,7 @@ def test_a_run_is_recorded_whole(tmp_path: Path) -> None:
 def test_names_come_from_the_model_through_its_wrappers(tmp_path: Path) -> None:
     model = small_model()
     wrapped = nn.Module()
-    wrapped.module = model  # as DistributedDataParallel has it
+    wrapped.module = model  # as in DistributedDataParallel
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     with trustlens.record(optimizer, tmp_path, model=wrapped):
         pass
@@ -93,7 +93,7 @@ def test_names_without_a_model(tmp_path: Path) -> None:
     ]
 
 
-def test_layers_stand_in_the_order_of_the_model_not_of_the_groups(tmp_path: Path) -> None:
+def test_layers_are_in_the_order_of_the_model_not_of_the_groups(tmp_path: Path) -> None:
     model = small_model()
     optimizer = torch.optim.Adam(
         [{"params": [model[2].weight, model[0].weight]}, {"params": [model[0].bias], "lr": 0.5}]
@@ -141,7 +141,7 @@ def test_two_optimizers_of_one_model(tmp_path: Path) -> None:
     assert [layer.optimizer for layer in run.info.layers] == [0, 0, 1, 1]
 
 
-def test_a_group_added_later_is_recorded_from_then_on(tmp_path: Path) -> None:
+def test_a_group_added_during_training_is_recorded_from_its_first_step(tmp_path: Path) -> None:
     model = small_model()
     optimizer = torch.optim.Adam(model[0].parameters())
     with trustlens.record(optimizer, tmp_path, model=model):
@@ -156,23 +156,23 @@ def test_a_group_added_later_is_recorded_from_then_on(tmp_path: Path) -> None:
     )
 
 
-def test_an_optimizer_that_is_not_known_is_measured_and_says_so(
+def test_an_unknown_optimizer_is_recorded_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Unheard(torch.optim.SGD):
+    class Unknown(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
             super().step(closure)
 
     model = small_model()
-    with trustlens.record(Unheard(model.parameters(), lr=0.1), tmp_path, model=model):
+    with trustlens.record(Unknown(model.parameters(), lr=0.1), tmp_path, model=model):
         pass
     (warning,) = caplog.records
-    assert "Unheard" in warning.getMessage()
+    assert "Unknown" in warning.getMessage()
     assert "copy" in warning.getMessage()
 
 
-def test_a_subclass_that_steps_as_its_parent_is_known_and_one_with_its_own_step_is_not() -> None:
-    # In a fresh process: torch wraps `step` in the class whose optimizer is made first.
+def test_a_subclass_is_known_unless_it_overrides_step() -> None:
+    # In a new process, since torch wraps the `step` of a class when its first instance is created.
     code = """
         import torch, trustlens
         from trustlens.recording.optimizers import family_of
@@ -200,7 +200,7 @@ def test_a_subclass_that_steps_as_its_parent_is_known_and_one_with_its_own_step_
         (lambda o, d: trustlens.record(o, d, histograms_every=-1), "histograms_every=-1"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, mistake: Any) -> None:
+def test_invalid_arguments_raise_an_error_that_names_them(tmp_path: Path, mistake: Any) -> None:
     call, message = mistake
     optimizer = torch.optim.Adam(small_model().parameters())
     with pytest.raises(UsageError, match=message):
@@ -208,7 +208,7 @@ def test_mistakes_are_named(tmp_path: Path, mistake: Any) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_an_optimizer_without_parameters_and_one_recorded_twice(tmp_path: Path) -> None:
+def test_an_optimizer_without_parameters_or_already_recorded_is_refused(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(small_model().parameters())
     with trustlens.record(optimizer, tmp_path / "a"):
         with pytest.raises(UsageError, match="recorded already"):
@@ -222,7 +222,7 @@ def test_an_optimizer_without_parameters_and_one_recorded_twice(tmp_path: Path) 
         trustlens.record(optimizer, tmp_path / "c")
 
 
-def test_a_recording_of_no_step_and_closing_twice(tmp_path: Path) -> None:
+def test_a_run_without_steps_and_closing_twice(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(small_model().parameters())
     recorder = trustlens.record(optimizer, tmp_path)
     recorder.log(before=1.0)
@@ -235,14 +235,16 @@ def test_a_recording_of_no_step_and_closing_twice(tmp_path: Path) -> None:
     assert run.layers().empty
 
 
-def test_after_close_the_optimizer_is_as_it_was(tmp_path: Path) -> None:
+def test_close_removes_the_hooks_and_the_optimizer_can_be_copied_and_pickled(
+    tmp_path: Path,
+) -> None:
     model = small_model()
     optimizer = torch.optim.Adam(model.parameters())
     with trustlens.record(optimizer, tmp_path / "run", model=model):
         train(model, optimizer, 2)
-        twin = copy.deepcopy(optimizer)
-        thawed = pickle.loads(pickle.dumps(optimizer))
-        for other in (twin, thawed):
+        copied = copy.deepcopy(optimizer)
+        unpickled = pickle.loads(pickle.dumps(optimizer))
+        for other in (copied, unpickled):
             assert other.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
     with (
         pytest.raises(RuntimeError, match="the user's own"),
@@ -253,7 +255,7 @@ def test_after_close_the_optimizer_is_as_it_was(tmp_path: Path) -> None:
     assert not optimizer._optimizer_step_post_hooks
 
 
-def test_logging_takes_numbers_of_any_kind_and_leaves_out_the_rest(
+def test_log_accepts_numbers_of_any_kind_and_ignores_other_values(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer = torch.optim.Adam(small_model().parameters())
@@ -272,21 +274,21 @@ def test_logging_takes_numbers_of_any_kind_and_leaves_out_the_rest(
     assert {key: values[key] for key in "abcdf"} == {"a": 1, "b": 2, "c": 3, "d": 4, "f": 5}
     assert np.isnan(values["e"])
     assert set(values) == set("abcdef")
-    assert len(caplog.records) == 2  # one warning each, though logged three times
+    assert len(caplog.records) == 2  # one warning for each name
 
 
 def _fail(*_: Any, **__: Any) -> Any:
     raise RuntimeError("injected")
 
 
-def test_a_listener_that_fails_does_not_end_the_recording(
+def test_a_failing_listener_does_not_stop_the_recording(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
         on_layers = on_metrics = on_histograms = staticmethod(_fail)
 
         def close(self) -> None:
-            raise AssertionError("a listener that failed gets nothing more")
+            raise AssertionError("a listener that failed must not be called again")
 
     class Counting:
         rows = 0
@@ -311,7 +313,9 @@ def test_a_listener_that_fails_does_not_end_the_recording(
     assert len(caplog.records) == 1
 
 
-def test_a_writer_that_cannot_keep_up_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_writer_thread_that_is_too_slow_drops_items_and_counts_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     taken: list[int] = []
 
     def slow(items: list[int]) -> None:

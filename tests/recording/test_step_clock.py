@@ -1,4 +1,4 @@
-"""Times of steps when the wall clock jumps."""
+"""Times of steps when the wall clock is set forward or back."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ SECOND = 10**9  # nanoseconds
 
 
 class Clocks:
-    """A wall clock that can be set, and one that only ever goes on."""
+    """A wall clock that can be set, and a monotonic clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, wall: int) -> None:
         self.wall, self.passed = wall * SECOND, 77 * SECOND
         monkeypatch.setattr(time, "time_ns", lambda: self.wall)
         monkeypatch.setattr(time, "monotonic_ns", lambda: self.passed)
 
-    def go_on(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.wall += int(seconds * SECOND)
         self.passed += int(seconds * SECOND)
 
 
-def test_it_follows_the_wall_clock_but_not_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_follows_the_wall_clock_but_never_goes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clocks = Clocks(monkeypatch, wall=1000)
     clock = StepClock()
-    told = [clock.now()]
+    times = [clock.now()]
     for set_by in (0, 50, -3600, 0, 0, 7200):  # seconds
-        clocks.go_on(2)
+        clocks.advance(2)
         clocks.wall += set_by * SECOND
-        told.append(clock.now())
-    seconds = [time / 10**6 for time in told]
+        times.append(clock.now())
+    seconds = [time / 10**6 for time in times]
     assert seconds == [1000, 1002, 1054, 1056, 1058, 1060, 1000 + 6 * 2 + 50 - 3600 + 7200]
 
 
-def test_a_resumed_run_goes_on_behind_its_last_step(
+def test_the_times_of_a_resumed_run_continue_after_its_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clocks = Clocks(monkeypatch, wall=1_700_000_000)
@@ -49,9 +51,9 @@ def test_a_resumed_run_goes_on_behind_its_last_step(
         with trustlens.record(optimizer, tmp_path / "run", resume=True):
             for _ in range(3):
                 parameter.grad = torch.ones(3)
-                clocks.go_on(1)
+                clocks.advance(1)
                 optimizer.step()
-        clocks.wall -= 86_400 * SECOND  # on a machine whose clock is a day behind
+        clocks.wall -= 86_400 * SECOND  # then resume on a machine whose clock is one day slow
     times = trustlens.open_run(tmp_path / "run").steps()["time"]
     assert len(times) == 6
     assert times.is_monotonic_increasing

@@ -1,4 +1,4 @@
-"""What ``run.json`` says of a run that is recorded: its optimizers, layers, config and versions."""
+"""Build the contents of ``run.json``: optimizers, layers, config and versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trustlens.store.run_info import LayerInfo, OptimizerInfo, RecordingInfo, Ru
 
 
 def describe_optimizer(optimizer: Optimizer, family: str, variant: str | None) -> OptimizerInfo:
-    """Return the class, the options of each parameter group, and the family of an optimizer."""
+    """Return an optimizer's class name, the options of its parameter groups, family and variant."""
     kind = type(optimizer)
     hidden = {"params", "param_names"}
     groups = tuple(
@@ -62,18 +62,18 @@ def describe_resumed(
     Parameters
     ----------
     directory : Path
-        The run, for the error message.
+        The run's directory, for the error message.
     old : RunInfo
-        What its ``run.json`` says.
+        The present contents.
     new : RunInfo
-        What it would say if the run began now.
+        The contents for a new run.
     keep : sequence of str
-        Fields of ``old`` that stay as they are.
+        Names of fields to keep from ``old``.
 
     Raises
     ------
     UsageError
-        A layer has another shape than before.
+        If a layer has another shape than before.
     """
     kept = {name: getattr(old, name) for name in ("created", *keep)}
     return replace(
@@ -87,7 +87,7 @@ def describe_resumed(
 def _all_layers(
     directory: Path, old: Sequence[LayerInfo], new: Sequence[LayerInfo]
 ) -> tuple[LayerInfo, ...]:
-    """Return the new layers, then those that only the old run had."""
+    """Return the new layers, then those that only `old` contains."""
     shapes = {layer.name: layer.shape for layer in old}
     for layer in new:
         if shapes.get(layer.name, layer.shape) != layer.shape:
@@ -101,7 +101,7 @@ def _all_layers(
 
 
 def json_ready(value: Any) -> Any:
-    """Return the value as JSON can hold it: what JSON has no type for becomes text."""
+    """Return a value that JSON can represent; convert values of other types to text."""
     if isinstance(value, Mapping):
         return {str(key): json_ready(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -109,7 +109,7 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no NaN and no infinity
+        return str(value)  # JSON has no NaN or infinity
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)

@@ -16,11 +16,11 @@ from trustlens.store.address import is_address
 from trustlens.store.segments.precision import MANTISSA
 
 BEING_RECORDED: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
-"""Optimizers that are being recorded: hooking one twice would count each step twice."""
+"""Optimizers being recorded. Recording one twice would count each of its steps twice."""
 
 
 def checked_optimizers(given: Any) -> list[Optimizer]:
-    """Return the optimizers given to ``record``, or raise UsageError."""
+    """Return the optimizers passed to ``record``, unwrapped; raise UsageError if one is invalid."""
     several = isinstance(given, Iterable) and not isinstance(given, str)
     optimizers = [unwrapped(optimizer) for optimizer in (list(given) if several else [given])]
     if not optimizers:
@@ -33,16 +33,16 @@ def checked_optimizers(given: Any) -> list[Optimizer]:
 
 
 def check_options(**given: Any) -> None:
-    """Raise UsageError if an argument of ``record`` (optimizers aside) has a wrong value."""
+    """Raise UsageError if an argument of ``record`` other than ``optimizer`` is invalid."""
     for name, value in given.items():
-        fits, wanted = _OPTIONS[name]
+        fits, valid = _OPTIONS[name]
         if not fits(value):
-            short = isinstance(value, int | float | str | None)  # of others, repr may be pages
+            short = isinstance(value, int | float | str | None)  # the repr of others may be long
             got = f"{name}={value!r}" if short else f"{type(value).__name__!r} for {name}"
-            raise UsageError(f"record got {got}; give {wanted}")
+            raise UsageError(f"record got {got}; give {valid}")
 
 
-def _is_whole(value: Any, least: int, most: float = math.inf) -> bool:
+def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -53,17 +53,17 @@ def _is_flag(value: Any) -> bool:
 _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "directory": (is_address, "a path or an address, such as 'runs/lamb'"),
     "model": (lambda value: isinstance(value, nn.Module | None), "a torch.nn.Module, or None"),
-    "name": (lambda value: isinstance(value, str | None), "a text, or None"),
+    "name": (lambda value: isinstance(value, str | None), "a string, or None"),
     "config": (
         lambda value: isinstance(value, Mapping | None),
         "a mapping, such as vars(arguments)",
     ),
-    "every": (lambda value: _is_whole(value, 1), "a whole number, 1 or more"),
-    "histograms_every": (lambda value: _is_whole(value, 0), "a whole number, 0 or more"),
+    "every": (lambda value: _is_integer(value, 1), "an integer of at least 1"),
+    "histograms_every": (lambda value: _is_integer(value, 0), "an integer of at least 0"),
     "resume": (_is_flag, "True or False"),
     "fsync": (_is_flag, "True or False"),
     "precision": (
-        lambda value: value is None or _is_whole(value, 1, MANTISSA),
+        lambda value: value is None or _is_integer(value, 1, MANTISSA),
         f"a whole number of bits from 1 to {MANTISSA}, or None",
     ),
     "listeners": (
@@ -71,7 +71,7 @@ _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "a list of listeners",
     ),
 }
-"""For each option: a test of its value, and what to give, for the error message."""
+"""For each option: a function that checks its value, and the valid values in words."""
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -82,9 +82,9 @@ def _check_optimizer(optimizer: Any) -> None:
         )
     if not calls_hooks(optimizer):
         raise UsageError(
-            f"torch calls no hooks of the {type(optimizer).__name__} given to record, so its steps "
-            "cannot be seen; have it call torch.optim.Optimizer.__init__, or give the optimizer "
-            "that it wraps"
+            f"torch calls no step hooks of the {type(optimizer).__name__} given to record, so its "
+            "steps cannot be recorded; call torch.optim.Optimizer.__init__ in its __init__, or "
+            "give the optimizer that it wraps"
         )
     if not any(group["params"] for group in optimizer.param_groups):
         raise UsageError(
@@ -93,5 +93,5 @@ def _check_optimizer(optimizer: Any) -> None:
         )
     if optimizer in BEING_RECORDED:
         raise UsageError(
-            f"this {type(optimizer).__name__} is being recorded already; close that recorder first"
+            f"this {type(optimizer).__name__} is being recorded already; close its recorder first"
         )

@@ -1,7 +1,8 @@
-"""`record`: from the hooks of an optimizer to the files of a run.
+"""`record` and `Recorder`: measure an optimizer's steps, queue the results for the writer thread.
 
-The hooks do what must be done during the step: copy what it overwrites, measure after it, and hand
-the sums to the writer thread. They never raise and never wait for a device.
+The optimizer's step hooks copy what the step overwrites, measure after the step, and queue the
+sums. They never raise. They synchronize with a device only once: before the first step of a
+resumed run whose optimizer keeps its step count there.
 """
 
 from __future__ import annotations
@@ -62,60 +63,64 @@ def record(
 ) -> Recorder:
     """Record what an optimizer does to each layer, from the next step on.
 
-    Training results are bit-identical to training without the recorder. Weights are copied before a
-    step only if what the step changed cannot be reconstructed from the state after it. The recorder
-    keeps a reference to the optimizers until it is closed, at the latest when the process ends.
+    A layer is one parameter tensor. Training results are bit-identical to training without the
+    recorder. Weights are copied before a step only if the update cannot be computed from the
+    optimizer's state after the step. The recorder keeps a reference to the optimizers until it is
+    closed; it closes itself when the process exits.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer or sequence of them
-        The optimizer, or the optimizers of one model. They are used as before.
+        The optimizer, or all optimizers of one model. Use them as without the recorder.
     directory : str or path
-        Where the run is written; created if it does not exist. It must not hold a run, unless
-        ``resume``. It may be an address such as ``s3://bucket/runs/lamb``: then the run is written
-        to this machine's disk and uploaded in the background.
+        Directory to write the run to; created if it does not exist. It must not contain a run,
+        unless ``resume`` is True. With an address such as ``s3://bucket/runs/lamb``, the run is
+        written to the local disk and uploaded in the background.
     model : torch.nn.Module, optional
-        Gives the layers their names.
+        The model, from which the layers get their names. By default, layers are named as in the
+        optimizer's named parameters, if it has any, or by position: ``group0.param3``.
     name : str, optional
-        The run's name; by default that of the directory.
+        The run's name; by default the name of the directory.
     config : mapping, optional
-        Anything JSON can hold, stored in ``run.json``.
+        Hyperparameters or other values to store in ``run.json``. Values that JSON cannot represent
+        are stored as text.
     every : int
         Record the layers at step 1 and at every ``every``-th step after it.
     histograms_every : int
-        Record element histograms of weights, gradients and updates in the same way; 0 for never.
-        The layers are recorded at these steps too.
+        Record histograms of the elements of weights, gradients and updates at step 1 and at every
+        ``histograms_every``-th step after it; 0 for none. The layers are recorded at these steps
+        too.
     resume : bool
-        Continue the run in the directory, if there is one. The step to continue from is, in order
-        of preference: the one passed to :meth:`Recorder.load_state_dict`; the one implied by the
-        optimizer's own step count when the first step is done; the last recorded step, if the
-        optimizer keeps no count (SGD). Rows after that step are removed, so that every (step,
-        layer) appears once; the files that held them are kept in the run's folder ``.replaced``.
-        The run keeps its name and config unless new ones are given.
+        Continue the run in ``directory``, if it contains one. Recording continues after the step
+        that is, in order of preference: passed to :meth:`Recorder.load_state_dict`; given by the
+        optimizer's own step count at the first step; the last recorded step, if the optimizer keeps
+        no count (SGD). Rows after that step are removed, so that every (step, layer) appears once;
+        copies of the files with these rows are kept in the run's folder ``.replaced``. The run
+        keeps its name and config unless new ones are given.
     fsync : bool
-        Have the writer thread wait about once a second until the rows are on the disk. Rows that
-        were written survive the death of the process in any case, and with ``fsync`` also a loss of
-        power.
+        Call ``fsync`` about once a second, on the writer thread. Written rows survive the end of
+        the process in any case; with ``fsync`` they also survive a loss of power.
     precision : int, optional
-        Mantissa bits that the floats of ``layers`` keep, from 1 to 23; by default all 23. With 12
-        the relative error is 0.0123 % at most, and the files are 40 % smaller.
+        Number of mantissa bits to store of the floats in ``layers``, from 1 to 23; by default all
+        23. With 12 bits, the relative error is at most 0.0123 % and files are 40 % smaller.
     listeners : sequence of Listener
-        Others that receive the rows while they are recorded, such as
+        Objects that also receive the rows as they are recorded, such as
         ``trustlens.export.TensorBoardListener``.
 
     Returns
     -------
     Recorder
-        Logs metrics and closes the run; a context manager.
+        A context manager that logs metrics and closes the run.
 
     Raises
     ------
     UsageError
-        ``optimizer`` is not an optimizer, has no parameters or is being recorded already; the
-        directory holds a run (without ``resume``), is being recorded into or cannot be written; a
-        layer of the run to be resumed has another shape; an option has a wrong type or value.
+        If ``optimizer`` is not an optimizer, has no parameters or is already being recorded; if
+        ``directory`` contains a run and ``resume`` is False, is being written by another recorder
+        or is not writable; if a layer has another shape in the run to resume; or if an option has
+        a wrong type or value.
     RunError
-        The run to be resumed cannot be read.
+        If the run to resume cannot be read.
 
     Examples
     --------
@@ -124,7 +129,7 @@ def record(
     ...         loss = train_step(batch)
     ...         recorder.log(loss=loss)
 
-    A job that may be stopped and started again passes ``resume=True`` every time:
+    In a job that may be stopped and restarted, always pass ``resume=True``:
 
     >>> recorder = trustlens.record(optimizer, "runs/lamb", model=model, resume=True)
     >>> if checkpoint.exists():
@@ -152,13 +157,13 @@ def record(
 class Recorder:
     """Records the steps of one or more optimizers until it is closed.
 
-    Created by :func:`record`. It is a context manager that closes itself, and its
-    :meth:`state_dict` belongs in the checkpoints of a training that may be resumed.
+    Created by :func:`record`. As a context manager, it closes itself on exit. Save its
+    :meth:`state_dict` in each checkpoint if the training may be resumed.
 
     Attributes
     ----------
     directory : Location
-        Where the run is written.
+        Directory that the run is written to.
     """
 
     def __init__(
@@ -182,9 +187,9 @@ class Recorder:
         self._histograms_every = histograms_every
         self._safely = Failsafe(directory, self._release)
         self._probes = [OptimizerProbe(optimizer) for optimizer in optimizers]
-        # Only ever grows: records that wait for the writer thread name layers by their index here.
+        # Append only: queued records refer to layers by their index in this list.
         self._layer_names: list[str] = []
-        # Work that needs a step number, and the optimizer whose number it is: None for the run's.
+        # Calls that wait for a step number: that of an optimizer (its index) or of the run (None).
         self._waiting: list[tuple[int | None, Callable[[], None]]] = []
         counts = [own_count(optimizer) or 0 for optimizer in optimizers]
         info = describe_run(
@@ -213,9 +218,10 @@ class Recorder:
 
     @property
     def step(self) -> int:
-        """Number of the last optimizer step; 0 before the first.
+        """Number of the last step of the run; 0 before the first.
 
-        Before the first step of a resumed run it is the best estimate from what was loaded so far.
+        Before the first step of a resumed run, an estimate from the run's files and from the
+        optimizer states loaded so far; reading it may synchronize with a device.
         """
         return self._position().step
 
@@ -225,45 +231,49 @@ class Recorder:
         Parameters
         ----------
         **values
-            One number each: a Python or numpy number, or a tensor of one element on any device,
-            which is read without waiting. Other values are left out, with one warning.
+            Metrics by name, one number each: a Python or numpy number, or a tensor of one element
+            on any device, which is copied without synchronizing. Other values are ignored, with one
+            warning per name.
         """
         self._safely(lambda: self._log(values))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which step the run is at, to be saved with a checkpoint.
+        """Return the step numbers to save in a checkpoint.
+
+        With :meth:`load_state_dict`, this makes the recorder a ``Stateful`` of
+        ``torch.distributed.checkpoint``.
 
         Returns
         -------
         dict
-            ``step``, and ``own``, the last step of each optimizer: plain integers. With
-            :meth:`load_state_dict` it makes the recorder a ``Stateful`` of
-            ``torch.distributed.checkpoint``.
+            ``step``, an int: the last step of the run. ``own``, a list of int: the last step of
+            each optimizer.
         """
         step, own = self._position()
         return {"step": step, "own": own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue after a checkpoint's step, in a resumed run or during a run; does not wait.
+        """Continue after the step of a checkpoint, in a resumed run or during a run.
 
-        Rows after that step are removed, so that every (step, layer) appears once; the files that
-        held them are kept in the run's folder ``.replaced``.
+        Rows after that step are removed, so that every (step, layer) appears once; copies of the
+        files with these rows are kept in the run's folder ``.replaced``. The writer thread does
+        this; the call returns at once.
 
         Parameters
         ----------
         state_dict : mapping
-            What :meth:`state_dict` returned, or ``{"step": 1000}``.
+            The dict that :meth:`state_dict` returned, or one such as ``{"step": 1000}``.
 
         Raises
         ------
         UsageError
-            It has no ``step`` that is an integer of 0 or more.
+            If ``step`` or an element of ``own`` is not an integer of at least 0.
         """
         own = checked_state(state_dict, len(self._probes))
         self._safely(lambda: self._apply(self._steps.go_to(own)))
 
     def flush(self) -> None:
-        """Wait until everything recorded so far is in files that a reader sees.
+        """Wait until readers can see everything recorded so far.
 
         For a run on an object store, wait at most 10 s for the upload.
         """
@@ -271,20 +281,20 @@ class Recorder:
             self._pipeline.flush()
 
     def close(self) -> None:
-        """Remove the hooks, write what is left and seal the run. Closing twice does nothing.
+        """Remove the hooks, write the remaining rows and seal the run's files.
 
-        For a run on an object store, wait for the upload; give up after 60 s without progress and
-        keep the rest on this machine.
+        For a run on an object store, wait for the upload; after 60 s without progress, stop waiting
+        and keep the files that are not uploaded on this machine. Closing twice does nothing.
         """
         if self._safely.over:
             return
-        self._safely(self._end_waiting)
+        self._safely(self._call_all_waiting)
         self._safely.over = True
         atexit.unregister(self.close)
         for probe in self._probes:
             probe.detach()
             BEING_RECORDED.discard(probe.optimizer)
-        if not self._safely.is_fork:  # in a forked process the files are the other process's
+        if not self._safely.is_fork:  # the files belong to the parent process
             self._pipeline.close()
 
     def __enter__(self) -> Self:
@@ -307,20 +317,20 @@ class Recorder:
             after=lambda: self._after(index),
             skipped=lambda: self._skipped(index),
             captured=lambda: self._safely.warn(
-                "trustlens does not record steps captured in a CUDA graph, whose replays run no "
-                "Python; to record them, leave optimizer.step() out of the graph"
+                "trustlens cannot record steps captured in a CUDA graph, since its replays run no "
+                "Python; to record them, keep optimizer.step() out of the graph"
             ),
         )
         probe.attach(hooks)
         BEING_RECORDED.add(probe.optimizer)
         if not probe.family.name:
             self._safely.warn(
-                f"trustlens does not know {type(probe.optimizer).__name__}: what it does is "
-                "measured, with a copy of the weights and gradients; quantities that cannot be "
-                "measured are recorded as null"
+                f"trustlens does not know {type(probe.optimizer).__name__}: it measures each "
+                "update from a copy of the weights and gradients, and records quantities that "
+                "cannot be measured as null"
             )
 
-    # Called by the hooks, through the failsafe, in the order of a step. They must not wait.
+    # The hooks call these through the failsafe, in the order of a step. They must not block.
 
     def _before(self, index: int, call: Call) -> Call | None:
         probe = self._probes[index]
@@ -360,7 +370,7 @@ class Recorder:
     def _count_step(
         self, index: int, measured: Sequence[Measurement[Parcel]] | None, skipped: float | Parcel
     ) -> None:
-        # Only after the step: a closure may raise in it, and then there was none.
+        # Called after the step: if its closure raises, the step does not count.
         step, first = self._steps.count(index)
         if measured is None:
             self._pipeline.drop()
@@ -368,7 +378,7 @@ class Recorder:
         record = StepRecord(step, self._clock.now(), first, measured, skipped)
         self._pipeline.put(record, sum(part.nbytes for part in measured))
 
-    # Step numbers: see StepCounter.
+    # Step numbers, see StepCounter.
 
     def _position(self) -> Position:
         if self._steps.state is State.UNKNOWN:
@@ -376,8 +386,8 @@ class Recorder:
         return self._steps.position()
 
     def _find_step(self) -> None:
-        """Find out, before a step, which number it has, if that is not known and can be."""
-        # Where the run is resumed, reading a count on an accelerator waits for it, once.
+        """Determine the number of the step that begins, as far as possible."""
+        # Only in a resumed run, and only once, read a count on an accelerator: this synchronizes.
         self._apply(self._steps.before_step(self._progress(wait=self._steps.is_resumed)))
 
     def _progress(self, *, wait: bool) -> dict[int, Progress]:
@@ -402,10 +412,10 @@ class Recorder:
                             optimizer_steps_before=counts
                         )
                     )
-        self._do_waiting()
+        self._call_waiting()
 
     def _when_known(self, index: int | None, work: Callable[[], None]) -> None:
-        """Do some work once the step of an optimizer, or of the run (None), is known."""
+        """Call a function as soon as the step of an optimizer, or of the run (None), is known."""
         if self._is_known(index):
             work()
         else:
@@ -416,13 +426,13 @@ class Recorder:
             return self._steps.state is not State.UNKNOWN
         return self._steps.is_known(index)
 
-    def _do_waiting(self) -> None:
+    def _call_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for index, work in waiting:
             self._when_known(index, work)
 
-    def _end_waiting(self) -> None:
-        """Do what still waits: no step comes any more."""
+    def _call_all_waiting(self) -> None:
+        """Make all waiting calls, since no step will follow."""
         for _, work in self._waiting:
             work()
 
@@ -433,7 +443,7 @@ class Recorder:
         )
 
     def _follow_layers(self, before: Sequence[LayerInfo] = ()) -> tuple[LayerInfo, ...]:
-        """Give each probe its layers; return all layers, then those of ``before`` that are gone."""
+        """Pass each probe its layers; return all layers, then those only in ``before``."""
         layers = find_layers([probe.optimizer for probe in self._probes], self._model)
         present = {layer.info.name for layer in layers}
         old = set(self._layer_names)
@@ -452,7 +462,7 @@ class Recorder:
                 taken[storable(name)] = host_scalar(value)
             except NoRoomError:
                 self._pipeline.drop()
-            except Exception as error:  # noqa: BLE001 — one bad value does not end the recording
+            except Exception as error:  # noqa: BLE001 — a bad value must not stop recording
                 self._safely.warn(f"trustlens: log got {name}={error}; give one number", about=name)
         self._when_known(None, lambda: self._pipeline.put(MetricRecord(self.step, taken)))
 

@@ -1,4 +1,4 @@
-"""What says from which step a resumed run continues: its files, and its optimizers' states."""
+"""Read the step from which a resumed run continues, from its files and its optimizers' states."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from trustlens.store.run_info import RunInfo
 
 
 def read_history(directory: Path, info: RunInfo, optimizers: int) -> History:
-    """Return what the files of a run say about its steps, for that many optimizers.
+    """Return the step history of a run from its files, for the given number of optimizers.
 
     Raises
     ------
     RunError
-        A file is damaged.
+        If a file is damaged.
     """
     steps = read_table(directory, "steps")
     last = max(steps["step"].to_pylist(), default=0)
     last_of_each = [last] * optimizers
     if optimizers > 1 and info.recording.every == 1:
-        # An optimizer may have done fewer steps. (A process that died may also have left rows of
-        # layers of a step that is not in `steps`: that step does not count.)
+        # An optimizer may have done fewer steps than the run. If the process was killed, `layers`
+        # may also have rows of a step that is not in `steps`: that step does not count.
         rows = _last_rows(directory, info, optimizers)
         last_of_each = [min(step, last) for step in rows]
     before = (*info.recording.optimizer_steps_before, *[0] * optimizers)
@@ -42,7 +42,7 @@ def read_history(directory: Path, info: RunInfo, optimizers: int) -> History:
 
 
 def _last_rows(directory: Path, info: RunInfo, optimizers: int) -> list[int]:
-    """Return the last step with rows of each optimizer's layers."""
+    """Return, for each optimizer, the last step with rows of its layers."""
     rows = read_table(directory, "layers", ["step", "layer"])
     lasts = rows.group_by("layer").aggregate([("step", "max")])
     last = dict(zip(lasts["layer"].to_pylist(), lasts["step_max"].to_pylist(), strict=True))
@@ -53,18 +53,19 @@ def _last_rows(directory: Path, info: RunInfo, optimizers: int) -> list[int]:
 
 
 def progress_of(optimizer: Optimizer, *, wait: bool) -> Progress:
-    """Return what an optimizer's state says about the steps that it has done.
+    """Return the progress of an optimizer according to its state.
 
-    A count that is on an accelerator is read only if ``wait``: reading it synchronizes.
+    A count on an accelerator is read only if ``wait`` is True, since reading it synchronizes.
     """
     return Progress(own_count(optimizer, wait=wait), has_state(optimizer))
 
 
 def own_count(optimizer: Optimizer, *, wait: bool = True) -> int | None:
-    """Return how many steps an optimizer has done by its own count.
+    """Return how many steps an optimizer has done, by its own count.
 
-    This is the largest count that it keeps for itself, for a layer or for a group. None if it keeps
-    none, or if the count is on an accelerator and ``wait`` is false: reading it synchronizes.
+    This is the largest of the counts that it keeps in its state, for layers and for groups. None if
+    it keeps none, or if a count is on an accelerator and ``wait`` is False, since reading it
+    synchronizes.
     """
     holders: list[Any] = [optimizer.state, *optimizer.state.values(), *optimizer.param_groups]
     given = [holder.get("step") for holder in holders if isinstance(holder, Mapping)]
@@ -79,6 +80,6 @@ def own_count(optimizer: Optimizer, *, wait: bool = True) -> int | None:
 
 
 def has_state(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer keeps anything of its earlier steps."""
+    """Return whether an optimizer has state from earlier steps."""
     kept: list[Any] = list(optimizer.state.values())
     return any(not isinstance(state, Mapping) or len(state) > 0 for state in kept)

@@ -1,4 +1,4 @@
-"""Times of steps: the wall clock, which may be set back, made monotonic."""
+"""A wall clock for the times of steps that never goes back."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import time
 
 
 class StepClock:
-    """Returns the time in microseconds since 1970, in UTC; it never decreases.
+    """Returns the time in microseconds since 1970 (UTC), which never decreases.
 
-    It follows the wall clock. While the wall clock is behind the last time returned (it was set
-    back, or the run is resumed on another machine), the time that passes is added to that instead.
+    It is the wall clock's time. If that is earlier than the last time returned (the clock was set
+    back, or the run was resumed on another machine), the elapsed time is added to the last time
+    instead.
 
     Parameters
     ----------
     last : int
-        The last time that was returned before, if the run is resumed.
+        Time of the last recorded step if the run is resumed, else 0.
     """
 
     def __init__(self, last: int = 0) -> None:
@@ -22,7 +23,7 @@ class StepClock:
         self._read = time.monotonic_ns()
 
     def now(self) -> int:
-        """Return the time."""
+        """Return the time in microseconds since 1970."""
         read = time.monotonic_ns()
         passed, self._read = (read - self._read) // 1000, read
         wall = time.time_ns() // 1000

@@ -1,7 +1,7 @@
-"""Count the steps of a run and of each of its optimizers, also where a run is resumed.
+"""Count the steps of a run and of each of its optimizers, also in a resumed run.
 
-The counter has no side effects: it is given what was observed, and returns numbers and events that
-the recorder applies. It reads no file and no optimizer.
+The counter has no side effects and reads no file and no optimizer: the recorder passes in the
+optimizers' progress and applies the events that the counter returns.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from trustlens.store.validation import LAST_STEP
 
 
 class State(Enum):
-    """What a :class:`StepCounter` knows. Its methods say which one leads to which."""
+    """State of a :class:`StepCounter`. The counter's methods document the transitions."""
 
     UNKNOWN = auto()
-    """A resumed run: nothing says yet from which step any optimizer continues."""
+    """A resumed run: the step to continue from is not known for any optimizer."""
     PARTLY_KNOWN = auto()
-    """A resumed run: some optimizers have continued, the others have not stepped yet."""
+    """A resumed run: the step to continue from is known for some optimizers only."""
     AWAITING_FIRST_STEP = auto()
-    """All numbers are known. The optimizers' own counts are compared with them once, at the next
-    step: until then a checkpoint may be loaded into the optimizers."""
+    """All step numbers are known. The optimizers' own counts are read once, at the next step, since
+    a checkpoint may be loaded into the optimizers until then."""
     COUNTING = auto()
-    """All numbers are known, and each step adds one."""
+    """All step numbers are known, and each step adds 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the state of an optimizer says about the steps that it has done.
+    """The progress of an optimizer according to its state.
 
     Attributes
     ----------
     count : int, optional
-        How many it has done, by its own count; None if it keeps none.
+        Number of steps done, by the optimizer's own count; None if it keeps none, or if the count
+        was not read because it is on an accelerator.
     has_state : bool
-        Whether it keeps anything of earlier steps.
+        Whether the optimizer has state from earlier steps.
     """
 
     count: int | None
@@ -49,18 +50,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the files of a run that is resumed say about its steps.
+    """The steps of a run to resume, according to its files.
 
     Attributes
     ----------
     last : int
-        The last step; 0 if there is none.
+        The last step; 0 if no step is recorded.
     last_of_each : sequence of int
         The last step of each optimizer.
     skipped : sequence of int
         The steps that gradient scaling skipped, ascending.
     steps_before : sequence of int
-        How many steps each optimizer had done, by its own count, before the run's first step.
+        Number of steps, by its own count, that each optimizer had done before the run's first step.
     last_time : int
         Time of the last step, in microseconds since 1970.
     """
@@ -73,7 +74,7 @@ class History:
 
 
 class Position(NamedTuple):
-    """The last step of the run, and the last step of each optimizer."""
+    """The last step of the run, and the last step of each optimizer (``own``)."""
 
     step: int
     own: list[int]
@@ -83,14 +84,14 @@ class Position(NamedTuple):
 class Rollback:
     """Event: remove the rows after ``step``, since these steps will be recorded again.
 
-    Of the layers of optimizer ``i``, remove the rows after ``own[i]``.
+    For the layers of optimizer ``i``, remove the rows after ``own[i]`` instead.
     """
 
     step: int
     own: Sequence[int]
 
     def last_steps(self, layers: Sequence[LayerInfo]) -> dict[str, int]:
-        """Return, for each layer whose last kept step differs from ``step``, that last step."""
+        """Return the last step to keep of each layer for which it differs from ``step``."""
         return {
             layer.name: self.own[layer.optimizer]
             for layer in layers
@@ -100,7 +101,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Event: the run continues after step ``until``, but has rows up to ``after`` only."""
+    """Event: the run continues after step ``until``, but its last recorded step is ``after``."""
 
     after: int
     until: int
@@ -108,7 +109,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class StepsBefore:
-    """Event: ``run.json`` is to say how many steps each optimizer had done before the run."""
+    """Event: write to ``run.json`` how many steps each optimizer had done before the run."""
 
     counts: tuple[int, ...]
 
@@ -117,26 +118,28 @@ Event = Rollback | Gap | StepsBefore
 
 
 class StepCounter:
-    """Owns the step numbers of a run and of its optimizers.
+    """Counts the steps of a run and of its optimizers.
 
-    A new run counts from 1. Where a run is resumed, each optimizer continues from a step that is,
-    in order of preference: the one passed to :meth:`go_to`; the one implied by the optimizer's own
-    step count (steps skipped by gradient scaling are not in that count); the last recorded step,
-    if it keeps state but no count. An optimizer without any state says only by its first step
-    whether it keeps none at all (then it continues after the last recorded step) or was created
-    without loading a checkpoint (then it begins at step 1 again).
+    A new run counts from 1. In a resumed run, each optimizer continues after the step that is, in
+    order of preference: passed to :meth:`go_to`; given by the optimizer's own step count (which
+    excludes steps skipped by gradient scaling); the last recorded step, if the optimizer has state
+    but no count. For an optimizer without state, its first step decides: if it has state after
+    that step, it was created without loading a checkpoint and begins at step 1 again; if not, it
+    continues after the last recorded step.
+
+    "Locate" an optimizer means: determine the step after which it continues.
 
     Parameters
     ----------
     counts : sequence of (int or None)
-        Each optimizer's own count of steps when the recorder is attached.
+        Each optimizer's own step count when the recorder is attached.
     history : History, optional
-        Of the run that is resumed; None for a new run.
+        History of the run to resume; None for a new run.
 
     Attributes
     ----------
     state : State
-        What is known so far.
+        Whether the step numbers are known.
     """
 
     def __init__(self, counts: Sequence[int | None], history: History | None = None) -> None:
@@ -151,17 +154,17 @@ class StepCounter:
 
     @property
     def unknown(self) -> Sequence[int]:
-        """The optimizers that have not been located: those whose progress is to be given."""
+        """Indices of the optimizers not located yet, whose progress the methods below need."""
         return self._unknown
 
     @property
     def is_resumed(self) -> bool:
-        """Whether the run had been recorded before."""
+        """Whether the run is resumed."""
         return self._is_resumed
 
     @property
     def last_time(self) -> int:
-        """Time of the last step of the run that is resumed, in microseconds since 1970; or 0."""
+        """Time of the last recorded step in microseconds since 1970; 0 in a new run."""
         return self._history.last_time
 
     def is_known(self, optimizer: int) -> bool:
@@ -169,17 +172,16 @@ class StepCounter:
         return optimizer not in self._unknown or self.state is State.AWAITING_FIRST_STEP
 
     def next_step(self, optimizer: int) -> int:
-        """Return the number of an optimizer's next step; an estimate while it is not known."""
+        """Return the number of an optimizer's next step; an estimate if it is not known."""
         return self._own[optimizer] + 1
 
     def position(self, progress: Mapping[int, Progress] = MappingProxyType({})) -> Position:
-        """Return the steps that were done last.
+        """Return the last step of the run and of each optimizer; an estimate in ``UNKNOWN``.
 
         Parameters
         ----------
         progress : mapping of int to Progress
-            Of the optimizers in :attr:`unknown`. Used in ``State.UNKNOWN`` only: then the position
-            is an estimate.
+            Progress of each optimizer in :attr:`unknown`. Needed in ``UNKNOWN`` only.
         """
         if self.state is not State.UNKNOWN:
             return Position(self._step, list(self._own))
@@ -188,9 +190,9 @@ class StepCounter:
         return Position(max((n for n in implied if n is not None), default=self._step), own)
 
     def go_to(self, own: Sequence[int]) -> list[Event]:
-        """Continue each optimizer after the step given for it, whatever else is known.
+        """Continue each optimizer after the given step, regardless of its own count.
 
-        Leads to ``AWAITING_FIRST_STEP``, or leaves it at ``COUNTING``.
+        The state becomes ``AWAITING_FIRST_STEP``, or stays ``COUNTING``.
         """
         self._own = list(own)
         if self.state is not State.COUNTING:
@@ -198,15 +200,16 @@ class StepCounter:
         return self._continue_after(Rollback(max(own), tuple(own)))
 
     def before_step(self, progress: Mapping[int, Progress]) -> list[Event]:
-        """Locate, before any optimizer's step, those that can be.
+        """Locate all optimizers that have a count or state; call before any optimizer's step.
 
-        Leads from ``AWAITING_FIRST_STEP`` to ``COUNTING``; from ``UNKNOWN`` or ``PARTLY_KNOWN`` to
-        ``COUNTING`` if all are located, and to ``PARTLY_KNOWN`` if some are.
+        The state changes from ``AWAITING_FIRST_STEP`` to ``COUNTING``; from ``UNKNOWN`` or
+        ``PARTLY_KNOWN``, it changes to ``COUNTING`` if all optimizers are located, and to
+        ``PARTLY_KNOWN`` if some are.
 
         Parameters
         ----------
         progress : mapping of int to Progress
-            Of the optimizers in :attr:`unknown`.
+            Progress of each optimizer in :attr:`unknown`.
         """
         found: dict[int, int | None] = {}
         before = list(self._steps_before)
@@ -215,24 +218,24 @@ class StepCounter:
             given = self.state is State.AWAITING_FIRST_STEP
             step = self._own[i] if given else self._implied(count, i)
             if step is None and not has_state:
-                continue  # its first step will tell
+                continue  # `after_step` will locate it
             found[i] = step
             if step is not None:
                 done = step - sum(skipped <= step for skipped in self._history.skipped)
                 before[i] = (self._initial[i] if count is None else count) - done
-        return [*self._note(before), *self._locate(found)]
+        return [*self._set_steps_before(before), *self._locate(found)]
 
     def after_step(self, optimizer: int, *, has_state: bool) -> list[Event]:
         """Locate all optimizers after the first step of one that had no state before it.
 
-        Leads to ``COUNTING``, unless this optimizer was located before its step.
+        The state becomes ``COUNTING``. Does nothing if this optimizer was located before its step.
 
         Parameters
         ----------
         optimizer : int
-            The optimizer that has done a step.
+            Index of the optimizer that has done a step.
         has_state : bool
-            Whether it keeps any state now: then it was created without loading a checkpoint.
+            Whether the optimizer has state now. If so, it was created without loading a checkpoint.
         """
         if self.is_known(optimizer):
             return []
@@ -240,17 +243,17 @@ class StepCounter:
             0 if has_state and i in self._unknown else n for i, n in enumerate(self._steps_before)
         ]
         found = dict.fromkeys(self._unknown, 0 if has_state else None)
-        return [*self._note(before), *self._locate(found)]
+        return [*self._set_steps_before(before), *self._locate(found)]
 
     def count(self, optimizer: int) -> tuple[int, bool]:
-        """Count a step that an optimizer has done.
+        """Count a step of an optimizer.
 
         Returns
         -------
         int
             The number of the step.
         bool
-            Whether no optimizer did a step of this number before.
+            Whether this is the first step with this number, among all optimizers.
         """
         step = self._own[optimizer] = self._own[optimizer] + 1
         first = step > self._step
@@ -259,7 +262,7 @@ class StepCounter:
         return step, first
 
     def _implied(self, count: int | None, optimizer: int) -> int | None:
-        """Return the step after which an optimizer had done as many as it counts, if it counts."""
+        """Return the step of the run that matches an optimizer's own count, if it has one."""
         if count is None:
             return None
         step = max(count - self._steps_before[optimizer], 0)
@@ -267,21 +270,22 @@ class StepCounter:
             step += skipped <= step
         return step
 
-    def _note(self, before: Sequence[int]) -> list[Event]:
+    def _set_steps_before(self, before: Sequence[int]) -> list[Event]:
         if tuple(before) == self._steps_before:
             return []
         self._steps_before = tuple(before)
         return [StepsBefore(self._steps_before)]
 
     def _locate(self, found: Mapping[int, int | None]) -> list[Event]:
-        """Set the last steps of the optimizers found; None for those without a count."""
+        """Set the last step of each optimizer in `found`, where None means: it has no count."""
         if not found:
             return []
         known = [step for step in found.values() if step is not None]
         known += [step for i, step in enumerate(self._own) if i not in self._unknown]
         furthest = [max(known)] if known else []
         for i, step in found.items():
-            # One that keeps no count is no further than those that do: they share a checkpoint.
+            # An optimizer without a count is at most as far as those with one, since they were
+            # saved in the same checkpoint.
             last = self._history.last_of_each[i]
             self._own[i] = min([last, *furthest]) if step is None else step
         self._unknown = [i for i in self._unknown if i not in found]
@@ -296,19 +300,19 @@ class StepCounter:
         recorded, self._step = self._step, rollback.step
         if rollback.step <= recorded:
             return [rollback]
-        # A rollback that failed earlier may have left rows of steps that were done again since,
-        # without being recorded. Remove them before the run continues after a gap.
+        # An earlier rollback that failed may have left rows of steps that were repeated without
+        # being recorded. Remove these rows before the run continues after a gap.
         rest = Rollback(recorded, tuple(min(step, recorded) for step in rollback.own))
         return [*([Gap(recorded, rollback.step)] if recorded else []), rest, rollback]
 
 
 def checked_state(given: Any, optimizers: int) -> list[int]:
-    """Return the last step of each optimizer from what ``Recorder.state_dict`` returned.
+    """Return the last step of each optimizer from a dict as ``Recorder.state_dict`` returns it.
 
     Raises
     ------
     UsageError
-        There is no ``step`` in it that is an integer of 0 or more.
+        If ``step`` or an element of ``own`` is not an integer from 0 to half of ``LAST_STEP``.
     """
     step = given.get("step") if isinstance(given, Mapping) else None
     own: Any = given.get("own", []) if isinstance(given, Mapping) else []
@@ -317,11 +321,11 @@ def checked_state(given: Any, optimizers: int) -> list[int]:
             f"load_state_dict of a recorder got {given!r}; give what its state_dict returned, "
             'or {"step": 1000}'
         )
-    # If it was saved with another number of optimizers, all continue after the same step.
+    # If the number of optimizers has changed since, all continue after the same step.
     return own if len(own) == optimizers else [step] * optimizers
 
 
 def _is_step(value: Any) -> TypeGuard[int]:
-    # Half of what a reader accepts, so that there is room for the steps to come.
+    # Half of the largest step that a reader accepts, to leave room for further steps.
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     return is_integer and 0 <= value <= LAST_STEP // 2

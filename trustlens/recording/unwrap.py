@@ -1,4 +1,4 @@
-"""Find the torch optimizer inside the objects that wrap it."""
+"""Find the torch optimizer inside a wrapper object."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, Final
 from torch.optim import Optimizer
 
 _INNER: Final = ("optimizer", "_optimizer", "optim", "base")
-"""Attributes in which wrappers keep the optimizer that they wrap."""
+"""Attributes under which wrappers store the wrapped optimizer."""
 
 
 def unwrapped(optimizer: Any) -> Any:
     """Return the optimizer whose step hooks torch calls, looking inside wrappers.
 
     Accelerate's, Lightning's and Lookahead's wrappers have ``param_groups`` and pass each step to
-    an inner optimizer; torch calls the hooks of the inner one only. An object in which no such
-    optimizer is found is returned as it is.
+    an inner optimizer; torch calls the hooks of the inner one only. If no such optimizer is found,
+    return the object itself.
     """
     if calls_hooks(optimizer) or not hasattr(optimizer, "param_groups"):
         return optimizer
