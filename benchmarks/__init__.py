@@ -1,1 +1,1 @@
-"""Measure what recording costs: ``python -m benchmarks.overhead``, ``… benchmarks.files``."""
+"""Benchmarks: ``python -m benchmarks.overhead`` and ``python -m benchmarks.files``."""

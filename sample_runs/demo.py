@@ -1,9 +1,9 @@
-"""What ``make demo`` does: train while the dashboard already shows what is recorded.
+"""Train while the dashboard shows what is recorded; ``make demo`` runs this.
 
     python sample_runs/demo.py
 
-Adam and LAMB at rate 0.01 train in turns on the embedded digits; then LAMB at 0.1, which diverges,
-so that there is something to find. Each call records into a folder of its own below ``runs/``.
+Adam and LAMB at rate 0.01 train in turns on the embedded digits, then LAMB at 0.1, which diverges.
+Each call records into a new folder in ``runs/``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trustlens import cli
 
 
 def main() -> int:
-    """Start the training beside the dashboard, and end it when the dashboard ends."""
+    """Start the training in a second process, serve the dashboard, and stop both together."""
     out = Path("runs") / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     out.mkdir(parents=True)
     script = Path(__file__).with_name("experiments.py")

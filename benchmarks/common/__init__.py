@@ -1,1 +1,1 @@
-"""What the benchmarks share: timing, models, and the contenders."""
+"""Shared by the benchmarks: timing, models, contenders, results and tables."""

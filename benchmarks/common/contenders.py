@@ -1,4 +1,7 @@
-"""Who looks at a training: nobody, the usual loop, trustlens. The others are in ``rivals.py``."""
+"""Observers of a training: none, a loop of norms, trustlens.
+
+Those of other packages are in ``benchmarks/overhead/rivals.py``.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,21 @@ from benchmarks.common.models import Training
 
 
 class Watcher:
-    """Looks at each step of a training; this one does not."""
+    """Observes each step of a training; this base class does nothing."""
 
     def __init__(self, training: Training, folder: Path) -> None:
         self.training = training
         self.folder = folder
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients, and look at what is to be seen before the optimizer's step."""
+        """Compute the gradients, and observe them before the optimizer's step."""
         loss.backward()
 
     def after_step(self, loss: Tensor | None) -> None:
-        """Look at what the optimizer did."""
+        """Observe what the optimizer did."""
 
     def close(self) -> dict[str, Any]:
-        """Write what is left; return what is to be noted."""
+        """Write what is left; return entries for the result."""
         return {}
 
 
@@ -42,7 +45,7 @@ def contender(
     *,
     slow: bool = False,
 ) -> Contender:
-    """Return a training and who looks at it."""
+    """Return a contender: a training with its observer."""
 
     def start(folder: Path) -> Running:
         own = training()
@@ -63,7 +66,7 @@ def contender(
 
 
 class Trustlens(Watcher):
-    """Records every step, all sums, into files."""
+    """trustlens, which records all sums of every step to files."""
 
     def __init__(self, training: Training, folder: Path, **options: Any) -> None:
         super().__init__(training, folder)
@@ -72,23 +75,23 @@ class Trustlens(Watcher):
         )
 
     def after_step(self, loss: Tensor | None) -> None:
-        """Log the loss; the hooks did the rest."""
+        """Log the loss. The hooks have recorded the step."""
         if loss is not None:
             self.recorder.log(loss=loss)
 
     def close(self) -> dict[str, Any]:
-        """Seal the run; it must hold every step."""
+        """Close the run; return its backend and how many steps it dropped."""
         self.recorder.close()
-        return noted(self.folder / "run")
+        return backend_and_drops(self.folder / "run")
 
 
-def noted(run: Path) -> dict[str, Any]:
-    """Return which sums were at work in a run, and how many steps it had to leave out.
+def backend_and_drops(run: Path) -> dict[str, Any]:
+    """Return the backend that computed a run's sums, and how many steps were dropped.
 
     Raises
     ------
     RuntimeError
-        The recording stopped in mid-run: what was measured is not its cost.
+        If the recording stopped before the end: its cost was not measured.
     """
     recorder = json.loads((run / "run.json").read_text(encoding="utf-8"))["recorder"]
     if "stopped" in recorder:
@@ -97,7 +100,7 @@ def noted(run: Path) -> dict[str, Any]:
 
 
 class JsonLines(Watcher):
-    """Writes what it reads of the tensors into lines of JSON, written through one by one."""
+    """Writes values of the tensors as lines of JSON, flushed after each line."""
 
     def __init__(self, training: Training, folder: Path) -> None:
         super().__init__(training, folder)
@@ -105,7 +108,7 @@ class JsonLines(Watcher):
         self.file = (folder / "log.jsonl").open("w", encoding="utf-8", buffering=1)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Write a step's line."""
+        """Write the line of a step."""
         self.file.write(json.dumps(values) + "\n")
 
     def close(self) -> dict[str, Any]:
@@ -115,11 +118,11 @@ class JsonLines(Watcher):
 
 
 class UsualLoop(JsonLines):
-    """Reads eight norms of each tensor one by one, as most packages do."""
+    """Reads eight norms and products of each tensor one by one, as most packages do."""
 
     @torch.no_grad()
     def after_step(self, loss: Tensor | None) -> None:
-        """Read them."""
+        """Compute, read and write them."""
         state = self.training.optimizer.state
         values: dict[str, Any] = {} if loss is None else {"loss": loss.item()}
         for name, w in self.named:

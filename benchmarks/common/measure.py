@@ -1,8 +1,8 @@
-"""Equal trainings step in turns in one process; what one takes longer is its cost.
+"""Measure the cost of a contender as its extra time relative to a baseline, interleaved.
 
-A round gives each contender one turn of a few steps, and the next round goes the other way round,
-so that a machine whose speed drifts slows all of them. The cost is the median, over the rounds,
-of the difference to the baseline's turn in the same round.
+Identical trainings run in one process. In each round every contender does a few steps; the order
+is reversed after each round, so that a drift of the machine's speed affects all of them alike. The
+cost is the median over the rounds of the difference from the baseline in the same round.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ import trustlens
 
 Step = Callable[[], None]
 Clock = Callable[[Step, int], float]
-"""Does that many steps and returns the seconds of one."""
+"""Does the given number of steps and returns the mean seconds of one."""
 
 WARM_UP = 3  # rounds
 
 
 @dataclass(frozen=True)
 class Running:
-    """A training under way: its step, and an end that returns what is to be noted of it."""
+    """A started training: one step, and a close that returns entries for the result."""
 
     step: Step
     close: Callable[[], dict[str, Any]] = dict
@@ -45,12 +45,12 @@ class Running:
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: a name, what it does in a few words, and how it starts in a folder."""
+    """A training to compare: name, short description, and a function that starts it in a folder."""
 
     name: str
     what: str
     start: Callable[[Path], Running]
-    slow: bool = False  # many times the baseline: a few rounds show it
+    slow: bool = False  # many times slower than the baseline: a few rounds are enough
 
 
 def wall(step: Step, turn: int) -> float:
@@ -69,29 +69,30 @@ def compare(
     clock: Clock = wall,
     warm_up: int = WARM_UP,
 ) -> dict[str, dict[str, Any]]:
-    """Measure contenders beside each other; the first is the baseline.
+    """Measure contenders in turns; the first one is the baseline.
 
     Parameters
     ----------
     contenders : sequence of Contender
-        One that raises is left out, and its entry says why; the baseline must not.
+        If one raises, it is dropped and its entry says why. If the baseline raises, so does this.
     rounds, turn, warm_up : int
-        Rounds that count, steps of each contender in a round, rounds before that.
+        Measured rounds, steps of each contender in a round, rounds before the measured ones.
     clock : callable
         Times a turn.
 
     Returns
     -------
     dict
-        By name: the entries of :func:`summary` with what each noted, or ``why`` there are none.
+        By name: the entries of :func:`summary` and those of ``Running.close``, or ``why`` with the
+        error.
     """
     entries: dict[str, dict[str, Any]] = {each.name: {"what": each.what} for each in contenders}
     failed: dict[str, str] = {}
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        contextlib.redirect_stdout(io.StringIO()),  # some packages talk
+        contextlib.redirect_stdout(io.StringIO()),  # some packages print
     ):
-        running, threads = _started(contenders, Path(folder), failed)
+        running, threads = _start(contenders, Path(folder), failed)
         steps = {name: one.step for name, one in running.items()}
         interleave(steps, warm_up, turn, clock, failed=failed, label="warm-up")
         begun = {name: _cpu_seconds(each) for name, each in threads.items()}
@@ -101,10 +102,10 @@ def compare(
         for name, one in running.items():
             try:
                 entries[name].update(one.close())
-            except Exception as error:  # noqa: BLE001 — a rival's error is told, not raised
-                failed.setdefault(name, f"at its end: {in_words(error)}")
+            except Exception as error:  # noqa: BLE001 — the error of a contender is reported, not raised
+                failed.setdefault(name, f"in close: {error_text(error)}")
     del running, steps
-    gc.collect()  # the next ones find the memory free
+    gc.collect()  # free the memory before the next comparison
     baseline = times[contenders[0].name]
     for name, entry in entries.items():
         if name in failed:
@@ -117,10 +118,10 @@ def compare(
     return entries
 
 
-def _started(
+def _start(
     contenders: Sequence[Contender], folder: Path, failed: dict[str, str]
 ) -> tuple[dict[str, Running], dict[str, list[threading.Thread]]]:
-    """Start them; return those that run, and the threads that some of them started."""
+    """Start the contenders; return those that run, and the threads that they started."""
     running: dict[str, Running] = {}
     threads: dict[str, list[threading.Thread]] = {}
     for place, each in enumerate(contenders):
@@ -132,7 +133,7 @@ def _started(
         except Exception as error:
             if place == 0:
                 raise
-            failed[each.name] = in_words(error)
+            failed[each.name] = error_text(error)
         if new := set(threading.enumerate()) - before:
             threads[each.name] = list(new)
     return running, threads
@@ -147,10 +148,10 @@ def interleave(
     failed: dict[str, str],
     label: str = "",
 ) -> dict[str, list[float]]:
-    """Have them step in turns; return each one's seconds a step, one number a round.
+    """Run the steps in turns; return the seconds per step of each, one number per round.
 
-    The order turns around after each round. Who raises is taken out of ``steps`` and told in
-    ``failed``; the first must not raise.
+    The order is reversed after each round. A contender that raises is removed from ``steps`` and
+    its error added to ``failed``; an error of the first one is raised.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
@@ -163,21 +164,21 @@ def interleave(
             except Exception as error:
                 if name == baseline:
                     raise
-                failed[name] = in_words(error)
+                failed[name] = error_text(error)
                 order.remove(name)
                 del steps[name]
     return times
 
 
 def summary(times: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
-    """Return the median step, and what it takes longer than the baseline's beside it.
+    """Return the median time of a step and its difference from the baseline.
 
     Parameters
     ----------
     times, baseline : sequence of float
-        Seconds a step, one number a round.
+        Seconds per step, one number per round.
     """
-    differences = paired(times, baseline)
+    differences = differences_of(times, baseline)
     plain = statistics.median(baseline)
     added = statistics.median(differences)
     entry: dict[str, Any] = {"rounds": len(times), "step_ms": _ms(statistics.median(times))}
@@ -192,27 +193,27 @@ def summary(times: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]
     }
 
 
-def paired(times: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """Return the differences within each round."""
+def differences_of(times: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Return the difference within each round."""
     return [one - other for one, other in zip(times, baseline, strict=True)]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the first and the third quartile; of one value, that value twice."""
+    """Return the first and the third quartile; for one value, that value twice."""
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, high
 
 
-def in_words(error: BaseException) -> str:
-    """Return an error's type and the first line of what it says."""
+def error_text(error: BaseException) -> str:
+    """Return the type and the first line of the message of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def described(rounds: int, packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Return where and when a measurement was made, and with which versions."""
+def environment(rounds: int, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the date, the machine, the versions and the number of rounds of a measurement."""
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -238,7 +239,7 @@ def described(rounds: int, packages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Return the processor's name, as far as the system tells it."""
+    """Return the name of the processor, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -248,7 +249,7 @@ def cpu_model() -> str:
 
 
 def _cpu_seconds(threads: Sequence[threading.Thread]) -> float | None:
-    """Return the CPU time of threads that a contender started; None if the system tells none."""
+    """Return the CPU time of threads that a contender started; None if it is not known."""
     try:
         spent = [
             Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text(encoding="ascii")

@@ -1,4 +1,4 @@
-"""What is trained: a small GPT, the article's network, and bare tensors with gradients."""
+"""Trainings to measure: a small GPT, the article's network, and bare tensors with gradients."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Training:
-    """A model with its optimizer and its loss; bare tensors have neither model nor loss.
+    """An optimizer with its model and its loss. Bare tensors have neither model nor loss.
 
-    ``samples`` gives the losses of the single samples, of the last loss.
+    ``samples`` returns the per-sample losses of the last call of ``loss``.
     """
 
     optimizer: Optimizer
@@ -38,7 +38,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a GPT and its batch."""
+    """The sizes of a GPT and of its batch."""
 
     layers: int
     heads: int
@@ -49,7 +49,7 @@ class Shape:
 
 
 class Block(nn.Module):
-    """Attention, then two linear layers, each after a normalisation and added."""
+    """A pre-norm transformer block: attention, then two linear layers."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A GPT whose output layer shares the weights of its input."""
+    """A GPT whose output layer shares the weights of its token embedding."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class GPT(nn.Module):
 
 
 def gpt(shape: Shape, *, device: str = "cpu", autocast: bool = False) -> Training:
-    """Return a GPT on random tokens, under fused AdamW."""
+    """Return a GPT on random tokens, trained by fused AdamW."""
     torch.manual_seed(SEED)
     model = GPT(shape).to(device)
     tokens = torch.randint(shape.vocabulary, (shape.batch, shape.length + 1)).to(device)
@@ -107,7 +107,7 @@ def gpt(shape: Shape, *, device: str = "cpu", autocast: bool = False) -> Trainin
 
 
 def mnist(batch: int) -> Training:
-    """Return the article's network on random images, under fused AdamW."""
+    """Return the article's network on random images, trained by fused AdamW."""
     torch.manual_seed(SEED)
     model = Network()
     images, labels = torch.randn(batch, 1, 28, 28), torch.randint(10, (batch,))
@@ -115,8 +115,8 @@ def mnist(batch: int) -> Training:
     return Training(optimizer, model, lambda: functional.nll_loss(model(images), labels))
 
 
-def mnist_in_a_row(batch: int) -> Training:
-    """Return the same training of layers in a row, for packages that need it so."""
+def mnist_sequential(batch: int) -> Training:
+    """Return the same training with an ``nn.Sequential`` model, which some packages need."""
     plain = mnist(batch)
     own: Any = plain.model
     pooled = (nn.ReLU(), nn.MaxPool2d(2))
@@ -140,7 +140,7 @@ def tensors(
     *,
     device: str = "cpu",
 ) -> Training:
-    """Return parameters that have gradients already; a step is the optimizer's alone."""
+    """Return parameters with fixed gradients: a step is that of the optimizer alone."""
     torch.manual_seed(SEED)
     parameters: list[nn.Parameter] = []
     for shape in shapes:
@@ -152,5 +152,5 @@ def tensors(
 
 
 def fused_adamw(parameters: list[nn.Parameter]) -> Optimizer:
-    """Return the optimizer that others are measured against."""
+    """Return torch's fused AdamW, the baseline."""
     return AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)

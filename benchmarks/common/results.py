@@ -1,4 +1,4 @@
-"""Where results are stored, and how they are written."""
+"""Write results, and name the folder that stores them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESULTS: Final = REPOSITORY / "benchmarks" / "results"
 
 
 def write(folder: Path, name: str, result: Mapping[str, Any]) -> Path:
-    """Write ``name.json`` into a folder, whole or not at all, and return its path."""
+    """Write ``name.json`` into a folder atomically and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Markdown tables of results, and the pages that hold them."""
+"""Format numbers, and insert Markdown tables into pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FAILS: Final = "does not run"
 
 
 def shown(value: float, unit: str) -> str:
-    """Return a number with its unit, to about three digits; 10,000 ms and more in seconds."""
+    """Return a number with its unit, rounded to about three digits; 10 s and more in seconds."""
     if unit == "ms" and value >= 1e4:
         value, unit = value / 1e3, "s"
     digits = next((n for n, bound in ((2, 10), (1, 100)) if abs(value) < bound), 0)
@@ -24,7 +24,7 @@ def replaced(page: str, name: str, block: str) -> str:
     Raises
     ------
     ValueError
-        The markers are missing, or there are several of them.
+        If the page does not have exactly one pair of the markers.
     """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

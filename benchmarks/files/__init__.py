@@ -1,1 +1,1 @@
-"""What a run's files cost: size, writing, queries."""
+"""Benchmark of a run's files: size, writing and queries."""

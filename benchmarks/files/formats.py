@@ -1,6 +1,6 @@
-"""The same numbers in files: ours, and those of others, each on one core.
+"""Write the same values in several file formats, each on one core.
 
-A format is imported where it is used: one that is missing has an entry that says why.
+Each package is imported where it is used, so that a missing one becomes an entry that says why.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from trustlens.store.run_info import LayerInfo, RunInfo, read_info
 from trustlens.store.writer import RunWriter
 
 FLUSH = 64
-"""Steps that are written together, as the recorder does."""
+"""Steps that are written together; the recorder's batches have as many."""
 
 ROW_BYTES = 8 + 4 + 4 * len(RECORDED)
-"""Of a row as raw values: its step, its layer's number, its quantities."""
+"""Bytes of an uncompressed row: step (8), index of the layer (4), and its quantities (4 each)."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How rows become files; ``prepare`` makes what a program would have at hand, untimed."""
+    """How rows become files; ``prepare`` converts them to what ``write`` takes, untimed."""
 
     what: str
-    steps: int  # of the slice that it is measured on
-    write: Callable[[Any, Path], None]  # of what was prepared, into a folder
+    steps: int  # steps of the slice that is written
+    write: Callable[[Any, Path], None]  # writes what `prepare` returned to a folder
     prepare: Callable[[pa.Table], Any] = lambda rows: rows
 
 
 def slice_of(run: Path, first: int, steps: int) -> pa.Table:
-    """Return the rows of some steps of a closed run, in the order in which they came."""
+    """Return the rows of some steps of a closed run, in the order in which they were recorded."""
     step = pc.field("step")
     rows = ds.dataset(run / "layers", format="parquet").to_table(
         filter=(step >= first) & (step < first + steps)
@@ -59,26 +59,26 @@ def slice_of(run: Path, first: int, steps: int) -> pa.Table:
 
 
 def batches(rows: pa.Table) -> Iterator[pa.Table]:
-    """Return the rows in batches of some steps, which all have the same number of rows."""
+    """Return the rows in batches of ``FLUSH`` steps; each step has the same number of rows."""
     layers = pc.sum(pc.equal(rows["step"], rows["step"][0])).as_py()
     for first in range(0, rows.num_rows, layers * FLUSH):
         yield rows.slice(first, layers * FLUSH)
 
 
 def size(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
+    """Return the total size in bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def on_one_core() -> None:
-    """Keep this process, and who counts its cores from now on, on one of them."""
+    """Restrict this process to one core, and with it packages that count the cores from now on."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
 
 
 def measure(name: str, run: str, rounds: int) -> dict[str, Any]:
-    """Write a slice of a run in a format, again and again; return the seconds and the bytes."""
+    """Write a slice of a run in a format repeatedly; return the times in seconds and the size."""
     on_one_core()
     form, source = FORMATS[name], Path(run)
     last = read_info(source).config["steps"]
@@ -94,8 +94,8 @@ def measure(name: str, run: str, rounds: int) -> dict[str, Any]:
     return {"steps": steps, "rows": rows.num_rows, "bytes": written, "seconds": seconds}
 
 
-def accumulated(run: str, steps: int, quantities: int) -> dict[str, Any]:
-    """Have TensorBoard read the scalars of one layer; return how many, and its seconds."""
+def read_tensorboard(run: str, steps: int, quantities: int) -> dict[str, Any]:
+    """Let TensorBoard read the scalars of one layer; return their number and the seconds."""
     from tensorboard.backend.event_processing import event_accumulator  # noqa: PLC0415
 
     step, layer = pc.field("step"), read_info(Path(run)).layers[0].name
@@ -126,7 +126,7 @@ def _trustlens(rows: pa.Table, folder: Path) -> None:
 
 
 def _scalars(rows: pa.Table) -> list[tuple[str, float, int]]:
-    """Return tag, value and step of each number."""
+    """Return tag, value and step of each value."""
     steps, layers = rows["step"].to_pylist(), rows["layer"].to_pylist()
     columns = [(name, rows[name].to_pylist()) for name in RECORDED]
     return [
@@ -194,7 +194,7 @@ def _pyarrow(rows: pa.Table, folder: Path) -> None:
 
 
 def _polars_frame(rows: pa.Table) -> Any:
-    import polars as pl  # noqa: PLC0415 — behind on_one_core: it counts the cores once
+    import polars as pl  # noqa: PLC0415 — after on_one_core: it counts the cores when it is imported
 
     return pl.from_arrow(rows)
 

@@ -1,10 +1,10 @@
-"""The same questions to the same Parquet files: by our reader, pyarrow, DuckDB and Polars.
+"""Query the same Parquet files with trustlens, pyarrow, DuckDB and Polars.
 
-Without torch, since the memory of a process that asks is measured too. Each package is imported by
-its own class, so that no process has another's.
+This module does not import torch, since the memory of the querying process is measured too. Each
+package is imported by its own class, so that a process imports only the one that it measures.
 """
 
-# What the methods return is told once, in `Engine`:
+# `Engine` documents the methods of all engines:
 # ruff: noqa: D102
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from tqdm import tqdm
 QUANTITY = "trust_ratio"
 SUMMARY = ("min", "mean", "max")
 BUCKETS = {"ridges": 100, "heatmap": 400, "curve": 1000}
-"""What is to be summed up in buckets of steps, in so many at most."""
+"""The queries that downsample, and their maximum number of buckets."""
 
 STEPS = 100
 LATEST = 256  # steps
 
 ROUNDS = 30
 PATIENCE = 8.0
-"""Seconds after which a query is asked no further, once it has been asked three times."""
+"""Seconds after which a query is no longer repeated, once it was repeated three times."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the queries are about: a run's last step, one of its layers, a bucket's steps.
+class Parameters:
+    """The parameters of the queries: the last step of the run, one layer, and bucket widths.
 
-    ``widths`` has them for each of `BUCKETS`: ours are those of the overview, and the others are
-    asked for the same.
+    ``widths`` has the number of steps of a bucket for each query of `BUCKETS`: trustlens uses those
+    of the overview, and the other engines are given the same.
     """
 
     last: int
@@ -52,53 +52,53 @@ class Asked:
 
     @property
     def latest(self) -> int:
-        """The first of the last steps."""
+        """The first of the latest steps."""
         return max(1, self.last - LATEST + 1)
 
 
 class Engine:
-    """Answers the queries, each in the way that is best for it.
+    """Answers the queries, each in the way that suits the package best.
 
-    An answer has ``layer``, ``step`` (of a bucket: its place) and ``value`` or `SUMMARY`; it is in
-    whatever form the package gives, and :meth:`told` brings it into one.
+    An answer has ``layer``, ``step`` (for buckets the index of the bucket) and ``value`` or
+    `SUMMARY`, in the package's own type; :meth:`normalized` converts it.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
 
     def open(self) -> Any:
-        """Begin anew; the run's columns are known then."""
+        """Open the run and read the names of its columns."""
         raise NotImplementedError
 
-    def at_steps(self, asked: Asked) -> Any:
+    def at_steps(self, parameters: Parameters) -> Any:
         """Return the values of all layers at some steps."""
         raise NotImplementedError
 
-    def buckets(self, query: str, asked: Asked) -> Any:
-        """Return the summary of each layer in each bucket; for a curve of one layer only."""
+    def buckets(self, query: str, parameters: Parameters) -> Any:
+        """Return the `SUMMARY` of each layer in each bucket; for "curve" of one layer only."""
         raise NotImplementedError
 
-    def ridges(self, asked: Asked) -> Any:
-        """Return what a plot of ridges shows."""
-        return self.buckets("ridges", asked)
+    def ridges(self, parameters: Parameters) -> Any:
+        """Return the buckets of a ridgeline figure."""
+        return self.buckets("ridges", parameters)
 
-    def heatmap(self, asked: Asked) -> Any:
-        """Return what a heatmap shows."""
-        return self.buckets("heatmap", asked)
+    def heatmap(self, parameters: Parameters) -> Any:
+        """Return the buckets of a heatmap."""
+        return self.buckets("heatmap", parameters)
 
-    def curve(self, asked: Asked) -> Any:
-        """Return what a plot of one layer shows."""
-        return self.buckets("curve", asked)
+    def curve(self, parameters: Parameters) -> Any:
+        """Return the buckets of a curve of one layer."""
+        return self.buckets("curve", parameters)
 
-    def one_layer(self, asked: Asked) -> Any:
+    def one_layer(self, parameters: Parameters) -> Any:
         """Return the values of one layer at all steps."""
         raise NotImplementedError
 
-    def latest(self, asked: Asked) -> Any:
-        """Return the values of all layers at the last steps."""
+    def latest(self, parameters: Parameters) -> Any:
+        """Return the values of all layers at the latest steps."""
         raise NotImplementedError
 
-    def told(self, answer: Any) -> dict[str, Any]:
+    def normalized(self, answer: Any) -> dict[str, Any]:
         """Return an answer's columns as arrays, sorted by layer, then step."""
         order = np.lexsort((np.asarray(answer["step"]), np.asarray(answer["layer"], str)))
         return {
@@ -113,7 +113,7 @@ class Engine:
 
 
 class Trustlens(Engine):
-    """Ours, by what users type."""
+    """trustlens' public API."""
 
     def __init__(self, run: Path) -> None:
         super().__init__(run)
@@ -124,25 +124,25 @@ class Trustlens(Engine):
     def open(self) -> Any:
         self.opened = self.open_run(self.run)
 
-    def at_steps(self, asked: Asked) -> Any:
-        return self.opened.matrix(QUANTITY, steps=asked.steps)
+    def at_steps(self, parameters: Parameters) -> Any:
+        return self.opened.matrix(QUANTITY, steps=parameters.steps)
 
     def width(self, query: str) -> int:
-        """Return the steps of our buckets."""
+        """Return the number of steps of a bucket."""
         return self.opened.downsample(QUANTITY, BUCKETS[query]).width
 
-    def buckets(self, query: str, asked: Asked) -> Any:
-        layers = [asked.layer] if query == "curve" else None
+    def buckets(self, query: str, parameters: Parameters) -> Any:
+        layers = [parameters.layer] if query == "curve" else None
         return self.opened.downsample(QUANTITY, BUCKETS[query], layers=layers), layers
 
-    def one_layer(self, asked: Asked) -> Any:
-        return self.opened.layers([QUANTITY], layers=[asked.layer])
+    def one_layer(self, parameters: Parameters) -> Any:
+        return self.opened.layers([QUANTITY], layers=[parameters.layer])
 
-    def latest(self, asked: Asked) -> Any:
-        return self.opened.matrix(QUANTITY, steps=slice(asked.latest, asked.last + 1))
+    def latest(self, parameters: Parameters) -> Any:
+        return self.opened.matrix(QUANTITY, steps=slice(parameters.latest, parameters.last + 1))
 
-    def told(self, answer: Any) -> dict[str, Any]:
-        """Return matrices, buckets and rows alike as rows."""
+    def normalized(self, answer: Any) -> dict[str, Any]:
+        """Return a matrix, buckets or rows as rows."""
         if isinstance(answer, tuple):
             read, layers = answer
             names = np.array(self.opened.layer_names if layers is None else layers)
@@ -150,21 +150,21 @@ class Trustlens(Engine):
             place = ((read.steps - 1) // read.width)[:, None]
             columns = {"layer": names, "step": place, "min": read.low, "mean": read.mean,
                        "max": read.high}  # fmt: skip
-            return super().told(
+            return super().normalized(
                 {name: np.broadcast_to(each, there.shape)[there] for name, each in columns.items()}
             )
         if QUANTITY in answer:
-            return super().told(answer.rename(columns={QUANTITY: "value"}))
+            return super().normalized(answer.rename(columns={QUANTITY: "value"}))
         layers, steps = np.meshgrid(answer.columns, answer.index)
         value = answer.to_numpy().ravel()
-        return super().told({"layer": layers.ravel(), "step": steps.ravel(), "value": value})
+        return super().normalized({"layer": layers.ravel(), "step": steps.ravel(), "value": value})
 
     def columns(self, answer: Any) -> list[str]:
         return list(answer)
 
 
 class Arrow(Engine):
-    """pyarrow.dataset; what is summed up streams through it."""
+    """pyarrow.dataset; aggregations are streamed."""
 
     def __init__(self, run: Path) -> None:
         super().__init__(run)
@@ -178,22 +178,22 @@ class Arrow(Engine):
     def open(self) -> Any:
         self.data = self.ds.dataset(self.run / "layers", format="parquet")
 
-    def at_steps(self, asked: Asked) -> Any:
-        return self._where(self.pc.field("step").isin(asked.steps))
+    def at_steps(self, parameters: Parameters) -> Any:
+        return self._where(self.pc.field("step").isin(parameters.steps))
 
-    def one_layer(self, asked: Asked) -> Any:
-        return self._where(self.pc.field("layer") == asked.layer)
+    def one_layer(self, parameters: Parameters) -> Any:
+        return self._where(self.pc.field("layer") == parameters.layer)
 
-    def latest(self, asked: Asked) -> Any:
-        return self._where(self.pc.field("step") >= asked.latest)
+    def latest(self, parameters: Parameters) -> Any:
+        return self._where(self.pc.field("step") >= parameters.latest)
 
-    def buckets(self, query: str, asked: Asked) -> Any:
+    def buckets(self, query: str, parameters: Parameters) -> Any:
         field, options = self.pc.field, self.acero
-        bucket = self.pc.divide(field("step") - 1, asked.widths[query])
+        bucket = self.pc.divide(field("step") - 1, parameters.widths[query])
         columns = [field("layer").cast(self.pa.string()), bucket, field(QUANTITY)]
         sums = [("value", f"hash_{how}", None, how) for how in SUMMARY]
         read: dict[str, Any] = {"columns": ["step", "layer", QUANTITY]}
-        wanted = field("layer") == asked.layer if query == "curve" else self.pc.scalar(True)
+        wanted = field("layer") == parameters.layer if query == "curve" else self.pc.scalar(True)
         nodes = (
             ("scan", options.ScanNodeOptions(self.data, **read, filter=wanted)),
             ("filter", options.FilterNodeOptions(wanted)),
@@ -213,7 +213,7 @@ class Arrow(Engine):
 
 
 class DuckDB(Engine):
-    """DuckDB, with a view of the files; it keeps their footers."""
+    """DuckDB with a view of the files and cached footers."""
 
     def __init__(self, run: Path) -> None:
         super().__init__(run)
@@ -225,21 +225,23 @@ class DuckDB(Engine):
         self.connection = self.duckdb.connect()
         files = f"read_parquet('{self.run / 'layers' / '*.parquet'}')"
         self.connection.execute(f"CREATE VIEW layers AS SELECT * FROM {files}")  # noqa: S608
-        self.connection.execute("SET parquet_metadata_cache = true")  # behind its first file
+        self.connection.execute(
+            "SET parquet_metadata_cache = true"
+        )  # after it has read the first file
 
-    def at_steps(self, asked: Asked) -> Any:
-        return self._where(f"step IN ({', '.join(map(str, asked.steps))})")
+    def at_steps(self, parameters: Parameters) -> Any:
+        return self._where(f"step IN ({', '.join(map(str, parameters.steps))})")
 
-    def one_layer(self, asked: Asked) -> Any:
-        return self._where(f"layer = '{asked.layer}'")
+    def one_layer(self, parameters: Parameters) -> Any:
+        return self._where(f"layer = '{parameters.layer}'")
 
-    def latest(self, asked: Asked) -> Any:
-        return self._where(f"step >= {asked.latest}")
+    def latest(self, parameters: Parameters) -> Any:
+        return self._where(f"step >= {parameters.latest}")
 
-    def buckets(self, query: str, asked: Asked) -> Any:
+    def buckets(self, query: str, parameters: Parameters) -> Any:
         sums = ", ".join(f"{how}({QUANTITY}) AS {how}" for how in SUMMARY)
-        bucket = f"(step - 1) // {asked.widths[query]} AS step"
-        where = f"WHERE layer = '{asked.layer}'" if query == "curve" else ""
+        bucket = f"(step - 1) // {parameters.widths[query]} AS step"
+        where = f"WHERE layer = '{parameters.layer}'" if query == "curve" else ""
         return self._answer(f"SELECT layer, {bucket}, {sums} FROM layers {where} GROUP BY ALL")  # noqa: S608
 
     def columns(self, answer: Any) -> list[str]:
@@ -266,22 +268,22 @@ class Polars(Engine):
         self.rows = self.pl.scan_parquet(self.run / "layers" / "*.parquet")
         self.rows.collect_schema()
 
-    def at_steps(self, asked: Asked) -> Any:
-        return self._where(self.pl.col("step").is_in(asked.steps))
+    def at_steps(self, parameters: Parameters) -> Any:
+        return self._where(self.pl.col("step").is_in(parameters.steps))
 
-    def one_layer(self, asked: Asked) -> Any:
-        return self._where(self.pl.col("layer") == asked.layer)
+    def one_layer(self, parameters: Parameters) -> Any:
+        return self._where(self.pl.col("layer") == parameters.layer)
 
-    def latest(self, asked: Asked) -> Any:
-        return self._where(self.pl.col("step") >= asked.latest)
+    def latest(self, parameters: Parameters) -> Any:
+        return self._where(self.pl.col("step") >= parameters.latest)
 
-    def buckets(self, query: str, asked: Asked) -> Any:
+    def buckets(self, query: str, parameters: Parameters) -> Any:
         value = self.pl.col(QUANTITY)
-        bucket = ((self.pl.col("step") - 1) // asked.widths[query]).alias("step")
+        bucket = ((self.pl.col("step") - 1) // parameters.widths[query]).alias("step")
         sums = [getattr(value, how)().alias(how) for how in SUMMARY]
         rows = self.rows
         if query == "curve":
-            rows = rows.filter(self.pl.col("layer") == asked.layer)
+            rows = rows.filter(self.pl.col("layer") == parameters.layer)
         return rows.group_by("layer", bucket).agg(sums).collect(engine="streaming")
 
     def _where(self, condition: Any) -> Any:
@@ -298,34 +300,34 @@ ENGINES: dict[str, type[Engine]] = {
 
 
 QUERIES = ("open", "ridges", "heatmap", "curve", "latest", "one_layer", "at_steps")
-"""The names of the queries, which are those of the methods."""
+"""The queries, by the names of the methods."""
 
 
 def widths(run: str) -> dict[str, int]:
-    """Return the steps of our buckets, by query."""
-    ours = Trustlens(Path(run))
-    ours.open()
-    return {query: ours.width(query) for query in BUCKETS}
+    """Return the bucket widths that trustlens uses, by query."""
+    engine = Trustlens(Path(run))
+    engine.open()
+    return {query: engine.width(query) for query in BUCKETS}
 
 
-def measure(engine: str, query: str, run: str, about: dict[str, Any]) -> dict[str, Any]:
-    """Ask a query again and again, in this process; the first time is told apart.
+def measure(engine: str, query: str, run: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Run a query repeatedly in this process; the first time is returned separately.
 
     Returns
     -------
     dict
-        ``first`` and the other ``seconds``; the ``peak`` of memory in bytes, and what was in use
-        before (``idle``); and of the answer the number of rows and the sum of each column.
+        ``first`` and the other ``seconds``; the ``peak`` memory in bytes and that before
+        (``idle``); and the checksums of the ``answer``.
     """
     one = ENGINES[engine](Path(run))
-    asked = Asked(**about)
+    parameters = Parameters(**values)
     idle, seconds = memory("VmRSS"), []
     one.open()
-    ask = one.open if query == "open" else partial(getattr(one, query), asked)
+    ask = one.open if query == "open" else partial(getattr(one, query), parameters)
     bar = tqdm(desc=f"{engine}, {query}", unit="query", total=ROUNDS, leave=False, delay=2)
     answer = None
     while len(seconds) <= ROUNDS and (len(seconds) <= 3 or sum(seconds) < PATIENCE):
-        answer = None  # the one before goes, so that there is one at a time
+        answer = None  # frees the previous answer, so that there is one at a time
         gc.collect()
         began = time.perf_counter()
         answer = ask()
@@ -333,22 +335,22 @@ def measure(engine: str, query: str, run: str, about: dict[str, Any]) -> dict[st
         bar.update()
     bar.close()
     peak = memory("VmHWM")
-    sums = {} if answer is None else summed(one.told(answer))
+    sums = {} if answer is None else checksums(one.normalized(answer))
     first, *others = seconds
     return {"first": first, "seconds": others, "idle": idle, "peak": peak, "answer": sums}
 
 
-def summed(told: dict[str, Any]) -> dict[str, float]:
-    """Return how many rows an answer has, and the sums of its columns of numbers."""
-    sums = {name: float(np.sum(each, dtype=np.float64)) for name, each in told.items()
+def checksums(answer: dict[str, Any]) -> dict[str, float]:
+    """Return the number of rows of a normalized answer and the sum of each numeric column."""
+    sums = {name: float(np.sum(each, dtype=np.float64)) for name, each in answer.items()
             if name != "layer"}  # fmt: skip
-    return {"rows": len(told["step"]), **sums}
+    return {"rows": len(answer["step"]), **sums}
 
 
 def memory(what: str) -> int:
-    """Return this process's memory in bytes, now (VmRSS) or at most so far (VmHWM); 0 if unknown.
+    """Return the memory of this process in bytes: current (VmRSS) or peak (VmHWM); 0 if unknown.
 
-    Not the maximum that ``getrusage`` tells, in which is that of who started the process.
+    Not the peak of ``getrusage``, which includes the parent process before the fork.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

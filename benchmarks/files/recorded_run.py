@@ -1,4 +1,4 @@
-"""The run whose files are measured: recorded once from a training, kept, and used again."""
+"""The run whose files are measured: recorded once from a training and then reused."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import nn
 from tqdm import tqdm
 
 import trustlens
-from benchmarks.common.contenders import noted
+from benchmarks.common.contenders import backend_and_drops
 from trustlens.errors import RunError
 
 LAYERS = 300
 PEAK = 3e-3  # learning rate
 SEED = 0
 CATCH_UP = 2048
-"""Steps after which the training waits for the writer: with next to no model it is far quicker than
-any other, and what the writer has no room for would be left out."""
+"""Steps after which the training waits for the writer thread. With such a small model it would be
+too fast for the writer, and steps would be dropped."""
 
 
 class Quadratics(nn.Module):
     """Layers of 4 to 16 weights, each weight with a noisy quadratic loss of its own.
 
-    Curvatures and noise spread over two orders of magnitude. Weights and gradients are views of
-    one tensor each, so that all gradients are made by three operations.
+    Curvatures and noise cover two orders of magnitude. Weights and gradients are views of one
+    tensor each, so that three operations compute all gradients.
     """
 
     def __init__(self, layers: int) -> None:
@@ -46,13 +46,13 @@ class Quadratics(nn.Module):
 
     @torch.no_grad()
     def backward(self) -> None:
-        """Make the gradients: of the loss, and noise, as a batch has it."""
+        """Compute the gradients of the loss, plus noise like that of a batch."""
         torch.sub(self.weights, self.target, out=self.slope).mul_(self.curvature)
         self.slope.addcmul_(self.noise.normal_(generator=self.draw), self.spread)
 
 
 def rate(step: int, steps: int) -> float:
-    """Return the learning rate: a hundredth of the run to warm up, then half a cosine."""
+    """Return the learning rate: warm-up over the first hundredth of the run, then a half cosine."""
     warm = max(1, steps // 100)
     if step < warm:
         return PEAK * (step + 1) / warm
@@ -60,28 +60,28 @@ def rate(step: int, steps: int) -> float:
 
 
 def recorded(run: Path, steps: int, **options: Any) -> Path:
-    """Return a run of so many steps: the one that lies there, else one that is recorded now.
+    """Return the path of a run with this number of steps; record it if it does not exist.
 
     Parameters
     ----------
     run : Path
-        Where it lies or will lie.
+        The directory of the run.
     steps : int
-        Of the training, all of which are recorded.
+        Steps of the training; all are recorded.
     **options
         Options of ``trustlens.record``.
 
     Raises
     ------
     RuntimeError
-        What lies there is another run, or has no end; or steps had to be left out.
+        If the directory holds another run or one that was not closed, or if steps were dropped.
     """
     config = {"steps": steps, "layers": LAYERS, "seed": SEED, **options}
     if run.exists():
-        if not _is_that(run, config):
-            raise RuntimeError(f"'{run}' is not the run that is to be measured: remove it first")
+        if not _is_complete(run, config):
+            raise RuntimeError(f"'{run}' is not the run to be measured; remove it first")
         return run
-    torch.set_num_threads(1)  # the writer has the other core
+    torch.set_num_threads(1)  # the writer thread uses the other core
     model = Quadratics(LAYERS)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True, weight_decay=0.01)
     with trustlens.record(optimizer, run, model=model, config=config, **options) as recorder:
@@ -91,14 +91,18 @@ def recorded(run: Path, steps: int, **options: Any) -> Path:
             optimizer.step()
             if step % CATCH_UP == 0:
                 recorder.flush()
-    if noted(run)["dropped"]:
-        raise RuntimeError(f"steps had to be left out of '{run}': remove it and record it anew")
+    if backend_and_drops(run)["dropped"]:
+        raise RuntimeError(f"steps of '{run}' were dropped; remove it and record it again")
     return run
 
 
-def _is_that(run: Path, config: dict[str, Any]) -> bool:
+def _is_complete(run: Path, config: dict[str, Any]) -> bool:
     try:
         info = trustlens.open_run(run).info
     except RunError:
         return False
-    return info.closed is not None and dict(info.config) == config and not noted(run)["dropped"]
+    return (
+        info.closed is not None
+        and dict(info.config) == config
+        and not backend_and_drops(run)["dropped"]
+    )

@@ -1,7 +1,7 @@
-"""Measure a run's files: how large, how soon written, how soon asked; beside those of others.
+"""Measure a run's files: size, writing and queries, compared with other formats and readers.
 
-The run is recorded once from a training of 300 small layers and kept. What lies there from an
-older trustlens is used as it is: remove it where the files have changed since.
+The run is recorded once from a training of 300 small layers and then reused. A run that an older
+trustlens recorded is reused as well: remove it if the file format has changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.common.measure import described, quartiles
+from benchmarks.common.measure import environment, quartiles
 from benchmarks.common.results import REPOSITORY, RESULTS, at_least_one, write
 from benchmarks.files import table as files_table
 from benchmarks.files.formats import FORMATS, ROW_BYTES, size
@@ -30,13 +30,13 @@ from trustlens.store.run_info import read_info
 
 PACKAGES = ("pyarrow", "duckdb", "polars", "tensorboard", "pandas")
 MANTISSA = 12  # bits
-SCALARS = 100_000  # of a series that TensorBoard reads
+SCALARS = 100_000  # per series that TensorBoard reads
 QUANTITIES = 2  # series
-OURS = "trustlens"
+OWN = "trustlens"
 TURNS = 5
 EXAMPLE = """example:
   python -m benchmarks.files                                  100,000 steps: 2 GB in build/files
-  python -m benchmarks.files --tenfold                        and 1,000,000 of them: 20 GB
+  python -m benchmarks.files --tenfold                        also 1,000,000 steps: 20 GB
   python -m benchmarks.files --steps 5000 --only queries --to /tmp/tried    quickly
 """
 
@@ -53,8 +53,8 @@ print(json.dumps(found))
 Found = dict[str, Any]
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return what was asked for."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=EXAMPLE,
@@ -62,29 +62,46 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = REPOSITORY / "build" / "files"
-    parser.add_argument("--runs", type=Path, default=default, metavar="FOLDER", help="of the runs")
-    parser.add_argument("--steps", type=at_least_one, default=100_000, metavar="N", help="of a run")
-    parser.add_argument("--tenfold", action="store_true", help="ask one of ten times the steps too")
-    parser.add_argument("--rounds", type=at_least_one, default=5, metavar="N", help="of writing")
-    parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--to", type=Path, default=RESULTS, metavar="FOLDER", help="of the results")
+    parser.add_argument(
+        "--runs", type=Path, default=default, metavar="FOLDER", help="folder for the recorded runs"
+    )
+    parser.add_argument(
+        "--steps", type=at_least_one, default=100_000, metavar="N", help="steps of the run"
+    )
+    parser.add_argument(
+        "--tenfold", action="store_true", help="also query a run with ten times the steps"
+    )
+    parser.add_argument(
+        "--rounds", type=at_least_one, default=5, metavar="N", help="rounds of writing"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PART",
+        choices=PARTS,
+        default=list(PARTS),
+        help="measure only these parts",
+    )
+    parser.add_argument(
+        "--to", type=Path, default=RESULTS, metavar="FOLDER", help="folder to write the results to"
+    )
     return parser.parse_args(arguments)
 
 
-def fresh(module: str, function: str, **arguments: Any) -> Found:
-    """Return what a function of one of these modules returns in a process of its own.
+def in_fresh_process(module: str, function: str, **arguments: Any) -> Found:
+    """Call a function of a module in a fresh process and return its result.
 
     Raises
     ------
     RuntimeError
-        The function raised, or the process was ended; the message says which.
+        If the function raised or the process was killed; the message says which.
     """
     code = _CODE.format(module=module, function=function)
     paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(REPOSITORY)]
     done = subprocess.run(  # noqa: S603 — this Python, this code
         [sys.executable, "-c", code, json.dumps(arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,  # its bars are seen
+        stdout=subprocess.PIPE,  # progress bars go to stderr
         text=True,
         check=False,
     )
@@ -97,7 +114,7 @@ def fresh(module: str, function: str, **arguments: Any) -> Found:
 
 
 def spread(name: str, values: Sequence[float], digits: int = 3) -> Found:
-    """Return the median of some values under a name, with its quartiles."""
+    """Return the median of some values under a name, and the quartiles."""
     low, high = quartiles(values)
     return {
         name: round(statistics.median(values), digits),
@@ -105,15 +122,15 @@ def spread(name: str, values: Sequence[float], digits: int = 3) -> Found:
     }
 
 
-def run_of(asked: argparse.Namespace, times: int = 1, **options: Any) -> Path:
-    """Return the run to be measured, recorded if it is not there."""
-    marks = [f"{name}-{value}" for name, value in options.items()]
-    steps = asked.steps * times
-    return recorded(asked.runs / "-".join([f"steps-{steps}", *marks]), steps, **options)
+def run_of(options: argparse.Namespace, times: int = 1, **recording: Any) -> Path:
+    """Return the run to be measured; record it if it does not exist."""
+    marks = [f"{name}-{value}" for name, value in recording.items()]
+    steps = options.steps * times
+    return recorded(options.runs / "-".join([f"steps-{steps}", *marks]), steps, **recording)
 
 
-def parts_of(run: Path) -> Found:
-    """Return the bytes of a run, and of its ``layers`` for each value."""
+def size_of(run: Path) -> Found:
+    """Return the size of a run, and the bytes per value of its ``layers``."""
     steps = read_info(run).config["steps"]
     values = steps * LAYERS * len(RECORDED)
     whole, overview = size(run), run / "overview"
@@ -128,20 +145,24 @@ def parts_of(run: Path) -> Found:
     return found
 
 
-def sizes(asked: argparse.Namespace) -> Found:
-    """Measure the bytes of our runs, and bytes and speed of the same numbers in other formats."""
-    run = run_of(asked)
-    found: Found = {"lossless": parts_of(run)}
-    found["rounded"] = parts_of(run_of(asked, precision=MANTISSA))
+def sizes(options: argparse.Namespace) -> Found:
+    """Measure the size of the runs, and size and speed of the same values in other formats."""
+    run = run_of(options)
+    found: Found = {"lossless": size_of(run)}
+    found["rounded"] = size_of(run_of(options, precision=MANTISSA))
     formats: Found = {}
     for name, form in tqdm(FORMATS.items(), desc="formats", unit="format", leave=False):
-        formats[name] = {"what": form.what} | tried(lambda name=name: written(name, run, asked))
+        formats[name] = {"what": form.what} | result_or_error(
+            lambda name=name: written(name, run, options)
+        )
     return {**found, "formats": formats}
 
 
-def written(name: str, run: Path, asked: argparse.Namespace) -> Found:
-    """Return the bytes a value has in a format, and its speed on one core."""
-    one = fresh("benchmarks.files.formats", "measure", name=name, run=str(run), rounds=asked.rounds)
+def written(name: str, run: Path, options: argparse.Namespace) -> Found:
+    """Return the bytes per value of a format, and its write throughput on one core."""
+    one = in_fresh_process(
+        "benchmarks.files.formats", "measure", name=name, run=str(run), rounds=options.rounds
+    )
     return {
         "steps": one["steps"],
         "bytes_per_value": round(one["bytes"] / one["rows"] / len(RECORDED), 3),
@@ -149,14 +170,18 @@ def written(name: str, run: Path, asked: argparse.Namespace) -> Found:
     }
 
 
-def queries(asked: argparse.Namespace) -> Found:
-    """Ask our reader and others, of the run and of one of ten times its steps."""
-    run = run_of(asked)
-    runs = {"once": run, "tenfold": run_of(asked, times=10)} if asked.tenfold else {"once": run}
+def queries(options: argparse.Namespace) -> Found:
+    """Query the run, and one with ten times its steps, with trustlens and other readers."""
+    run = run_of(options)
+    runs = {"once": run, "tenfold": run_of(options, times=10)} if options.tenfold else {"once": run}
     found: Found = dict(answers(runs))
-    steps = min(SCALARS, asked.steps)
-    one = fresh(
-        "benchmarks.files.formats", "accumulated", run=str(run), steps=steps, quantities=QUANTITIES
+    steps = min(SCALARS, options.steps)
+    one = in_fresh_process(
+        "benchmarks.files.formats",
+        "read_tensorboard",
+        run=str(run),
+        steps=steps,
+        quantities=QUANTITIES,
     )
     found["TensorBoard"] = {
         "what": f"EventAccumulator, {one['scalars']} scalars of one layer",
@@ -166,42 +191,44 @@ def queries(asked: argparse.Namespace) -> Found:
 
 
 def answers(runs: Mapping[str, Path]) -> dict[str, Found]:
-    """Return the times of all queries to runs; an answer that differs from ours is no answer.
+    """Return the times of all queries; an answer that differs from that of trustlens is an error.
 
-    Ours are asked in turns, one run after the other, since a machine has slow minutes.
+    trustlens queries the runs in turns, so that a slow minute of the machine affects all of them.
     """
-    found = {name: {**about(run), "queries": {}} for name, run in runs.items()}
+    found = {name: {**parameters_of(run), "queries": {}} for name, run in runs.items()}
     for query in tqdm(QUERIES, desc="queries", unit="query", leave=False):
-        ours: dict[str, Found] = {}
+        expected: dict[str, Found] = {}
         for engine in ENGINES:
             entries: dict[str, list[Found]] = {name: [] for name in runs}
-            for _ in range(TURNS if engine == OURS else 1):
+            for _ in range(TURNS if engine == OWN else 1):
                 for name, run in runs.items():
                     named = {"engine": engine, "query": query, "run": str(run)}
-                    named["about"] = {key: found[name][key] for key in ("last", "layer", "widths")}
-                    one = tried(
-                        lambda named=named: fresh("benchmarks.files.queries", "measure", **named)
+                    named["values"] = {key: found[name][key] for key in ("last", "layer", "widths")}
+                    one = result_or_error(
+                        lambda named=named: in_fresh_process(
+                            "benchmarks.files.queries", "measure", **named
+                        )
                     )
                     entries[name].append(one)
             for name in runs:
                 entry = pooled(entries[name])
                 answer = entry.pop("answer", None)
-                right = ours.setdefault(name, answer or {})
-                told = timed(entry) if same(answer, right) else refused(entry, answer)
-                found[name]["queries"].setdefault(query, {})[engine] = told
+                right = expected.setdefault(name, answer or {})
+                shown = timed(entry) if is_same(answer, right) else error_of(entry, answer)
+                found[name]["queries"].setdefault(query, {})[engine] = shown
     return found
 
 
-def about(run: Path) -> Found:
-    """Return what a run is asked about."""
+def parameters_of(run: Path) -> Found:
+    """Return the parameters of the queries to a run."""
     info = read_info(run)
     layer = info.layers[len(info.layers) // 2].name
-    widths = fresh("benchmarks.files.queries", "widths", run=str(run))
+    widths = in_fresh_process("benchmarks.files.queries", "widths", run=str(run))
     return {"last": info.config["steps"], "layer": layer, "widths": widths}
 
 
 def pooled(entries: Sequence[Found]) -> Found:
-    """Return what was measured in several turns as one; the first turn that failed, if one did."""
+    """Join the measurements of several turns; return the first that failed, if one did."""
     failed = next((entry for entry in entries if "why" in entry), None)
     if failed is not None:
         return failed
@@ -214,21 +241,21 @@ def pooled(entries: Sequence[Found]) -> Found:
     }
 
 
-def same(answer: Found | None, ours: Found) -> bool:
-    """Tell whether two answers have as many rows and the same sums, up to rounding."""
+def is_same(answer: Found | None, expected: Found) -> bool:
+    """Return whether two answers have the same checksums, up to rounding."""
     return answer is not None and all(
         abs(value - answer.get(name, float("nan"))) <= 1e-6 * abs(value)
-        for name, value in ours.items()
+        for name, value in expected.items()
     )
 
 
-def refused(entry: Found, answer: Found | None) -> Found:
-    """Return why there is no time: an error, or an answer that is not the one asked for."""
-    return entry if "why" in entry else {"why": f"another answer: {answer}"}
+def error_of(entry: Found, answer: Found | None) -> Found:
+    """Return why there is no time: an error, or a different answer."""
+    return entry if "why" in entry else {"why": f"a different answer: {answer}"}
 
 
 def timed(entry: Found) -> Found:
-    """Return a query's times in milliseconds, and the memory of its process in MiB."""
+    """Return the times of a query in milliseconds and the memory of its process in MiB."""
     return {
         **spread("ms", [each * 1e3 for each in entry["seconds"]]),
         "rounds": len(entry["seconds"]),
@@ -238,21 +265,25 @@ def timed(entry: Found) -> Found:
     }
 
 
-def writing(asked: argparse.Namespace) -> Found:
-    """Measure what a step costs to write, what a loop beside it loses, and the memory it takes."""
-    run = str(run_of(asked))
-    count = min(asked.steps, 10_000)
-    turns = tqdm(range(asked.rounds), desc="steps", unit="round", leave=False)
-    steps = [fresh("benchmarks.files.writing", "steps", run=run, count=count) for _ in turns]
+def writing(options: argparse.Namespace) -> Found:
+    """Measure the time to write a step, the slow-down of a Python loop, and the memory."""
+    run = str(run_of(options))
+    count = min(options.steps, 10_000)
+    turns = tqdm(range(options.rounds), desc="steps", unit="round", leave=False)
+    steps = [
+        in_fresh_process("benchmarks.files.writing", "steps", run=run, count=count) for _ in turns
+    ]
     whole = [sum(one["plain"]) + sum(one["sealing"]) for one in steps]
     plain = [each / one["of_a_batch"] for one in steps for each in one["plain"]]
-    memory = fresh("benchmarks.files.writing", "held", run=run)
-    beside = fresh("benchmarks.files.beside", "measure", run=run, rounds=6 * asked.rounds)
+    memory = in_fresh_process("benchmarks.files.writing", "held", run=run)
+    python_loop = in_fresh_process(
+        "benchmarks.files.python_loop", "measure", run=run, rounds=6 * options.rounds
+    )
     return {
         **spread("step_us", [each * 1e6 for each in plain], 2),
         **spread("step_sealed_us", [each / count * 1e6 for each in whole], 2),
         **spread("mb_s", [count * LAYERS * ROW_BYTES / 1e6 / each for each in whole]),
-        "beside": beside,
+        "beside": python_loop,
         "memory_steps": memory["steps"],
         "longest_ms": round(memory["longest"] * 1e3, 1),
         **{
@@ -269,27 +300,27 @@ PARTS: dict[str, Callable[[argparse.Namespace], Found]] = {
 }
 
 
-def tried(measured: Callable[[], Found]) -> Found:
-    """Return what was measured, or why it could not be."""
+def result_or_error(measure: Callable[[], Found]) -> Found:
+    """Return the result, or why there is none."""
     try:
-        return measured()
+        return measure()
     except RuntimeError as error:
         return {"why": str(error)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what was asked for, write it and print it as tables; return 1 if a part failed."""
-    asked = parsed(arguments)
-    asked.runs.mkdir(parents=True, exist_ok=True)
-    what = f"the files of a run of {LAYERS} layers × {asked.steps:,} steps × {len(RECORDED)} values"
-    result: Found = {"case": "files", "what": what, "layers": LAYERS, "steps": asked.steps}
-    result |= described(asked.rounds, PACKAGES)
+    """Measure the chosen parts, write and print the results; return 1 if a part failed."""
+    options = parse(arguments)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    what = (
+        f"the files of a run of {LAYERS} layers × {options.steps:,} steps × {len(RECORDED)} values"
+    )
+    result: Found = {"case": "files", "what": what, "layers": LAYERS, "steps": options.steps}
+    result |= environment(options.rounds, PACKAGES)
     failed = False
-    for part in asked.only:
-        result[part] = tried(partial(PARTS[part], asked))
-        write(
-            asked.to, "files", result
-        )  # what was measured stays, should the next part be broken off
+    for part in options.only:
+        result[part] = result_or_error(partial(PARTS[part], options))
+        write(options.to, "files", result)  # after each part, in case the next one is interrupted
         if "why" in result[part]:
             print(f"{part}: {result[part]['why']}", file=sys.stderr)
             failed = True

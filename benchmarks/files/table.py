@@ -1,4 +1,4 @@
-"""The tables of what a run's files cost, for the terminal and the pages."""
+"""Tables of the cost of a run's files, for the terminal and the pages."""
 
 from __future__ import annotations
 
@@ -27,41 +27,28 @@ Find = Callable[[Result], float]
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of ours: what it is of, the goal, where it is found, and its unit."""
+    """A row of the table: description, goal, a function that finds the value, and unit."""
 
     what: str
     goal: str
     find: Find
     unit: str
-    summary: str = ""  # what the README calls it, if it is shown there
+    summary: str = ""  # description in the README; empty if it is not shown there
 
 
 def of_run(kind: str, key: str) -> Find:
-    """Return a function that finds what a run's files take."""
+    """Return a function that finds a size of a run's files."""
     return lambda result: result["sizes"][kind][key]
 
 
 def of_writing(key: str) -> Find:
-    """Return a function that finds what writing costs."""
+    """Return a function that finds a cost of writing."""
     return lambda result: result["writing"][key]
 
 
 def of_loop(contender: str, key: str) -> Find:
-    """Return a function that finds what a loop loses beside a writer, or waits, in percent."""
+    """Return a function that finds a percentage of the Python loop and the writer thread."""
     return lambda result: result["writing"]["beside"]["contenders"][contender][key]
-
-
-def slower_at_ten(query: str) -> Find:
-    """Return a function that finds a query's time at ten times the steps, in times of its own."""
-
-    def find(result: Result) -> float:
-        once, ten = (
-            result["queries"][each]["queries"][query]["trustlens"]["ms"]
-            for each in ("once", "tenfold")
-        )
-        return ten / once
-
-    return find
 
 
 ROWS = (
@@ -117,7 +104,7 @@ ROWS = (
     ),
 )
 
-ASKED = {
+QUERIES = {
     "open": ("open the run", "≤ 15 ms"),
     "ridges": ("all layers, at most 100 buckets of steps", "≤ 4 ms"),
     "heatmap": ("all layers, at most 400 buckets", "≤ 10 ms"),
@@ -130,15 +117,15 @@ OTHERS = ("pyarrow", "DuckDB", "Polars")
 
 
 def cell(find: Find, result: Result, unit: str) -> str:
-    """Return a figure as text."""
+    """Return a value as text."""
     try:
         return shown(find(result), unit)
     except KeyError as error:
         return FAILS if error.args[0] in ("ms", "first_ms", "mb_s", "bytes_per_value") else MISSING
 
 
-def ours(result: Result) -> list[str]:
-    """Return the table of what was to be reached beside the queries."""
+def goals(result: Result) -> list[str]:
+    """Return the table of goals and measurements, without the queries."""
     lines = [f"| {result.get('what', 'the files of a run')} | goal | measured |", "|---|---|---|"]
     return lines + [
         f"| {row.what} | {row.goal} | {cell(row.find, result, row.unit)} |" for row in ROWS
@@ -146,19 +133,19 @@ def ours(result: Result) -> list[str]:
 
 
 def summary(result: Result) -> list[str]:
-    """Return the README's table: the size of the files, and our times of three queries."""
+    """Return the table of the README: the size of the files, and the times of three queries."""
     lines = [f"| {result.get('what', 'the files of a run')} | |", "|---|---|"]
     lines += [
         f"| {row.summary} | {cell(row.find, result, row.unit)} |" for row in ROWS if row.summary
     ]
     for query in ("open", "heatmap", "curve"):
         time = cell(_time("once", query, "trustlens"), result, "ms")
-        lines.append(f"| {ASKED[query][0]} | {time} |")
+        lines.append(f"| {QUERIES[query][0]} | {time} |")
     return lines
 
 
 def formats(result: Result) -> list[str]:
-    """Return the table of the same numbers in other formats, the smallest first."""
+    """Return the table of the same values in other formats, smallest first."""
     entries: Result = result.get("sizes", {}).get("formats", {})
     names = sorted(entries, key=lambda name: entries[name].get("bytes_per_value", float("inf")))
     head = ["the same values in other formats, one core", "bytes per value"]
@@ -179,7 +166,7 @@ def queries(result: Result) -> list[str]:
     head = ["query, warm", "goal", "**trustlens**", "first time", "with 10 × the steps"]
     head += [*OTHERS, "TensorBoard"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for query, (what, goal) in ASKED.items():
+    for query, (what, goal) in QUERIES.items():
         own = cell(_time("once", query, "trustlens"), result, "ms")
         first = cell(_time("once", query, "trustlens", "first_ms"), result, "ms")
         ten = cell(_time("tenfold", query, "trustlens"), result, "ms")
@@ -188,7 +175,7 @@ def queries(result: Result) -> list[str]:
         cells = [what, goal, own, first, ten, *others, "" if query == "open" else board]
         lines.append(f"| {' | '.join(cells)} |")
     memory = [cell(_peak("once", engine), result, "MiB") for engine in ("trustlens", *OTHERS)]
-    cells = [f"{ASKED['heatmap'][0]}: peak memory of the process", "", memory[0], ""]
+    cells = [f"{QUERIES['heatmap'][0]}: peak memory of the process", "", memory[0], ""]
     cells += [cell(_peak("tenfold", "trustlens"), result, "MiB"), *memory[1:], ""]
     return [*lines, f"| {' | '.join(cells)} |"]
 
@@ -202,13 +189,13 @@ def _peak(times: str, engine: str) -> Find:
 
 
 def _scaled(query: str, result: Result) -> float:
-    """Return how long TensorBoard reads the series that a query is about, all of their scalars."""
+    """Return the time in ms in which TensorBoard reads all scalars of the series of a query."""
     series = 1 if query in ("one_layer", "curve") else result["layers"]
     return result["queries"]["TensorBoard"]["scalar_us"] * result["steps"] * series / 1e3
 
 
-def where(result: Result) -> list[str]:
-    """Return on which machine, when, and how what stands here was measured."""
+def measured_on(result: Result) -> list[str]:
+    """Return the machine, the date and the method of the measurements."""
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     place = f"{machine['cpu']}, {machine['cores']} cores, {packages}, {result['date']}"
@@ -216,13 +203,13 @@ def where(result: Result) -> list[str]:
 
 
 def block(result: Result) -> str:
-    """Return what stands between the markers."""
-    parts = [ours(result), queries(result), formats(result)]
+    """Return all tables as one block of Markdown."""
+    parts = [goals(result), queries(result), formats(result)]
     if "machine" in result:
-        parts.append(where(result))
+        parts.append(measured_on(result))
     return "\n\n".join("\n".join(part) for part in parts)
 
 
 def read(path: Path = RESULT) -> Result:
-    """Return the result; empty if there is none."""
+    """Return the result; empty if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""What writing a run's files costs: a step, the interpreter's lock, and memory."""
+"""Measure the cost of writing a run's files: time per step, and memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from trustlens.store.run_info import read_info
 from trustlens.store.writer import RunWriter
 
 EARLY, LATE = 1_000, 100_000
-"""Steps after which the writer's memory is read."""
+"""Steps after which the memory of the process is read."""
 
 
 def steps(run: str, count: int) -> dict[str, Any]:
-    """Write so many steps by 64; return the seconds of each append and flush, and of all.
+    """Write steps in batches of 64; return the seconds of each append and flush.
 
-    Those in which rows were sealed stand apart: they are told by the files.
+    Times during which a segment was sealed (there are more files afterwards) are listed separately.
     """
     on_one_core()
     source = Path(run)
@@ -50,7 +50,7 @@ def steps(run: str, count: int) -> dict[str, Any]:
 
 
 def endless(known: Sequence[pa.Table], count: int) -> Iterator[pa.Table]:
-    """Yield batches over and over, numbered on, until there are so many steps."""
+    """Yield the batches repeatedly, renumbered, until there are ``count`` steps."""
     layers = known[0].num_rows // FLUSH
     done = 0
     while done < count:
@@ -63,24 +63,24 @@ def endless(known: Sequence[pa.Table], count: int) -> Iterator[pa.Table]:
 
 
 def numbered(rows: pa.Table, first: int) -> pa.Table:
-    """Return rows whose steps begin at another number."""
+    """Return the rows with steps renumbered from ``first``."""
     steps = rows["step"].to_numpy()
     return rows.set_column(0, rows.schema.field("step"), pa.array(steps - steps[0] + first))
 
 
 def settled() -> int:
-    """Give back what is not in use, and forget the peak so far; return the memory in use."""
+    """Free unused memory and reset its peak; return the memory in use, in bytes."""
     gc.collect()
     pa.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError):  # not on Linux, where there is no peak to be read either
+    with contextlib.suppress(OSError):  # not Linux: the peak cannot be read there either
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return memory("VmRSS")
 
 
 def held(run: str, early: int = EARLY, late: int = LATE) -> dict[str, Any]:
-    """Write so many steps; return the process's memory after the early ones and after the last.
+    """Write ``late`` steps; return the memory after ``early`` and after ``late`` steps.
 
-    And the seconds that the longest append took, in which the writer's thread takes nothing else.
+    Also the seconds of the longest append, during which the writer thread takes no other rows.
     """
     source = Path(run)
     info = read_info(source)

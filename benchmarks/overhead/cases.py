@@ -1,4 +1,4 @@
-"""The cases: what is measured, with how many rounds, and how."""
+"""The cases of the benchmark of recording."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from benchmarks.common.contenders import Trustlens, UsualLoop, contender
 from benchmarks.common.measure import Contender, compare
-from benchmarks.common.models import Shape, Training, gpt, mnist, mnist_in_a_row, tensors
+from benchmarks.common.models import Shape, Training, gpt, mnist, mnist_sequential, tensors
 from benchmarks.overhead import gpu, lamb, rivals, start
 
 GPT = Shape(layers=6, heads=6, width=384, vocabulary=256, batch=8, length=256)
 BATCH = 512  # of the article's network
 
 LARGE = [(816, 817)] * 150  # 100 M parameters
-HALF = LARGE[:75]  # of which many optimizers, with their states and temporaries, find room
+HALF = LARGE[:75]  # small enough for the states and temporaries of every optimizer
 SMALL = [(32, 32)] * 150
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured; ``run`` takes the number of rounds and returns what was found."""
+    """A case: what it measures, and ``run``, which takes a number of rounds and returns results."""
 
     what: str
     rounds: int
@@ -31,31 +31,31 @@ class Case:
     needs_gpu: bool = False
 
 
-def beside_rivals(
+def compare_with_rivals(
     training: Callable[[], Training],
     rounds: int,
     turn: int,
-    in_a_row: Callable[[], Training] | None = None,
+    sequential: Callable[[], Training] | None = None,
 ) -> dict[str, Any]:
-    """Measure trustlens and the usual loop beside a plain training, then each rival beside one."""
-    plain = contender("plain", "fused AdamW, nobody looks", training)
+    """Compare trustlens and the usual loop with a plain training, then each rival with one."""
+    plain = contender("plain", "fused AdamW, not observed", training)
     loop = contender("usual loop", "eight norms of each tensor, .item()", training, UsualLoop)
     ours = contender("trustlens", "every step, all sums", training, Trustlens)
     entries = compare([plain, loop, ours], rounds=rounds, turn=turn)
-    for rival in rivals.rivals(training, in_a_row):
-        entries[rival.name] = one_rival(plain, rival, rounds, turn)
+    for rival in rivals.rivals(training, sequential):
+        entries[rival.name] = compare_rival(plain, rival, rounds, turn)
     return {"turn": turn, "contenders": entries}
 
 
-def one_rival(plain: Contender, rival: Contender, rounds: int, turn: int) -> dict[str, Any]:
-    """Measure it in fewer rounds: a rival's cost is large."""
+def compare_rival(plain: Contender, rival: Contender, rounds: int, turn: int) -> dict[str, Any]:
+    """Compare a rival with a plain training, in fewer rounds: its cost is large."""
     few = 3 if rival.slow else 10
     turn = 1 if rival.slow else turn
     return compare([plain, rival], rounds=min(rounds, few), turn=turn, warm_up=1)[rival.name]
 
 
 def step_alone(shapes: list[tuple[int, ...]], rounds: int, turn: int) -> dict[str, Any]:
-    """Measure beside an optimizer's step alone, the same gradients each time."""
+    """Compare trustlens and the usual loop with the optimizer's step alone, on fixed gradients."""
     make = partial(tensors, shapes)
     plain = contender("plain", "fused AdamW, optimizer.step() only", make)
     loop = contender("usual loop", "eight norms of each tensor, .item()", make, UsualLoop)
@@ -64,7 +64,7 @@ def step_alone(shapes: list[tuple[int, ...]], rounds: int, turn: int) -> dict[st
 
 
 def gap(rounds: int) -> dict[str, Any]:
-    """Measure the steps that are not recorded."""
+    """Measure steps that are not recorded."""
     make = partial(tensors, SMALL)
     plain = contender("plain", "fused AdamW, optimizer.step() only", make)
     ours = contender("trustlens", "every=1000", make, partial(Trustlens, every=1000))
@@ -76,15 +76,15 @@ CASES: dict[str, Case] = {
         f"GPT of 10.9 M parameters on the CPU, batch {GPT.batch} of {GPT.length} tokens, "
         "fused AdamW, every step, all sums, writing included",
         rounds=30,
-        run=lambda rounds: beside_rivals(partial(gpt, GPT), rounds, turn=2),
+        run=lambda rounds: compare_with_rivals(partial(gpt, GPT), rounds, turn=2),
         packages=rivals.PACKAGES,
     ),
     "mnist": Case(
         f"MNIST CNN of 0.43 M parameters on the CPU, batch {BATCH}, "
         "fused AdamW, every step, all sums, writing included",
         rounds=100,
-        run=lambda rounds: beside_rivals(
-            partial(mnist, BATCH), rounds, turn=5, in_a_row=partial(mnist_in_a_row, BATCH)
+        run=lambda rounds: compare_with_rivals(
+            partial(mnist, BATCH), rounds, turn=5, sequential=partial(mnist_sequential, BATCH)
         ),
         packages=rivals.PACKAGES,
     ),
@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
     ),
     "start": Case(
         "importing after torch and an optimizer; record() for 150 layers; close() after 20,000 "
-        "steps of 50 layers fed as fast as it goes",
+        "steps of 50 layers recorded as fast as possible",
         rounds=11,
         run=start.measure,
     ),
@@ -123,20 +123,20 @@ CASES: dict[str, Case] = {
         needs_gpu=True,
     ),
     "gpu-kernel": Case(
-        "the device's time for the sums of 1 B parameters, against reading them once at the "
-        "bandwidth of a copy",
+        "device time for the sums of 1 B parameters, relative to reading them once at copy "
+        "bandwidth",
         rounds=30,
         run=gpu.CASES["gpu-kernel"],
         needs_gpu=True,
     ),
     "gpu-host": Case(
-        "the host's time in the hooks, tensors of 32 × 32",
+        "host time in the hooks, tensors of 32 × 32",
         rounds=100,
         run=gpu.CASES["gpu-host"],
         needs_gpu=True,
     ),
     "gpu-memory": Case(
-        "memory beside 100 M parameters under fused AdamW",
+        "memory of a recorder of 100 M parameters, fused AdamW",
         rounds=500,
         run=gpu.CASES["gpu-memory"],
         needs_gpu=True,

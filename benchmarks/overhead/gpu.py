@@ -1,4 +1,4 @@
-"""The cases that need a CUDA device."""
+"""Cases that need a CUDA device."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from benchmarks.common.models import Shape, Training, gpt, tensors
 
 GPT2 = Shape(layers=12, heads=12, width=768, vocabulary=50304, batch=32, length=1024)
 BILLION = [(4096, 4096)] * 60  # 1.007e9 parameters
-BYTES = 16  # that the sums read of a parameter: w, g, m and v, in float32
+BYTES = 16  # per parameter that the sums read: w, g, m and v in float32
 MANY = (150, 3000)
 MIB = 1 << 20
 
 
-def waiting(step: Step, turn: int) -> float:
-    """Time steps up to their end on the device; between them nothing waits."""
+def until_synchronized(step: Step, turn: int) -> float:
+    """Time steps until the device has finished them; synchronize only before and after."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(turn):
@@ -37,7 +37,7 @@ def waiting(step: Step, turn: int) -> float:
 
 
 def on_device(step: Step, turn: int) -> float:
-    """Time steps by events on the device."""
+    """Time steps on the device, by CUDA events."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -49,7 +49,7 @@ def on_device(step: Step, turn: int) -> float:
 
 
 def on_host(step: Step, turn: int) -> float:
-    """Time what the host does for steps; the device is idle at the start of each."""
+    """Time the host during steps; the device is idle at the start of each."""
     spent = 0.0
     for _ in range(turn):
         torch.cuda.synchronize()
@@ -61,7 +61,7 @@ def on_host(step: Step, turn: int) -> float:
 
 
 def gpt2(rounds: int) -> dict[str, Any]:
-    """Measure GPT-2 in bfloat16 autocast: a share of the whole step."""
+    """Measure GPT-2 in bfloat16 autocast."""
     make = partial(gpt, GPT2, device="cuda", autocast=True)
     contenders = [
         contender("plain", "fused AdamW", make),
@@ -74,11 +74,11 @@ def gpt2(rounds: int) -> dict[str, Any]:
             partial(Trustlens, histograms_every=1),
         ),
     ]
-    return {"contenders": compare(contenders, rounds=rounds, turn=5, clock=waiting)}
+    return {"contenders": compare(contenders, rounds=rounds, turn=5, clock=until_synchronized)}
 
 
 def kernel(rounds: int) -> dict[str, Any]:
-    """Measure the device's time for the sums of a billion parameters, against reading them once."""
+    """Measure the device time for the sums of 1 B parameters, relative to reading them once."""
     bandwidth = copy_bandwidth(rounds)
     make = partial(tensors, BILLION, device="cuda")
     plain = contender("plain", "fused AdamW, optimizer.step() only", make)
@@ -97,7 +97,7 @@ def kernel(rounds: int) -> dict[str, Any]:
 
 
 def copy_bandwidth(rounds: int) -> float:
-    """Return the bytes a second that a copy on the device reads and writes together."""
+    """Return the bytes per second that a copy on the device reads and writes in total."""
     source = torch.ones(1 << 30, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     step: Step = partial(target.copy_, source)  # type: ignore[assignment]
@@ -107,7 +107,7 @@ def copy_bandwidth(rounds: int) -> float:
 
 
 def host(rounds: int) -> dict[str, Any]:
-    """Measure the host's time in the hooks, for some layers and for many."""
+    """Measure the host time in the hooks, for 150 and for 3,000 layers."""
     entries: dict[str, Any] = {}
     for count in MANY:
         make = partial(tensors, [(32, 32)] * count, device="cuda")
@@ -121,11 +121,11 @@ def host(rounds: int) -> dict[str, Any]:
 
 
 def memory(rounds: int) -> dict[str, Any]:
-    """Measure what a recorder holds on the device beside 100 M parameters, and on the host."""
+    """Measure the memory that a recorder of 100 M parameters uses on the device and the host."""
     training = tensors([(1024, 1024)] * 100, device="cuda")
     plain = _peak(training, rounds)
     with _recording(training):
-        _peak(training, 3)  # what is needed once: a copy in the first step
+        _peak(training, 3)  # the first step copies the weights
         held_by_host = _resident()
         recorded = _peak(training, rounds)
         grown = _resident() - held_by_host

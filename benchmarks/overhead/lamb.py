@@ -1,4 +1,4 @@
-"""Steps of LAMB and LARS: ours, recorded and not, and those of other packages."""
+"""Measure steps of LAMB and LARS: trustlens', recorded or not, and those of other packages."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PACKAGES = ("torch-optimizer", "pytorch_optimizer", "timm")
 Make = Callable[[list[nn.Parameter]], Optimizer]
 
 
-def ours(parameters: list[nn.Parameter]) -> Optimizer:
+def own_lamb(parameters: list[nn.Parameter]) -> Optimizer:
     """Return trustlens' LAMB."""
     return Lamb(parameters, lr=1e-3, weight_decay=0.01)
 
 
-def our_lars(parameters: list[nn.Parameter]) -> Optimizer:
+def own_lars(parameters: list[nn.Parameter]) -> Optimizer:
     """Return trustlens' LARS."""
     return Lars(parameters, lr=1e-3, weight_decay=0.01)
 
@@ -48,9 +48,9 @@ def of_pytorch_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
 
 
 def of_timm(parameters: list[nn.Parameter]) -> Optimizer:
-    """Return timm's LAMB, without its clipping of gradients, which would change them in place.
+    """Return timm's LAMB without gradient clipping, which would change the gradients in place.
 
-    The rest of timm needs torchvision and is not imported.
+    The rest of timm is not imported, since it needs torchvision.
     """
     if "timm" not in sys.modules:
         home = Path(str(distribution("timm").locate_file("timm")))
@@ -70,18 +70,18 @@ def steps(
     make: Make,
     watcher: type[Watcher] = Watcher,
 ) -> Contender:
-    """Return an optimizer that steps bare tensors."""
+    """Return a contender whose optimizer steps bare tensors."""
     return contender(name, what, partial(tensors, shapes, make), watcher)
 
 
 def measure(shapes: Sequence[tuple[int, ...]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Return all against torch's fused AdamW, then ours recorded against ours.
+    """Compare all with torch's fused AdamW, then trustlens' recorded with the same not recorded.
 
-    Each pair is alone in memory.
+    Only the contenders of one comparison are in memory at a time.
     """
     base = steps("AdamW", "torch's, fused", shapes, fused_adamw)
-    lamb = steps("Lamb", "trustlens'", shapes, ours)
-    lars = steps("Lars", "trustlens'", shapes, our_lars)
+    lamb = steps("Lamb", "trustlens'", shapes, own_lamb)
+    lars = steps("Lars", "trustlens'", shapes, own_lars)
     others = (
         steps("torch-optimizer", "its Lamb", shapes, of_torch_optimizer),
         steps("pytorch_optimizer", "its Lamb", shapes, of_pytorch_optimizer),
@@ -90,7 +90,9 @@ def measure(shapes: Sequence[tuple[int, ...]], rounds: int) -> dict[str, dict[st
     entries = compare([base, lamb, lars], rounds=rounds)
     for other in others:
         entries[other.name] = compare([base, other], rounds=max(1, rounds // 3))[other.name]
-    for one, make in ((lamb, ours), (lars, our_lars)):
-        recorded = steps(f"{one.name}, recorded", f"beside {one.name}", shapes, make, Trustlens)
+    for one, make in ((lamb, own_lamb), (lars, own_lars)):
+        recorded = steps(
+            f"{one.name}, recorded", f"relative to {one.name}", shapes, make, Trustlens
+        )
         entries[recorded.name] = compare([one, recorded], rounds=rounds)[recorded.name]
     return entries

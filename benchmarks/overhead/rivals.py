@@ -1,6 +1,7 @@
-"""Other packages that look at a training, each as its own documentation says, at every step.
+"""Other packages that observe a training at every step, used as their documentation says.
 
-A package is imported where it is used: one that is missing or fails has an entry that says why.
+Each package is imported where it is used, so that a missing or failing one becomes an entry that
+says why.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ PACKAGES = (
     "cockpit-for-pytorch",
     "backpack-for-pytorch",
 )
-"""Distributions whose versions are noted."""
+"""Distributions whose versions the results contain."""
 
 
 class ComposerPattern(JsonLines):
-    """The calls of Composer's OptimizerMonitor under AdamW: five norms of each tensor.
+    """The calls of Composer's OptimizerMonitor for AdamW: five norms of each tensor.
 
-    The package needs a trainer of its own; what costs is this pattern.
+    The package itself needs its own trainer; its cost is that of these calls.
     """
 
     @torch.no_grad()
     def after_step(self, loss: Tensor | None) -> None:
-        """Compute the norms, then read them one by one, as its loggers do."""
+        """Compute the norms, then read them one by one, as Composer's loggers do."""
         metrics: dict[str, Tensor] = {} if loss is None else {"loss": loss}
         squares: Any = 0.0
         group = self.training.optimizer.param_groups[0]
@@ -76,41 +77,42 @@ class Ormas(Watcher):
         )
 
     def backward(self, loss: Tensor) -> None:
-        """Show it the gradients."""
+        """Compute the gradients and pass them to the monitor."""
         loss.backward()
         self.monitor.step(loss)
 
     def close(self) -> dict[str, Any]:
-        """Have it write its record."""
+        """Close the monitor, which writes its files."""
         self.monitor.close(report=False)
         return {}
 
 
 class Thermoclaw(Watcher):
-    """thermoclaw's observer, with one group of parameters for each module."""
+    """thermoclaw's observer, with one parameter group for each module."""
 
     def __init__(self, training: Training, folder: Path) -> None:
         super().__init__(training, folder)
         import thermoclaw  # noqa: PLC0415
 
-        # Groups as it wants them, for its own eyes: the optimizer's step stays that of the others.
+        # It needs these groups. An optimizer that is never stepped has them, so that the step that
+        # is measured is the same as for the others.
         groups = thermoclaw.make_param_groups(training.model, lr=training.optimizer.defaults["lr"])
         shown = torch.optim.AdamW(groups)
         shown.state = training.optimizer.state
         self.observer = thermoclaw.Observer(training.model, shown)
 
     def after_step(self, loss: Tensor | None) -> None:
-        """Show it the step."""
+        """Pass the step to the observer."""
         self.observer.step(loss=None if loss is None else loss.item())
 
     def close(self) -> dict[str, Any]:
-        """Have it write its table."""
+        """Write the observer's table."""
         self.observer.to_csv(str(self.folder / "thermoclaw.csv"))
         return {}
 
 
 class Trainscope(Watcher):
-    """trainscope, with the options of one of its profiles."""
+    """trainscope with one of its profiles."""
 
     def __init__(self, training: Training, folder: Path, profile: str) -> None:
         super().__init__(training, folder)
@@ -122,18 +124,18 @@ class Trainscope(Watcher):
         self.scope = TrainScope(training.model, training.optimizer, config=config).attach()
 
     def backward(self, loss: Tensor) -> None:
-        """Show it the gradients."""
+        """Compute the gradients and pass them to the monitor."""
         loss.backward()
         self.scope.step(loss.item())
 
     def close(self) -> dict[str, Any]:
-        """Have it write what is left."""
+        """Detach it, which writes its files."""
         self.scope.detach()
         return {}
 
 
 class Trainpulse(Watcher):
-    """trainpulse's monitor, handed the loss and the gradient norm of each tensor."""
+    """trainpulse's monitor, with the loss and the gradient norm of each tensor."""
 
     def __init__(self, training: Training, folder: Path) -> None:
         super().__init__(training, folder)
@@ -144,7 +146,7 @@ class Trainpulse(Watcher):
         self.count = 0
 
     def after_step(self, loss: Tensor | None) -> None:
-        """Hand them over."""
+        """Log the loss and the norms."""
         self.monitor.step_start()
         if loss is not None:
             self.monitor.log("loss", self.count, loss.item())
@@ -176,18 +178,18 @@ class WandbWatch(Watcher):
         self.run.watch(training.model, log="all", log_freq=1)
 
     def after_step(self, loss: Tensor | None) -> None:
-        """Log the loss, and with it what it watched."""
+        """Log the loss, and with it the watched tensors."""
         self.run.log({} if loss is None else {"loss": loss.item()})
 
     def close(self) -> dict[str, Any]:
-        """End its run."""
+        """Finish the run."""
         self.run.unwatch()
         self.run.finish()
         return {}
 
 
 class TensorBoard(Watcher):
-    """A SummaryWriter and a loop: four norms of each tensor, or histograms of w and g."""
+    """TensorBoard's SummaryWriter: four norms of each tensor, or histograms of w and g."""
 
     def __init__(self, training: Training, folder: Path, *, histograms: bool) -> None:
         super().__init__(training, folder)
@@ -200,7 +202,7 @@ class TensorBoard(Watcher):
 
     @torch.no_grad()
     def after_step(self, loss: Tensor | None) -> None:
-        """Add them."""
+        """Add the loss, and the norms or histograms."""
         add = self.writer.add_histogram if self.histograms else self.writer.add_scalar
         if loss is not None:
             self.writer.add_scalar("loss", loss.item(), self.count)
@@ -215,18 +217,18 @@ class TensorBoard(Watcher):
         self.count += 1
 
     def close(self) -> dict[str, Any]:
-        """Close its file."""
+        """Close the writer."""
         self.writer.close()
         return {}
 
 
 class Cockpit(Watcher):
-    """Cockpit: its economy set, or of it only what needs no gradients of single samples."""
+    """Cockpit: its economy set, or three quantities that need no per-sample gradients."""
 
     def __init__(self, training: Training, folder: Path, *, economy: bool) -> None:
         super().__init__(training, folder)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it imports what is deprecated
+            warnings.simplefilter("ignore")  # it imports deprecated modules
             from cockpit import Cockpit as Own  # noqa: PLC0415
             from cockpit import quantities  # noqa: PLC0415
             from cockpit.utils.configuration import configuration  # noqa: PLC0415
@@ -236,7 +238,7 @@ class Cockpit(Watcher):
         norms = (quantities.GradNorm, quantities.UpdateSize, quantities.Distance)
         if economy:
             if training.samples is None:
-                raise NotImplementedError("BackPACK has no gradients of single samples for it")
+                raise NotImplementedError("BackPACK has no per-sample gradients for this model")
             from backpack import extend  # noqa: PLC0415
 
             extend(training.model)
@@ -247,7 +249,7 @@ class Cockpit(Watcher):
         self.count = 0
 
     def backward(self, loss: Tensor) -> None:
-        """Go back within its context."""
+        """Compute the gradients within Cockpit's context."""
         info = {"loss": loss, "optimizer": self.training.optimizer}
         if self.training.samples is not None:
             samples = self.training.samples()
@@ -257,28 +259,28 @@ class Cockpit(Watcher):
         self.count += 1
 
     def close(self) -> dict[str, Any]:
-        """Have it write its file."""
+        """Write Cockpit's file."""
         self.cockpit.write(str(self.folder / "cockpit"))
         return {}
 
 
 def rivals(
-    training: Callable[[], Training], in_a_row: Callable[[], Training] | None = None
+    training: Callable[[], Training], sequential: Callable[[], Training] | None = None
 ) -> list[Contender]:
-    """Return all of them, each with a training of its own.
+    """Return all rivals, each with its own training.
 
     Parameters
     ----------
     training : callable
-        Makes it.
-    in_a_row : callable, optional
-        Makes the same as ``nn.Sequential``, for Cockpit's economy set.
+        Returns a new training.
+    sequential : callable, optional
+        Returns the same training with an ``nn.Sequential`` model, for Cockpit's economy set.
     """
     make = partial(contender, training=training)
     return [
         make("Composer's pattern", "five norms of each tensor, .item()", watcher=ComposerPattern),
         make("ormas-monitor", "gradient norms, check_every=1", watcher=Ormas),
-        make("thermoclaw", "Observer, a group for each module", watcher=Thermoclaw),
+        make("thermoclaw", "Observer, one group per module", watcher=Thermoclaw),
         make(
             "trainscope",
             "its default profile",
@@ -308,8 +310,8 @@ def rivals(
         ),
         contender(
             "Cockpit, economy",
-            "its cheapest set, with gradients of single samples",
-            in_a_row or training,
+            "its cheapest set, with per-sample gradients",
+            sequential or training,
             partial(Cockpit, economy=True),
             slow=True,
         ),

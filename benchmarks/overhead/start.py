@@ -1,4 +1,4 @@
-"""What recording costs outside of the steps: the import, the start, the end of a long run."""
+"""Measure the cost of recording outside of the steps: import, ``record()`` and ``close()``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 import trustlens
-from benchmarks.common.contenders import noted
+from benchmarks.common.contenders import backend_and_drops
 from benchmarks.common.models import tensors
 from benchmarks.common.results import REPOSITORY
 
@@ -24,8 +24,8 @@ SMALL = [(32, 32)] * 150
 LONG = 20_000  # steps
 FEW = [(8,)] * 50
 
-# In a process of its own each time. A training has torch already and its optimizer, with which
-# torch brings in a good part of itself.
+# Run in a fresh process. A training has already imported torch and created an optimizer, which
+# imports much more of torch.
 _IMPORT = """
 import json, time
 import torch
@@ -56,17 +56,17 @@ print(json.dumps([made - start, stepped - made]))
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Return milliseconds, each the median of some fresh processes."""
+    """Return times in milliseconds, each the median over fresh processes."""
     with tempfile.TemporaryDirectory() as compiled:
         own = {"PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
-        _fresh(_IMPORT, own)  # compiles, as an installation does
+        _fresh(_IMPORT, own)  # compiles the bytecode, as an installation does
         turns = tqdm(range(rounds), desc="import", leave=False)
         imports = [_fresh(_IMPORT, own) for _ in turns]
     code = _RECORD.format(shapes=SMALL)
     builds: list[list[float]] = []
     cached: list[list[float]] = []
     for _ in tqdm(range(rounds), desc="record", leave=False):
-        with tempfile.TemporaryDirectory() as cache:  # nothing is built in it yet
+        with tempfile.TemporaryDirectory() as cache:  # still empty
             own = {"XDG_CACHE_HOME": cache}
             builds.append(_fresh(code, own))
             cached.append(_fresh(code, own))
@@ -81,29 +81,29 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def close_after(steps: int) -> dict[str, Any]:
-    """Return how long the end of a run takes that was fed as fast as it goes.
+    """Return the time of ``close()`` after steps that were recorded as fast as possible.
 
     Parameters
     ----------
     steps : int
-        Of 50 small layers each.
+        Number of steps, of 50 small layers each.
     """
     training = tensors(FEW)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         recorder = trustlens.record(training.optimizer, run)
-        began = time.perf_counter()
+        started = time.perf_counter()
         for _ in tqdm(range(steps), desc="close", unit="step", leave=False):
             training.optimizer.step()
-        fed = time.perf_counter()
+        stepped = time.perf_counter()
         recorder.close()
         ended = time.perf_counter()
-        rest = noted(run)
+        rest = backend_and_drops(run)
     return {
-        "close_ms": round((ended - fed) * 1e3, 1),
+        "close_ms": round((ended - stepped) * 1e3, 1),
         "steps": steps,
         "layers": len(FEW),
-        "fed_s": round(fed - began, 2),
+        "fed_s": round(stepped - started, 2),
         **rest,
     }
 

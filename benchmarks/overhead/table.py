@@ -1,4 +1,4 @@
-"""The tables of what recording costs, from ``benchmarks/results/*.json``."""
+"""Tables of the cost of recording, from ``benchmarks/results/*.json``."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ Results = Mapping[str, Result]
 
 @dataclass(frozen=True)
 class Row:
-    """A figure: what it is of, the goal, the case, where it is found there, and its unit."""
+    """A row of the table: description, goal, case, a function that finds the value, and unit."""
 
     what: str
     goal: str
     case: str
     find: Callable[[Result], float | None]
     unit: str
-    summary: str = ""  # what the README calls it, if it is shown there
+    summary: str = ""  # description in the README; empty if it is not shown there
 
     def value(self, results: Results) -> str:
-        """Return the figure as text."""
+        """Return the value as text."""
         result = results.get(self.case)
         if result is None:
             return MISSING
         try:
             found = self.find(result)
-        except KeyError:  # it failed, and says why
+        except KeyError:  # the case failed, and its entry says why
             found = None
         return FAILS if found is None else shown(found, self.unit)
 
 
 def added(name: str = "trustlens", per: str = "percent", times: float = 1.0) -> Any:
-    """Return a function that finds what a contender adds to a step."""
+    """Return a function that finds the time that a contender adds to a step."""
     return lambda result: result["contenders"][name][f"added_{per}"] * times
 
 
-def beside_the_loop(result: Result) -> float:
-    """Return what trustlens adds, as a share of what the usual loop adds."""
+def relative_to_loop(result: Result) -> float:
+    """Return the time that trustlens adds relative to the time that the usual loop adds."""
     contenders = result["contenders"]
     return contenders["trustlens"]["added_ms"] / contenders["usual loop"]["added_ms"]
 
 
-def noted(key: str, times: float = 1.0) -> Any:
-    """Return a function that finds a number that a case notes."""
+def value_of(key: str, times: float = 1.0) -> Any:
+    """Return a function that finds a number of a case."""
     return lambda result: result[key] * times
 
 
-def many_beside_few(result: Result) -> float:
-    """Return the host's time for many layers, in times of that for some."""
+def many_relative_to_few(result: Result) -> float:
+    """Return the host time for 3,000 layers relative to that for 150."""
     few, many = (result["contenders"][f"trustlens, {n} layers"] for n in (150, 3000))
     return many["added_ms"] / few["added_ms"]
 
@@ -74,7 +74,7 @@ ROWS = (
         "the same, relative to a per-parameter `.norm().item()` loop",
         "≤ 0.12",
         "gpt",
-        beside_the_loop,
+        relative_to_loop,
         "×",
     ),
     Row(
@@ -115,7 +115,7 @@ ROWS = (
         f"{GPU}sums of 1 B parameters, relative to reading them once at copy bandwidth",
         "≤ 1.25 ×",
         "gpu-kernel",
-        noted("times_reading"),
+        value_of("times_reading"),
         "×",
     ),
     Row(
@@ -125,25 +125,31 @@ ROWS = (
         added("trustlens, 150 layers", "ms", 1e3),
         "µs",
     ),
-    Row(f"{GPU}3,000 layers, relative to 150 layers", "≤ 2 ×", "gpu-host", many_beside_few, "×"),
-    Row(f"{GPU}memory on the device", "≤ 16 MiB", "gpu-memory", noted("device_mib"), "MiB"),
+    Row(
+        f"{GPU}3,000 layers, relative to 150 layers", "≤ 2 ×", "gpu-host", many_relative_to_few, "×"
+    ),
+    Row(f"{GPU}memory on the device", "≤ 16 MiB", "gpu-memory", value_of("device_mib"), "MiB"),
     Row(
         "importing the recorder, after torch and its optimizers",
         "≤ 50 ms",
         "start",
-        noted("import_record_ms"),
+        value_of("import_record_ms"),
         "ms",
     ),
-    Row("`record()`", "", "start", noted("record_ms"), "ms"),
+    Row("`record()`", "", "start", value_of("record_ms"), "ms"),
     Row(
         "`record()`, with the one-time build of the compiled loop",
         "",
         "start",
-        noted("record_building_ms"),
+        value_of("record_building_ms"),
         "ms",
     ),
     Row(
-        "`close()` after 20,000 steps of 50 layers", "≤ 1 s", "start", noted("close_ms", 1e-3), "s"
+        "`close()` after 20,000 steps of 50 layers",
+        "≤ 1 s",
+        "start",
+        value_of("close_ms", 1e-3),
+        "s",
     ),
 )
 
@@ -164,14 +170,14 @@ def figures(results: Results) -> list[str]:
 
 
 def summary(results: Results) -> list[str]:
-    """Return the README's table: some of the rows, without goals."""
+    """Return the table of the README: some of the rows, without goals."""
     lines = ["| recording every step adds | |", "|---|---|"]
     shortened = [(row.summary, row.value(results)) for row in ROWS if row.summary]
     return lines + [f"| {what} | {value} |" for what, value in shortened]
 
 
 def side_by_side(results: Results) -> list[str]:
-    """Return the table of what each package adds to the same step, the cheapest first."""
+    """Return the table of the time that each package adds to the same step, cheapest first."""
     found = {case: results.get(case, {}).get("contenders", {}) for case in SIDE_BY_SIDE}
     names = dict.fromkeys(name for entries in found.values() for name in entries)
     names.pop("plain", None)
@@ -180,9 +186,9 @@ def side_by_side(results: Results) -> list[str]:
     lines = [f"| at every step | {head} | on its own threads, GPT |", "|---|---|---|---|"]
     for name in order or ["trustlens"]:
         cells = [_cell(found[case].get(name)) for case in SIDE_BY_SIDE]
-        beside = _beside(found["gpt"].get(name))
+        threads = _thread_share(found["gpt"].get(name))
         bold = f"**{name}**" if name == "trustlens" else name
-        lines.append(f"| {bold} | {' | '.join(cells)} | {beside} |")
+        lines.append(f"| {bold} | {' | '.join(cells)} | {threads} |")
     return lines
 
 
@@ -198,8 +204,8 @@ def lambs(results: Results) -> list[str]:
     return lines
 
 
-def where(results: Results) -> list[str]:
-    """Return one line for each machine and date of measurement."""
+def measured_on(results: Results) -> list[str]:
+    """Return one line for each machine and date of the measurements."""
     places: dict[str, list[str]] = {}
     for name, result in results.items():
         machine, versions = result["machine"], result["versions"]
@@ -214,7 +220,7 @@ def where(results: Results) -> list[str]:
 
 def block(results: Results) -> str:
     """Return all tables as one block of Markdown."""
-    parts = [figures(results), side_by_side(results), lambs(results), where(results)]
+    parts = [figures(results), side_by_side(results), lambs(results), measured_on(results)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -238,7 +244,7 @@ def _cell(entry: Result | None) -> str:
     return FAILS if "why" in entry else shown(entry["added_percent"], "%")
 
 
-def _beside(entry: Result | None) -> str:
+def _thread_share(entry: Result | None) -> str:
     if entry is None or "thread_ms" not in entry or "why" in entry:
         return ""
     return shown(entry["thread_ms"] / entry["baseline_ms"] * 100, "%")

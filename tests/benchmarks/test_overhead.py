@@ -1,4 +1,4 @@
-"""The benchmarks: how a cost is told from times, and that the README says what was measured."""
+"""The benchmark of recording: cost from times, tables from results, and the command line."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def running(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def found(**figures: Any) -> dict[str, Any]:
-    """A result as a case leaves it."""
+    """Return a result as a case writes it."""
     machine = {"cpu": "a CPU", "cores": 2, "threads": 2, "gpu": None}
     versions = {"python": "3.11", "torch": "2.13.0", "trustlens": "0.1.0"}
     return {"machine": machine, "versions": versions, "date": "a day", **figures}
 
 
-def test_a_machine_that_drifts_does_not_change_the_cost(suite: Any) -> None:
+def test_a_drift_of_the_machine_s_speed_does_not_change_the_cost(suite: Any) -> None:
     plain = [1.0, 2.0, 4.0, 8.0, 16.0]
     recorded = [one + 0.5 for one in plain]
     entry = suite.measure.summary(recorded, plain)
@@ -70,7 +70,7 @@ def test_one_round_has_quartiles(suite: Any) -> None:
     assert suite.measure.quartiles([3.0]) == (3.0, 3.0)
 
 
-def test_the_order_turns_around_each_round(suite: Any) -> None:
+def test_the_order_is_reversed_each_round(suite: Any) -> None:
     seen: list[str] = []
     steps = {name: (lambda name=name: seen.append(name)) for name in "abc"}
     times = suite.measure.interleave(steps, 3, 2, suite.measure.wall, failed={})
@@ -92,47 +92,49 @@ def failing() -> None:
     raise RuntimeError("it broke\nand so on")
 
 
-def test_who_fails_is_told_and_disturbs_nobody(suite: Any, capsys: Any) -> None:
+def test_a_contender_that_fails_is_reported_and_the_others_continue(
+    suite: Any, capsys: Any
+) -> None:
     calls: list[int] = []
 
-    def late() -> None:
+    def fails_later() -> None:
         calls.append(1)
         if len(calls) > 4:
             failing()
 
-    def talks() -> dict[str, Any]:
+    def prints() -> dict[str, Any]:
         print("hello")  # noqa: T201
         return {"kept": True}
 
     entries = suite.measure.compare(
         [
             contender(suite, "plain"),
-            contender(suite, "at its start", starts=failing),
-            contender(suite, "in mid-run", steps=late),
-            contender(suite, "at its end", ends=failing),
-            contender(suite, "well", ends=talks),
+            contender(suite, "at the start", starts=failing),
+            contender(suite, "in a step", steps=fails_later),
+            contender(suite, "at the end", ends=failing),
+            contender(suite, "well", ends=prints),
         ],
         rounds=4,
     )
-    assert entries["at its start"] == {
-        "what": "what at its start is",
+    assert entries["at the start"] == {
+        "what": "what at the start is",
         "why": "RuntimeError: it broke",
     }
-    assert entries["in mid-run"]["why"] == "RuntimeError: it broke"
-    assert entries["at its end"]["why"] == "at its end: RuntimeError: it broke"
+    assert entries["in a step"]["why"] == "RuntimeError: it broke"
+    assert entries["at the end"]["why"] == "in close: RuntimeError: it broke"
     assert entries["well"]["kept"]
     assert entries["well"]["rounds"] == entries["plain"]["rounds"] == 4
     assert "hello" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [{"starts": failing}, {"steps": failing}])
-def test_without_a_baseline_there_is_no_figure(suite: Any, options: dict[str, Any]) -> None:
+def test_an_error_of_the_baseline_is_raised(suite: Any, options: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="it broke"):
         suite.measure.compare([contender(suite, "plain", **options)], rounds=1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the time of a thread")
-def test_what_a_thread_does_beside_the_steps_is_told(suite: Any) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the CPU time of a thread")
+def test_the_time_of_threads_is_reported(suite: Any) -> None:
     ended = threading.Event()
 
     def busy() -> None:
@@ -160,30 +162,30 @@ def test_what_a_thread_does_beside_the_steps_is_told(suite: Any) -> None:
     assert "thread_ms" not in entries["plain"]
 
 
-def test_where_it_was_measured_is_told(suite: Any) -> None:
-    told = suite.measure.described(7, ["numpy", "no-such-package"])
-    assert told["rounds"] == 7
-    assert told["machine"]["cpu"]
-    assert set(told["versions"]) == {"python", "torch", "trustlens", "numpy"}
-    json.dumps(told, allow_nan=False)
+def test_the_environment_is_described(suite: Any) -> None:
+    environment = suite.measure.environment(7, ["numpy", "no-such-package"])
+    assert environment["rounds"] == 7
+    assert environment["machine"]["cpu"]
+    assert set(environment["versions"]) == {"python", "torch", "trustlens", "numpy"}
+    json.dumps(environment, allow_nan=False)
 
 
-def test_the_pages_say_what_was_measured(suite: Any) -> None:
+def test_the_pages_show_the_results(suite: Any) -> None:
     pages = suite.pages
     for path, made in ((pages.README, pages.readme), (pages.PAGE, pages.documentation)):
         page = path.read_text(encoding="utf-8")
         assert page == made(page), "run: python -m benchmarks.pages"
 
 
-def test_what_was_not_measured_stands_as_that(suite: Any) -> None:
+def test_missing_results_are_shown_as_not_measured(suite: Any) -> None:
     lines = suite.table.figures({})
     assert len(lines) == 2 + len(suite.table.ROWS)
     assert all(line.endswith("| not measured |") for line in lines[2:])
     assert "not measured" in suite.table.side_by_side({})[-1]
-    assert suite.table.where({}) == []
+    assert suite.table.measured_on({}) == []
 
 
-def test_figures_are_found_in_the_results(suite: Any) -> None:
+def test_tables_show_the_values_of_the_results(suite: Any) -> None:
     contenders = {
         "plain": {"step_ms": 1000.0},
         "usual loop": {"added_ms": 100.0, "added_percent": 10.0},
@@ -194,7 +196,7 @@ def test_figures_are_found_in_the_results(suite: Any) -> None:
             "thread_ms": 5.0,
         },
         "broken": {"why": "it broke"},
-        "dear": {"added_ms": 2000.0, "added_percent": 200.0},
+        "expensive": {"added_ms": 2000.0, "added_percent": 200.0},
     }
     results = {
         "gpt": found(contenders=contenders),
@@ -208,8 +210,8 @@ def test_figures_are_found_in_the_results(suite: Any) -> None:
         "| the same, relative to a per-parameter `.norm().item()` loop | ≤ 0.12 | 0.09 × |",
         "| 150 tensors of 32 × 32 | ≤ 200 µs | 120 µs |",
         "| on a GPU: GPT-2, bf16, batch 32 × 1024, every step | ≤ 0.5 % | does not run |",
-        "| importing the recorder, beyond torch and its optimizer | ≤ 50 ms | 44.0 ms |",
-        "| `record()`, building its loop once |  | does not run |",
+        "| importing the recorder, after torch and its optimizers | ≤ 50 ms | 44.0 ms |",
+        "| `record()`, with the one-time build of the compiled loop |  | does not run |",
         "| `close()` after 20,000 steps of 50 layers | ≤ 1 s | 0.35 s |",
         "| MNIST CNN, batch 512, every step | ≤ 0.3 % | not measured |",
         "| **trustlens** | 0.90 % | not measured | 0.50 % |",
@@ -218,10 +220,10 @@ def test_figures_are_found_in_the_results(suite: Any) -> None:
     ):
         assert line in text.splitlines()
     order = [line.split(" | ")[0].strip("|* ") for line in suite.table.side_by_side(results)[2:]]
-    assert order == ["trustlens", "usual loop", "dear", "broken"]
+    assert order == ["trustlens", "usual loop", "expensive", "broken"]
 
 
-def test_steps_of_lamb_are_told_in_times_of_adamw(suite: Any) -> None:
+def test_lamb_steps_are_shown_relative_to_adamw(suite: Any) -> None:
     contenders = {"Lamb": {"added_percent": 25.0}, "timm": {"why": "not installed"}}
     lines = suite.table.lambs({"lamb": found(contenders=contenders)})
     assert "| `trustlens.optim.Lamb` | 1.25 × |" in lines
@@ -248,11 +250,11 @@ def test_a_page_without_markers_is_refused(suite: Any) -> None:
         suite.tables.replaced("# A page", "cost", "")
 
 
-def test_every_row_has_its_case_and_every_case_a_row(suite: Any) -> None:
+def test_every_row_has_a_case_and_every_case_a_row(suite: Any) -> None:
     assert {row.case for row in suite.table.ROWS} == set(suite.cases.CASES)
 
 
-def test_the_command_lists_its_cases_and_shows_how(suite: Any) -> None:
+def test_the_command_lists_its_cases_and_has_examples(suite: Any) -> None:
     listed = running("--list")
     assert listed.returncode == 0
     assert [line.split()[0] for line in listed.stdout.splitlines()] == list(suite.cases.CASES)
@@ -263,14 +265,16 @@ def test_the_command_lists_its_cases_and_shows_how(suite: Any) -> None:
     ("arguments", "said"),
     [(["--only", "nothing"], "invalid choice: 'nothing'"), (["--rounds", "0"], "give 1 or more")],
 )
-def test_bad_use_is_told(suite: Any, arguments: list[str], said: str, capsys: Any) -> None:
+def test_wrong_arguments_are_refused(
+    suite: Any, arguments: list[str], said: str, capsys: Any
+) -> None:
     with pytest.raises(SystemExit) as ended:
         suite.run.main(arguments)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_case_runs_in_its_own_process_and_leaves_its_file(suite: Any, tmp_path: Path) -> None:
+def test_a_case_runs_in_a_fresh_process_and_writes_its_result(suite: Any, tmp_path: Path) -> None:
     done = running("--only", "small", "--rounds", "1", "--to", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "150 tensors of 32 × 32" in done.stdout
@@ -280,18 +284,18 @@ def test_a_case_runs_in_its_own_process_and_leaves_its_file(suite: Any, tmp_path
     assert "µs" in suite.table.block(results)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would run")
-def test_without_a_gpu_its_cases_say_so(suite: Any, capsys: Any) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the case runs")
+def test_without_a_gpu_its_cases_are_skipped(suite: Any, capsys: Any) -> None:
     assert suite.run.main(["--only", "gpu-host"]) == 0
     assert capsys.readouterr().out == "gpu-host: needs a CUDA device\n"
 
 
-def test_a_case_that_fails_is_told(
+def test_a_case_that_fails_is_reported(
     suite: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     case = suite.cases.Case("a case", 1, lambda rounds: failing())
     monkeypatch.setitem(suite.run.CASES, "small", case)
-    asked = ["--here", "--only", "small", "--rounds", "1", "--to", str(tmp_path)]
-    assert suite.run.main(asked) == 1
+    arguments = ["--here", "--only", "small", "--rounds", "1", "--to", str(tmp_path)]
+    assert suite.run.main(arguments) == 1
     assert capsys.readouterr().err == "small: RuntimeError: it broke\n"
     assert list(tmp_path.iterdir()) == []

