@@ -25,6 +25,7 @@ from support.fused_checks import (
     check_odd_numbers,
     check_steps,
     check_sums,
+    check_swallowed_exactly,
     directions,
     is_same,
     odd_elements,
@@ -117,6 +118,11 @@ def test_a_weight_too_large_to_move_is_counted(kind, options):
     expected = measure(list(directions(kind, optimizer, params, before)))
     assert expected[0, SUMS.index("swallowed")] > 0
     assert_measured(optimizer.measured[0][1], expected)
+
+
+@pytest.mark.parametrize("kind", [Lamb, Lars])
+def test_an_update_is_swallowed_only_if_one_was_wanted(kind):
+    check_swallowed_exactly(kind)
 
 
 @pytest.mark.parametrize("change", CHANGES)

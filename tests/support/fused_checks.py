@@ -276,3 +276,16 @@ def check_change(kind, change):
             torch.testing.assert_close(
                 value.cpu(), values(lists, others)[name], rtol=1e-5, atol=1e-6, msg=str(name)
             )
+
+
+def check_swallowed_exactly(kind):
+    """Where d and λw cancel, nothing was to be applied; where they vanish in float32, something."""
+    options = {"eps": 1.0, "betas": (0.0, 0.0), "debias": False} if kind is Lamb else {}
+    cancelling = -2.0 if kind is Lamb else -4.0  # of g = 1, d is 1/2 or 1
+    weights, grads = [3.0, cancelling, cancelling, 1e-45], [1.0, 1.0, 1.0, 0.0]
+    params = [torch.nn.Parameter(torch.tensor(weights, device=DEVICE).repeat(500))]
+    optimizer = kind(params, lr=0.0, weight_decay=0.25, fused=True, **options)
+    optimizer.measures = True
+    params[0].grad = torch.tensor(grads, device=DEVICE).repeat(500)
+    optimizer.step()
+    assert optimizer.measured[0][1][0, SUMS.index("swallowed")] == 2 * 500

@@ -24,6 +24,7 @@ from support.fused_checks import (
     check_odd_numbers,
     check_steps,
     check_sums,
+    check_swallowed_exactly,
     directions,
     is_same,
     odd_elements,
@@ -155,6 +156,11 @@ def test_what_is_not_finite_or_rounded_away_is_counted(kind, options):
     if options.get("max_grad_norm") is None:  # clipped by NaN
         assert sums[3, SUMS.index("swallowed")] > 0
         assert_measured(sums[2:], expected[2:])
+
+
+@pytest.mark.parametrize("kind", [Lamb, Lars])
+def test_an_update_is_swallowed_only_if_one_was_wanted(kind):
+    check_swallowed_exactly(kind)
 
 
 @pytest.mark.parametrize("change", CHANGES)

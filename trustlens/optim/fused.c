@@ -108,6 +108,12 @@ static inline __attribute__((always_inline)) vec lamb_direction(
     return m / plus_product(all(c->added), v * *inverse, all(c->of_root));
 }
 
+/* Where λw is a term of what a step applies. Terms that vanish or cancel in float32 may not do so in
+   float64, which therefore decides whether their sum is 0. */
+static inline __attribute__((always_inline)) ivec is_decayed(vec w, const Numbers *c) {
+    return mask(c->decay != 0) & (w != 0);
+}
+
 /* Whether the norms of LAMB's ratio are those of the weights, and of d + λw (else of d): these sums
    are then made once. */
 static inline int ratio_has_weights(const Numbers *c) {
@@ -161,10 +167,15 @@ static inline __attribute__((always_inline)) void lamb_second(
     store(l->weight + i, after);
     if (!way.measures) return;
     if (!measure_update(w, after, there, s)) return;
-    /* What float32 makes 0 of may be none in float64. */
     vec decayed = c->decay != 0 ? plus_product(d, all(c->decay), w) : d;
-    s->swallowed +=
-        (after - w == 0) & there & ((decayed != 0) | ((m != 0) & is_finite(v)));
+    ivec still = (after - w == 0) & there, term = (m != 0) & is_finite(v);
+    s->swallowed += still & (decayed != 0);
+    ivec unsure = still & (decayed == 0) & (term | is_decayed(w, c));
+    if (any(unsure))
+        for (int k = 0; k < LANES; k++) {
+            double exact = m[k] / (sqrt(v[k]) * c->of_root + c->added);
+            s->swallowed[k] += unsure[k] & -(exact + (double)c->decay * w[k] != 0);
+        }
 }
 
 static inline __attribute__((always_inline)) void lars_first(
@@ -195,8 +206,14 @@ static inline __attribute__((always_inline)) void lars_second(
     vec after = plus_product(w, all(-c->rate), b);
     store(l->weight + i, after);
     if (!way.measures) return;
-    if (measure_update(w, after, there, s))
-        s->swallowed += (after - w == 0) & there & ((u != 0) | (g != 0));
+    if (measure_update(w, after, there, s)) {
+        ivec still = (after - w == 0) & there;
+        s->swallowed += still & (u != 0);
+        ivec unsure = still & (u == 0) & ((g != 0) | is_decayed(w, c));
+        if (any(unsure))
+            for (int k = 0; k < LANES; k++)
+                s->swallowed[k] += unsure[k] & -(g[k] + (double)c->decay * w[k] != 0);
+    }
     add_exactly(&s->exact[GRAD_DOT_MOMENTUM], g, b);
     add_exactly(&s->exact[MOMENTUM_SQUARES], b, b);
 }

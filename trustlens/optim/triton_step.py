@@ -273,7 +273,7 @@ def _applied(
     layer, n, ratio, lanes, inside, w, RULE: tl.constexpr, DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return what moves w, times η, and d, g, b or m, and where float32 may have made d 0."""
+    """Return what moves w, times η, and d; beside them g, or LAMB's m and v."""
     start = layer[4]
     if RULE == LAMB:
         m = read(layer[2], start, lanes, inside, DTYPE, ALIGNED[0], tl.float32)
@@ -281,17 +281,38 @@ def _applied(
         d, _ = _of_averages(m, v, n, inside, tl.float32)
         moving = d + share_of(n[APPLIED], w)
         moving = moving * n[RATE_FACTOR] * ratio
-        g, wanted = m, (m != 0) & (tl.abs(v) < float("inf"))
+        g = m
     else:
         g = _gradient(layer, n, lanes, inside, DTYPE, ALIGNED)
-        d, wanted = g, g != 0
+        d, v = g, g  # of which only d is looked at
         moving = (g + n[DECAY] * w) * ratio
         if RULE == LARS:
             b = read(layer[2], start, lanes, inside, DTYPE, ALIGNED[0], tl.float32)
             b = (b * n[BETA1] + moving).to(DTYPE)
             tl.store(place(layer[2], start, DTYPE, ALIGNED[0]) + lanes, b, mask=inside)
             moving = b.to(tl.float32)
-    return moving, d, g, wanted
+    return moving, d, g, v
+
+
+@triton.jit
+def _swallowed(update, d, g, v, w, n, inside, RULE: tl.constexpr):
+    """Tell where nothing was applied although d + λw is not 0.
+
+    Terms that vanish or cancel in float32 may not do so in float64, which decides then.
+    """
+    u = d + share_of(n[DECAY], w)
+    swallowed = ((update == 0) & (u != 0)).to(tl.int32)
+    term = g != 0
+    if RULE == LAMB:
+        term = term & (tl.abs(v) < float("inf"))
+    unsure = (update == 0) & (u == 0) & (term | (tl.where(n[DECAY] != 0, w, 0.0) != 0))
+    if tl.max(unsure.to(tl.int32), axis=0) > 0:
+        exact = g.to(tl.float64)
+        if RULE == LAMB:
+            exact, _ = _of_averages(exact, v.to(tl.float64), n, inside, tl.float64)
+        exact += share_of(n[DECAY].to(tl.float64), w.to(tl.float64))
+        swallowed += (unsure & (exact != 0)).to(tl.int32)
+    return swallowed
 
 
 @triton.jit
@@ -302,7 +323,7 @@ def _second_block(
     update2, update_w, gb, b2, swallowed, most = state
     start = layer[4]
     w = read(layer[0], start, lanes, inside, DTYPE, ALIGNED[0], tl.float32)
-    moving, d, g, wanted = _applied(layer, n, ratio, lanes, inside, w, RULE, DTYPE, ALIGNED)
+    moving, d, g, v = _applied(layer, n, ratio, lanes, inside, w, RULE, DTYPE, ALIGNED)
     after = (w * n[KEPT] - n[RATE] * moving).to(DTYPE)
     tl.store(place(layer[0], start, DTYPE, ALIGNED[0]) + lanes, after, mask=inside)
     if MEASURE:
@@ -314,8 +335,7 @@ def _second_block(
             wide = moving.to(tl.float64)
             b2 += wide * wide
             gb += wide * g.to(tl.float64)
-        wanted = wanted | (d + share_of(n[DECAY], w) != 0)
-        swallowed += ((update == 0) & wanted).to(tl.int32)
+        swallowed += _swallowed(update, d, g, v, w, n, inside, RULE)
         most = larger(most, tl.abs(update))
     return update2, update_w, gb, b2, swallowed, most
 
