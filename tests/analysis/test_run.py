@@ -46,7 +46,7 @@ def test_selections_of_layers_and_steps(synthetic_run: Make, close: bool) -> Non
     with pytest.raises(UsageError, match="'nope' is not a quantity"):
         run.layers(["nope"])
     for parameter in ("columns", "layers"):
-        with pytest.raises(UsageError, match=rf"{parameter} got the text .*\['trust_ratio'\]"):
+        with pytest.raises(UsageError, match=rf"{parameter} got the string .*\['trust_ratio'\]"):
             run.layers(**{parameter: "trust_ratio"})
     with pytest.raises(UsageError, match="skips steps"):
         run.layers(steps=slice(0, 9, 2))
@@ -201,7 +201,7 @@ def test_rows_that_belong_to_another_run_are_not_given_to_its_layers(
 
 def test_a_message_names_only_the_first_of_many_layers(synthetic_run: Make) -> None:
     run = trustlens.open_run(synthetic_run(layers=300, steps=1))
-    with pytest.raises(UsageError, match=r"block0\.weight.*… \(300 in all\)$") as caught:
+    with pytest.raises(UsageError, match=r"block0\.weight.*… \(300 in total\)$") as caught:
         run.layers(layers=["nope"])
     assert len(str(caught.value)) < 500
 

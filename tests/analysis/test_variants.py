@@ -142,7 +142,7 @@ def test_epsilons_place_is_off_by_what_the_docstring_says(tmp_path, monkeypatch,
     ("variant", "options", "told"),
     [
         ("nvlamb", {}, r"variant='nvlamb'; choose one of: article, .*tensorflow-addons$"),
-        ("apex", {"trust_clip": True}, r"trust_clip=True; choose of: debias, .*weight_decay$"),
+        ("apex", {"trust_clip": True}, r"trust_clip=True; choose from: debias, .*weight_decay$"),
         ("apex", {"clip_ratio": 1}, r"clip_ratio=1: give a lower and an upper bound"),
         ("apex", {"weight_decay": -1}, r"weight_decay=-1: give a number of at least 0"),
         ("apex", {"steps": slice(0, 9, 2)}, "skips steps"),

@@ -99,7 +99,7 @@ def test_steps_before_the_recording_may_have_been_clipped(tmp_path):
     with trustlens.record(optimizer, tmp_path / "late"):
         optimizer.step()
     run = trustlens.open_run(tmp_path / "late")
-    with pytest.raises(UsageError, match="had done steps before it was recorded"):
+    with pytest.raises(UsageError, match="had taken steps before the recording began"):
         run.trust_ratio("apex")
     assert run.trust_ratio("apex", max_grad_norm=None).notna().all(axis=None)
 
@@ -107,7 +107,7 @@ def test_steps_before_the_recording_may_have_been_clipped(tmp_path):
 def test_a_recording_that_began_late_is_known_by_its_debias_factors(tmp_path):
     values = {name: np.ones(1) for name in ("debias1", "debias2")}  # of step 10,000, say
     run = trustlens.open_run(make_run(tmp_path / "run", values=values | {"grad_norm": np.ones(1)}))
-    with pytest.raises(UsageError, match="had done steps before it was recorded"):
+    with pytest.raises(UsageError, match="had taken steps before the recording began"):
         run.trust_ratio("apex", max_grad_norm=1e6)
 
 
@@ -116,7 +116,7 @@ def test_so_are_those_of_a_lamb_that_applies_them_to_its_rate(tmp_path):
     values = {"debias1": np.full(1, 2.0), "debias2": np.full(1, 9.0), "grad_norm": np.ones(1)}
     path = make_run(tmp_path / "run", values=values)
     write_info(path, replace(read_info(path), optimizers=(rate,)))
-    with pytest.raises(UsageError, match="had done steps before it was recorded"):
+    with pytest.raises(UsageError, match="had taken steps before the recording began"):
         trustlens.open_run(path).trust_ratio("apex", max_grad_norm=1e6)
 
 
@@ -177,7 +177,7 @@ REFUSED = {
     "amsgrad": (lambda g: torch.optim.AdamW(g, amsgrad=True), r"record one with amsgrad=False"),
     "Adam": (
         torch.optim.Adam,
-        r"weight_decay=0.1 goes into the gradient.*record one with AdamW or without decay",
+        r"weight_decay=0.1 is added to the gradient.*record one with AdamW or without decay",
     ),
     "one of two": (
         lambda g: [torch.optim.AdamW(g[:1]), torch.optim.SGD(g[1:], 0.1)],
@@ -215,7 +215,7 @@ OTHER_W = OptimizerInfo("elsewhere.AdamW", ({"weight_decay": 0.1},), "AdamW")
 @pytest.mark.parametrize(
     ("optimizer", "options", "values", "told"),
     [
-        (TIMM, {"caution": True}, {}, "with caution=True: it leaves out"),
+        (TIMM, {"caution": True}, {}, "with caution=True: it zeroes"),
         (TIMM, {"rectify": True}, {}, "with rectify=True"),
         (TIMM, {"grad_averaging": False}, {}, "with grad_averaging=False"),
         (TIMM, {"bias_correction": False}, {"debias2": 1.0}, "does not debias"),
@@ -225,7 +225,7 @@ OTHER_W = OptimizerInfo("elsewhere.AdamW", ({"weight_decay": 0.1},), "AdamW")
         (KOZISTR, {}, {"debias2": 1.0}, "does not debias"),
         (JETTIFY, {}, {"debias2": 1.0}, "does not debias"),
         (OTHER, {}, {"weight_decay": 0.1}, None),
-        (OTHER, {}, {"weight_decay": 0.0}, "weight_decay=0.1 goes into the gradient"),
+        (OTHER, {}, {"weight_decay": 0.0}, "weight_decay=0.1 is added to the gradient"),
         (OTHER_W, {}, {"weight_decay": 0.0}, None),  # a schedule's end
         (replace(TIMM, groups=()), None, {}, "does not hold the options of group 0"),
     ],
@@ -258,7 +258,7 @@ def test_a_direction_that_nobody_knew_is_told(tmp_path):
     unknown = dict.fromkeys(("weight_decay", "undecayed_norm", "debias1", "debias2"))
     run = trustlens.open_run(make_run(tmp_path / "run", values=unknown))
     assert (run.matrix("update_norm") > 0).all(axis=None)
-    with pytest.raises(UsageError, match="was not known when it was recorded"):
+    with pytest.raises(UsageError, match="was unknown when it was recorded"):
         run.trust_ratio()
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit status, and one line for every mistake."""
+"""The command line: output, exit statuses, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trustlens.store.run_info import OptimizerInfo, read_info, write_info
 Make = Callable[..., Path]
 
 
-# Each command of the top level is a module of its own name.
+# Top-level commands, each in a module with its name.
 COMMANDS = ["demo", "dashboard", "list", "show", "diagnose", "repair", "export"]
 
 
@@ -40,7 +40,7 @@ def help_of(*command: str) -> str:
 
 
 def listed_commands() -> list[str]:
-    """The commands in `trustlens --help`, in its order."""
+    """Return the commands in `trustlens --help`, in its order."""
     return re.findall(r"^    (\w+)(?: |$)", help_of(), re.MULTILINE)
 
 
@@ -48,7 +48,7 @@ def test_the_commands_are_listed() -> None:
     assert [command for command in listed_commands() if command in COMMANDS] == COMMANDS
 
 
-def test_each_command_is_a_module() -> None:
+def test_each_command_has_its_own_module() -> None:
     folder = Path(cli.__file__).parent
     assert all((folder / f"{command}.py").is_file() for command in listed_commands())
 
@@ -59,7 +59,12 @@ def test_each_command_has_help_with_an_example(command: list[str]) -> None:
     assert example in help_of(*command)
 
 
-def test_help_is_quick() -> None:
+def test_each_command_is_on_one_line_with_its_summary() -> None:
+    for command in listed_commands():
+        assert re.search(rf"^    {command} +\w", help_of(), re.MULTILINE), command
+
+
+def test_help_imports_no_slow_package() -> None:
     heavy = {"torch", "pandas", "numpy", "pyarrow", "plotly", "dash"}
     code = f"""
 import sys
@@ -83,7 +88,7 @@ def test_list(synthetic_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows[1].split()[:5] == ["lamb", "LAMB", "8", "20", "recording"]
 
 
-def test_list_names_a_broken_run_and_shows_the_others(
+def test_list_reports_a_broken_run_and_shows_the_others(
     synthetic_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthetic_run("good")
@@ -94,7 +99,7 @@ def test_list_names_a_broken_run_and_shows_the_others(
     assert "schema 99" in out
 
 
-def test_list_names_a_run_that_the_system_does_not_let_it_read(
+def test_list_reports_a_run_without_read_permission(
     synthetic_run: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -114,7 +119,7 @@ def test_list_names_a_run_that_the_system_does_not_let_it_read(
     assert good.split()[:5] == ["good", "Adam", "8", "30", "closed"]
 
 
-def test_list_names_the_run_that_it_stands_in(
+def test_list_of_the_current_directory_shows_the_run_name(
     synthetic_run: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(synthetic_run("adam"))
@@ -122,7 +127,7 @@ def test_list_names_the_run_that_it_stands_in(
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["adam", "Adam"]
 
 
-def test_names_cannot_steer_the_terminal(
+def test_control_characters_in_names_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make_run(tmp_path / "run", layers=["a\x1b[2Jb", "λ"], name="x\x1b]0;owned\x07")
@@ -135,7 +140,7 @@ def test_names_cannot_steer_the_terminal(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_terminal_without_these_letters_is_no_error(synthetic_run: Make) -> None:
+def test_characters_that_the_terminal_cannot_encode_are_escaped(synthetic_run: Make) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trustlens", "show", str(synthetic_run("run", layers=["λ"]))],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
@@ -146,7 +151,7 @@ def test_a_terminal_without_these_letters_is_no_error(synthetic_run: Make) -> No
     assert r"\u03bb" in done.stdout
 
 
-def test_an_error_of_the_system_is_one_line_and_status_2(
+def test_an_os_error_is_one_line_and_status_2(
     synthetic_run: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> None:
@@ -175,7 +180,7 @@ def test_show(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{run.matrix('update_ratio').loc[30, 'block3.bias']:.4g}" in out
 
 
-def test_show_names_the_variant(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_the_variant(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     path = synthetic_run("timm")
     timm = OptimizerInfo("timm.optim.lamb.Lamb", ({"lr": 0.1},), "LAMB", "timm")
     write_info(path, replace(read_info(path), optimizers=(timm,)))
@@ -183,7 +188,7 @@ def test_show_names_the_variant(synthetic_run: Make, capsys: pytest.CaptureFixtu
     assert "optimizer 0: timm.optim.lamb.Lamb(lr=0.1), variant timm\n" in capsys.readouterr().out
 
 
-def test_diagnose_says_by_its_status_whether_something_is_wrong(
+def test_the_status_of_diagnose_is_1_if_there_are_findings(
     synthetic_run: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["diagnose", str(synthetic_run("healthy", steps=100))]) == 0
@@ -202,7 +207,7 @@ def test_diagnose_says_by_its_status_whether_something_is_wrong(
 
 @pytest.mark.parametrize(("layers", "steps"), [(0, 0), (0, 3), (3, 0), (3, 1)])
 @pytest.mark.parametrize("command", ["show", "diagnose", "list"])
-def test_runs_with_little_in_them(
+def test_runs_with_few_or_no_rows(
     synthetic_run: Make, command: str, layers: int, steps: int
 ) -> None:
     assert main([command, str(synthetic_run(layers=layers, steps=steps))]) == 0
@@ -222,7 +227,7 @@ def _mistakes(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
     return {
         "no such directory": (["show", str(folder / "nowhere")], "there is no directory"),
         "no run in it": (["diagnose", str(empty)], "holds no run"),
-        "not ours": (["show", str(foreign)], "not a run.json of trustlens"),
+        "foreign file": (["show", str(foreign)], "not a run.json of trustlens"),
         "newer": (["show", str(newer)], "pip install -U trustlens-optim"),
         "a file": (["export", "tensorboard", str(file), "tb"], "is a file"),
         "no quantity": (["show", str(run), "--quantity", "nope"], "choose one of: trust_ratio"),
@@ -242,7 +247,7 @@ def _mistakes(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
 MISTAKES = (
     "no such directory",
     "no run in it",
-    "not ours",
+    "foreign file",
     "newer",
     "a file",
     "no quantity",
@@ -257,7 +262,7 @@ MISTAKES = (
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_status_2(
+def test_a_user_error_is_one_line_and_status_2(
     synthetic_run: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -287,7 +292,7 @@ def test_a_port_in_use(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     "arguments", [[], ["nope"], ["show"], ["dashboard", "x", "--port", "80000"]]
 )
-def test_bad_words_are_one_line_and_status_2(
+def test_invalid_arguments_are_one_line_and_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -296,8 +301,8 @@ def test_bad_words_are_one_line_and_status_2(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("layers", [2, 300])  # less than a buffer of output, and more
-def test_a_reader_that_leaves_early_is_no_error(synthetic_run: Make, layers: int) -> None:
+@pytest.mark.parametrize("layers", [2, 300])  # output shorter and longer than the pipe's buffer
+def test_a_reader_that_closes_the_pipe_early_is_no_error(synthetic_run: Make, layers: int) -> None:
     path = synthetic_run("run", layers=layers, steps=2)
     show = subprocess.Popen(
         [sys.executable, "-m", "trustlens", "show", str(path)],

@@ -1,4 +1,4 @@
-"""`trustlens doctor`: what it says of this machine, and of machines that lack something."""
+"""`trustlens doctor`: its report on this machine, and on machines that lack something."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trustlens.cli import main
 
 
 def doctor(tmp_path: Path, before: str = "", **environment: str) -> tuple[int, str]:
-    """Return status and output of a process, which runs some code before."""
+    """Return exit status and output of `trustlens doctor` in a process that first runs `before`."""
     code = f"""
         import sys
         {before}
@@ -38,13 +38,13 @@ def doctor(tmp_path: Path, before: str = "", **environment: str) -> tuple[int, s
 
 
 def line(output: str, name: str) -> str:
-    """Return what is said of something."""
+    """Return the text of the line with this name."""
     found = re.search(rf"^  {re.escape(name)} +(.*)$", output, re.MULTILINE)
-    assert found, f"nothing is said of {name} in:\n{output}"
+    assert found, f"no line {name!r} in:\n{output}"
     return found[1]
 
 
-def test_a_machine_that_has_everything(
+def test_a_machine_without_problems(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROWSER", "/bin/true")
@@ -62,7 +62,7 @@ def test_a_machine_that_has_everything(
 
 
 @needs_compiler
-def test_the_loops_that_are_used(tmp_path: Path) -> None:
+def test_the_loaded_loops_are_listed(tmp_path: Path) -> None:
     status, output = doctor(tmp_path)
     assert status == 0
     assert line(output, "CPU") == "compiled loops"
@@ -73,7 +73,7 @@ def test_the_loops_that_are_used(tmp_path: Path) -> None:
     assert line(output, "C compiler").startswith(f"{compiler} (")
 
 
-def test_without_a_compiler_it_says_why_the_loops_are_not_used(tmp_path: Path) -> None:
+def test_without_a_compiler_the_reason_is_reported(tmp_path: Path) -> None:
     status, output = doctor(tmp_path, PATH="", CC="")
     assert status == 0
     assert line(output, "CPU") == "PyTorch operations; correct, but slower"
@@ -111,12 +111,12 @@ def test_a_recorder_that_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
-        raise RuntimeError("as if")
+        raise RuntimeError("simulated")
 
     monkeypatch.setattr(trustlens, "record", fails, raising=False)
     assert main(["doctor", str(tmp_path)]) == 1
     output = capsys.readouterr().out
-    assert line(output, "CPU") == "WRONG: cannot record: RuntimeError: as if"
+    assert line(output, "CPU") == "WRONG: cannot record: RuntimeError: simulated"
 
 
 def test_a_directory_that_cannot_be_written(
@@ -128,8 +128,8 @@ def test_a_directory_that_cannot_be_written(
     assert "file/runs' cannot be written: Not a directory" in line(output, "to record into")
 
 
-def test_an_address_is_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "s3://bucket/runs"]) == 2
     assert capsys.readouterr().err == (
-        "trustlens: 's3://bucket/runs' is an address; give a directory of this machine\n"
+        "trustlens: 's3://bucket/runs' is an address; give a directory on this machine\n"
     )

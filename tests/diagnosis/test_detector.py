@@ -1,4 +1,4 @@
-"""The detector on arrays alone, without a run."""
+"""The detector on arrays, without a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows(steps: int, layers: int) -> LayerRows:
     return LayerRows(np.arange(10, 10 + 2 * steps, 2), [f"l{i}" for i in range(layers)], values)
 
 
-def test_a_finding_has_the_step_and_not_the_row() -> None:
+def test_a_finding_reports_the_step_not_the_row() -> None:
     faulty = rows(100, 4)
     faulty["update_norm"][60:, 2] *= 1e6
     (finding,) = find(faulty)
@@ -27,13 +27,13 @@ def test_a_finding_has_the_step_and_not_the_row() -> None:
     assert finding.score > 1
 
 
-def test_nothing_is_found_where_there_is_nothing() -> None:
+def test_empty_and_healthy_rows_have_no_findings() -> None:
     assert find(rows(0, 3)) == []
     assert find(rows(50, 0)) == []
     assert find(rows(200, 5)) == []
 
 
-def test_it_needs_numpy_only() -> None:
+def test_the_detector_imports_only_numpy() -> None:
     code = "import sys, trustlens.diagnosis.detector as d; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "numpy" in done.stdout

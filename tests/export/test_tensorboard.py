@@ -1,4 +1,4 @@
-"""What TensorBoard's own reader finds must be what the run holds."""
+"""TensorBoard's own reader must find the numbers of the run."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def read(logdir: Path) -> EventAccumulator:
 
 
 def histogram(event: Any) -> np.ndarray:
-    """Triples of left edge, right edge, count."""
+    """Return triples of left edge, right edge and count."""
     return make_ndarray(event.tensor_proto)
 
 
 def in_bucket(values: np.ndarray, left: float, right: float) -> int:
-    # Above 0 a bucket holds its edge next to 0; below 0 likewise, which is the right one.
+    # A bucket includes its edge nearer to 0: the left one above 0, the right one below 0.
     inside = (
         (values >= left) & (values < right) if right > 0 else (values > left) & (values <= right)
     )
@@ -54,7 +54,7 @@ def run(synthetic_run: Make) -> trustlens.Run:
     return trustlens.open_run(synthetic_run("run", steps=30, layers=5))
 
 
-def test_scalars_are_the_runs_numbers(run: trustlens.Run, tmp_path: Path) -> None:
+def test_scalars_are_the_values_of_the_run(run: trustlens.Run, tmp_path: Path) -> None:
     to_tensorboard(run, tmp_path / "tb")
     board = read(tmp_path / "tb")
     rows = run.layers([*RECORDED, "effective_rate", "update_ratio"])
@@ -66,7 +66,7 @@ def test_scalars_are_the_runs_numbers(run: trustlens.Run, tmp_path: Path) -> Non
             np.testing.assert_array_equal(np.array([e.value for e in events], np.float32), expected)
 
 
-def test_metrics_are_the_runs(run: trustlens.Run, tmp_path: Path) -> None:
+def test_metrics_are_those_of_the_run(run: trustlens.Run, tmp_path: Path) -> None:
     to_tensorboard(run, tmp_path / "tb")
     board = read(tmp_path / "tb")
     for name, logged in run.metrics().groupby("name"):
@@ -101,7 +101,7 @@ def test_wall_times_are_those_of_the_recording(run: trustlens.Run, tmp_path: Pat
     assert (times[0] - START).total_seconds() == pytest.approx(0.1)
 
 
-def test_in_blocks_it_is_the_same(
+def test_an_export_in_blocks_is_the_same(
     run: trustlens.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     to_tensorboard(run, tmp_path / "whole")
@@ -114,7 +114,7 @@ def test_in_blocks_it_is_the_same(
     assert whole.Tensors("layers/trust_ratio") == blocks.Tensors("layers/trust_ratio")
 
 
-def test_what_is_not_finite_is_counted_and_breaks_nothing(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_counted_outside_of_the_histograms(tmp_path: Path) -> None:
     weight = np.ones((4, 3))
     weight[1] = [np.nan, 2.0, np.inf]
     weight[2] = np.nan
@@ -136,7 +136,7 @@ def test_what_is_not_finite_is_counted_and_breaks_nothing(tmp_path: Path) -> Non
     assert scalars[0] == scalars[3] == 1.0
     assert all(math.isnan(value) for value in scalars[1:3])
     assert board.Scalars("loss")[1].value == math.inf
-    # what the optimizer does not have is not there at all, rather than NaN
+    # A quantity that the optimizer does not have has no tag, rather than NaN.
     assert not [tag for tag in board.Tags()["scalars"] if tag.startswith("momentum_norm")]
 
 
@@ -178,7 +178,7 @@ def test_counts_beyond_float32_stay_exact(tmp_path: Path) -> None:
     assert histogram(event).tolist() == [[1.0, 1.25, 2**24 + 1]]
 
 
-def test_live_is_what_the_export_is(tmp_path: Path) -> None:
+def test_a_live_listener_writes_what_the_export_writes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -208,27 +208,27 @@ def test_live_is_what_the_export_is(tmp_path: Path) -> None:
     assert all(e.wall_time >= begin for e in live.Scalars("loss"))
 
 
-def test_a_second_run_is_not_written_into_the_first(run: trustlens.Run, tmp_path: Path) -> None:
+def test_a_folder_with_events_is_rejected(run: trustlens.Run, tmp_path: Path) -> None:
     to_tensorboard(run, tmp_path / "tb")
     (file,) = (tmp_path / "tb").iterdir()
     before = file.read_bytes()
-    with pytest.raises(UsageError, match="holds TensorBoard events already"):
+    with pytest.raises(UsageError, match="already holds TensorBoard events"):
         to_tensorboard(run, tmp_path / "tb")
-    with pytest.raises(UsageError, match="holds TensorBoard events already"):
+    with pytest.raises(UsageError, match="already holds TensorBoard events"):
         TensorBoardListener(tmp_path / "tb")
     assert list((tmp_path / "tb").iterdir()) == [file]
     assert file.read_bytes() == before
 
 
-def test_a_file_in_place_of_the_folder(run: trustlens.Run, tmp_path: Path) -> None:
+def test_a_logdir_that_is_a_file_is_rejected(run: trustlens.Run, tmp_path: Path) -> None:
     (tmp_path / "tb").write_text("x")
     with pytest.raises(UsageError, match="is a file"):
         to_tensorboard(run, tmp_path / "tb")
-    with pytest.raises(UsageError, match="cannot be made"):
+    with pytest.raises(UsageError, match="cannot be created"):
         to_tensorboard(run, tmp_path / "tb" / "below")
 
 
-def test_what_failed_leaves_no_file(
+def test_an_interrupted_export_leaves_no_file(
     run: trustlens.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any) -> None:
@@ -257,7 +257,7 @@ def test_small_runs(synthetic_run: Make, tmp_path: Path, steps: int, layers: int
     assert any(tag.startswith("trust_ratio/") for tag in tags) == bool(steps and layers)
 
 
-def test_every_quantity_but_the_rms_is_written(run: trustlens.Run, tmp_path: Path) -> None:
+def test_every_quantity_except_rms_is_written(run: trustlens.Run, tmp_path: Path) -> None:
     to_tensorboard(run, tmp_path / "tb")
     tags = {tag.removeprefix("layers/") for tag in read(tmp_path / "tb").Tags()["tensors"]}
     assert tags == set(QUANTITIES) - {"update_rms", "weight_rms"}

@@ -70,7 +70,7 @@ def test_what_was_flushed_is_sealed(left: Path, capsys: pytest.CaptureFixture[st
     before = tables(left)
     assert [len(rows) for rows in before] == [14, 7, 7]
     assert main(["repair", str(left)]) == 0
-    assert "layers: 14 rows sealed" in capsys.readouterr().out
+    assert "layers: recovered 14 rows" in capsys.readouterr().out
     for one, other in zip(tables(left), before, strict=True):
         pd.testing.assert_frame_equal(one, other)
     assert len(pd.read_parquet(left / "layers")) == 14
@@ -87,8 +87,8 @@ def test_a_torn_batch_is_left_out_and_told(left: Path, capsys: pytest.CaptureFix
     journal.write_bytes(journal.read_bytes()[:-100])
     assert main(["repair", str(left)]) == 1
     out = capsys.readouterr().out
-    assert "layers: 12 rows sealed" in out
-    assert re.search(r"layers: \d+ bytes of an incomplete batch were discarded", out)
+    assert "layers: recovered 12 rows" in out
+    assert re.search(r"layers: discarded \d+ bytes of an incomplete batch", out)
     assert sorted(set(trustlens.open_run(left).layers()["step"])) == [1, 2, 3, 4, 5, 6]
     assert main(["repair", str(left)]) == 0
     capsys.readouterr()
@@ -234,7 +234,7 @@ def test_rows_without_room_are_told_of_a_run_that_died_before_it_could_note_them
     shutil.copytree(run, tmp_path / "resumed")
     resumed = tmp_path / "resumed"
     writer = RunWriter(resumed, run_info(), resume=lambda old: old)
-    writer.rewind(14, {})
+    writer.rollback(14, {})
     writer.close(writer.info)
     for _ in range(2):
         repair(run)
@@ -284,6 +284,6 @@ def test_who_resumes_without_a_repair_notes_it_too(
     run = torn(tmp_path, ["layers"])
     writer = RunWriter(run, run_info(), resume=lambda old: old)
     assert read_info(run).recording.torn == {"layers": ((10, 12),)}
-    writer.rewind(step, {})
+    writer.rollback(step, {})
     writer.close(writer.info)
     assert read_info(run).recording.torn == gaps

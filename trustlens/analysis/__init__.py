@@ -1,1 +1,1 @@
-"""The read side: runs as DataFrames, and what can be said about them. Never imports torch."""
+"""The read side: recorded runs as DataFrames, and their diagnosis. Never imports torch."""

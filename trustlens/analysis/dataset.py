@@ -1,4 +1,4 @@
-"""Many runs as one data set, for query engines that read more than fits in memory."""
+"""Many runs as one Arrow data set, for query engines such as DuckDB, Polars and Dask."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from trustlens.store.location import LocalLocation, Location
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-_WILD: Final = "*?["
+_WILDCARDS: Final = "*?["
 
 
 def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Dataset:
     """Return one table of many runs as a data set, with a column that names the run.
 
-    Nothing is read yet: DuckDB, Polars and Dask take the data set as it is and read what they
-    need. It has the sealed files; the newest rows of a run that is being recorded appear with its
-    next file.
+    The call reads no rows: DuckDB, Polars and Dask accept the data set and read what they need.
+    It contains the Parquet files that exist at the call. The newest rows of a run that is being
+    recorded are not in them yet.
 
     Parameters
     ----------
     pattern : str or path
-        Runs, or folders of runs, on this machine or on an object store: ``runs/sweep-*``,
+        Path or address of runs or of folders of runs, with wildcards: ``runs/sweep-*``,
         ``s3://bucket/sweep/*``.
     table : str
         ``"layers"``, ``"steps"``, ``"metrics"`` or ``"histograms"``.
@@ -41,22 +41,22 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
     Returns
     -------
     pyarrow.dataset.Dataset
-        The table's columns and ``run``: the run's path after the part of the pattern that has no
-        wildcard, or its name.
+        The table's columns, and ``run``: the path of the run relative to the folders of the
+        pattern before its first wildcard, or the name of the run's folder if that path is empty.
 
     Raises
     ------
     UsageError
-        No run matches, or there is no such table.
+        If no run matches, or ``table`` is not a table.
     RunError
-        The object store does not answer.
+        If the object store does not answer.
 
     Examples
     --------
     >>> data = trustlens.dataset("s3://bucket/sweep/*")
     >>> duckdb.sql("SELECT run, avg(trust_ratio) FROM data GROUP BY run")
     """
-    import pyarrow.dataset as ds  # noqa: PLC0415 — slow to import, and needed here only
+    import pyarrow.dataset as ds  # noqa: PLC0415 — slow to import
 
     if table not in TABLES:
         raise UsageError(f"'{table}' is not a table; choose one of: {', '.join(TABLES)}")
@@ -81,45 +81,47 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
 
 
 def _runs(pattern: str) -> Iterator[tuple[str, Location]]:
-    """Yield name and location of each run that matches, or is in a folder that matches."""
+    """Yield the name and location of each run that matches, or is below a folder that matches."""
     if "://" in pattern and not pattern.startswith("file://"):
         address, question, options = pattern.partition("?")
-        root, wild = _divided(address)
+        root, rest = _split_at_wildcard(address)
         base = locate(root + question + options)
-        found = _matching(base, PurePosixPath(wild).parts)
+        found = _matching_folders(base, PurePosixPath(rest).parts)
     else:
         local = pattern.removeprefix("file://")
-        root, wild = _divided(local)
+        root, rest = _split_at_wildcard(local)
         base = LocalLocation(Path(root or "."))
-        found = (LocalLocation(Path(path)) for path in glob.glob(local))  # noqa: PTH207 — it may be absolute
-    for each in found:
-        for run in _in(each):
+        found = (LocalLocation(Path(path)) for path in glob.glob(local))  # noqa: PTH207 — Path.glob rejects absolute patterns
+    for folder in found:
+        for run in _runs_in(folder):
             yield str(run)[len(str(base)) :].strip("/") or run.name, run
 
 
-def _divided(pattern: str) -> tuple[str, str]:
-    """Return the folders of a pattern that have no wildcard, and the rest."""
+def _split_at_wildcard(pattern: str) -> tuple[str, str]:
+    """Return the path before the first part with a wildcard, and the rest of the pattern."""
     parts = pattern.rstrip("/").split("/")
-    wild = next((i for i, part in enumerate(parts) if any(c in part for c in _WILD)), len(parts))
-    return "/".join(parts[:wild]) or ("/" if pattern.startswith("/") else ""), "/".join(
-        parts[wild:]
+    first = next(
+        (i for i, part in enumerate(parts) if any(c in part for c in _WILDCARDS)), len(parts)
     )
+    root = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+    return root, "/".join(parts[first:])
 
 
-def _matching(base: Location, parts: tuple[str, ...]) -> Iterator[Location]:
+def _matching_folders(base: Location, parts: tuple[str, ...]) -> Iterator[Location]:
+    """Yield the folders below ``base`` whose relative path matches, part by part."""
     if not parts:
         yield base
         return
     for entry in base.entries():
         if not entry.is_plain and fnmatchcase(entry.name, parts[0]):
-            yield from _matching(base / entry.name, parts[1:])
+            yield from _matching_folders(base / entry.name, parts[1:])
 
 
-def _in(folder: Location) -> Iterator[Location]:
-    """Yield the folder itself if it is a run, else the runs below it."""
+def _runs_in(folder: Location) -> Iterator[Location]:
+    """Yield the folder itself if it is a run, else every run below it."""
     if (folder / RUN_FILE).exists():
         yield folder
         return
     for entry in folder.entries():
         if not entry.is_plain and not entry.name.startswith("."):
-            yield from _in(folder / entry.name)
+            yield from _runs_in(folder / entry.name)

@@ -1,4 +1,4 @@
-"""Derived quantities, computed at read time from the columns that are stored."""
+"""Derived quantities, computed at read time from stored columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trustlens.store.downsampled import Downsampled
 
 
 def stored_columns(quantities: Sequence[Quantity]) -> list[str]:
-    """Return the stored columns that quantities are read or computed from, each once."""
+    """Return the stored columns needed for some quantities, without duplicates."""
     needs = [need for each in quantities for need in (each.needs if each.derived else (each.name,))]
     return [need for need in dict.fromkeys(needs) if need in QUANTITIES]
 
@@ -28,29 +28,30 @@ def compute(
     quantity : Quantity
         Recorded or derived.
     stored : mapping of str to array
-        The columns of :func:`stored_columns`, of one shape.
+        The columns that :func:`stored_columns` names, all of the same shape.
     sizes : float64 array
-        Elements of the layer of each value; broadcasts against the columns.
+        Number of elements of each value's layer; broadcasts against the columns.
 
     Returns
     -------
     array
-        The column as it is for a recorded quantity; float64 for a derived one.
+        For a recorded quantity the stored column itself; for a derived one float64.
     """
     if quantity.compute is None:
         return stored[quantity.name]
     needs = {name: stored[name].astype(np.float64) for name in stored_columns([quantity])}
-    with np.errstate(all="ignore"):  # 0/0 of a layer of zeros is NaN: not known
+    with np.errstate(all="ignore"):  # 0/0, for a layer of zeros, is NaN: unknown
         return quantity.compute({**needs, "size": sizes})
 
 
 def compute_downsampled(
     quantity: Quantity, stored: Mapping[str, Downsampled], sizes: NDArray[np.float64]
 ) -> Downsampled:
-    """Return a quantity in buckets of steps from stored ones in the same buckets.
+    """Return a downsampled quantity from downsampled stored columns with the same buckets.
 
-    A derived quantity is computed from the means. Its smallest and largest values are known only
-    if it is computed from one quantity, with which it increases. ``sizes`` is float64 (layers,).
+    A derived quantity is computed from the buckets' means. Its minimum and maximum are None unless
+    it depends on a single column: it then increases with that column. ``sizes`` is float64
+    (layers,).
     """
     if quantity.compute is None:
         return stored[quantity.name]

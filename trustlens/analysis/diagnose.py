@@ -1,7 +1,7 @@
-"""The diagnosis of a recorded run: see :mod:`trustlens.diagnosis` for the rule.
+"""Diagnose a recorded run by the rules of :mod:`trustlens.diagnosis`.
 
-A long run is judged by the largest values of up to 2,048 buckets of steps in place of steps; an
-onset is then the first step of a bucket.
+A long run is read in at most 2,048 buckets of steps, each represented by its largest value. The
+onset of a finding is then the first step of its bucket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trustlens.diagnosis.detector import find
 from trustlens.diagnosis.signals import NEEDED, LayerRows
 
 BUCKETS: Final = 2048
-"""Buckets of steps by which a long run is judged."""
+"""Maximum number of buckets of steps that a long run is read in."""
 
 COLUMNS: Final = ("step", "layer", "kind", "score", "evidence")
 
@@ -28,15 +28,15 @@ def diagnose(run: RunTables) -> pd.DataFrame:
     Parameters
     ----------
     run : Run
-        Any recorded run, also one that is being recorded.
+        A recorded run; it may still be being recorded.
 
     Returns
     -------
     DataFrame
-        One row for each layer that has a finding (its worst episode), most suspect first; empty
-        for a healthy run. ``step`` (int64) of onset, ``layer``, ``kind`` ("not finite",
-        "exploding", "vanishing" or "frozen"), ``score`` (float64: how far it went, as a multiple
-        of where the alarm begins; infinite if not finite), ``evidence`` in words.
+        One row for the worst episode of each layer that has one, most suspect first; empty for a
+        healthy run. Columns: ``step`` (int64), the onset; ``layer``; ``kind`` ("not finite",
+        "exploding", "vanishing" or "frozen"); ``score`` (float64), the departure as a multiple of
+        the alarm threshold, infinite if not finite; ``evidence``, a sentence.
     """
     samples = run.sample(NEEDED, BUCKETS, thin=False)
     values = {name: sample.largest() for name, sample in samples.items()}
@@ -47,7 +47,7 @@ def diagnose(run: RunTables) -> pd.DataFrame:
 
 
 def verdict(findings: pd.DataFrame, run: RunTables) -> str:
-    """Return the findings of `diagnose` as one short line, for lists of runs."""
+    """Return one short line that sums up the findings, for lists of runs."""
     if not len(findings):
         return "no steps" if not run.last_step else "no anomalies"
     first = findings.iloc[0]

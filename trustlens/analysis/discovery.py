@@ -1,4 +1,4 @@
-"""Opening a run, and finding those below a folder."""
+"""Open a run, and find the runs below a folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _log: Final = logging.getLogger("trustlens")
 
 
 def open_run(path: Address) -> Run:
-    """Open a recorded run for reading; it may still be being written.
+    """Open a recorded run for reading; it may still be being recorded.
 
-    If something is missing from it, the logger ``trustlens`` warns; see :meth:`Run.missing`.
+    If rows are missing from it, the logger ``trustlens`` logs a warning; see :meth:`Run.missing`.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ def open_run(path: Address) -> Run:
     Raises
     ------
     RunError
-        There is no such directory, no run in it, or it is not one that this version can read.
+        If there is no such directory, it holds no run, or this version cannot read the run.
     UsageError
-        It is an address of a kind that is not known.
+        If the address is of an unknown kind.
 
     Examples
     --------
@@ -44,47 +44,47 @@ def open_run(path: Address) -> Run:
 
 
 def local_folder(address: str | os.PathLike[str]) -> Path:
-    """Return the folder on this machine that a path, or an address of ``file://``, means.
+    """Return the local folder that a path or a ``file://`` address names.
 
     Raises
     ------
     UsageError
-        It is an address of another kind.
+        If the address is of another kind.
     """
     path = os.fspath(address).removeprefix("file://")
     if "://" in path:
         raise UsageError(
-            f"'{path.split('?')[0]}' is not on this machine, and list, dashboard and find_runs "
-            "read folders that are; elsewhere use 'trustlens show ADDRESS' for one run, "
-            "trustlens.dataset for many"
+            f"'{path.split('?')[0]}' is not on this machine; list, dashboard and find_runs read "
+            "local folders only. Use 'trustlens show ADDRESS' for one run, or trustlens.dataset "
+            "for many"
         )
     return Path(path)
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[Path]:
-    """Return the directories that hold a run, ``root`` itself or below it, sorted by path.
+    """Return the directories of all runs at or below ``root``, sorted by path.
 
     Raises
     ------
     UsageError
-        There is no such directory, it cannot be read, or it is not on this machine.
+        If ``root`` is not a local directory, or cannot be read.
     """
     top = local_folder(root)
     try:
-        os.scandir(top).close()  # since os.walk skips what it cannot read
+        os.scandir(top).close()  # os.walk would skip an unreadable folder silently
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            what = "does not exist"
+            reason = "does not exist"
         elif isinstance(error, NotADirectoryError):
-            what = "is not a directory"
+            reason = "is not a directory"
         else:
-            what = f"cannot be read ({error.strerror})"
-        raise UsageError(f"'{top}' {what}; give a directory that holds runs") from None
+            reason = f"cannot be read ({error.strerror})"
+        raise UsageError(f"'{top}' {reason}; give a directory that holds runs") from None
     found: list[Path] = []
     for folder, subfolders, files in os.walk(top):
         if RUN_FILE in files:
             found.append(Path(folder))
-            subfolders.clear()  # a run holds no runs
+            subfolders.clear()  # runs are not nested
         else:
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
     return sorted(found)

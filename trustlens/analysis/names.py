@@ -1,4 +1,4 @@
-"""Looking up quantities, and the usual names of optimizers."""
+"""Look up quantities by name, and the family of an optimizer."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from trustlens.store.run_info import OptimizerInfo
 
 
 def family_of(optimizer: OptimizerInfo) -> str:
-    """Return the usual name of an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class."""
+    """Return the family of an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class name."""
     return optimizer.family or family_of_class(optimizer.name.rpartition(".")[2])
 
 
-def listed(parameter: str, names: Sequence[str]) -> Sequence[str]:
-    """Return the names given for a parameter.
+def require_list(parameter: str, names: Sequence[str]) -> Sequence[str]:
+    """Return the names passed for a parameter; reject a plain string.
 
     Raises
     ------
     UsageError
-        They are one text, whose letters would be taken for names.
+        If ``names`` is a string: iterating it would yield its letters.
     """
     if isinstance(names, str):
-        raise UsageError(f"{parameter} got the text '{names}'; give a list: ['{names}']")
+        raise UsageError(f"{parameter} got the string '{names}'; pass a list: ['{names}']")
     return names
 
 
 def quantity(name: str) -> Quantity:
-    """Return the quantity of that name.
+    """Return the quantity with this name.
 
     Raises
     ------
     UsageError
-        There is none of that name; the message lists those there are.
+        If no quantity has this name; the message lists all names.
     """
     try:
         return QUANTITIES[name]

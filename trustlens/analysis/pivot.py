@@ -1,4 +1,4 @@
-"""Rows as steps × layers."""
+"""Arrange rows as arrays of steps × layers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 def pivot(
     step: NDArray[np.int64], layer: NDArray[Any], columns: Sequence[NDArray[Any]], layers: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """Return rows as arrays of steps × layers, NaN where there is no row.
+    """Return rows as arrays of steps × layers; NaN if a row is missing.
 
     Parameters
     ----------
     step : int64 (rows,)
         In any order.
     layer : int array (rows,)
-        The column of each row, below ``layers``.
+        Index of each row's layer, below ``layers``.
     columns : sequence of arrays (rows,)
         The values.
     layers : int
@@ -29,11 +29,11 @@ def pivot(
     Returns
     -------
     steps : int64 (steps,)
-        Ascending, each once.
+        Ascending, without duplicates.
     arrays : list of float64 (steps, layers)
         One for each of ``columns``.
     """
-    row, steps = pd.factorize(step, sort=True)  # np.unique would sort every row
+    row, steps = pd.factorize(step, sort=True)  # np.unique would sort all rows, which is slower
     arrays: list[NDArray[np.float64]] = []
     for values in columns:
         array = np.full((len(steps), layers), np.nan)
@@ -45,7 +45,7 @@ def pivot(
 def steps_by_layers(
     step: NDArray[np.int64], layer: NDArray[Any], values: NDArray[Any], names: Sequence[str]
 ) -> pd.DataFrame:
-    """Return one column of rows as :func:`pivot` does, with steps and layer names beside."""
+    """Return one column of rows as a DataFrame of steps × layers; see :func:`pivot`."""
     steps, (array,) = pivot(step, layer, [values], len(names))
     return pd.DataFrame(
         array,

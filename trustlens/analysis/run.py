@@ -1,4 +1,4 @@
-"""A recorded run: its tables, and what is computed from them."""
+"""A recorded run: its tables, status, trust ratios and diagnosis."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from trustlens.store.remote.status import is_recorded_here
 Status = Literal["recording", "closed", "interrupted"]
 
 SILENCE: Final = 120.0
-"""Seconds without a write after which a run that was never closed counts as interrupted, where it
-is not known whether the process that records it is alive."""
+"""Seconds without a write after which a run that was not closed counts as interrupted. Used only
+if it is unknown whether the recording process is alive."""
 
 
 class Run(RunTables):
     """One recorded run.
 
-    Reading never changes a file. Each call reads what is on disk at that moment, so that the
-    same object follows a run which is still being recorded.
+    Reading never changes a file. Each call reads what is on disk at that moment, so the same
+    object follows a run that is still being recorded.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Run(RunTables):
     path : Location
         The directory of the run.
     info : RunInfo
-        The content of ``run.json`` when it was last read, by ``status`` or as layers were read.
+        The content of ``run.json`` as of its last read, by ``status`` or a read of layers.
     """
 
     def __repr__(self) -> str:
@@ -47,12 +47,12 @@ class Run(RunTables):
 
     @property
     def family(self) -> str:
-        """The usual name of the optimizer: ``"Adam"``, ``"LAMB"``, …; ``"unknown"`` if none."""
+        """The optimizer's family: ``"Adam"``, ``"LAMB"``, …; ``"unknown"`` without an optimizer."""
         return family_of(self.info.optimizers[0]) if self.info.optimizers else "unknown"
 
     @property
     def label(self) -> str:
-        """A short text for legends: the name, and the optimizer with its learning rate."""
+        """A short text for legends: run name, optimizer family and learning rate."""
         groups = self.info.optimizers[0].groups if self.info.optimizers else ()
         rate = groups[0].get("lr") if groups else None
         known = isinstance(rate, (int, float))
@@ -61,22 +61,23 @@ class Run(RunTables):
 
     @property
     def status(self) -> Status:
-        """Whether it is being recorded, was closed, or ended without being closed."""
+        """``"recording"``, ``"closed"``, or ``"interrupted"`` if it ended without being closed."""
         self._refresh()
         if self.info.closed is not None:
             return "closed"
         if self.info.recording.repaired is not None:
             return "interrupted"
-        held = is_recorded_here(self.path, self.info)
-        if held is None:
-            held = time.time() - last_written(self.path) <= SILENCE
-        return "recording" if held else "interrupted"
+        recording = is_recorded_here(self.path, self.info)
+        if recording is None:
+            recording = time.time() - last_written(self.path) <= SILENCE
+        return "recording" if recording else "interrupted"
 
     def missing(self) -> list[str]:
-        """Return what is missing from the run and why, one sentence each; empty if nothing is.
+        """Return one sentence for each gap in the run: what is missing, and why.
 
-        For example steps for which the disk had no space, or the last steps of a process that was
-        killed. The end of a run that is being recorded does not count as missing.
+        Examples are steps for which the disk had no space, and the last steps of a process that
+        was killed. Empty if the run is complete. Steps that a running recorder has not written yet
+        do not count as missing.
         """
         dead = self.status == "interrupted"
         return missing(self.path, self.info, last_step=lambda: self.last_step, dead=dead)
@@ -86,35 +87,35 @@ class Run(RunTables):
     ) -> pd.DataFrame:
         """Return the trust ratio that a LAMB (You et al. 2019, Algorithm 2) would have applied.
 
-        Works for any run of Adam, AdamW or a LAMB, with the weights, moving averages, ε, rate and
-        decay of that run: nothing is trained again. The gradients are those that the optimizer
-        used, after any clipping of its own. For any λ, ‖d+λw‖² = ‖d‖² + 2λ⟨d, w⟩ + λ²‖w‖² follows
-        from the stored columns. Where the run debiases and the variant does not, m/(√v+ε) is
-        approximated by d·(1−β₁ᵗ)/√(1−β₂ᵗ), whose ε is smaller by the factor √(1−β₂ᵗ): its elements
-        are too large, by a relative error below ε/√v and below 1/√(1−β₂ᵗ) − 1. In the opposite
-        case they are too small.
+        Works for any run of Adam, AdamW or LAMB, without training again: the weights, moving
+        averages, ε, learning rate and decay are those of the run, and the gradients are those that
+        its optimizer used, after its own clipping. For any λ, the stored columns give
+        ‖d+λw‖² = ‖d‖² + 2λ⟨d, w⟩ + λ²‖w‖². If the run debiases and the variant does not, m/(√v+ε)
+        is approximated by d·(1−β₁ᵗ)/√(1−β₂ᵗ), in which ε is smaller by the factor √(1−β₂ᵗ): its
+        elements are too large, by a relative error below ε/√v and below 1/√(1−β₂ᵗ) − 1. In the
+        opposite case they are too small.
 
         Parameters
         ----------
         variant : str
             A key of ``trustlens.optim.LAMB_VARIANTS``, such as ``"apex"`` or ``"timm"``.
         steps : slice or sequence of int, optional
-            Step numbers; all if not given.
+            Step numbers; default: all.
         **options
-            Options of ``trustlens.optim.Lamb`` from ``debias`` on, which replace the variant's;
-            and ``weight_decay``, which replaces the run's.
+            ``debias`` and the options after it of ``trustlens.optim.Lamb``, which replace the
+            variant's; and ``weight_decay``, which replaces the run's.
 
         Returns
         -------
         DataFrame
-            As :meth:`matrix`. Also NaN where d and λw cancel to less than a hundredth, for which
-            the precision of the stored float32 is too low.
+            Steps × layers, as :meth:`matrix`. Also NaN where ‖d+λw‖ is below a hundredth of
+            ‖d‖ + λ‖w‖: after such a cancellation the stored float32 values are too imprecise.
 
         Raises
         ------
         UsageError
-            There is no such variant, option or value; or the ratio cannot be computed from what
-            this run stored, and the message says why.
+            If the variant, an option or its value is unknown; or if the ratio cannot be computed
+            from the columns of this run (the message says why).
 
         Examples
         --------
@@ -123,11 +124,11 @@ class Run(RunTables):
         return trust_ratio(self, variant, steps, options)
 
     def diagnose(self) -> pd.DataFrame:
-        """Return findings, most suspect first; empty for a healthy run.
+        """Return the suspicious layers, most suspect first; empty for a healthy run.
 
         Returns
         -------
         DataFrame
-            ``step`` of the onset, ``layer``, ``kind``, ``score``, ``evidence`` in words.
+            ``step`` (the onset), ``layer``, ``kind``, ``score``, ``evidence`` (a sentence).
         """
         return diagnose(self)

@@ -1,4 +1,4 @@
-"""One quantity of a run at a bounded number of steps, whether the run is short or long."""
+"""One quantity of a run at a bounded number of points: single steps or buckets of steps."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from trustlens.store.downsampled import Downsampled
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One quantity of n layers, at b steps or in b buckets of steps.
+    """One quantity of n layers at b steps, or in b buckets of steps.
 
     Attributes
     ----------
     steps : int64 (b,)
         The steps, or the first step of each bucket.
     width : int
-        Steps of a bucket; 1 for single steps.
+        Steps per bucket; 1 for single steps.
     values : float64 (b, n)
-        The values as recorded, which may be NaN or infinite; of a bucket, the mean of its finite
-        values. NaN where there is no value.
+        The values as recorded, which may be NaN or infinite; for a bucket, the mean of its finite
+        values. NaN if there is no value.
     low, high : float64 (b, n)
-        The smallest and the largest finite value of each bucket, or its mean where these are not
-        known; ``values`` itself for single steps.
+        The smallest and the largest finite value of each bucket, or its mean if these are
+        unknown; ``values`` itself for single steps.
     rows : bool (b, n)
-        Whether the layer has a row there.
+        Whether the layer has a row at this step or in this bucket.
     nonfinite : bool (b, n)
-        Whether a value was recorded that is NaN or infinite.
+        Whether a recorded value is NaN or infinite.
     exact : bool
-        Whether these are single steps as recorded, and not buckets.
+        True for single steps as recorded, False for buckets.
     """
 
     steps: NDArray[np.int64]
@@ -45,18 +45,18 @@ class Sample:
     exact: bool
 
     def largest(self) -> NDArray[np.float64]:
-        """Return the values, or the largest one of each bucket, (b, n).
+        """Return the values of single steps, or the largest value of each bucket, (b, n).
 
-        A bucket with a value that is not finite is infinite.
+        The result is infinite for a bucket that contains a value which is not finite.
         """
         return self.values if self.exact else np.where(self.nonfinite, np.inf, self.high)
 
     def series(self, layer: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return steps and values of one layer, as a curve that hides no extreme.
+        """Return the steps and values of one layer, for a curve that shows every extreme.
 
-        Single steps are returned as they are. A bucket becomes up to three points: its smallest
-        value at its first step, its largest in the middle, and NaN at its last step if it has
-        a value that is not finite.
+        Single steps are returned unchanged. A bucket becomes up to three points: its smallest
+        value at its first step, its largest value in the middle, and NaN at its last step if it
+        contains a value that is not finite.
 
         Parameters
         ----------
@@ -68,13 +68,13 @@ class Sample:
         steps : int64 (points,)
         values : float64 (points,)
         """
-        there = self.rows[:, layer]
+        has_row = self.rows[:, layer]
         if self.exact:
-            return self.steps[there], self.values[there, layer]
+            return self.steps[has_row], self.values[has_row, layer]
         offsets = np.array([0, self.width // 2, self.width - 1])
         nan = np.full(len(self.steps), np.nan)
         values = np.stack([self.low[:, layer], self.high[:, layer], nan], axis=1)
-        drawn = np.stack([there, there, self.nonfinite[:, layer]], axis=1)
+        drawn = np.stack([has_row, has_row, self.nonfinite[:, layer]], axis=1)
         return (self.steps[:, None] + offsets)[drawn], values[drawn]
 
 
@@ -84,11 +84,11 @@ def exact_sample(
     rows: NDArray[np.bool_],
     nonfinite_elements: NDArray[np.float64],
 ) -> Sample:
-    """Return single steps as a sample.
+    """Return a sample of single steps.
 
-    A value that is missing and one that is NaN look alike here. The count of elements that are not
-    finite, float64 (b, n), tells them apart, except for a layer that lacks the quantity even
-    where all its elements were finite: its optimizer does not have the quantity.
+    In ``values`` both a missing and a recorded NaN are NaN. They are distinguished by the count of
+    elements that are not finite, float64 (b, n): if a layer has a NaN at a step where that count
+    is 0, its optimizer does not have the quantity, and none of the layer's NaN was recorded.
     """
     missing = rows & np.isnan(values)
     lacking = (missing & (nonfinite_elements == 0)).any(axis=0)
@@ -97,7 +97,7 @@ def exact_sample(
 
 
 def bucket_sample(read: Downsampled, kept: NDArray[np.bool_]) -> Sample:
-    """Return those buckets of a downsampled quantity that are kept, bool (buckets,)."""
+    """Return the buckets of a downsampled quantity selected by ``kept``, bool (buckets,)."""
     mean = read.mean[kept]
     return Sample(
         read.steps[kept],
@@ -116,18 +116,18 @@ def nearest_steps(
 ) -> NDArray[np.int64]:
     """Return the recorded steps nearest to ``count`` evenly spaced ones from ``first`` to ``last``.
 
-    The first and the last recorded step are always among them where the range covers them. Runs
-    that recorded the same steps get the same ones.
+    The first and the last recorded step are included if the range covers them. The result depends
+    only on the arguments, so that runs which recorded the same steps can be compared.
 
     Returns
     -------
     int64 array of shape (at most ``count``,)
-        Ascending, each once; empty if nothing is recorded.
+        Ascending, without duplicates; empty if ``recorded`` is.
 
     Raises
     ------
     UsageError
-        Fewer than one step.
+        If ``count`` is below 1.
     """
     if count < 1:
         raise UsageError(f"{count} steps cannot be shown; show at least 1")

@@ -1,4 +1,4 @@
-"""Selecting rows by their steps."""
+"""Select rows by their steps."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from trustlens.errors import UsageError
 from trustlens.store.row_filter import RowFilter
 
 StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
-"""Step numbers, a slice being half-open as always in Python; None for all."""
+"""Step numbers, or a half-open slice of step numbers; None for all."""
 
 
 def row_filter(steps: StepSelection) -> RowFilter:
-    """Return the row filter that selects these steps.
+    """Return a row filter for these steps.
 
     Raises
     ------
     UsageError
-        A slice that skips steps, or values that are not step numbers.
+        If a slice skips steps, or a value is not a step number.
     """
     if steps is None:
         return RowFilter()
     if not isinstance(steps, slice):
         chosen = np.asarray(steps)
         if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
-            raise UsageError(f"steps={steps} has a value that is not a step number; leave it out")
+            raise UsageError(f"steps={steps} has a value that is not a step number; remove it")
         return RowFilter(steps=np.unique(chosen.astype(np.int64)))
     if steps.step not in (None, 1):
         raise UsageError(f"steps={steps} skips steps; give a sequence of step numbers instead")

@@ -1,4 +1,4 @@
-"""Reading the tables of a run as DataFrames."""
+"""Read the tables of a run as DataFrames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trustlens.analysis.derived import compute, compute_downsampled, stored_columns
-from trustlens.analysis.names import listed, quantity
+from trustlens.analysis.names import quantity, require_list
 from trustlens.analysis.pivot import pivot, steps_by_layers
 from trustlens.analysis.sampling import Sample, bucket_sample, exact_sample, nearest_steps
 from trustlens.analysis.selection import StepSelection, row_filter
@@ -27,44 +27,44 @@ from trustlens.store.row_filter import RowFilter
 from trustlens.store.run_info import RunInfo, read_info
 
 LONG: Final = 8
-"""Sealed files, of 131,072 rows or so each, above which a run is long: its samples are read from
-its overview."""
+"""A run with more sealed files of ``layers`` (about 131,072 rows each) is long: `RunTables.sample`
+reads it in buckets of steps, from its overview."""
 
-_NAMED: Final = 20  # layers named in a message
+_MAX_NAMES: Final = 20  # layer names listed in an error message
 
 
 class RunTables:
     """The tables of one recorded run.
 
-    Reading never changes a file. Each call reads what is on disk at that moment, so that the
-    same object follows a run which is still being recorded.
+    Reading never changes a file. Each call reads what is on disk at that moment, so the same
+    object follows a run that is still being recorded.
 
     Attributes
     ----------
     path : Location
         The directory of the run.
     info : RunInfo
-        The content of ``run.json`` when it was last read, by ``status`` or as layers were read.
+        The content of ``run.json`` as of its last read, by ``status`` or a read of layers.
     """
 
     def __init__(self, path: Address) -> None:
         self.path = locate(path)
-        self._seen = (self.path / RUN_FILE).entry()
+        self._info_entry = (self.path / RUN_FILE).entry()
         self.info: RunInfo = read_info(self.path)
-        self._named: tuple[RunInfo | None, list[str]] = (None, [])
+        self._names_of: tuple[RunInfo | None, list[str]] = (None, [])
         self._files = RunFiles(self.path)
 
     @property
     def name(self) -> str:
-        """The name given to ``record``, else that of the directory."""
+        """The name passed to ``record``; by default that of the directory."""
         return self.info.name
 
     @property
     def layer_names(self) -> list[str]:
-        """Names of the layers, in the order of the model."""
-        info, known = self.info, self._named
-        if known[0] is not info:  # it was read again, perhaps by another thread
-            known = self._named = (info, [layer.name for layer in info.layers])
+        """Names of the layers, in model order."""
+        info, known = self.info, self._names_of
+        if known[0] is not info:  # `info` was read again, perhaps by another thread
+            known = self._names_of = (info, [layer.name for layer in info.layers])
         return known[1]
 
     @property
@@ -74,12 +74,17 @@ class RunTables:
         return 0 if span is None else span[1]
 
     def span(self, table: str = "layers") -> tuple[int, int] | None:
-        """Return the first and the last step that a table has rows of; None if it has none.
+        """Return the first and the last step in a table; None if the table is empty.
 
         Parameters
         ----------
         table : str
             ``"layers"``, ``"steps"``, ``"metrics"`` or ``"histograms"``.
+
+        Raises
+        ------
+        UsageError
+            If ``table`` is not a table.
         """
         if table not in TABLES:
             raise UsageError(f"'{table}' is not a table; choose one of: {', '.join(TABLES)}")
@@ -91,32 +96,32 @@ class RunTables:
         layers: Sequence[str] | None = None,
         steps: StepSelection = None,
     ) -> pd.DataFrame:
-        """Return one row per (step, layer), sorted by step, then in the order of the model.
+        """Return one row per (step, layer), sorted by step, then in model order.
 
         Parameters
         ----------
         columns : sequence of str, optional
-            Names of recorded or derived quantities; every recorded one if not given.
+            Names of recorded or derived quantities; default: every recorded one.
         layers : sequence of str, optional
-            Names of layers; all if not given.
+            Names of layers; default: all.
         steps : slice or sequence of int, optional
-            Step numbers, a slice being half-open as always in Python; all if not given.
+            Step numbers, or a half-open slice of step numbers; default: all.
 
         Returns
         -------
         DataFrame
-            ``step`` (int64), ``layer`` (ordered category), then the columns asked for: float32 as
-            recorded, counts int64 (float64 if some are missing), derived ones float64. NaN is what
-            the optimizer does not have.
+            ``step`` (int64), ``layer`` (ordered category), then the requested columns: recorded
+            quantities are float32, counts int64 (float64 if some are missing), derived quantities
+            float64. Quantities that the optimizer does not have are NaN.
 
         Raises
         ------
         UsageError
-            A name is not a quantity, or not a layer of this run.
+            If a name is not a quantity, or not a layer of this run.
         """
-        step, places, values = self._read(RECORDED if columns is None else columns, layers, steps)
-        order = np.lexsort((places, step))
-        layer = pd.Categorical.from_codes(places[order], self.layer_names, ordered=True)
+        step, indices, values = self._read(RECORDED if columns is None else columns, layers, steps)
+        order = np.lexsort((indices, step))
+        layer = pd.Categorical.from_codes(indices[order], self.layer_names, ordered=True)
         frame = pd.DataFrame({"step": step[order], "layer": layer})
         for name, value in values.items():
             frame[name] = value[order]
@@ -130,21 +135,21 @@ class RunTables:
         name : str
             A recorded or derived quantity.
         steps : slice or sequence of int, optional
-            Step numbers; all if not given.
+            Step numbers, or a half-open slice of step numbers; default: all.
 
         Returns
         -------
         DataFrame
-            float64, index ``step`` ascending, one column a layer in the order of the model. NaN
-            where there is no value.
+            float64; index ``step``, ascending; one column per layer, in model order. NaN if there
+            is no value.
 
         Raises
         ------
         UsageError
-            The name is not a quantity.
+            If ``name`` is not a quantity.
         """
-        step, places, values = self._read([name], None, steps)
-        return steps_by_layers(step, places, values[name], self.layer_names)
+        step, indices, values = self._read([name], None, steps)
+        return steps_by_layers(step, indices, values[name], self.layer_names)
 
     @overload
     def downsample(
@@ -177,46 +182,48 @@ class RunTables:
         steps: tuple[int, int] | None = None,
         extremes: bool = True,
     ) -> Downsampled | dict[str, Downsampled]:
-        """Return quantities in buckets of steps; quick, however long the run is.
+        """Return quantities in buckets of steps; reads a bounded amount of a run of any length.
 
         Parameters
         ----------
         names : str, or list or tuple of str
-            A recorded or derived quantity, or several. A derived one is computed from the means of
-            a bucket.
+            One or several recorded or derived quantities. Derived quantities are computed from the
+            means of each bucket.
         points : int
-            Buckets at most; there are no fewer than half as many, unless each has no more than 64
-            recorded steps.
+            Maximum number of buckets. There are at least half as many, unless the buckets have at
+            most 64 recorded steps each.
         layers : sequence of str, optional
-            Names of layers; all if not given.
+            Names of layers; default: all.
         steps : (int, int), optional
-            The first and the last step; all if not given.
+            The first and the last step; default: all.
         extremes : bool
-            Whether the smallest and the largest value of each bucket are wanted. They are None of
-            quantities that are derived from two others; counts above 2^24 are rounded to float32.
+            Whether to return the smallest and the largest value of each bucket. They are None for
+            quantities derived from two others. Counts above 2^24 are rounded to float32.
 
         Returns
         -------
         Downsampled, or dict of str to Downsampled
-            Arrays of shape (buckets, layers), the layers in the order asked for, each once.
-            Several quantities are returned by name, all in the same buckets.
+            Arrays of shape (buckets, layers), the layers in the requested order without
+            duplicates. A dict, by name, if ``names`` is a list or tuple: all quantities have the
+            same buckets.
 
         Raises
         ------
         UsageError
-            A name is not a quantity, or not a layer of this run; no number of points, or steps.
+            If a name is not a quantity, or not a layer of this run; or ``points`` or ``steps`` is
+            invalid.
         """
         if isinstance(names, str):
             found = self.downsample([names], points, layers=layers, steps=steps, extremes=extremes)
             return found[names]
         chosen = [quantity(name) for name in names]
         check_view(points, steps)
-        places = self._chosen_layers(layers)
+        indices = self._chosen_layers(layers)
         span = self.span() or (1, 1) if steps is None else steps
         stored = read_downsampled(
-            self._files, stored_columns(chosen), list(places), span, points, extremes=extremes
+            self._files, stored_columns(chosen), list(indices), span, points, extremes=extremes
         )
-        sizes = self._sizes(np.array(list(places.values()), np.int64))
+        sizes = self._sizes(np.array(list(indices.values()), np.int64))
         return {each.name: compute_downsampled(each, stored, sizes) for each in chosen}
 
     def sample(
@@ -229,36 +236,37 @@ class RunTables:
         thin: bool = True,
         extremes: bool = True,
     ) -> dict[str, Sample]:
-        """Return quantities at single steps if the run is short, else in buckets of steps.
+        """Return quantities at single steps if the run is short, in buckets of steps if it is long.
 
         Parameters
         ----------
         names : sequence of str
             Recorded or derived quantities.
         points : int
-            Steps or buckets at most.
+            Maximum number of steps or buckets.
         layers : sequence of str, optional
-            Names of layers; all if not given.
+            Names of layers; default: all.
         steps : (int, int), optional
-            The first and the last step; all if not given.
+            The first and the last step; default: all.
         thin : bool
-            Whether a short run is read only at the recorded steps nearest to ``points`` evenly
-            spaced ones, its first and last among them. If False, every step is read.
+            Whether to read a short run only at the recorded steps nearest to ``points`` evenly
+            spaced ones, including the first and the last. If False, every step is read.
         extremes : bool
-            Whether the smallest and the largest value of each bucket are wanted.
+            Whether to return the smallest and the largest value of each bucket.
 
         Returns
         -------
         dict of str to Sample
             By name, all at the same steps. Arrays of shape (steps, layers), the layers in the
-            order asked for, each once. Buckets without rows are left out.
+            requested order without duplicates. Buckets without rows are omitted.
 
         Raises
         ------
         UsageError
-            A name is not a quantity, or not a layer of this run; no number of points, or steps.
+            If a name is not a quantity, or not a layer of this run; or ``points`` or ``steps`` is
+            invalid.
         """
-        names = list(dict.fromkeys(listed("names", names)))
+        names = list(dict.fromkeys(require_list("names", names)))
         if len(self._files.sealed("layers")) > LONG:
             read = self.downsample(names, points, layers=layers, steps=steps, extremes=extremes)
             kept = np.logical_or.reduce([each.rows.any(axis=1) for each in read.values()])
@@ -274,31 +282,34 @@ class RunTables:
         self, names: list[str], layers: Sequence[str] | None, steps: StepSelection
     ) -> dict[str, Sample]:
         read = list(dict.fromkeys([*names, "nonfinite"]))
-        step, places, values = self._read(read, layers, steps)
+        step, indices, values = self._read(read, layers, steps)
         wanted = np.array(list(self._chosen_layers(layers).values()), np.int64)
         columns = [np.ones(len(step)), *(values[name] for name in read)]
-        numbered, (rows, *arrays) = pivot(step, places, columns, len(self.layer_names))
-        there = (rows == 1)[:, wanted]
-        of = {name: array[:, wanted] for name, array in zip(read, arrays, strict=True)}
-        return {name: exact_sample(numbered, of[name], there, of["nonfinite"]) for name in names}
+        recorded, (rows, *arrays) = pivot(step, indices, columns, len(self.layer_names))
+        has_row = (rows == 1)[:, wanted]
+        selected = {name: array[:, wanted] for name, array in zip(read, arrays, strict=True)}
+        return {
+            name: exact_sample(recorded, selected[name], has_row, selected["nonfinite"])
+            for name in names
+        }
 
     def metrics(self) -> pd.DataFrame:
-        """Return what was logged: ``step``, ``name``, ``value`` (float64), sorted by step."""
+        """Return the logged metrics: ``step``, ``name``, ``value`` (float64); sorted by step."""
         table = self._files.read("metrics")
         frame = cast("pd.DataFrame", table.to_pandas())
         frame["name"] = frame["name"].astype(object)
         return frame.sort_values("step", kind="stable", ignore_index=True)
 
     def steps(self) -> pd.DataFrame:
-        """Return one row a step: ``step``, ``time`` (UTC), ``skipped``; sorted by step."""
+        """Return one row per step: ``step``, ``time`` (UTC), ``skipped``; sorted by step."""
         frame = cast("pd.DataFrame", self._files.read("steps").to_pandas())
         return frame.sort_values("step", ignore_index=True)
 
     def histograms(self, layer: str | None = None, element: str | None = None) -> pd.DataFrame:
         """Return the element histograms: ``step``, ``layer``, ``quantity``, ``counts``.
 
-        ``counts`` is a dict from the bucket (see ``trustlens.element_bins``) to the number of
-        elements in it; buckets without any are left out. Sorted by step, layer, quantity.
+        ``counts`` is a dict from bucket (see ``trustlens.element_bins``) to the number of elements
+        in it, without empty buckets. Sorted by step, layer, quantity.
 
         Parameters
         ----------
@@ -310,15 +321,15 @@ class RunTables:
         Raises
         ------
         UsageError
-            There is no such layer in this run.
+            If ``layer`` is not a layer of this run.
         """
-        texts = self._texts(None if layer is None else [layer])
+        texts = self._layer_filter(None if layer is None else [layer])
         if element is not None:
             texts["quantity"] = [element]
         table = self._files.read("histograms", rows=RowFilter(texts=texts))
         frame = pd.DataFrame({"step": table["step"].to_numpy()})
-        places = self._places(table["layer"])
-        frame["layer"] = pd.Categorical.from_codes(places, self.layer_names, ordered=True)
+        indices = self._layer_indices(table["layer"])
+        frame["layer"] = pd.Categorical.from_codes(indices, self.layer_names, ordered=True)
         frame["quantity"] = table["quantity"].cast(pa.string()).to_pandas().astype(object)
         frame["counts"] = [dict(pairs) for pairs in table["counts"].to_pylist()]
         return frame.sort_values(["step", "layer", "quantity"], ignore_index=True)
@@ -326,31 +337,31 @@ class RunTables:
     def _read(
         self, columns: Sequence[str], layers: Sequence[str] | None, steps: StepSelection
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
-        """Return rows of ``layers`` in no order: steps, places of layers in the model, values."""
-        chosen = [quantity(name) for name in listed("columns", columns)]
+        """Return rows of ``layers``, in no order: steps, layer indices, and values by name."""
+        chosen = [quantity(name) for name in require_list("columns", columns)]
         needs = stored_columns(chosen)
-        rows = replace(row_filter(steps), texts=self._texts(layers))
+        rows = replace(row_filter(steps), texts=self._layer_filter(layers))
         table = self._files.read("layers", ["step", "layer", *needs], rows)
-        places = self._places(table["layer"])
+        indices = self._layer_indices(table["layer"])
         stored = {name: table[name].to_numpy() for name in needs}
-        sizes = self._sizes(places)
+        sizes = self._sizes(indices)
         values = {each.name: compute(each, stored, sizes) for each in chosen}
-        return numbers(table["step"]), places, values
+        return numbers(table["step"]), indices, values
 
     def _refresh(self) -> None:
-        """Read ``run.json`` again if it has changed: a layer was added, the run closed, resumed."""
+        """Read ``run.json`` again if it changed: a new layer, or the run was closed or resumed."""
         now = (self.path / RUN_FILE).entry()
-        if now is None or now != self._seen:
+        if now is None or now != self._info_entry:
             self.info = read_info(self.path)
-            self._seen = now
+            self._info_entry = now
 
-    def _places(self, layers: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Return the places in the model of a column of layers."""
+    def _layer_indices(self, layers: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Return the index in the model of each layer name in a column."""
         row, names = codes(layers)
         if not set(names).issubset(self.layer_names):
-            self._refresh()  # layers were added since
-        places = {name: place for place, name in enumerate(self.layer_names)}
-        found = np.array([places.get(name, -1) for name in names], np.int64)[row]
+            self._refresh()  # layers were added since the last read
+        indices = {name: index for index, name in enumerate(self.layer_names)}
+        found = np.array([indices.get(name, -1) for name in names], np.int64)[row]
         unknown = {names[code] for code in np.unique(row[found < 0])}
         if unknown:
             raise RunError(
@@ -359,27 +370,33 @@ class RunTables:
             )
         return found
 
-    def _sizes(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return how many elements the layers at these places of the model have."""
-        return np.array([layer.size for layer in self.info.layers], np.float64)[places]
+    def _sizes(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the number of elements of the layers with these indices."""
+        return np.array([layer.size for layer in self.info.layers], np.float64)[indices]
 
-    def _texts(self, layers: Sequence[str] | None) -> dict[str, Collection[str]]:
-        """Return that these layers are asked for, if they are of the run as it is now."""
+    def _layer_filter(self, layers: Sequence[str] | None) -> dict[str, Collection[str]]:
+        """Return the filter of ``RowFilter.texts`` for these layers; empty for None.
+
+        Raises
+        ------
+        UsageError
+            If one of them is not a layer of the run, as its ``run.json`` is now.
+        """
         self._refresh()
         if layers is None:
             return {}
         known = self.layer_names
-        unknown = set(listed("layers", layers)).difference(known)
+        unknown = set(require_list("layers", layers)).difference(known)
         if unknown:
-            more = f", … ({len(known)} in all)" if len(known) > _NAMED else ""
+            more = f", … ({len(known)} in total)" if len(known) > _MAX_NAMES else ""
             raise UsageError(
                 f"'{min(unknown)}' is not a layer of run '{self.name}'; "
-                f"its layers are: {', '.join(known[:_NAMED])}{more}"
+                f"its layers are: {', '.join(known[:_MAX_NAMES])}{more}"
             )
         return {"layer": frozenset(layers)}
 
     def _chosen_layers(self, layers: Sequence[str] | None) -> dict[str, int]:
-        """Return the places in the model of the layers asked for, each once, in their order."""
-        self._texts(layers)
-        places = {name: place for place, name in enumerate(self.layer_names)}
-        return places if layers is None else {name: places[name] for name in layers}
+        """Return the index in the model of each requested layer, in their order, by name."""
+        self._layer_filter(layers)
+        indices = {name: index for index, name in enumerate(self.layer_names)}
+        return indices if layers is None else {name: indices[name] for name in layers}

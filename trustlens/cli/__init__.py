@@ -1,12 +1,12 @@
-"""The command ``trustlens``: one module a command.
+"""The command ``trustlens``: one module per command.
 
-Exit status: 0, 1 (something wrong was found) or 2 (bad use: one line on stderr that says what was
-received and what to do).
+Exit status: 0; 1 if the command found something wrong; 2 for incorrect use, with one line on stderr
+that says what was received and what to do.
 
 To add a command, write a module with ``add_parser(commands)``, which adds the command's parser,
 and ``run(options) -> int``, which returns the exit status, and add the module to ``_COMMANDS``.
-A command's module imports pandas, pyarrow and the like inside ``run``, so that
-``trustlens --help`` is quick.
+A command's module imports pandas, pyarrow and other slow packages inside ``run``, so that
+``trustlens --help`` is fast.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import trustlens
 from trustlens.cli import dashboard, demo, diagnose, doctor, export, repair, show
 from trustlens.cli import list as list_runs
 from trustlens.cli.parser import Parser
-from trustlens.cli.terminal import OK, describe, refuse
+from trustlens.cli.terminal import OK, describe, print_error
 from trustlens.errors import TrustlensError
 
 _COMMANDS: Final = (demo, dashboard, list_runs, show, diagnose, repair, export, doctor)
 """The commands, in the order of ``trustlens --help``."""
 
-_CTRL_C: Final = 130  # what shells expect of a process that SIGINT ended
+_CTRL_C: Final = 130  # the status that shells use for a process ended by SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _CTRL_C
-    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
+    except BrokenPipeError:  # the reader closed our output, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (TrustlensError, OSError) as error:
-        return refuse(describe(error))
+        return print_error(describe(error))
     return status
 
 

@@ -1,4 +1,4 @@
-"""``trustlens demo``: look at the sample runs in the browser."""
+"""``trustlens demo``: show the sample runs in the browser."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from trustlens.errors import UsageError
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
-    parser = add_command(commands, "demo", run, "look at recorded sample runs", "trustlens demo")
+    parser = add_command(
+        commands, "demo", run, "show recorded sample runs in the browser", "trustlens demo"
+    )
     add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve the sample runs until interrupted."""
+    """Serve the sample runs until Ctrl+C; return the exit status."""
     return serve(recorded_runs(), options)
 
 
 def recorded_runs() -> Path:
-    """Return the folder of the sample runs: inside the package, or in the repository."""
+    """Return the folder of the sample runs, in the installed package or the repository.
+
+    Raises
+    ------
+    UsageError
+        If neither has sample runs.
+    """
     package = Path(trustlens.__file__).parent
     for folder in (package / "recorded", package.parent / "sample_runs" / "recorded"):
         if folder.is_dir():

@@ -1,4 +1,4 @@
-"""``trustlens doctor``: say what this machine can record with, and what is missing."""
+"""``trustlens doctor``: report how this machine can record, and what is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OPTIONAL: Final = {  # packages, and the extra of trustlens-optim that installs
     "tensorboard": "tensorboard",
     "fsspec": "remote",
 }
-_BACKENDS: Final = {  # as a run's `run.json` names them
+_BACKENDS: Final = {  # names in `run.json`
     "cpu": "compiled loops",
     "triton": "Triton kernels",
     "portable": "PyTorch operations; correct, but slower",
@@ -49,19 +49,22 @@ def add_parser(commands: Subparsers) -> None:
         commands,
         "doctor",
         run,
-        "say what this machine can record with, and what is missing; status 1 if something "
-        "needed is wrong",
+        "report how this machine can record, and what is missing; status 1 if something "
+        "required does not work",
         "trustlens doctor runs/",
     )
     parser.add_argument(
-        "directory", nargs="?", default=".", help="directory to record into (the current one)"
+        "directory",
+        nargs="?",
+        default=".",
+        help="directory to record into (default: the current one)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found; status 1 if something needed is wrong."""
+    """Print the report; return 1 if something required does not work."""
     if "://" in options.directory:
-        raise UsageError(f"'{options.directory}' is an address; give a directory of this machine")
+        raise UsageError(f"'{options.directory}' is an address; give a directory on this machine")
     system = f"{platform.system()} {platform.machine()}"
     say(f"trustlens {trustlens.__version__}, Python {platform.python_version()}, {system}")
     wrong = 0
@@ -93,11 +96,11 @@ def _recording() -> Iterator[_Line]:
 
 
 def _try_recording(device: Any) -> Iterator[_Line]:
-    """Record one step on a device; say which backend measured it, and why that one."""
+    """Record one step on a device; yield the backend that measured it, and its log messages."""
     import torch  # noqa: PLC0415
 
     name = "CPU" if device.type == "cpu" else device.type
-    with _messages() as messages, tempfile.TemporaryDirectory() as folder:
+    with _collect_messages() as messages, tempfile.TemporaryDirectory() as folder:
         try:
             parameter = torch.nn.Parameter(torch.ones(3, device=device))
             optimizer = trustlens.optim.Lamb([parameter])
@@ -106,7 +109,7 @@ def _try_recording(device: Any) -> Iterator[_Line]:
                 optimizer.step()
             found = trustlens.open_run(Path(folder, "run"))
             backend, rows = found.info.recording.statistics, len(found.layers())
-        except Exception as error:  # noqa: BLE001 — whatever it is, it is what the user wants to know
+        except Exception as error:  # noqa: BLE001 — every error is reported
             yield _Line(name, f"cannot record: {type(error).__name__}: {error}", wrong=True)
         else:
             text = _BACKENDS.get(backend, backend) if rows else "recorded nothing"
@@ -116,8 +119,8 @@ def _try_recording(device: Any) -> Iterator[_Line]:
 
 
 @contextlib.contextmanager
-def _messages() -> Generator[list[str]]:
-    """Collect what trustlens logs: which loops it loaded, or why it could not."""
+def _collect_messages() -> Generator[list[str]]:
+    """Collect trustlens' log messages: which compiled loops it loaded, or why none."""
     collected: list[str] = []
 
     class _Collector(logging.Handler):
@@ -141,9 +144,9 @@ def _packages() -> Iterator[_Line]:
     for name in _REQUIRED:
         installed = _is_installed(name)
         yield _Line(name, _version(name) if installed else "not installed", wrong=not installed)
-    torch = "not installed; only recording needs it: see pytorch.org"
+    torch = "not installed; needed only to record: see pytorch.org"
     yield _Line("torch", _version("torch") if _is_installed("torch") else torch)
-    triton = "not installed; only recording on a GPU needs it"
+    triton = "not installed; needed only to record on a GPU"
     yield _Line("triton", _version("triton") if _is_installed("triton") else triton)
     for name, extra in _OPTIONAL.items():
         missing = f"not installed: pip install 'trustlens-optim[{extra}]'"
@@ -158,7 +161,7 @@ def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "installed, of unknown version"
+        return "installed, unknown version"
 
 
 def _machine() -> Iterator[_Line]:
@@ -167,7 +170,7 @@ def _machine() -> Iterator[_Line]:
     try:
         browser = webbrowser.get().name
     except webbrowser.Error:
-        browser = "none that Python can open; open the dashboard's address in any browser"
+        browser = "none that Python can start; open the dashboard's address yourself"
     yield _Line("browser", browser)
 
 
@@ -181,7 +184,7 @@ def _gpu() -> str:
     if torch.accelerator.is_available():
         return str(torch.accelerator.current_accelerator())
     if shutil.which("nvidia-smi"):
-        return f"there may be one, but PyTorch {torch.__version__} cannot use it"
+        return f"possibly present, but PyTorch {torch.__version__} cannot use it"
     return "none"
 
 
@@ -208,7 +211,7 @@ def _directories(directory: Path) -> Iterator[_Line]:
 
 
 def _writable(name: str, directory: Path) -> _Line:
-    """Say whether files can be written there, or where the directory would be made."""
+    """Report whether the directory, or its nearest existing parent, is writable."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

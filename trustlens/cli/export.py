@@ -10,7 +10,7 @@ from trustlens.cli.terminal import OK, say
 
 
 def add_parser(commands: Subparsers) -> None:
-    """Add the command and one command a format."""
+    """Add the command, with one subcommand per format."""
     parser = add_command(
         commands,
         "export",
@@ -27,12 +27,14 @@ def add_parser(commands: Subparsers) -> None:
         "trustlens export tensorboard runs/lamb tb/lamb",
     )
     add_run(tensorboard)
-    tensorboard.add_argument("logdir", metavar="LOGDIR", help="where TensorBoard will look")
+    tensorboard.add_argument(
+        "logdir", metavar="LOGDIR", help="folder for the event files; must hold no others"
+    )
 
 
 def run_tensorboard(options: argparse.Namespace) -> int:
     """Write TensorBoard event files."""
     exported = trustlens.open_run(options.run_path)
     trustlens.export.to_tensorboard(exported, options.logdir, progress=True)
-    say(f"{exported.name}: look at it with: tensorboard --logdir '{options.logdir}'")
+    say(f"{exported.name}: view it with: tensorboard --logdir '{options.logdir}'")
     return OK

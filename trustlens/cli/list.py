@@ -22,7 +22,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a row for each run; status 1 if one of them cannot be read."""
+    """Print one row per run; return 1 if a run cannot be read."""
     import pandas as pd  # noqa: PLC0415
 
     from trustlens.analysis.diagnose import verdict  # noqa: PLC0415
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             status = FOUND
             rows.append((name, "–", "–", "–", "–", f"cannot be read: {describe(error)}"))
     if not rows:
-        say(f"no runs in '{root}' yet; trustlens.record(optimizer, directory) makes one")
+        say(f"no runs in '{root}' yet; trustlens.record(optimizer, directory) records one")
         return OK
     say(pd.DataFrame(rows, columns=pd.Index(_COLUMNS)).to_string(index=False))
     return status

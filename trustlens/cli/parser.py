@@ -1,4 +1,4 @@
-"""How the command line is parsed: one parser for each command."""
+"""Parsers of the command line, one per command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ from typing import Any, NoReturn, TypeAlias
 from trustlens.cli.terminal import BAD_USE
 
 Subparsers: TypeAlias = Any
-"""What ``ArgumentParser.add_subparsers`` returns; argparse has no public name for it."""
+"""Return type of ``ArgumentParser.add_subparsers``, which has no public name in argparse."""
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Widens the first column by the indentation of commands, which argparse does not count."""
+
+    def format_help(self) -> str:
+        self._action_max_length += self._indent_increment
+        return super().format_help()
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that reports errors in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print what was wrong and where help is, and exit with status 2."""
+        """Print the error and the command for help, and exit with status 2."""
         self.exit(BAD_USE, f"{self.prog}: {message}; see '{self.prog} --help'\n")
 
 
@@ -32,14 +43,14 @@ def add_command(
     Parameters
     ----------
     commands : subparsers
-        Where to add it.
+        The parent's subparsers.
     name : str
-        What users type.
+        The command as typed by users.
     run : callable, optional
-        Runs the command with its options and returns the exit status; None for a command that has
-        commands of its own.
+        Runs the command with its parsed options and returns the exit status; None for a command
+        with subcommands.
     summary : str
-        What the command does, without a full stop.
+        One sentence on what the command does, lower case, without a full stop.
     example : str
         A complete command line, shown at the end of ``--help``.
     """

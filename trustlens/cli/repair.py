@@ -1,4 +1,4 @@
-"""``trustlens repair``: recover a run whose process died while it recorded."""
+"""``trustlens repair``: recover a run whose process was killed while recording."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Seal what the process left, or upload it; status 1 if rows are lost."""
+    """Recover rows from the journal, and upload a remote run; return 1 if rows are lost."""
     from trustlens.store.address import locate  # noqa: PLC0415
     from trustlens.store.remote.uploader import repair_remote  # noqa: PLC0415
     from trustlens.store.remote_location import remote_of  # noqa: PLC0415
@@ -32,11 +32,11 @@ def run(options: argparse.Namespace) -> int:
     remote = remote_of(directory)
     found = repair(Path(str(directory))) if remote is None else repair_remote(remote)
     if found is not None and remote is not None:
-        say(f"all of '{options.run_path}' is uploaded now")
+        say(f"'{options.run_path}' is uploaded completely")
     elif not found:
         say(f"'{options.run_path}' needs no repair")
-    for left in found or ():
-        say(f"{left.table}: {left.rows} rows sealed")
-        if left.torn:
-            say(f"{left.table}: {left.torn} bytes of an incomplete batch were discarded")
-    return FOUND if any(left.torn for left in found or ()) else OK
+    for each in found or ():
+        say(f"{each.table}: recovered {each.rows} rows")
+        if each.torn:
+            say(f"{each.table}: discarded {each.torn} bytes of an incomplete batch")
+    return FOUND if any(each.torn for each in found or ()) else OK

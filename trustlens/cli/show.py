@@ -1,4 +1,4 @@
-"""``trustlens show``: print what a run is and its layers at the last step."""
+"""``trustlens show``: print settings, metrics and the last step of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_parser(commands: Subparsers) -> None:
         commands,
         "show",
         run,
-        "print what a run is and its layers at the last step",
+        "print settings, metrics and the last step of a run",
         "trustlens show runs/lamb --quantity trust_ratio update_ratio",
     )
     add_run(parser)
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the run."""
     from trustlens.analysis.names import quantity  # noqa: PLC0415
 
-    # Not `open_run`, which would log what is missing: it is printed below.
+    # Not `open_run`: it would log what is missing, which is printed below.
     shown = trustlens.Run(options.run_path)
     for name in options.quantity:
         quantity(name)  # raises before anything is printed

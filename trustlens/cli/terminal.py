@@ -1,4 +1,4 @@
-"""What the command line prints, and its exit statuses."""
+"""Output and exit statuses of the command line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def say(text: str) -> None:
     print(_printable(text, keep="\n"))
 
 
-def refuse(message: str) -> int:
+def print_error(message: str) -> int:
     """Print an error as one line on stderr and return the exit status."""
     print(f"trustlens: {_printable(message)}", file=sys.stderr)
     return BAD_USE
 
 
 def describe(error: TrustlensError | OSError) -> str:
-    """Return an error as one sentence that says what to do."""
+    """Return an error as one sentence that says what happened and what to do."""
     if isinstance(error, TrustlensError):
         return str(error)
     where = f"'{error.filename}': " if error.filename else ""
@@ -33,9 +33,9 @@ def describe(error: TrustlensError | OSError) -> str:
 
 
 def _printable(text: str, *, keep: str = "") -> str:
-    """Escape what could steer a terminal or what its encoding lacks.
+    """Escape control characters and characters that the terminal's encoding lacks.
 
-    Names come from files that others may have written.
+    Names in a run may come from untrusted files: they must not control the terminal.
     """
     plain = "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
     encoding = sys.stdout.encoding or "utf-8"

@@ -1,4 +1,4 @@
-"""From the signals of all layers to a ranked list of findings."""
+"""Turn the signals of all layers into a ranked list of findings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from trustlens.diagnosis.episodes import Array, Episode, alarm_of, blame, episodes_of, events_of
+from trustlens.diagnosis.episodes import Array, Episode, alarm_of, blame_key, episodes_of, events_of
 from trustlens.diagnosis.signals import LayerRows, Signal, signals_of
 
-CALM: Final = 10  # quiet recorded steps after which an alarm is over
+CALM: Final = 10  # recorded steps without an alarm after which an episode is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Finding:
     kind : str
         "not finite", "exploding", "vanishing" or "frozen".
     score : float
-        The departure as a multiple of where the alarm begins; infinite if not finite.
+        The departure as a multiple of the alarm threshold; infinite if not finite.
     evidence : str
         A sentence.
     """
@@ -38,7 +38,7 @@ class Finding:
 
 
 def find(rows: LayerRows) -> list[Finding]:
-    """Return one finding for each layer that had an alarm, most suspect first."""
+    """Return one finding for each layer with an alarm, most suspect first."""
     if not len(rows.steps) or not rows.layers:
         return []
     signals = signals_of(rows)
@@ -48,17 +48,18 @@ def find(rows: LayerRows) -> list[Finding]:
     broken = ~np.isfinite(rows["weight_norm"])
     findings: dict[int, Finding] = {}
     for event in events_of(episodes_of(alarm, gap=CALM), worst):
-        for episode in sorted(event, key=lambda e: blame(e, worst, broken)):
+        for episode in sorted(event, key=lambda e: blame_key(e, worst, broken)):
             if episode.layer not in findings:
                 findings[episode.layer] = _finding(episode, rows, signals, score)
     return list(findings.values())
 
 
 def _finding(episode: Episode, rows: LayerRows, signals: list[Signal], score: Array) -> Finding:
+    """Describe an episode by the signal with the highest score at its onset."""
     layer, first, last = episode.layer, episode.first, episode.last
     during = score[:, first : last + 1, layer]
-    place = int(during[:, 0].argmax())
-    signal = signals[place]
+    leading = int(during[:, 0].argmax())
+    signal = signals[leading]
     step, kind = int(rows.steps[first]), signal.kind
     value, usual = float(signal.value[first, layer]), float(signal.usual[first, layer])
     if kind == "not finite":
@@ -66,10 +67,10 @@ def _finding(episode: Episode, rows: LayerRows, signals: list[Signal], score: Ar
         evidence = f"{count:,} elements of gradient or weight not finite"
     elif kind == "exploding":
         evidence = f"{signal.name} {value:.2g} is {value / usual:.3g} × its past"
-        worst = first + int(during[place].argmax())
-        if worst > first and np.isfinite(during[place]).all():
-            times = signal.value[worst, layer] / signal.usual[worst, layer]
-            evidence += f", {times:.3g} × at step {rows.steps[worst]}"
+        worst = first + int(during[leading].argmax())
+        if worst > first and np.isfinite(during[leading]).all():
+            factor = signal.value[worst, layer] / signal.usual[worst, layer]
+            evidence += f", {factor:.3g} × at step {rows.steps[worst]}"
     elif kind == "frozen":
         evidence = f"its {signal.name} is 0, though its learning rate is not"
     else:

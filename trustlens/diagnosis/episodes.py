@@ -1,4 +1,4 @@
-"""Alarms of layers: where each begins and ends, and which of them are one event."""
+"""Alarms of layers: their first and last rows, and their grouping into events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One alarm of one layer, from the row of its onset to the row of its last step."""
+    """One alarm of one layer, from row ``first`` (its onset) to row ``last``, inclusive."""
 
     layer: int
     first: int
@@ -22,13 +22,13 @@ class Episode:
 
 
 def episodes_of(alarm: Mask, gap: int = 0) -> list[Episode]:
-    """Return the alarms of each layer.
+    """Return the episodes of each layer: its consecutive rows with an alarm.
 
     Parameters
     ----------
     alarm : bool (rows, layers)
     gap : int
-        Alarms at most so many quiet rows apart are one.
+        Maximum number of rows without an alarm inside an episode.
     """
     found: list[Episode] = []
     for layer in np.flatnonzero(alarm.any(axis=0)):
@@ -41,7 +41,7 @@ def episodes_of(alarm: Mask, gap: int = 0) -> list[Episode]:
 
 
 def alarm_of(score: Array) -> Mask:
-    """Return where a score (rows, layers) is in alarm: at least 0.5 throughout and 1 somewhere."""
+    """Return the alarms of a score (rows, layers): runs of rows ≥ 0.5 with a maximum ≥ 1."""
     alarm = np.zeros(score.shape, bool)
     for episode in episodes_of(score >= 0.5):
         steps = slice(episode.first, episode.last + 1)
@@ -50,7 +50,7 @@ def alarm_of(score: Array) -> Mask:
 
 
 def events_of(episodes: list[Episode], score: Array) -> list[list[Episode]]:
-    """Join alarms of several layers that overlap in time; the worst event is first."""
+    """Group episodes that overlap in time into events, sorted by descending peak score."""
     events: list[list[Episode]] = []
     end = -1
     for episode in sorted(episodes, key=lambda e: e.first):
@@ -65,13 +65,13 @@ def _peak(episode: Episode, score: Array) -> float:
     return float(score[episode.first : episode.last + 1, episode.layer].max())
 
 
-def blame(episode: Episode, score: Array, broken: Mask) -> tuple[float, ...]:
-    """Return a key that sorts the layers of an event, the most to blame first.
+def blame_key(episode: Episode, score: Array, broken: Mask) -> tuple[float, ...]:
+    """Return a key that sorts the episodes of an event, most to blame first.
 
-    The layer whose alarm began first; then one whose weights were not finite before the step (its
-    gradient made the others so); then the higher score at the step, and before it; then the layer
-    nearer the loss, since a gradient reaches it first. ``broken``, (rows, layers), is where
-    weights are not finite.
+    In order of priority: the earlier onset; weights that were not finite before the step, because
+    they make the gradients of other layers not finite; the higher score at the onset; the higher
+    score in the row before it; the layer nearer to the loss, because the gradient reaches it first.
+    ``broken``, (rows, layers), is True if a layer's weights are not finite.
     """
     layer, first = episode.layer, episode.first
     before = score[first - 1, layer] if first else 0.0

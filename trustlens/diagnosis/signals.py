@@ -1,4 +1,4 @@
-"""The rules: signals of each layer, and how far each departs from its past."""
+"""The rules of the diagnosis: each computes a signal per layer and scores it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trustlens.diagnosis.baselines import above, below, grown, judge_by_past
 from trustlens.diagnosis.episodes import Array, episodes_of
 
-FALL_STEPS: Final = 10  # for which a layer must have all but stopped
+FALL_STEPS: Final = 10  # minimum length of a vanishing or frozen episode
 
 NEEDED: Final = (
     "weight_norm", "update_norm", "direction_norm", "grad_norm", "learning_rate", "nonfinite",
@@ -29,9 +29,9 @@ class LayerRows:
     steps : int64 (steps,)
         Ascending.
     layers : sequence of str
-        Names, in the order of the model.
+        Names, in model order.
     values : dict of str to float64 (steps, layers)
-        By the names of ``NEEDED``; NaN where there is no value.
+        By the names in ``NEEDED``; NaN if there is no value.
     """
 
     steps: NDArray[np.int64]
@@ -51,11 +51,11 @@ class Signal:
     kind : str
         "not finite", "exploding", "vanishing" or "frozen".
     name : str
-        The quantity that was judged.
+        The quantity that was scored.
     score : float64
-        1 where an alarm begins.
+        1 at the alarm threshold.
     value, usual : float64
-        The quantity, and what was usual in the layer's past; neither is a logarithm.
+        The quantity, and its baseline from the layer's past; neither is a logarithm.
     """
 
     kind: str
@@ -66,13 +66,13 @@ class Signal:
 
 
 def signals_of(rows: LayerRows) -> list[Signal]:
-    """Apply every rule."""
-    with np.errstate(all="ignore"):  # 0/0 and inf − inf are NaN here: not known
+    """Apply all rules."""
+    with np.errstate(all="ignore"):  # 0/0 and inf − inf are NaN: unknown
         return [*_upward(rows), _growth(rows), *_downward(rows), _not_finite(rows)]
 
 
 def _upward(rows: LayerRows) -> list[Signal]:
-    """Judge whether update ratio and direction ratio are far above their past."""
+    """Score update ratio and direction ratio for values far above their past."""
     signals: list[Signal] = []
     for name, norm in (("update ratio", "update_norm"), ("direction ratio", "direction_norm")):
         ratio = rows[norm] / rows["weight_norm"]
@@ -86,14 +86,14 @@ def _upward(rows: LayerRows) -> list[Signal]:
 
 
 def _growth(rows: LayerRows) -> Signal:
-    """Judge whether a weight norm grew as only exponentials grow, or jumped."""
+    """Score the weight norm for exponential growth and jumps."""
     value = np.log(rows["weight_norm"])
     score, usual = judge_by_past(value, grown)
     return Signal("exploding", "weight norm", score, rows["weight_norm"], np.exp(usual))
 
 
 def _downward(rows: LayerRows) -> list[Signal]:
-    """Judge whether a layer has all but stopped, though it has a rate to learn at."""
+    """Score layers that almost or entirely stopped although their learning rate is not 0."""
     ratio = rows["update_norm"] / rows["weight_norm"]
     value = np.log(ratio) - _common_rate(rows)
     value[rows["learning_rate"] == 0] = np.nan
@@ -110,7 +110,7 @@ def _downward(rows: LayerRows) -> list[Signal]:
 
 
 def _no_gradient(rows: LayerRows) -> Signal:
-    """Find layers whose gradient became 0 for some steps, when most before were not."""
+    """Find layers whose gradient is 0 for some steps after mostly nonzero gradients."""
     norm = rows["grad_norm"]
     seen = np.cumsum(norm > 0, axis=0)
     score = np.zeros(norm.shape)
@@ -124,18 +124,18 @@ def _no_gradient(rows: LayerRows) -> Signal:
 
 def _not_finite(rows: LayerRows) -> Signal:
     """Find rows whose gradient, weights or update are not finite."""
-    there = ~np.isnan(rows["nonfinite"])
+    has_row = ~np.isnan(rows["nonfinite"])
     bad = rows["nonfinite"] > 0
     for name in ("weight_norm", "update_norm"):
-        bad |= there & ~np.isfinite(rows[name])
+        bad |= has_row & ~np.isfinite(rows[name])
     count = rows["nonfinite"]
     return Signal("not finite", "", np.where(bad, np.inf, 0.0), count, np.zeros_like(count))
 
 
 def _common_rate(rows: LayerRows) -> Array:
-    """Return the logarithm of the median layer's learning rate, shape (steps, 1).
+    """Return the logarithm of the median learning rate of all layers, shape (steps, 1).
 
-    It is 0 where no rate is known, and NaN where the rate is 0.
+    It is 0 for a step without a known rate, and NaN if the median rate is 0.
     """
     rate = np.array([np.median(r[~np.isnan(r)]) if not np.isnan(r).all() else 1.0
                      for r in rows["learning_rate"]])  # fmt: skip

@@ -1,6 +1,6 @@
-"""Recorded runs for other tools: TensorBoard.
+"""Export recorded runs to other tools: ``trustlens.export.to_tensorboard(run, logdir)``.
 
-Lazy, since each needs a package of its own: ``trustlens.export.to_tensorboard(run, logdir)``.
+Names are imported at their first use, because each tool needs an optional package.
 """
 
 import importlib

@@ -1,20 +1,19 @@
-"""A run for TensorBoard: written while it is recorded, or from its files.
+"""Write a run for TensorBoard, while it is recorded or from its files.
 
 ========================  =============================================================
-tag                       what it holds
+tag                       content
 ========================  =============================================================
-``loss``, …               a metric, by the name it was logged under
-``trust_ratio/conv1.w``   one quantity of one layer, as a scalar: a section a quantity
-``layers/trust_ratio``    its distribution over the layers, as a histogram
-``elements/update/conv1`` the elements of one layer's update, as a histogram
+``loss``, …               a logged metric, as a scalar
+``trust_ratio/conv1.w``   one quantity of one layer, as a scalar; one section a quantity
+``layers/trust_ratio``    distribution of a quantity over the layers, as a histogram
+``elements/update/conv1`` elements of one layer's update, as a histogram
 ========================  =============================================================
 
-Histograms are written in the element buckets of :mod:`trustlens.element_bins` (four to a doubling,
-of either sign), as triples of left edge, right edge and exact count in float64. What is not finite
-has no place in a histogram: it is left out there, counted in ``layers_not_finite/…`` and
-``elements_not_finite/…``, and stays NaN or infinite in the scalars, which TensorBoard marks.
-TensorBoard draws 51 steps of a histogram unless it is started with
-``--samples_per_plugin histograms=N``.
+Histograms use the element buckets of :mod:`trustlens.element_bins` (four per doubling, for both
+signs), written as triples of left edge, right edge and exact count in float64. They omit values
+that are not finite; these are counted in ``layers_not_finite/…`` and ``elements_not_finite/…``, and
+remain NaN or infinite in the scalars, where TensorBoard marks them. TensorBoard draws 51 steps of a
+histogram unless it is started with ``--samples_per_plugin histograms=N``.
 """
 
 from __future__ import annotations
@@ -54,38 +53,40 @@ except ModuleNotFoundError as error:
     ) from None
 
 BLOCK_ROWS: Final = 100_000
-"""Rows of ``layers`` that an export holds at once."""
+"""Approximate number of rows of ``layers`` that an export reads at once."""
 
 EVENT_FILES: Final = "*tfevents*"
-"""What TensorBoard takes for event files."""
+"""Pattern of file names that TensorBoard reads as event files."""
 
 _EDGES: Final = element_edges()
 
-# What a row of `layers` is enough for; the RMS need the layers' sizes, which stand elsewhere.
+# Without the RMS quantities: they need layer sizes, which are not in the rows of `layers`.
 _QUANTITIES: Final = tuple(q for q in QUANTITIES.values() if set(q.needs) <= set(RECORDED))
 
 
 def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool = False) -> None:
     """Write a recorded run as a TensorBoard event file.
 
-    Wall times are those of the recording. If it fails, or is stopped, no file stays behind.
+    Wall times are those of the recording. If the export fails or is interrupted, its file is
+    removed.
 
     Parameters
     ----------
     run : Run
-        The run; if it is still being recorded, what there is of it now.
+        The run. If it is still being recorded, the steps written so far are exported.
     logdir : str or path
-        A folder for this run alone; made if it is not there.
+        A folder for this run only; created if missing.
     progress : bool
-        Show a progress bar, if there is a terminal to show it on.
+        Whether to show a progress bar, if stderr is a terminal.
 
     Raises
     ------
     UsageError
-        The folder holds TensorBoard events already, cannot be written or is not on this machine.
+        If the folder already holds TensorBoard events, is not writable, or is not on this
+        machine.
     """
     times = {int(step): t.timestamp() for step, t in run.steps()[["step", "time"]].to_numpy()}
-    begin = datetime.fromisoformat(run.info.created).timestamp()  # of what was logged before step 1
+    begin = datetime.fromisoformat(run.info.created).timestamp()  # for metrics logged before step 1
     listener = TensorBoardListener(logdir, time_of=lambda step: times.get(step, begin))
     try:
         with tqdm(total=len(times), unit="step", disable=None if progress else True) as bar:
@@ -101,10 +102,10 @@ def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool =
 
 
 def _blocks(run: Run) -> Iterable[tuple[RowFilter, int]]:
-    """Yield rows that cut the run into ranges of steps, and how many steps each has."""
+    """Split the run into ranges of steps; yield a row filter and the number of steps of each."""
     steps = run.steps()["step"].to_numpy()
     size = max(1, BLOCK_ROWS // max(1, len(run.layer_names)))
-    # Open at both ends: what is logged before the first step or after the last is there too.
+    # Unbounded at both ends, to include metrics logged before the first and after the last step.
     ends = [None, *steps[::size][1:].tolist(), None]
     for block, (first, end) in enumerate(pairwise(ends)):
         rows = RowFilter(first, None if end is None else end - 1)
@@ -112,22 +113,23 @@ def _blocks(run: Run) -> Iterable[tuple[RowFilter, int]]:
 
 
 class TensorBoardListener:
-    """Writes rows for TensorBoard as they come: ``record(..., listeners=[this])``.
+    """Writes rows for TensorBoard during recording: ``record(..., listeners=[listener])``.
 
-    It costs some milliseconds a step, on the recorder's writer thread (a scalar for each layer
-    and quantity); use ``record``'s ``every`` where that is too much.
+    It writes one scalar per layer and quantity, which takes some milliseconds per step on the
+    recorder's writer thread. Pass ``every`` to ``record`` to write fewer steps.
 
     Parameters
     ----------
     logdir : str or path
-        A folder for this run alone; made if it is not there.
+        A folder for this run only; created if missing.
     time_of : callable, optional
-        Gives the wall time of a step, in seconds since 1970; the time of writing if not given.
+        Returns the wall time of a step, in seconds since 1970; default: the time of writing.
 
     Raises
     ------
     UsageError
-        The folder holds TensorBoard events already, cannot be written or is not on this machine.
+        If the folder already holds TensorBoard events, is not writable, or is not on this
+        machine.
 
     Examples
     --------
@@ -146,35 +148,35 @@ class TensorBoardListener:
         self._time_of = time_of or (lambda _step: time.time())
         self._described: set[str] = set()
         self._open: Any = None
-        _claim(self._folder)
+        _prepare_folder(self._folder)
 
     @property
     def _writer(self) -> Any:
-        # Opened by the first row: a recording that never starts leaves nothing behind.
+        # Opened by the first row, so that a recording without a step leaves no file.
         if self._open is None:
             self._open = EventFileWriter(str(self._folder))
         return self._open
 
     def on_layers(self, table: pa.Table) -> None:
-        """Write rows of ``layers``: scalars, and distributions over the layers.
+        """Write rows of ``layers`` as scalars and as distributions over the layers.
 
         Parameters
         ----------
         table : pyarrow.Table
-            In the schema of ``layers``.
+            Rows with the schema of ``layers``.
         """
         table = table.sort_by("step")
         names = _texts(table["layer"])
         columns = {name: _floats(table[name]) for name in RECORDED}
-        there = {name: table[name].is_valid().to_numpy() for name in RECORDED}
+        valid_of = {name: table[name].is_valid().to_numpy() for name in RECORDED}
         for rows, step in _steps(table):
             values: list[Any] = []
             for q in _QUANTITIES:
                 needs = q.needs or (q.name,)
-                valid = np.logical_and.reduce([there[need][rows] for need in needs])
+                valid = np.logical_and.reduce([valid_of[need][rows] for need in needs])
                 if valid.any():
-                    numbers = _numbers(q, {need: columns[need][rows] for need in needs})[valid]
-                    values += self._over_layers(q.name, names[rows][valid], numbers)
+                    numbers = _values_of(q, {need: columns[need][rows] for need in needs})[valid]
+                    values += self._layer_values(q.name, names[rows][valid], numbers)
             self._add(step, values)
         self._writer.flush()
 
@@ -200,17 +202,17 @@ class TensorBoardListener:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Flush and close the file."""
         if self._open is not None:
             self._open.close()
 
     def discard(self) -> None:
-        """Close, and remove what was written."""
+        """Close and remove the file."""
         self.close()
         for path in self._folder.glob(EVENT_FILES):
             path.unlink()
 
-    def _over_layers(
+    def _layer_values(
         self, name: str, layers: NDArray[Any], numbers: NDArray[np.float64]
     ) -> list[Any]:
         scalars = map(_scalar, [f"{name}/{layer}" for layer in layers], numbers)
@@ -224,13 +226,13 @@ class TensorBoardListener:
             triples = np.stack([_EDGES[places], _EDGES[places + 1], ordered[places]], axis=1)
             tag = f"{what}/{name}"
             tensor = make_tensor_proto(triples.astype(np.float64))
-            values.append(Summary.Value(tag=tag, tensor=tensor, metadata=self._describe(tag)))
+            values.append(Summary.Value(tag=tag, tensor=tensor, metadata=self._metadata_once(tag)))
         if nonfinite:
             values.append(_scalar(f"{what}_not_finite/{name}", nonfinite))
         return values
 
-    def _describe(self, tag: str) -> Any:
-        if tag in self._described:  # only the first of a tag counts
+    def _metadata_once(self, tag: str) -> Any:
+        if tag in self._described:  # TensorBoard uses only the first metadata of a tag
             return None
         self._described.add(tag)
         metadata = create_summary_metadata(display_name="", description="")
@@ -238,26 +240,28 @@ class TensorBoardListener:
         return metadata
 
     def _add(self, step: int, values: Iterable[Any]) -> None:
-        # All of a step in one event: one event a value would be several times as long.
+        # One event per step: one per value would take several times as much space.
         event = Event(wall_time=self._time_of(step), step=step, summary=Summary(value=values))
         self._writer.add_event(event)
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder, and require that it has no events and can be written."""
+def _prepare_folder(folder: Path) -> None:
+    """Create the folder; raise UsageError if it holds events or is not writable."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"'{folder}' is a file; name a folder for TensorBoard's events")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"'{folder}' cannot be made ({error.strerror}); name another") from error
+        raise UsageError(
+            f"'{folder}' cannot be created ({error.strerror}); name another"
+        ) from error
     if any(folder.glob(EVENT_FILES)):
         raise UsageError(
-            f"'{folder}' holds TensorBoard events already, and TensorBoard would draw both runs "
-            "as one: name another folder, or remove it"
+            f"'{folder}' already holds TensorBoard events, and TensorBoard would draw both runs "
+            "as one; name another folder, or remove this one"
         )
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"'{folder}' cannot be written; check its permissions, or name another")
+        raise UsageError(f"'{folder}' is not writable; check its permissions, or name another")
 
 
 def _scalar(tag: str, value: float) -> Any:
@@ -265,7 +269,7 @@ def _scalar(tag: str, value: float) -> Any:
 
 
 def _steps(table: pa.Table) -> Iterable[tuple[slice, int]]:
-    """Yield where each step's rows lie in a table sorted by step."""
+    """Yield the slice of rows and the number of each step, in a table sorted by step."""
     steps = table["step"].to_numpy()
     starts = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)).tolist()
     for start, stop in pairwise([*starts, len(steps)]):
@@ -280,8 +284,8 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-def _numbers(q: Quantity, columns: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+def _values_of(q: Quantity, columns: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
     if q.compute is None:
         return columns[q.name]
-    with np.errstate(all="ignore"):  # 0/0 is NaN: not known
+    with np.errstate(all="ignore"):  # 0/0 is NaN: unknown
         return q.compute(columns)

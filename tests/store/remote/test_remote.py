@@ -93,7 +93,7 @@ def bucket(
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr(uploading, "INTERVAL", 0.1)
     monkeypatch.setattr(uploading, "PATIENCE", 1.0)
-    monkeypatch.setattr(leasing, "SIGN", 0.5)
+    monkeypatch.setattr(leasing, "REFRESH_INTERVAL", 0.5)
     monkeypatch.setattr(addresses, "remote_location", impatient)
     name = f"bucket-{abs(hash(request.node.nodeid)):x}"
     options = f"endpoint_override=127.0.0.1:{PORT}&scheme=http&region=us-east-1"
@@ -214,7 +214,7 @@ def written(directory: Path, last: int, rewind: int | None = None) -> None:
         directory, run_info(layers=["a", "b"]), resume=lambda info: info, segment_rows=40
     )
     if rewind is not None:
-        writer.rewind(rewind, {})
+        writer.rollback(rewind, {})
     for begin in range((rewind or 0) + 1, last, 10):
         steps = np.arange(begin, begin + 10)
         writer.append("layers", layers_table(steps, ["a", "b"], {"weight_norm": np.ones((10, 2))}))
@@ -470,7 +470,7 @@ def test_who_was_held_for_dead_and_lives_does_no_harm(
     asleep = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
     asleep.flush()
-    asleep._pipeline._uploader._lease._over.set()  # it gives no sign of life
+    asleep._pipeline._uploader._lease._released.set()  # it gives no sign of life
     elsewhere("other")
     monkeypatch.setattr(uploading, "INTERVAL", 0.1)
     go_on(address, 2, 5)
@@ -547,13 +547,13 @@ def test_half_a_spool_is_not_gone_on_with(
     assert trustlens.open_run(address).matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_what_may_go_from_the_store() -> None:
+def test_what_should_delete_from_the_store() -> None:
     known, here = staging.Version(1, 1), {"run.json", "layers/000001.parquet"}
-    assert uploading._may_go("journal/layers-000001.arrow", known, here)
-    assert not uploading._may_go("journal/layers-000002.arrow", known, here)
-    assert uploading._may_go("journal/layers-000002.arrow", None, here)
-    assert uploading._may_go("overview/3/000000-000000.parquet", known, here)
-    assert not uploading._may_go(".replaced/000001/layers/000000.parquet", known, here)
+    assert uploading._should_delete("journal/layers-000001.arrow", known, here)
+    assert not uploading._should_delete("journal/layers-000002.arrow", known, here)
+    assert uploading._should_delete("journal/layers-000002.arrow", None, here)
+    assert uploading._should_delete("overview/3/000000-000000.parquet", known, here)
+    assert not uploading._should_delete(".replaced/000001/layers/000000.parquet", known, here)
 
 
 def test_a_repair_keeps_others_from_going_on(
@@ -581,8 +581,8 @@ def test_a_repair_keeps_others_from_going_on(
 
 
 def test_who_waits_counts_only_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leasing, "SIGN", 0.1)
-    looks = leasing._LOOKS
+    monkeypatch.setattr(leasing, "REFRESH_INTERVAL", 0.1)
+    looks = leasing._CHECKS
     answers = iter(["a 1", "a 1", *["a 1"] * (looks - 1), None, *["a 1"] * (looks - 1), "a 2"])
 
     def answered(self: leasing.Lease) -> str:
@@ -714,7 +714,7 @@ def test_a_repair_that_cannot_upload_says_so(
         assert main(["repair", address]) == 2
     assert "not all of" in capsys.readouterr().err
     assert main(["repair", address]) == 0
-    assert "is uploaded now" in capsys.readouterr().out
+    assert "is uploaded completely" in capsys.readouterr().out
     run = trustlens.open_run(address)
     assert run.last_step == 4
     assert "lies on its machine" not in " ".join(run.missing())
