@@ -28,7 +28,8 @@ EXAMPLE = """example:
   python -m benchmarks.overhead --only small --to /tmp/tried   results to another folder
   CC=false python -m benchmarks.overhead --only mnist --to /tmp/tried    without a C compiler
 
-to measure another checkout with this one's cases (run it from a folder outside of both):
+to measure the trustlens of another checkout, from a folder outside of both (if the other one has
+benchmarks/ as a package too, its own cases are run):
   PYTHONPATH=/path/to/other:/path/to/this python -m benchmarks.overhead --only small --to /tmp/other
 """
 
