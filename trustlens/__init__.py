@@ -1,4 +1,4 @@
-"""See what your optimizer does to each layer.
+"""Record and show what an optimizer does to each layer of a PyTorch model.
 
 >>> import trustlens
 >>> with trustlens.record(optimizer, "runs/lamb", model=model) as recorder:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trustlens.recording.recorder import record as record
     from trustlens.recording.writing.sink import Listener as Listener
 
-# Loaded at first use, so that `import trustlens` is quick and imports neither torch nor plotly.
+# Imported on first use, so that `import trustlens` is fast and imports neither torch nor plotly.
 _MODULES = ("export", "figures", "optim")
 _HOMES = {
     "Listener": "trustlens.recording.writing.sink",

@@ -1,24 +1,24 @@
-"""The errors that trustlens raises on purpose.
+"""Exceptions of trustlens.
 
-Each message says what was received and what to do about it. The command line catches
-:class:`TrustlensError` once, prints it as one line and exits with status 2.
+Each message says what was received and what to do. The command line catches
+:class:`TrustlensError`, prints its message as one line and exits with status 2.
 """
 
 
 class TrustlensError(Exception):
-    """Base of every error that trustlens raises on purpose."""
+    """Base class of the exceptions of trustlens."""
 
 
 class UsageError(TrustlensError):
-    """The caller passed a name, value or path that cannot be used."""
+    """An argument is invalid: a name, value or path that cannot be used."""
 
 
 class RunError(TrustlensError):
-    """A run cannot be read: missing, not written by trustlens, damaged, or of a newer schema."""
+    """A run cannot be read: missing, not written by trustlens, damaged, or in a newer format."""
 
 
 class MissingDependencyError(TrustlensError):
-    """An optional feature was used whose packages are not installed."""
+    """A feature was used that needs a package which is not installed."""
 
     def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
         remedy = package if extra is None else f"'trustlens-optim[{extra}]'"

@@ -1,8 +1,8 @@
-"""Names of optimizer families, as the literature spells them.
+"""Names of optimizer families, spelled as in the literature.
 
-A run stores the name of its optimizer's family; figures choose colours by it, and the diagnosis
-of variants asks for it. Only families that more than one module names are listed here: for any
-other, the name is that of the optimizer's class.
+``run.json`` stores the family of each optimizer. Figures choose colours by it, and the diagnosis
+of variants depends on it. Only families that several modules refer to are listed here; the name
+of any other family is the name of the optimizer's class.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ _BY_CLASS: Final = {"Lamb": LAMB, "Lars": LARS}
 
 
 def family_of_class(name: str) -> str:
-    """Return the family of an optimizer class by its name, without the module."""
+    """Return the family of an optimizer class from the class's name without its module."""
     return _BY_CLASS.get(name, name)

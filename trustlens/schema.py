@@ -1,13 +1,15 @@
-"""The vocabulary: every recorded or derived quantity, defined once.
+"""Definitions of all recorded and derived quantities.
 
-Notation, for one layer (one parameter tensor) and one optimizer step: ``w`` the parameter
-before the step, ``Δw`` its change, ``g`` the gradient that the optimizer used, ``m`` and ``v``
-its moving averages, ``m̂`` and ``v̂`` the same debiased, ``d`` the optimizer's own direction
-before learning rate and decoupled decay, ``η`` the learning rate, ``λ`` the decoupled weight
-decay, ``u = d + λw``, ``n`` the number of elements, ``t`` the layer's own step count.
-Norms are Euclidean, over all elements of the layer. The trust ratio follows You et al.,
-"Large Batch Optimization for Deep Learning" (LAMB, Algorithm 2), with the conventions of the
-article this project grew out of (r = 1 where r₁ or r₂ is 0; r ≤ 10).
+Notation, for one layer (one parameter tensor) and one optimizer step: ``w`` is the parameter
+before the step, ``Δw`` its change, ``g`` the gradient that the optimizer used, ``m`` and ``v`` the
+optimizer's moving averages of g and g², ``m̂`` and ``v̂`` these averages debiased, ``d`` the
+optimizer's direction before learning rate and decoupled decay, ``η`` the learning rate, ``λ`` the
+decoupled weight decay, ``u = d + λw``, ``n`` the number of elements, ``t`` the layer's own step
+count, ``r₁ = ‖w‖`` and ``r₂ = ‖u‖``. Norms are Euclidean, over all elements of the layer.
+
+The trust ratio ``r`` follows You et al., "Large Batch Optimization for Deep Learning", 2019
+(LAMB, Algorithm 2), with the conventions of the article "An intuitive understanding of the LAMB
+optimizer": r = 1 where r₁ or r₂ is 0, and r ≤ 10.
 """
 
 from __future__ import annotations
@@ -20,21 +22,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
-"""Columns by name, each float64 of shape (rows,); ``size`` holds the layers' element counts."""
+"""Columns by name, each float64 (rows,); ``size`` is the number of elements of the layer."""
 
 SCHEMA_VERSION: Final = 1
-"""Version of the run directory. Raised when an older reader could misread what is written."""
+"""Version of the file format, increased when an older reader could misread newer files."""
 
 Kind = Literal["norm", "ratio", "sum", "inner product", "maximum", "factor", "rate", "count"]
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """One number per (step, layer).
+    """A quantity: one number per (step, layer).
 
-    ``dtype`` is the Arrow type it is stored in; ``None`` marks a derived quantity, which is
-    computed from the columns in ``needs`` by ``compute`` at read time.
-    ``scale`` is the axis it reads best on; ``signed`` says that it may be negative.
+    Attributes
+    ----------
+    name : str
+        Name of the column.
+    symbol, title, formula : str
+        Texts for axes, headings and tooltips. The formula uses the notation above.
+    kind : str
+        Kind of number, such as ``"norm"`` or ``"count"``.
+    dtype : {"float", "int64"}, optional
+        Stored type (``"float"`` is float32). None for a derived quantity, which is computed when
+        it is read.
+    scale : {"log", "linear"}
+        Default scale of an axis.
+    signed : bool
+        Whether values may be negative.
+    needs : tuple of str
+        Columns that ``compute`` reads.
+    compute : callable, optional
+        Computes a derived quantity from these columns; None for a stored quantity.
     """
 
     name: str
@@ -50,7 +68,7 @@ class Quantity:
 
     @property
     def derived(self) -> bool:
-        """Whether it is computed at read time instead of being stored."""
+        """Whether the quantity is computed when it is read instead of being stored."""
         return self.compute is not None
 
 
@@ -58,8 +76,8 @@ def _rms(column: str) -> Callable[[Columns], NDArray[np.float64]]:
     return lambda c: c[column] / c["size"] ** 0.5
 
 
-def _ratio(above: str, below: str) -> Callable[[Columns], NDArray[np.float64]]:
-    return lambda c: c[above] / c[below]
+def _ratio(numerator: str, denominator: str) -> Callable[[Columns], NDArray[np.float64]]:
+    return lambda c: c[numerator] / c[denominator]
 
 
 _RECORDED: Final = (
@@ -87,12 +105,12 @@ _RECORDED: Final = (
     Quantity("learning_rate", "η", "learning rate", "η of the layer's group", "rate"),
     Quantity("weight_decay", "λ", "weight decay", "decoupled λ of the layer's group", "rate",
              scale="linear"),
-    Quantity("nonfinite", "#nonfinite", "elements not finite", "elements of g or w not finite",
-             "count", "int64", scale="linear"),
+    Quantity("nonfinite", "#nonfinite", "elements not finite",
+             "elements of g or w that are not finite", "count", "int64", scale="linear"),
     Quantity("zero_grad", "#(g=0)", "zero gradients", "elements of g equal to 0",
              "count", "int64", scale="linear"),
-    Quantity("swallowed", "#swallowed", "swallowed updates", "elements with Δw = 0, d + λw ≠ 0",
-             "count", "int64", scale="linear"),
+    Quantity("swallowed", "#swallowed", "swallowed updates",
+             "elements with Δw = 0 although d + λw ≠ 0", "count", "int64", scale="linear"),
 )  # fmt: skip
 
 _DERIVED: Final = (
@@ -108,7 +126,7 @@ _DERIVED: Final = (
 )  # fmt: skip
 
 QUANTITIES: Final[Mapping[str, Quantity]] = {q.name: q for q in (*_RECORDED, *_DERIVED)}
-"""Every quantity by name, recorded ones first, in the order of the columns."""
+"""All quantities by name: the recorded ones in the order of their columns, then the derived."""
 
 RECORDED: Final = tuple(q.name for q in _RECORDED)
 """Names of the stored columns of ``layers`` after ``step`` and ``layer``."""
@@ -120,4 +138,4 @@ TABLES: Final = ("layers", "steps", "metrics", "histograms")
 """The tables of a run, each a folder of Parquet files."""
 
 ELEMENTS: Final = ("weight", "gradient", "update")
-"""The tensors whose elements are counted in histograms."""
+"""The tensors of a layer of which histograms are recorded."""

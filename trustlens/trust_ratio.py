@@ -1,6 +1,7 @@
 """The trust ratio of every LAMB and LARS variant, computed from a layer's norms (numpy only).
 
-The options are those of ``trustlens.optim.Lamb`` and ``Lars``; their docstrings explain each one.
+Options have the names and meanings documented in ``trustlens.optim.Lamb`` and ``Lars``. "The
+article" is "An intuitive understanding of the LAMB optimizer".
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ LAMB_VARIANTS: Final[Mapping[str, Options]] = {
     "optax": {"clip_ratio": None},
     "tensorflow-addons": {"clip_ratio": None},
 }
-"""Options with which `Lamb` steps exactly as another package's LAMB with its default switches.
+"""Options with which `Lamb` computes the same step as another package's LAMB in its defaults.
 
-Learning rate, betas, ε and decay are left to the caller (``ratio_eps`` of pytorch_optimizer is its
-ε). The packages' own switches correspond to these options: torch-optimizer's ``debias=True`` is
+The caller gives learning rate, betas, ε and decay (pytorch_optimizer uses its ε as ``ratio_eps``,
+too). The packages' own options correspond to these: torch-optimizer's ``debias=True`` is
 ``debias="rate"``; pytorch_optimizer's ``adam_debias=True`` is ``debias=False`` and its
 ``weight_decouple=False`` is ``decay="inside"``; timm's ``trust_clip`` is ``clip_ratio=(0, 1)``, its
 ``decoupled_decay`` is ``decay="first"``, its ``always_adapt`` and apex's ``use_nvlamb`` are
-``always_adapt=True``; bitsandbytes' ``max_unorm`` is ``trust_coefficient``. Newer DeepSpeed
-debiases as the article.
+``always_adapt=True``; bitsandbytes' ``max_unorm`` is ``trust_coefficient``. Newer versions of
+DeepSpeed debias as in the article.
 """
 
 LAMB_DEFAULTS: Final[Options] = {
@@ -69,11 +70,11 @@ LARS_VARIANTS: Final[Mapping[str, Options]] = {
     "torch-optimizer": {"trust_coefficient": 0.01, "eps": 1e-8, "always_adapt": False},
     "optax": {"trust_coefficient": 0.001, "norm": "combined"},
 }
-"""Options with which `Lars` steps exactly as another package's LARS with its default switches.
+"""Options with which `Lars` computes the same step as another package's LARS in its defaults.
 
-Learning rate, momentum and decay are left to the caller. timm's ``always_adapt`` is the same here.
-The paper and optax keep η inside the momentum buffer, which differs from `Lars` only while a
-schedule changes η. torch-optimizer does not decay a layer whose gradient is 0.
+The caller gives learning rate, momentum and decay. timm's ``always_adapt`` is `Lars`'s. Two
+differences remain: the paper and optax multiply by η before the momentum buffer, which gives other
+steps when a schedule changes η; and torch-optimizer does not decay a layer whose gradient is 0.
 """
 
 LARS_DEFAULTS: Final[Options] = {
@@ -83,7 +84,7 @@ LARS_DEFAULTS: Final[Options] = {
     "always_adapt": True,
     "trust_clip": False,
 }
-"""Default options of `Lars`. ``trust_clip`` is an option of timm's LARS, not of `Lars`."""
+"""Default options of `Lars`, and ``trust_clip``, which only timm's LARS has."""
 
 
 Norms = NDArray[np.float64]
@@ -91,14 +92,14 @@ Norms = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class RatioRule:
-    """A formula of the trust ratio with its options; equal rules compare equal and hash alike.
+    """A formula of the trust ratio with its options; hashable.
 
     Attributes
     ----------
     formula : callable
         :func:`lamb_ratio`, :func:`lars_ratio` or :func:`pytorch_optimizer_lars_ratio`.
     options : tuple of (str, value)
-        Its options, as items.
+        The formula's options, as (name, value) items.
     """
 
     formula: Callable[..., Norms]
@@ -106,20 +107,20 @@ class RatioRule:
 
     @classmethod
     def of(cls, formula: Callable[..., Norms], options: Options) -> RatioRule:
-        """Return the rule with a mapping of options."""
+        """Return a rule from a formula and a mapping of its options."""
         return cls(formula, tuple(options.items()))
 
     def __call__(self, **norms: Norms) -> Norms:
-        """Return the trust ratio from the arguments that the formula takes."""
+        """Return the trust ratio; the arguments are those of the formula."""
         return self.formula(dict(self.options), **norms)
 
 
 def article_trust_ratio(weight_norm: Norms, direction_norm: Norms) -> Norms:
-    """Return the article's trust ratio r from r₁ and r₂, float64 of their shape.
+    """Return the article's trust ratio r from r₁ and r₂, as float64 of their shape.
 
-    min(r₁ / r₂, 10), and 1 where r₁ or r₂ is 0 (You et al., "Large Batch Optimization for Deep
-    Learning", 2019, Algorithm 2, with the article's conventions). NaN where either norm is NaN or
-    both are infinite.
+    r = min(r₁ / r₂, 10), and 1 where r₁ or r₂ is 0 (You et al., "Large Batch Optimization for Deep
+    Learning", 2019, Algorithm 2; the limit of 10 and the 1 are the article's). NaN where either
+    norm is NaN or both are infinite.
     """
     return _ratio_within_bounds(LAMB_DEFAULTS, weight_norm, direction_norm)
 
@@ -133,7 +134,7 @@ def lamb_ratio(
     learning_rate: Norms,
     weight_decay: Norms,
 ) -> Norms:
-    """Return the trust ratio r that a LAMB applies.
+    """Return the trust ratio r that a LAMB optimizer applies.
 
     Formulas: You et al., "Large Batch Optimization for Deep Learning", 2019, Algorithm 2, and the
     packages' variants of it (:data:`LAMB_VARIANTS`).
@@ -141,8 +142,8 @@ def lamb_ratio(
     Parameters
     ----------
     options : mapping
-        Options of ``trustlens.optim.Lamb``; missing ones are taken from :data:`LAMB_DEFAULTS`.
-        ``debias`` and ``max_grad_norm`` are already part of the direction and have no effect here.
+        Options of ``trustlens.optim.Lamb``; defaults are in :data:`LAMB_DEFAULTS`. Other names are
+        ignored, as are ``debias`` and ``max_grad_norm``, whose effect is part of the direction.
     weight_norm, undecayed_norm, direction_norm : float64 (rows,)
         ‖w‖ before the step, ‖d‖ and ‖d + λw‖.
     learning_rate, weight_decay : float64 (rows,)
@@ -154,28 +155,28 @@ def lamb_ratio(
         NaN where a norm that r depends on is NaN.
     """
     chosen = {**LAMB_DEFAULTS, **options}
-    above, below = weight_norm, undecayed_norm
+    numerator, denominator = weight_norm, undecayed_norm
     if chosen["decay"] == "inside":
-        below = direction_norm
+        denominator = direction_norm
     elif chosen["decay"] == "first":
         with np.errstate(all="ignore"):
-            above = np.abs(1 - learning_rate * weight_decay) * weight_norm
-    ratio = _ratio_within_bounds(chosen, above, below)
+            numerator = np.abs(1 - learning_rate * weight_decay) * weight_norm
+    ratio = _ratio_within_bounds(chosen, numerator, denominator)
     return ratio if chosen["always_adapt"] else np.where(weight_decay == 0, 1.0, ratio)
 
 
 @np.errstate(all="ignore")  # 0/0 becomes 1 or stays NaN
-def _ratio_within_bounds(options: Options, above: Norms, below: Norms) -> Norms:
+def _ratio_within_bounds(options: Options, numerator: Norms, denominator: Norms) -> Norms:
     """Return LAMB's r₁/r₂ within its bounds, 1 where a norm is 0. All options must be given."""
-    one = below == 0
+    is_one = denominator == 0
     if options["unit_at_zero"]:
-        one |= above == 0
+        is_one |= numerator == 0
     bound = options["clip_weight_norm"]
-    bounded = above if bound is None else np.minimum(above, bound)
-    ratio = options["trust_coefficient"] * bounded / (below + options["ratio_eps"])
+    bounded = numerator if bound is None else np.minimum(numerator, bound)
+    ratio = options["trust_coefficient"] * bounded / (denominator + options["ratio_eps"])
     if options["clip_ratio"] is not None:
         ratio = np.clip(ratio, *options["clip_ratio"])
-    return np.where(one & ~np.isnan(above + below), 1.0, ratio)
+    return np.where(is_one & ~np.isnan(numerator + denominator), 1.0, ratio)
 
 
 @np.errstate(all="ignore")
@@ -188,7 +189,7 @@ def lars_ratio(
     learning_rate: Norms,
     weight_decay: Norms,
 ) -> Norms:
-    """Return the trust ratio r that a LARS applies.
+    """Return the trust ratio r that a LARS optimizer applies.
 
     Formulas: You et al., "Large Batch Training of Convolutional Networks", 2017, Algorithm 1, and
     the packages' variants of it (:data:`LARS_VARIANTS`).
@@ -196,10 +197,10 @@ def lars_ratio(
     Parameters
     ----------
     options : mapping
-        Options of ``trustlens.optim.Lars``; missing ones are taken from :data:`LARS_DEFAULTS`.
-        One more, from timm: ``trust_clip`` makes the ratio min(r/η, 1), as LARC does.
+        Options of ``trustlens.optim.Lars``; defaults are in :data:`LARS_DEFAULTS`. Also timm's
+        ``trust_clip``, with which the ratio is min(r/η, 1), as in LARC.
     weight_norm, undecayed_norm, direction_norm : float64 (rows,)
-        ‖w‖ before the step, ‖d‖ and ‖d + λw‖. The direction d of a LARS is the gradient.
+        ‖w‖ before the step, ‖d‖ and ‖d + λw‖. For LARS, the direction d is the gradient.
     learning_rate, weight_decay : float64 (rows,)
         η and λ.
 
@@ -209,12 +210,12 @@ def lars_ratio(
         NaN where a norm that r depends on is NaN.
     """
     chosen = {**LARS_DEFAULTS, **options}
-    measured = below = direction_norm
+    measured = denominator = direction_norm
     if chosen["norm"] == "sum":
-        measured, below = undecayed_norm, undecayed_norm + weight_decay * weight_norm
-    one = ((weight_norm == 0) | (measured == 0)) & ~np.isnan(weight_norm + measured)
-    ratio = chosen["trust_coefficient"] * weight_norm / (below + chosen["eps"])
-    ratio = np.where(one, 1.0, ratio)
+        measured, denominator = undecayed_norm, undecayed_norm + weight_decay * weight_norm
+    is_one = ((weight_norm == 0) | (measured == 0)) & ~np.isnan(weight_norm + measured)
+    ratio = chosen["trust_coefficient"] * weight_norm / (denominator + chosen["eps"])
+    ratio = np.where(is_one, 1.0, ratio)
     if chosen["trust_clip"]:
         ratio = np.minimum(ratio / learning_rate, 1.0)
     return ratio if chosen["always_adapt"] else np.where(weight_decay == 0, 1.0, ratio)
@@ -231,32 +232,41 @@ def pytorch_optimizer_lars_ratio(
 ) -> Norms:
     """Return the trust ratio of pytorch_optimizer's LARS: c·‖w‖ / (‖g‖ + λ‖w‖).
 
-    Unlike other LARS, it does not apply 1 where g is 0 and λ is not. Arguments as for
-    :func:`lars_ratio`; the only option is ``trust_coefficient``.
+    Unlike in other LARS optimizers, the ratio is not 1 where g is 0 but λ is not. The arguments are
+    those of :func:`lars_ratio`; the only option is ``trust_coefficient``.
     """
-    below = undecayed_norm + weight_decay * weight_norm
-    ratio = options["trust_coefficient"] * weight_norm / below
-    return np.where((weight_norm == 0) | (below == 0), 1.0, ratio)
+    denominator = undecayed_norm + weight_decay * weight_norm
+    ratio = options["trust_coefficient"] * weight_norm / denominator
+    return np.where((weight_norm == 0) | (denominator == 0), 1.0, ratio)
 
 
 def check_option(owner: str, name: str, value: Any) -> None:
-    """Check that an option of a ratio, or a weight decay, is in its range.
+    """Check that an option of a trust ratio, or a weight decay, is in its range.
+
+    Parameters
+    ----------
+    owner : str
+        The function or class that received the value; the error message begins with it.
+    name : str
+        The option.
+    value : object
+        The value to check.
 
     Raises
     ------
     UsageError
-        The value is out of range. The message begins with `owner`, which received it.
+        If the value is out of range.
     """
-    fits, remedy = _RANGES[name]
-    if not fits(value):
+    is_valid, remedy = _RANGES[name]
+    if not is_valid(value):
         raise UsageError(f"{owner} got {name}={value!r}: {remedy}")
 
 
 def _one_of(*choices: bool | str) -> tuple[Callable[[Any], bool], str]:
-    def fits(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         return any(value is c or (type(value) is str and value == c) for c in choices)
 
-    return fits, f"choose one of {', '.join(repr(choice) for choice in choices)}"
+    return is_valid, f"choose one of {', '.join(repr(choice) for choice in choices)}"
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Reference optimizers: the LAMB and LARS of the article, with other packages' variants as options.
+"""LAMB and LARS optimizers with the variants of other packages as options.
 
-``Lamb(params, **LAMB_VARIANTS["timm"])`` steps as timm's LAMB does.
+``Lamb(params, **LAMB_VARIANTS["timm"])`` computes the same steps as timm's LAMB.
 """
 
 from trustlens.optim.lamb import Lamb

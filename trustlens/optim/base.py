@@ -1,4 +1,4 @@
-"""The part of an optimizer's step that LAMB and LARS share."""
+"""Base class of `Lamb` and `Lars`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trustlens.optim.fused_cpu import Options
 
 
 class Work(NamedTuple):
-    """The layers of one parameter group that have a gradient.
+    """The parameters of one group to step: those that have a gradient.
 
     Attributes
     ----------
     group : dict
         The parameter group.
     fused : list of Rows
-        The layers to step fused, by device.
+        Parameters to step with the fused kernels: one `Rows` for each device.
     lists : list of list of Tensor
-        The other parameters, by device and dtype.
+        Parameters to step with foreach operations: one list for each device and dtype.
     """
 
     group: dict[str, Any]
@@ -36,7 +36,7 @@ class Work(NamedTuple):
 class LayerwiseOptimizer(Optimizer, ABC):
     """An optimizer that scales each layer's update by a trust ratio.
 
-    A subclass gives its name for error messages and implements the abstract methods.
+    A subclass sets ``_name``, its name in error messages, and implements the abstract methods.
     """
 
     measures: bool = False
@@ -48,12 +48,13 @@ class LayerwiseOptimizer(Optimizer, ABC):
         self._reset()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with its own values of the options that it contains.
+        """Add a group of parameters; options that it does not contain have their defaults.
 
         Raises
         ------
         UsageError
-            An option is out of its range.
+            If an option is out of range, or if ``fused`` is True and a device of the parameters
+            does not support fused steps.
         """
         self._check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -78,7 +79,18 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step; `closure`, if given, computes the loss and the gradients first."""
+        """Perform one optimization step.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Called first; computes the gradients and returns the loss.
+
+        Returns
+        -------
+        float, optional
+            The loss, if a closure is given.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -88,49 +100,55 @@ class LayerwiseOptimizer(Optimizer, ABC):
         return loss
 
     def _divide_groups(self) -> list[Work]:
-        """Return the layers to step fused and the others, of each group."""
+        """Return, for each group, the parameters to step fused and the others."""
         divided = [
-            (group, *self._fused.divide(place, group, self.state, *self._fused_state(group)))
-            for place, group in enumerate(self.param_groups)
+            (group, *self._fused.divide(index, group, self.state, *self._fused_state(group)))
+            for index, group in enumerate(self.param_groups)
         ]
         return [
             Work(group, fused, with_gradient(rest, self._name)) for group, fused, rest in divided
         ]
 
     def _step_rows(self, rows: Rows, kernel: int, options: Options, group: dict[str, Any]) -> None:
-        """Step the layers of one group and device fused."""
+        """Step parameters of one group and one device with the fused kernels."""
         sums = rows.step(
             kernel,
             options,
-            lambda above, below: self._ratios(above, below, group),
+            lambda weights, directions: self._ratios(weights, directions, group),
             measures=self.measures,
         )
         if sums is not None:
             self.measured.append((rows.params, sums))
 
     def _store_ratios(self, params: list[Tensor], ratios: Tensor) -> None:
-        """Store the trust ratios that were applied to parameters, of shape (layers,)."""
+        """Store the applied trust ratios, shape (layers,), in the parameters' state."""
         for p, ratio in zip(params, ratios.float().unbind(), strict=True):
             self.state[p]["trust_ratio"] = ratio
 
     @abstractmethod
     def _check_options(self, group: dict[str, Any]) -> None:
-        """Raise a UsageError if an option of a group is out of its range."""
+        """Raise UsageError if an option of a group is out of range."""
 
     @abstractmethod
     def _fused_state(
         self, group: dict[str, Any]
     ) -> tuple[Callable[[Tensor], dict[str, Any]], tuple[str, ...]]:
-        """Return what a fused step of a group needs of the state.
+        """Return how a fused step of a group accesses the state.
 
-        A function that returns a parameter's state, with new tensors if it has none yet, and the
-        entries that the step reads and writes.
+        Returns
+        -------
+        callable
+            Returns the state of a parameter; creates it at the parameter's first step.
+        tuple of str
+            Names of the state entries that the step reads or writes.
         """
 
     @abstractmethod
-    def _ratios(self, above: Tensor, below: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return the trust ratios from the norms ‖w‖ and of the direction, each (layers,)."""
+    def _ratios(
+        self, weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]
+    ) -> Tensor:
+        """Return the trust ratios from the norms of weights and directions, each (layers,)."""
 
     @abstractmethod
     def _step_groups(self, work: list[Work]) -> None:
-        """Step all groups."""
+        """Step the parameters of all groups."""

@@ -1,6 +1,6 @@
-"""Operations on lists of tensors that LAMB and LARS share; nothing synchronizes but `to_float`."""
+"""Operations on lists of tensors for `Lamb` and `Lars`. Only `to_float` synchronizes."""
 
-# torch offers its operations on lists of tensors under private names only:
+# torch's foreach operations have private names only:
 # ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
@@ -17,12 +17,12 @@ from trustlens.kernels.tensors import upcast_half
 
 
 def with_gradient(params: Iterable[Tensor], optimizer: str) -> list[list[Tensor]]:
-    """Return the parameters that have a gradient, in lists of one device and one dtype.
+    """Return the parameters that have a gradient, in one list for each device and dtype.
 
     Raises
     ------
     UsageError
-        A gradient is sparse, or a parameter complex.
+        If a gradient is sparse or a parameter is complex.
     """
     lists: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for p in params:
@@ -39,14 +39,15 @@ def with_gradient(params: Iterable[Tensor], optimizer: str) -> list[list[Tensor]
 
 
 def gradients(params: list[Tensor]) -> list[Tensor]:
-    """Return the gradients of parameters that all have one."""
+    """Return the gradients of parameters; each parameter must have one."""
     return [p.grad for p in params if p.grad is not None]
 
 
 def norms(tensors: list[Tensor]) -> Tensor:
-    """Return the Euclidean norms of tensors of one device and one dtype, shape (layers,).
+    """Return the Euclidean norms of tensors of one device and dtype, shape (layers,).
 
-    float64 on the CPU, where torch's float32 sum has an error of 9e-5 at 4 M elements.
+    The norms are float64 for float64 tensors and on the CPU, where the error of torch's float32
+    norm is 9e-5 for 4 M elements. Otherwise they are float32.
     """
     first = tensors[0]
     wide = first.device.type == "cpu" or first.dtype == torch.float64
@@ -56,17 +57,20 @@ def norms(tensors: list[Tensor]) -> Tensor:
 
 
 def trust_ratios(
-    above: Tensor, below: Tensor, adapted: Tensor, clip: tuple[float, float] | None = None
+    numerators: Tensor,
+    denominators: Tensor,
+    adapted: Tensor,
+    clip: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Return above / below clamped to `clip` where `adapted`, else 1; all of shape (layers,)."""
-    ratio = above / below
+    """Return the quotients, clamped to `clip`, where `adapted` is True, else 1; all (layers,)."""
+    ratio = numerators / denominators
     if clip is not None:
         ratio = ratio.clamp(*clip)
     return torch.where(adapted, ratio, 1.0)
 
 
 def scale_(tensors: list[Tensor], factor: float | Tensor) -> None:
-    """Multiply tensors in place by one factor: a number or a tensor of one element."""
+    """Multiply all tensors in place by one number or tensor of one element."""
     if isinstance(factor, Tensor):
         torch._foreach_mul_(tensors, [factor.reshape(())] * len(tensors))
     else:
@@ -74,12 +78,12 @@ def scale_(tensors: list[Tensor], factor: float | Tensor) -> None:
 
 
 def scale_each_(tensors: list[Tensor], factors: Tensor) -> None:
-    """Multiply each tensor in place by its own factor; `factors` of shape (layers,)."""
+    """Multiply each tensor in place by one element of `factors`, shape (layers,)."""
     torch._foreach_mul_(tensors, list(factors.unbind()))
 
 
 def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
-    """Set each parameter to itself − lr · direction, rounded once."""
+    """Subtract lr · direction from each parameter in place, rounding once."""
     if isinstance(lr, Tensor):
         steps = torch._foreach_mul(upcast_half(directions), [lr.reshape(())] * len(directions))
         torch._foreach_sub_(params, steps)
@@ -88,7 +92,7 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
 
 
 def to_float(value: float | Tensor) -> float:
-    """Return a number or a tensor of one element as a float; synchronizes with its device."""
+    """Return a number or a tensor of one element as a float; synchronize with its device."""
     return float(value.item() if isinstance(value, Tensor) else value)
 
 
@@ -99,12 +103,12 @@ def check_number(
     *,
     below: float = math.inf,
 ) -> None:
-    """Check that an option of a group is a number in [0, below).
+    """Check that an option of a group is a number, or a tensor of one, in [0, below).
 
     Raises
     ------
     UsageError
-        The option is not.
+        If it is not.
     """
     value = group[name]
     if isinstance(value, Tensor) and value.numel() != 1:

@@ -1,6 +1,6 @@
 """LAMB as the article defines it, with the variants of other packages as options."""
 
-# torch offers its operations on lists of tensors under private names only:
+# torch's foreach operations have private names only:
 # ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
@@ -32,9 +32,9 @@ from trustlens.trust_ratio import LAMB_DEFAULTS, check_option
 
 
 class Lamb(LayerwiseOptimizer):
-    r"""LAMB: Adam's update with the decay inside it, scaled layer by layer by a trust ratio.
+    r"""LAMB: Adam's update with weight decay, scaled by a trust ratio for each layer.
 
-    For each parameter tensor w with gradient g, at its own step t (counted from 1)::
+    For each parameter tensor (layer) w with gradient g, at its own step t, counted from 1::
 
         m ← β₁m + (1−β₁)g                    v ← β₂v + (1−β₂)g²
         m̂ = m / (1−β₁ᵗ)                      v̂ = v / (1−β₂ᵗ)
@@ -42,69 +42,74 @@ class Lamb(LayerwiseOptimizer):
         r = min(r₁ / r₂, 10);  1 if r₁ or r₂ is 0
         w ← w − η·r·u
 
-    This is Algorithm 2 of You et al. [1]_ with the article's conventions (r = 1 where a norm is
-    0; r ≤ 10). ``optimizer.state[p]`` holds ``step`` (float32 on the CPU, no dimensions),
-    ``exp_avg`` (m) and ``exp_avg_sq`` (v) in the parameter's dtype, ``trust_ratio`` (the r that
-    was applied in the last step: float32 on the parameter's device, no dimensions), and, with
-    ``max_grad_norm``, ``grad_divisor`` (the divisor of g, likewise). Half-precision
-    parameters are updated in float32 and rounded once. A step does not synchronize.
+    This is Algorithm 2 of You et al. [1]_ with the conventions of the article "An intuitive
+    understanding of the LAMB optimizer": r = 1 where a norm is 0, and r ≤ 10. Half-precision
+    parameters are updated in float32 and rounded once. A step does not synchronize with a GPU.
+
+    ``optimizer.state[p]`` contains ``step`` (float32 scalar on the CPU), ``exp_avg`` (m) and
+    ``exp_avg_sq`` (v) in the parameter's dtype, ``trust_ratio`` (the r applied in the last step;
+    float32 scalar on the parameter's device) and, with ``max_grad_norm``, ``grad_divisor`` (the
+    number by which g was divided; float32 scalar on the parameter's device).
 
     Parameters
     ----------
     params
-        Parameters, named parameters or groups; each option below can be set by group.
+        Parameters, named parameters or parameter groups. A group may set each option below.
     lr
         Learning rate η: a number or a tensor of one element.
     betas
         β₁ and β₂, in [0, 1).
     eps
-        ε, outside the root.
+        ε, added to the square root.
     weight_decay
-        λ.
+        Weight decay λ.
     debias
-        True: m̂ and v̂ as above. False: m and v in their place (version 3 of [1]_).
-        ``"rate"``: m and v, and η·√(1−β₂ᵗ)/(1−β₁ᵗ) in place of η, outside r.
-        ``"first"``: m and v, and η/(1−β₁ᵗ) in place of η.
+        True: use m̂ and v̂ as above. False: use m and v instead (version 3 of [1]_).
+        ``"rate"``: use m and v, and η·√(1−β₂ᵗ)/(1−β₁ᵗ) instead of η; r is not affected.
+        ``"first"``: use m and v, and η/(1−β₁ᵗ) instead of η.
     decay
-        ``"inside"``: λw is part of u. ``"first"``: w ← (1−ηλ)w before the norms are computed,
-        u without λw. ``"beside"``: the same, but r₁ is that of w before its decay.
+        ``"inside"``: u includes λw, as above. ``"first"``: u does not include λw; instead,
+        w ← (1−ηλ)w before the norms are computed. ``"beside"``: like ``"first"``, but r₁ is the
+        norm of w before this decay.
     clip_ratio
-        Lower and upper bound of r, or None.
+        Lower and upper bound of r, or None for no bounds.
     clip_weight_norm
-        Upper bound of r₁, or None: r₁ = min(‖w‖, bound).
+        Upper bound of r₁, so that r₁ = min(‖w‖, bound); None for no bound.
     trust_coefficient
-        c in r = c·r₁/r₂ (before the bounds).
+        Factor c of the ratio before it is bounded: c·r₁/r₂.
     ratio_eps
-        Added to r₂ in the ratio's denominator.
+        Number added to r₂ in the denominator of r.
     always_adapt
         If False, r = 1 in groups without weight decay.
     unit_at_zero
-        If False, a layer of zero weights has r = 0 (within the bounds) and so does not move.
+        If False, r = 0 where r₁ is 0 (then ``clip_ratio`` is applied), so that a layer whose
+        weights are all 0 does not change.
     max_grad_norm
-        The largest norm of all gradients together, of all groups; above it, the step uses
-        gradients scaled down to it. ``p.grad`` is left as it is. None: no such bound.
+        Upper bound of the norm of all gradients of all groups together. If the norm is larger, the
+        step uses gradients scaled down to it; ``p.grad`` does not change. None for no bound.
     fused
-        None: dense contiguous parameters are stepped fused (two passes, no temporaries) where
-        possible: float32 on the CPU by a compiled loop, float32, float16 and bfloat16 on a GPU by
-        Triton kernels. Other parameters, and all within ``torch.compile`` or a CUDA graph, are
-        stepped by torch's foreach operations. True: raise an error if a parameter cannot be
-        stepped fused. False: use foreach operations for all.
+        A fused step takes two passes over a layer and allocates no temporary tensors. It needs
+        dense contiguous tensors: float32 on the CPU (compiled loop); float32, float16 or bfloat16
+        on a GPU (Triton kernels). None: step all parameters fused that can be, and the others with
+        torch's foreach operations; within ``torch.compile`` or while a CUDA graph is captured, use
+        foreach operations for all. True: raise an error if a parameter cannot be stepped fused.
+        False: use foreach operations for all.
 
     Attributes
     ----------
     measures : bool
-        Whether the fused step also computes the sums that the recorder stores. Parameters and
-        state do not depend on it.
+        Whether fused steps also compute the sums that the recorder stores. It does not change the
+        parameters or the state.
     measured : list of (list of Tensor, Tensor)
-        The sums of the last step: parameters, and their sums in the order of
-        ``trustlens.kernels.sums.SUMS``, float64 (parameters, sums) on the parameters' device.
-        Parameters that were not stepped fused are not included.
+        For each parameter group and device, the parameters of the last fused step and their sums
+        in the order of ``trustlens.kernels.sums.SUMS``: float64 (parameters, sums) on their device.
+        Empty unless ``measures`` is True.
 
     Raises
     ------
     UsageError
-        An option is out of its range, a gradient is sparse, a parameter is complex, or ``fused``
-        is True and a parameter cannot be stepped fused.
+        If an option is out of range, a gradient is sparse, a parameter is complex, or ``fused`` is
+        True and a parameter cannot be stepped fused.
 
     References
     ----------
@@ -176,7 +181,7 @@ class Lamb(LayerwiseOptimizer):
                 self._step_list(params, group, total)
 
     def _total_grad_norm(self, work: list[Work]) -> Tensor | None:
-        """Return the norm of all gradients together, or None if no group bounds it."""
+        """Return the norm of all gradients together; None if no group has ``max_grad_norm``."""
         if all(group["max_grad_norm"] is None for group in self.param_groups):
             return None
         each = [norms(gradients(params)) for part in work for params in part.lists]
@@ -186,7 +191,7 @@ class Lamb(LayerwiseOptimizer):
         return torch.linalg.vector_norm(torch.cat([n.to(each[0]) for n in each]))
 
     def _step_fused(self, rows: Rows, group: dict[str, Any], total: Tensor | None) -> None:
-        """Step the layers of one group and device fused."""
+        """Step parameters of one group and one device with the fused kernels."""
         divisor = self._divisor(rows.params, group["max_grad_norm"], total)
         beta1, beta2 = group["betas"]
         options = Options(
@@ -203,7 +208,7 @@ class Lamb(LayerwiseOptimizer):
         self._step_rows(rows, LAMB, options, group)
 
     def _step_list(self, params: list[Tensor], group: dict[str, Any], total: Tensor | None) -> None:
-        """Step parameters of one group, one device and one dtype."""
+        """Step parameters of one group, device and dtype with foreach operations."""
         directions, rate_factors = self._directions(params, group, total)
         lr, decay = group["lr"], group["weight_decay"]
         weight_norms = norms(params)
@@ -223,7 +228,7 @@ class Lamb(LayerwiseOptimizer):
     def _directions(
         self, params: list[Tensor], group: dict[str, Any], total: Tensor | None
     ) -> tuple[list[Tensor], list[float] | None]:
-        """Update m and v; return m̂/(√v̂+ε) of each layer, and factors of the rate if any."""
+        """Update m and v; return m̂/(√v̂+ε) of each layer, and each layer's factor of η if any."""
         grads = self._clipped(params, group["max_grad_norm"], total)
         states = [self._state(p) for p in params]
         averages = [s["exp_avg"] for s in states]
@@ -235,7 +240,7 @@ class Lamb(LayerwiseOptimizer):
 
         steps = [s["step"] for s in states]
         torch._foreach_add_(steps, 1)
-        times: list[float] = [step.item() for step in steps]  # on the CPU: no synchronization
+        times: list[float] = [step.item() for step in steps]  # on the CPU: does not synchronize
         corrections1 = [1 - beta1**t for t in times]
         corrections2 = [math.sqrt(1 - beta2**t) for t in times]
         debias = group["debias"]
@@ -256,7 +261,7 @@ class Lamb(LayerwiseOptimizer):
     def _clipped(
         self, params: list[Tensor], bound: float | None, total: Tensor | None
     ) -> list[Tensor]:
-        """Return the gradients, scaled down if the norm of all together exceeds `bound`."""
+        """Return the gradients, scaled down if the norm `total` exceeds `bound`."""
         grads = gradients(params)
         divisor = self._divisor(params, bound, total)
         if divisor is None:
@@ -268,7 +273,7 @@ class Lamb(LayerwiseOptimizer):
     def _divisor(
         self, params: list[Tensor], bound: float | None, total: Tensor | None
     ) -> Tensor | None:
-        """Return the divisor of the gradients and store it; None if they are not bounded."""
+        """Return and store the number to divide the gradients by; None without a bound."""
         if bound is None or total is None:
             return None
         divisor = (total / bound).clamp(min=1).to(params[0].device)
@@ -285,18 +290,20 @@ class Lamb(LayerwiseOptimizer):
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
 
-    def _ratios(self, above: Tensor, below: Tensor, group: dict[str, Any]) -> Tensor:
-        # The formula of `trustlens.trust_ratio.lamb_ratio`, with r₁ and r₂ of this step as tensors.
-        adapted = below != 0
+    def _ratios(
+        self, weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]
+    ) -> Tensor:
+        # The formula of `trustlens.trust_ratio.lamb_ratio`; the arguments are r₁ and r₂.
+        adapted = direction_norms != 0
         if not group["always_adapt"]:
             adapted &= group["weight_decay"] != 0
         if group["unit_at_zero"]:
-            adapted &= above != 0
+            adapted &= weight_norms != 0
         if group["clip_weight_norm"] is not None:
-            above = above.clamp(max=group["clip_weight_norm"])
+            weight_norms = weight_norms.clamp(max=group["clip_weight_norm"])
         return trust_ratios(
-            group["trust_coefficient"] * above,
-            below + group["ratio_eps"],
+            group["trust_coefficient"] * weight_norms,
+            direction_norms + group["ratio_eps"],
             adapted,
             group["clip_ratio"],
         )

@@ -1,6 +1,6 @@
-"""LARS as its paper and the article define it, with the variants of other packages as options."""
+"""LARS as the article defines it, with the variants of its paper and other packages as options."""
 
-# torch offers its operations on lists of tensors under private names only:
+# torch's foreach operations have private names only:
 # ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
@@ -29,37 +29,39 @@ from trustlens.trust_ratio import check_option
 
 
 class Lars(LayerwiseOptimizer):
-    r"""LARS: SGD with momentum, scaled layer by layer by a trust ratio.
+    r"""LARS: SGD with momentum and weight decay, scaled by a trust ratio for each layer.
 
-    For each parameter tensor w with gradient g::
+    For each parameter tensor (layer) w with gradient g::
 
         r = c·‖w‖ / (‖g‖ + λ‖w‖);  1 if ‖w‖ or ‖g‖ is 0
         b ← μb + r·(g + λw)
         w ← w − η·b
 
-    This is Algorithm 1 of You et al. [1]_, whose trust coefficient (0.001 there) is c and whose
-    rate η multiplies b here as in `torch.optim.SGD`, not what goes into it. The article has
-    c = 1, which is the default: η then is the length of a step relative to the layer's weights.
-    ``optimizer.state[p]`` holds ``momentum_buffer`` (b, in the parameter's dtype; not without
-    momentum) and ``trust_ratio`` (the r that was applied in the last step: float32 on the
-    parameter's device, no dimensions). A step does not synchronize.
+    This is Algorithm 1 of You et al. [1]_ with two differences. The learning rate η multiplies the
+    momentum buffer b, as in `torch.optim.SGD`, not the terms added to it. The default of the trust
+    coefficient c is 1, as in the article "An intuitive understanding of the LAMB optimizer", not
+    0.001: with c = 1, η is the length of a step relative to ‖w‖ (without momentum and decay).
+
+    ``optimizer.state[p]`` contains ``momentum_buffer`` (b, in the parameter's dtype; missing if
+    the momentum is 0) and ``trust_ratio`` (the r applied in the last step; float32 scalar on the
+    parameter's device). A step does not synchronize with a GPU.
 
     Parameters
     ----------
     params
-        Parameters, named parameters or groups; each option below can be set by group.
+        Parameters, named parameters or parameter groups. A group may set each option below.
     lr
         Learning rate η: a number or a tensor of one element.
     momentum
-        μ, in [0, 1).
+        Momentum μ, in [0, 1).
     weight_decay
-        λ.
+        Weight decay λ.
     trust_coefficient
-        c.
+        Trust coefficient c.
     norm
-        ``"sum"``: as above. ``"combined"``: r = c·‖w‖ / ‖g + λw‖; 1 if either norm is 0.
+        ``"sum"``: r as above. ``"combined"``: r = c·‖w‖ / ‖g + λw‖, and 1 if either norm is 0.
     eps
-        Added to the ratio's denominator.
+        Number added to the denominator of r.
     always_adapt
         If False, r = 1 in groups without weight decay.
     fused
@@ -70,14 +72,14 @@ class Lars(LayerwiseOptimizer):
     measures, measured
         As in :class:`trustlens.optim.Lamb`.
     before : dict of Tensor to Tensor
-        With ``measures``: the weights before the last step of the parameters that were not
-        stepped fused.
+        Copies of the weights before the last step, of the parameters that were not stepped fused.
+        Empty unless ``measures`` is True.
 
     Raises
     ------
     UsageError
-        An option is out of its range, a gradient is sparse, a parameter is complex, or ``fused``
-        is True and a parameter cannot be stepped fused.
+        If an option is out of range, a gradient is sparse, a parameter is complex, or ``fused`` is
+        True and a parameter cannot be stepped fused.
 
     References
     ----------
@@ -135,7 +137,7 @@ class Lars(LayerwiseOptimizer):
                 self._step_list(params, group)
 
     def _step_fused(self, rows: Rows, group: dict[str, Any]) -> None:
-        """Step the layers of one group and device fused."""
+        """Step parameters of one group and one device with the fused kernels."""
         options = Options(
             rate=group["lr"],
             beta1=group["momentum"],
@@ -145,7 +147,7 @@ class Lars(LayerwiseOptimizer):
         self._step_rows(rows, LARS, options, group)
 
     def _step_list(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Step parameters of one group, one device and one dtype."""
+        """Step parameters of one group, device and dtype with foreach operations."""
         if self.measures:
             self.before.update((p, p.clone()) for p in params)
         grads = upcast_half(gradients(params))
@@ -169,16 +171,19 @@ class Lars(LayerwiseOptimizer):
             state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
 
-    def _ratios(self, above: Tensor, below: Tensor, group: dict[str, Any]) -> Tensor:
-        # The formula of `trustlens.trust_ratio.lars_ratio`. `below` is ‖g‖, or ‖g + λw‖ if the norm
-        # is "combined".
+    def _ratios(
+        self, weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]
+    ) -> Tensor:
+        # The formula of `trustlens.trust_ratio.lars_ratio`. `direction_norms` are ‖g‖, or ‖g + λw‖
+        # if group["norm"] is "combined".
         decay = group["weight_decay"]
-        adapted = (above != 0) & (below != 0)
+        adapted = (weight_norms != 0) & (direction_norms != 0)
         if not group["always_adapt"]:
             adapted &= decay != 0
         if group["norm"] == "sum":
-            below = below + decay * above
-        return trust_ratios(group["trust_coefficient"] * above, below + group["eps"], adapted)
+            direction_norms = direction_norms + decay * weight_norms
+        coefficient = group["trust_coefficient"]
+        return trust_ratios(coefficient * weight_norms, direction_norms + group["eps"], adapted)
 
     def _check_options(self, group: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay", "trust_coefficient", "eps"):

@@ -35,11 +35,11 @@ def checked_optimizers(given: Any) -> list[Optimizer]:
 def check_options(**given: Any) -> None:
     """Raise UsageError if an argument of ``record`` other than ``optimizer`` is invalid."""
     for name, value in given.items():
-        fits, valid = _OPTIONS[name]
-        if not fits(value):
+        is_valid, valid_values = _OPTIONS[name]
+        if not is_valid(value):
             short = isinstance(value, int | float | str | None)  # the repr of others may be long
             got = f"{name}={value!r}" if short else f"{type(value).__name__!r} for {name}"
-            raise UsageError(f"record got {got}; give {valid}")
+            raise UsageError(f"record got {got}; give {valid_values}")
 
 
 def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
