@@ -288,8 +288,8 @@ def test_while_a_graph_is_captured_the_lists_step(monkeypatch):
 
 
 def test_kernels_that_step_wrong_are_not_used(monkeypatch, caplog):
-    monkeypatch.setattr(cuda, "is_there", cuda.is_there.__wrapped__)
-    monkeypatch.setattr(cuda, "all_are", lambda _: False)
+    monkeypatch.setattr(cuda, "is_usable", cuda.is_usable.__wrapped__)
+    monkeypatch.setattr(cuda, "all_true", lambda _: False)
     with caplog.at_level("INFO", "trustlens"):
         assert fused._rows_class.__wrapped__(DEVICE) is None
     assert "no fused step on" in caplog.text

@@ -160,9 +160,9 @@ def test_elements_are_counted_with_the_sums(dtype):
 
 
 def test_prepared_layers_are_measured_again_with_other_gradients_and_numbers(monkeypatch):
-    brought = []
-    bring = launch.brought
-    monkeypatch.setattr(launch, "brought", lambda *a: brought.append(a) or bring(*a))
+    uploads = []
+    upload = launch.upload
+    monkeypatch.setattr(launch, "upload", lambda *a: uploads.append(a) or upload(*a))
     w, m, grads = normal(1), normal(2), [normal(3), normal(4)]
     forms = [Direction(base=m, momentum=m, base_share=share, rate=0.1) for share in (1.0, 3.0)]
     after = w - 0.25 * m
@@ -172,7 +172,7 @@ def test_prepared_layers_are_measured_again_with_other_gradients_and_numbers(mon
 
     def again(given, numbers, places, **options):
         addresses = array("q", [0 if g is None else g.data_ptr() for g in given])
-        brought.clear()
+        uploads.clear()
         with no_waiting():
             sums = prepared.measure(addresses, numbers, places, **options)
         of = [None if place < 0 else numbers[place] for place in places]
@@ -186,11 +186,11 @@ def test_prepared_layers_are_measured_again_with_other_gradients_and_numbers(mon
         return sums
 
     first = again([grads[0], None], forms, [0, 1])
-    assert len(brought) == 1
+    assert len(uploads) == 1
     assert torch.equal(again([grads[0], None], forms, [0, 1]).nan_to_num(), first.nan_to_num())
-    assert not brought
+    assert not uploads
     again([grads[1], grads[0]], forms, [1, 0], counts=counts)
-    assert len(brought) == 1
+    assert len(uploads) == 1
     again([None, grads[0]], forms[:1], [0, -1])
     again([grads[1][1:2999].clone()[:0].new_zeros(3000), None], [], [-1, -1])
     assert counts[0, 0].equal(count_elements(w))

@@ -1,1 +1,1 @@
-"""C code: what its sources share, and how it is built."""
+"""Code that `optim` and `recording` share: the recorded sums, C headers, Triton functions."""

@@ -1,11 +1,11 @@
 """Load the C loops of this package as shared libraries.
 
-A wheel for a common platform contains them ready-built, one variant for each vector width; the
-widest that this processor can run is loaded. Otherwise a loop is compiled at its first use and
-kept in the user's cache folder, under a name derived from its sources, the compiler and the
-processor. Neither is required: every caller has a slower way without compiled loops.
+A wheel for a common platform contains prebuilt libraries, one variant per vector width; the widest
+variant that this processor supports is loaded. Otherwise a loop is compiled at its first use and
+stored in the user's cache folder, under a name derived from its sources, the compiler and the
+processor. Neither is required: every caller has a slower fallback without compiled loops.
 
-All variants share PyTorch's OpenMP threads, because `torch` is imported before they are loaded.
+All libraries share PyTorch's OpenMP threads, because `torch` is imported before they are loaded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from trustlens.cache_folder import cache_folder
 from trustlens.kernels.compile import BASELINE, FLAGS, X86_VARIANTS, compile_library, find_compiler
 
 READY_BUILT: Final = Path(__file__).with_name("ready_built")
-"""The folder of the ready-built libraries; only wheels for one platform have it."""
+"""Folder of the prebuilt libraries; it exists only in platform wheels."""
 
 _log: Final = logging.getLogger("trustlens")
 
 _FOLDER: Final = Path(__file__).parent
-_ATTEMPTS: Final = (  # the fastest first; some compilers reject the first ones
+_ATTEMPTS: Final = (  # fastest first; some compilers reject the first two
     ("-march=native", "-fopenmp"),
     ("-march=native",),
     (),
@@ -37,13 +37,13 @@ _ATTEMPTS: Final = (  # the fastest first; some compilers reject the first ones
 
 
 def load(source: Path) -> ctypes.CDLL:
-    """Return the library of a C source: ready-built if there is one, else compiled here.
+    """Load the library of a C source: the prebuilt one if it exists, else one compiled here.
 
     Raises
     ------
     OSError
-        There is no ready-built library that can be loaded, and no compiler, or the compiler fails,
-        or the compiled library cannot be loaded.
+        If no prebuilt library can be loaded, and there is no compiler, or it fails, or the
+        compiled library cannot be loaded.
     """
     ready = ready_built(source)
     if ready is not None:
@@ -52,7 +52,7 @@ def load(source: Path) -> ctypes.CDLL:
         except OSError as error:
             _log.info("trustlens: '%s' cannot be loaded: %s", ready, error)
         else:
-            _log.debug("trustlens: %s: ready-built '%s'", source.name, ready)
+            _log.debug("trustlens: %s: prebuilt '%s'", source.name, ready)
             return library
     path = compiled_here(source)
     library = ctypes.CDLL(str(path))
@@ -61,9 +61,9 @@ def load(source: Path) -> ctypes.CDLL:
 
 
 def ready_built(source: Path) -> Path | None:
-    """Return the ready-built library for this processor, or None if the package has none."""
+    """Return the path of the prebuilt library for this processor; None if the package has none."""
     variants = list(X86_VARIANTS)
-    # "AVX512", "AVX2" or "DEFAULT"; other architectures have names of their own and one variant.
+    # On x86-64 "AVX512", "AVX2" or "DEFAULT". Other architectures have one variant, the baseline.
     capability = torch.backends.cpu.get_cpu_capability().lower()
     widest = variants.index(capability if capability in variants else BASELINE)
     for variant in variants[widest:]:
@@ -74,12 +74,12 @@ def ready_built(source: Path) -> Path | None:
 
 
 def compiled_here(source: Path) -> Path:
-    """Return the library compiled on this machine, from the cache folder if it is there.
+    """Return the path of the library in the cache folder; compile it if it is missing.
 
     Raises
     ------
     OSError
-        There is no compiler, or it fails.
+        If there is no compiler, or it fails.
     """
     compiler = find_compiler()
     texts = [path.read_bytes() for path in (source, *sorted(_FOLDER.glob("*.h")))]
@@ -87,7 +87,7 @@ def compiled_here(source: Path) -> Path:
     key = b"\n".join([*texts, *(each.encode() for each in settings)])
     path = cache_folder() / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:20]}.so"
     if not path.exists():
-        # Renamed when complete: other processes may compile it at the same time.
+        # Compiled elsewhere, then renamed: other processes may compile it at the same time.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             compiled = Path(folder) / path.name
             compile_library(compiler, source, compiled, _ATTEMPTS)
@@ -96,7 +96,7 @@ def compiled_here(source: Path) -> Path:
 
 
 def _processor() -> str:
-    """Return what identifies the processor: machines of several kinds may share a home folder."""
+    """Return a text that identifies the processor, since machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

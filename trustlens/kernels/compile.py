@@ -1,6 +1,7 @@
 """Compile a C source of this package into a shared library.
 
-Standard library only: the build hook of the wheel runs this file without installing the package.
+Imports only the standard library: the wheel's build hook runs this file before the package is
+installed.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ from typing import Final
 FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-Wno-psabi")
 
 BASELINE: Final = "baseline"
-"""The variant that every processor of an architecture can run."""
+"""The variant that every processor of an architecture supports."""
 
 X86_VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
-    # The features that PyTorch requires for its kernels of the same name.
+    # The same features as PyTorch's CPU capabilities of these names.
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
     BASELINE: (),
 }
-"""Compiler flags of each variant for x86-64, from the widest vectors to the narrowest."""
+"""Compiler flags of each variant for x86-64, widest vectors first."""
 
 _HEADERS: Final = Path(__file__).parent
 _TIMEOUT: Final = 60  # seconds
 
 
 def find_compiler() -> str:
-    """Return the command of the C compiler: ``$CC``, or ``cc`` or ``gcc`` on the path.
+    """Return the command of the C compiler: ``$CC``, else ``cc`` or ``gcc`` on the ``PATH``.
 
     Raises
     ------
     FileNotFoundError
-        There is none.
+        If there is none.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
@@ -46,21 +47,21 @@ def find_compiler() -> str:
 def compile_library(
     compiler: str, source: Path, target: Path, attempts: Iterable[tuple[str, ...]]
 ) -> None:
-    """Compile a source to a shared library, with the first flags that the compiler accepts.
+    """Compile a C source into a shared library, with the first flags that the compiler accepts.
 
     Parameters
     ----------
     compiler : str
         The compiler's command; it may contain options.
     source, target : Path
-        The C file, and the library to write.
+        The C file and the library to write.
     attempts : iterable of tuple of str
-        Flags to add to `FLAGS`; the next ones are tried if the compiler fails.
+        Flags to add to `FLAGS`. If the compiler fails, the next ones are tried.
 
     Raises
     ------
     OSError
-        The compiler fails with all of them, or takes longer than 60 s.
+        If the compiler fails with all of them, or does not finish within 60 s.
     """
     message = ""
     for flags in attempts:
@@ -74,7 +75,7 @@ def compile_library(
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise OSError(f"{compiler} did not end in {_TIMEOUT} s") from error
+            raise OSError(f"{compiler} did not finish within {_TIMEOUT} s") from error
         if done.returncode == 0:
             return
         message = done.stderr.strip()

@@ -1,4 +1,4 @@
-"""What is brought to a GPU, and waited for, by those who start kernels on it."""
+"""Helpers to launch Triton kernels: uploads, launch options, and a synchronizing check."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from torch import Tensor
 
 OPTIONS: Final[dict[str, Any]] = {
     "num_warps": 8,
-    # Roundings as anywhere else: terms that cancel then do so exactly.
+    # Products are rounded before they are added, so that terms which cancel do so exactly.
     "enable_fp_fusion": False,
-    # So few registers that two programs go on a multiprocessor: one alone waits for its reads.
+    # Limited so that two programs fit on a multiprocessor: one can run while the other loads.
     **({} if torch.version.hip else {"maxnreg": 128}),
 }
-"""How a kernel that goes over elements is built."""
+"""Compile options of kernels that process elements."""
 
 
-def brought(values: NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array on the device, without waiting."""
-    host = torch.from_numpy(np.array(values))  # a copy: frombuffer's cannot be written
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to the device without synchronizing; return the tensor."""
+    host = torch.from_numpy(np.array(values))  # copied: arrays of np.frombuffer are read-only
     if device.type == "cpu":
         return host
-    # torch gives pinned memory to others only when a copy from it is over.
+    # torch reuses pinned memory only after the copy from it has finished.
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def padded(columns: int) -> int:
-    """Return the power of two that a kernel needs in place of a number of columns."""
+def next_power_of_two(columns: int) -> int:
+    """Return the smallest power of two that is at least ``columns``, as Triton blocks need it."""
     return 1 << (columns - 1).bit_length()
 
 
 def is_interpreted() -> bool:
-    """Tell whether Triton's kernels are interpreted, and so step and measure the CPU's tensors."""
+    """Return whether Triton runs kernels in its interpreter, on tensors of the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make a GPU the current one."""
+def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which this GPU is the current device; no effect for the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def all_are(true: Tensor) -> bool:
-    """Tell whether all elements of a tensor of bools are True, having waited for them."""
-    pinned = true.device.type == "cuda"
-    host = torch.empty(true.shape, dtype=torch.bool, device="cpu", pin_memory=pinned)
-    host.copy_(true, non_blocking=True)
-    if pinned:  # an event, which no debug mode of the user's forbids
+def all_true(values: Tensor) -> bool:
+    """Return whether all elements of a bool tensor are True; synchronizes with the device."""
+    pinned = values.device.type == "cuda"
+    host = torch.empty(values.shape, dtype=torch.bool, device="cpu", pin_memory=pinned)
+    host.copy_(values, non_blocking=True)
+    if pinned:  # an event: torch.cuda.set_sync_debug_mode does not reject it
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(true.device))
+        event.record(torch.cuda.current_stream(values.device))
         event.synchronize()
     return bool(host.all())

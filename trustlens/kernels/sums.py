@@ -26,13 +26,13 @@ class Sum(NamedTuple):
     name : str
         The column of a backend's result.
     quantity : str
-        The recorded quantity of ``schema.py`` that is made of it.
+        The recorded quantity of ``schema.py`` that is computed from it.
     kind : "sum", "count" or "maximum"
-        How the results of parts of a layer are joined: maxima by their maximum, the rest by adding.
-        Counts are whole numbers.
+        How the results of a layer's chunks are combined: maxima by their maximum, sums and counts
+        by addition. Counts are integers.
     needs : str, optional
-        What a layer must have in a step for the quantity to exist. A backend returns NaN where the
-        tensors are missing that :data:`TENSORS` names for it.
+        What a layer must have in a step for the quantity to exist. A backend returns NaN if the
+        layer lacks the tensor of :data:`TENSORS` that corresponds to it.
     """
 
     name: str
@@ -59,38 +59,38 @@ DECLARED: Final[tuple[Sum, ...]] = (
     Sum("update_max", "update_max", "maximum"),  # max |Δw|
     Sum("grad_max", "grad_max", "maximum", "gradient"),  # max |g|
 )
-"""The recorded sums: first all of the kind "sum", then the counts, then the maxima."""
+"""The recorded sums: first all of kind "sum", then the counts, then the maxima."""
 
 SUMS: Final = tuple(each.name for each in DECLARED)
-"""The names of the columns, in their order."""
+"""Names of the columns, in order."""
 
 FIRST_COUNT: Final = sum(each.kind == "sum" for each in DECLARED)
-"""The first column of a count."""
+"""Index of the first count."""
 
 FIRST_MAXIMUM: Final = sum(each.kind != "maximum" for each in DECLARED)
-"""The first column of a maximum; the rest of them follow."""
+"""Index of the first maximum; all columns from there on are maxima."""
 
 TENSORS: Final = ("gradient", "direction", "momentum", "variance")
-"""What a backend may lack of a layer. No direction, momentum or variance counts without a gradient;
-of "undecayed" and "intended" the backends know no more than that they need a direction.
+"""Inputs that a layer may lack in a backend. Without a gradient, the others count as missing too.
+For a backend, the needs "undecayed" and "intended" are the same as "direction".
 """
 
 HEADER: Final = Path(__file__).with_name("sums.h")
-"""The C header: what :func:`c_header` returns."""
+"""Path of the C header, whose text :func:`c_header` generates."""
 
 
 def columns_of(tensor: str) -> list[int]:
-    """Return the columns that a backend cannot compute without this one of `TENSORS`."""
+    """Return the columns that a backend cannot compute without this item of `TENSORS`."""
     return [i for i, each in enumerate(DECLARED) if _tensor_of(each) == tensor]
 
 
 def mask_of(tensor: str) -> int:
-    """Return the same columns as a mask: bit i stands for column i."""
+    """Return :func:`columns_of` as a mask: bit i stands for column i."""
     return sum(1 << i for i in columns_of(tensor))
 
 
 def c_header() -> str:
-    """Return the declaration in C: columns, what each needs, and the element buckets."""
+    """Return the text of the C header: columns, the inputs that each needs, and element buckets."""
     columns = "".join(f"    {each.name.upper()},\n" for each in DECLARED)
     bits = ", ".join(f"NEEDS_{name.upper()} = {1 << i}" for i, name in enumerate(TENSORS))
     needs = "".join(f"    {_c_need(each)},\n" for each in DECLARED)
@@ -99,18 +99,18 @@ def c_header() -> str:
 #ifndef TRUSTLENS_SUMS_H
 #define TRUSTLENS_SUMS_H
 
-/* The recorded sums of a layer, in their order. */
+/* The recorded sums of a layer, in order. */
 enum {{
 {columns}    SUMS
 }};
 enum {{ FIRST_COUNT = {FIRST_COUNT}, FIRST_MAXIMUM = {FIRST_MAXIMUM} }};
 
-/* What a layer must have for each of them. */
+/* The inputs that each of them needs: a combination of bits. */
 enum {{ {bits} }};
 static const unsigned char SUM_NEEDS[SUMS] = {{
 {needs}}};
 
-/* The bucket of a float32 in an element histogram is its bits >> BUCKET_SHIFT. */
+/* The bucket of a float32 in an element histogram is (its bits) >> BUCKET_SHIFT. */
 enum {{ BUCKETS = {ELEMENT_BUCKETS}, BUCKET_SHIFT = {ELEMENT_SHIFT} }};
 
 #endif

@@ -1,4 +1,4 @@
-"""Conversions of tensors that the optimizers and the recorder share."""
+"""Tensor conversions used by both the optimizers and the recorder."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def upcast_half(tensors: list[Tensor]) -> list[Tensor]:
-    """Return half-precision tensors as float32, and others unchanged (not copied)."""
+    """Convert half-precision tensors to float32; return the others unchanged, without a copy."""
     return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]

@@ -1,30 +1,30 @@
-"""What our Triton kernels do with elements, and with the sums of chunks of them."""
+"""Triton functions for elements and for the sums of chunks, shared by all our kernels."""
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 # ruff: noqa: ANN001, ANN201, N803, PLR0124, PLR0917, SIM300
-# Triton is a language of its own: types are dtypes there, and capitals stand for constants.
+# Triton code is not typed Python: annotations are dtypes, and names in capitals are constants.
 
 import triton
 import triton.language as tl
 
 from trustlens.kernels.triton_sums import FIRST_MAXIMUM
 
-# Between these a sum of squares has lost nothing to float32's range that would show.
+# Between these bounds a float32 sum of squares has no significant underflow and no overflow.
 LEAST = tl.constexpr(1e-27)
 MOST = tl.constexpr(1e36)
 
 
 def dtype_of(dtype):
-    """Return what a kernel calls a torch dtype: 0 if there is none."""
+    """Return the Triton dtype of a torch dtype; 0 for None."""
     return 0 if dtype is None else getattr(tl, str(dtype).removeprefix("torch."))
 
 
 @triton.jit
-def place(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a pointer to an element of the tensor at an address."""
+def pointer_to(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a pointer to element `start` of the tensor at an address."""
     pointer = address.to(tl.pointer_type(DTYPE))
-    if ALIGNED:  # else each element is a read of its own
+    if ALIGNED:  # otherwise each element is loaded separately
         pointer = tl.multiple_of(pointer, 16)
     return pointer + start
 
@@ -33,42 +33,42 @@ def place(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 def read(
     address, start, lanes, inside, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr
 ):
-    """Return elements of the tensor at an address; zeros where there are none."""
+    """Load elements of the tensor at an address; zeros outside of it or without a tensor."""
     if DTYPE == 0:
         values = tl.zeros(lanes.shape, REAL)
     else:
-        at = place(address, start, DTYPE, ALIGNED) + lanes
+        at = pointer_to(address, start, DTYPE, ALIGNED) + lanes
         values = tl.load(at, mask=inside, other=0).to(REAL)
     return values
 
 
 @triton.jit
-def share_of(share, values):
-    """Return a term of a sum; none at all if its share is 0: 0·∞ would be NaN."""
+def scaled(share, values):
+    """Return `share * values`, and 0 if the share is 0, even for infinite values."""
     return tl.where(share != 0, share * values, 0.0)
 
 
 @triton.jit
-def root_of(values, REAL: tl.constexpr):
-    """Return the square roots, rightly rounded."""
+def square_root(values, REAL: tl.constexpr):
+    """Return the square roots, correctly rounded."""
     return tl.sqrt_rn(values) if REAL == tl.float32 else tl.sqrt(values)
 
 
 @triton.jit
 def quotient(a, b, REAL: tl.constexpr):
-    """Return a/b, rightly rounded."""
+    """Return a/b, correctly rounded."""
     return tl.div_rn(a, b) if REAL == tl.float32 else a / b
 
 
 @triton.jit
 def larger(a, b):
-    """Return the larger of each two; NaN if one is."""
+    """Return the elementwise maximum; NaN if either is NaN."""
     return tl.where((a >= b) | (a != a), a, b)
 
 
 @triton.jit
 def maximum(values):
-    """Return the largest; NaN if there is one."""
+    """Return the maximum of a block; NaN if it contains one."""
     broken = tl.max((values != values).to(tl.int32), axis=0)
     most = tl.max(tl.where(values == values, values, 0.0), axis=0)
     return tl.where(broken > 0, float("nan"), most)
@@ -76,21 +76,26 @@ def maximum(values):
 
 @triton.jit
 def total(values):
-    """Return the sum of all lanes, made in float64."""
+    """Return the sum of all lanes, computed in float64."""
     return tl.sum(values.to(tl.float64), axis=0)
 
 
 @triton.jit
-def is_sound(summed, seen, bit: tl.constexpr):
-    """Tell whether float32 could square what was summed: all 0, as its bit in `seen` tells, or."""
+def is_in_range(summed, seen, bit: tl.constexpr):
+    """Return whether a sum of squares is in float32's range: within the bounds, or of zeros only.
+
+    The bit in `seen` is set if a summed value was not 0.
+    """
     return ((summed > LEAST) & (summed < MOST)) | (tl.max((seen >> bit) & 1, axis=0) == 0)
 
 
 @triton.jit
-def added(scratch, first, count, COLUMNS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Return the sums and maxima of a layer, from its rows of the scratch in their order.
+def combined_rows(
+    scratch, first, count, COLUMNS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr
+):
+    """Return the sums and maxima of a layer, combined from its rows of `scratch` in order.
 
-    There are as many as the power of two `PADDED`: 0 after the scratch's own `COLUMNS`.
+    The result has `PADDED` (a power of two) columns: those after the first `COLUMNS` are 0.
     """
     column = tl.arange(0, PADDED)
     sums = tl.zeros([PADDED], tl.float64)

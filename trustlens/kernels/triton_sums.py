@@ -1,6 +1,6 @@
 """The recorded sums as constants of the Triton kernels, generated from their declaration.
 
-Each sum's column has its name in capitals: ``WEIGHT_SQUARES`` is the column of "weight_squares".
+The index of each sum's column has the sum's name in capitals, such as ``WEIGHT_SQUARES``.
 """
 
 import triton.language as tl
@@ -11,12 +11,12 @@ from trustlens.kernels import sums
 globals().update({name.upper(): tl.constexpr(i) for i, name in enumerate(sums.SUMS)})
 
 SUMS = tl.constexpr(len(sums.SUMS))
-"""How many columns there are."""
+"""Number of columns."""
 
 FIRST_COUNT = tl.constexpr(sums.FIRST_COUNT)
 FIRST_MAXIMUM = tl.constexpr(sums.FIRST_MAXIMUM)
 
-# Masks of the columns that do not exist without a gradient, and so on: bit i stands for column i.
+# Masks of the columns that are NaN without a gradient, and so on: bit i stands for column i.
 OF_GRADIENT = tl.constexpr(sums.mask_of("gradient"))
 OF_DIRECTION = tl.constexpr(sums.mask_of("direction"))
 OF_MOMENTUM = tl.constexpr(sums.mask_of("momentum"))

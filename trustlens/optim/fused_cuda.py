@@ -1,6 +1,6 @@
-"""LAMB's and LARS's step on a GPU: the kernels of ``triton_step.py``, and what they are given."""
+"""Fused steps of LAMB and LARS on a GPU: launch the kernels of ``triton_step.py``."""
 
-# torch offers its operations on lists of tensors under private names only:
+# torch's foreach operations have private names only:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from trustlens.kernels.device import OPTIONS, all_are, brought, on, padded
+from trustlens.kernels.device import OPTIONS, all_true, current_device, next_power_of_two, upload
 from trustlens.kernels.sums import SUMS
 from trustlens.optim.foreach import to_float
 from trustlens.optim.fused_cpu import LAMB, Options
@@ -23,59 +23,62 @@ from trustlens.optim.fused_cpu import LAMB, Options
 _log: Final = logging.getLogger("trustlens")
 
 CHUNK: Final = 1 << 15
-"""Elements that one program steps: enough to hide what it does once."""
+"""Elements that one program steps: enough to hide its fixed cost."""
 
 BLOCK: Final = 1 << 10
-"""Elements it does at a time: a lane then adds 32 numbers in float32."""
+"""Elements that a program steps at a time: each lane adds CHUNK / BLOCK = 32 float32 numbers."""
 
-_ROWS: Final = 64  # chunks of a layer that are added at a time
-_LAYERS: Final = 128  # whose numbers a program makes
+_ROWS: Final = 64  # chunks of a layer that are summed at a time
+_LAYERS: Final = 128  # layers for which one program of `make_numbers` computes the numbers
 _ALIGNMENT: Final = 16  # bytes that a thread reads at once
 
 
 class _Kind(NamedTuple):
-    """Layers that one launch steps: of one dtype, and aligned or not."""
+    """Layers that one launch steps: they have one dtype and are all aligned or all not."""
 
-    dtype: Any  # as the kernels have it
-    aligned: bool  # but for the gradients, whose addresses change
-    first: int  # chunk
-    chunks: int
+    dtype: Any  # as a Triton dtype
+    aligned: bool  # the addresses of all tensors except the gradients, whose addresses change
+    first: int  # index of the first chunk
+    chunks: int  # number of chunks
 
 
 class Rows:
-    """Layers on a GPU that are stepped together: as ``Rows`` of fused_cpu.py, without waiting."""
+    """Parameters on a GPU that are stepped together: like ``Rows`` of fused_cpu.py.
+
+    No method synchronizes with the device.
+    """
 
     dtypes: Final = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
     def __init__(self, params: list[Tensor], entries: Mapping[str, list[Tensor]]) -> None:
-        from trustlens.optim import triton_numbers, triton_step  # noqa: PLC0415 — may be missing
+        from trustlens.optim import triton_numbers, triton_step  # noqa: PLC0415 — Triton may be missing
 
         self.params = params
-        self._kernels: Any = triton_step
-        self._makers: Any = triton_numbers
+        self._step_kernels: Any = triton_step
+        self._number_kernels: Any = triton_numbers
         self._device = params[0].device
         self._steps = entries.get("step", [])
         self._has_momentum = "momentum_buffer" in entries
-        fields, chunks, self._kinds = _laid_out(params, entries)
-        self._layers, self._chunks = brought(fields, self._device), brought(chunks, self._device)
-        self._grads, self._grads_there = [0], torch.empty(0)
+        fields, chunks, self._kinds = _build_tables(params, entries)
+        self._layers, self._chunks = upload(fields, self._device), upload(chunks, self._device)
+        self._grads, self._grads_on_device = [0], torch.empty(0)
         self._grads_aligned = False
 
-    def take(self, grads: list[int]) -> None:
-        """Take the gradients that lie at these addresses, as long as parameters keep them."""
+    def set_gradients(self, grads: list[int]) -> None:
+        """Set the addresses of the gradients for the next step."""
         if grads != self._grads:
-            self._grads, self._grads_there = grads, brought(np.array(grads), self._device)
+            self._grads, self._grads_on_device = grads, upload(np.array(grads), self._device)
             self._grads_aligned = not any(address % _ALIGNMENT for address in grads)
 
     def grad_norms(self) -> Tensor:
         """Return the norms of the gradients, float64 (n,)."""
         squares = self._scratch(2)
-        with on(self._device):
+        with current_device(self._device):
             self._launch(
-                self._kernels.square_gradients,
-                *(self._layers, self._grads_there, self._chunks, squares),
+                self._step_kernels.square_gradients,
+                *(self._layers, self._grads_on_device, self._chunks, squares),
             )
-            return self._added(squares)[:, 0].sqrt()
+            return self._sum_chunks(squares)[:, 0].sqrt()
 
     def step(
         self,
@@ -85,46 +88,46 @@ class Rows:
         *,
         measures: bool,
     ) -> Tensor | None:
-        """Step the layers; return their sums, float64 (n, len(SUMS)), if asked for.
+        """Step the parameters and return the recorded sums, float64 (n, len(SUMS)), or None.
 
-        As ``Rows.step`` of fused_cpu.py; all tensors lie on the device.
+        Like ``Rows.step`` of fused_cpu.py; all tensors are on the device.
         """
-        kernels = self._kernels
-        of_lars = kernels.LARS if self._has_momentum else kernels.LARS_WITHOUT
+        kernels = self._step_kernels
+        lars = kernels.LARS if self._has_momentum else kernels.LARS_WITHOUT
         constants = {
-            "RULE": kernels.LAMB if optimizer == LAMB else of_lars,
+            "RULE": kernels.LAMB if optimizer == LAMB else lars,
             "MEASURE": measures,
         }
         squares = self._scratch(2)
         sums = self._scratch(len(SUMS)) if measures else squares
-        with on(self._device):
-            given = (self._layers, self._grads_there, self._numbers(options), self._chunks)
+        with current_device(self._device):
+            given = (self._layers, self._grads_on_device, self._numbers(options), self._chunks)
             self._launch(kernels.first_pass, *given, squares, sums, **constants)
-            above, below = self._added(squares).sqrt_().unbind(1)
-            applied = ratios(above, below).contiguous()
+            weight_norms, direction_norms = self._sum_chunks(squares).sqrt_().unbind(1)
+            applied = ratios(weight_norms, direction_norms).contiguous()
             self._launch(kernels.second_pass, *given, applied, sums, **constants)
-            made = self._added(sums) if measures else None
+            result = self._sum_chunks(sums) if measures else None
         increment_version(self.params)
-        return made
+        return result
 
     def _numbers(self, options: Options) -> Tensor:
-        """Return what the kernels read of the options and step counts, float32 on the device."""
+        """Increment the step counts; return the numbers of each layer, float32 on the device."""
         if self._steps:
             torch._foreach_add_(self._steps, 1)
         values = (
             *(options.rate, options.beta1, options.beta2, options.epsilon, options.decay),
             options.divisor,
         )
-        there = {i: v for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_cpu}
-        at_hand = [0.0 if i in there else to_float(v) for i, v in enumerate(values)]
-        times = [step.item() for step in self._steps]  # they lie on the CPU: no waiting
-        given = brought(np.array(at_hand + times, np.float64), self._device)
-        for i, value in there.items():
+        on_device = {i: v for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_cpu}
+        on_host = [0.0 if i in on_device else to_float(v) for i, v in enumerate(values)]
+        times = [step.item() for step in self._steps]  # on the CPU: does not synchronize
+        given = upload(np.array(on_host + times, np.float64), self._device)
+        for i, value in on_device.items():
             given[i].copy_(value.reshape(()), non_blocking=True)
         n = len(self.params)
-        shape = (n, self._makers.NUMBERS.value)
+        shape = (n, self._number_kernels.NUMBERS.value)
         numbers = torch.empty(shape, dtype=torch.float32, device=self._device)
-        self._makers.make_numbers[(-(-n // _LAYERS),)](
+        self._number_kernels.make_numbers[(-(-n // _LAYERS),)](
             given,
             numbers,
             n,
@@ -151,28 +154,33 @@ class Rows:
             )
 
     def _scratch(self, columns: int) -> Tensor:
+        """Return an empty tensor for one row of float64 sums per chunk."""
         shape = (len(self._chunks), columns)
         return torch.empty(shape, dtype=torch.float64, device=self._device)
 
-    def _added(self, scratch: Tensor) -> Tensor:
-        """Return the sums of the layers, (n, columns), of those of chunks."""
+    def _sum_chunks(self, scratch: Tensor) -> Tensor:
+        """Return the sums of the layers, (n, columns), from those of their chunks."""
         n, columns = len(self.params), scratch.shape[1]
         sums = torch.empty((n, columns), dtype=torch.float64, device=self._device)
-        self._kernels.add_chunks[(n,)](
+        self._step_kernels.add_chunks[(n,)](
             *(self._layers, scratch, sums),
             COLUMNS=columns,
-            PADDED=padded(columns),
+            PADDED=next_power_of_two(columns),
             ROWS=_ROWS,
             **OPTIONS,
         )
         return sums
 
 
-def _laid_out(
+def _build_tables(
     params: list[Tensor], entries: Mapping[str, list[Tensor]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Kind]]:
-    """Return the tables of the layers and of their chunks, those of a kind together."""
-    from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — may be missing
+    """Return the tables of layers and chunks that the kernels read, and the kinds of layers.
+
+    The chunks of a kind follow each other. A row of the second table has a chunk's layer and its
+    position in the layer.
+    """
+    from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — Triton may be missing
 
     none = [0] * len(params)
     places = [
@@ -181,10 +189,12 @@ def _laid_out(
     ]
     fields = np.zeros((len(params), 7), np.int64)  # `FIELDS` of triton_step.py
     fields[:, 0] = [p.data_ptr() for p in params]
-    fields[:, 1] = np.add(places[0], places[1])  # of which there is one at most
+    fields[:, 1] = np.add(places[0], places[1])  # at most one of them is not 0
     fields[:, 2], fields[:, 3] = places[2], places[3]
     fields[:, 4] = [p.numel() for p in params]
-    fields[:, 6] = np.maximum(-(-fields[:, 4] // CHUNK), 1)  # an empty layer has a ratio too
+    fields[:, 6] = np.maximum(
+        -(-fields[:, 4] // CHUNK), 1
+    )  # an empty layer needs a chunk that stores its ratio
     by_kind: dict[tuple[torch.dtype, bool], list[int]] = {}
     for i, p in enumerate(params):
         by_kind.setdefault((p.dtype, not (fields[i, :3] % _ALIGNMENT).any()), []).append(i)
@@ -202,19 +212,23 @@ def _laid_out(
 
 
 @functools.cache
-def is_there(device: torch.device) -> bool:
-    """Tell whether the kernels step right on a device: built, tried and waited for, once."""
+def is_usable(device: torch.device) -> bool:
+    """Return whether the kernels step correctly on a device.
+
+    The first call builds and tests them, and synchronizes with the device.
+    """
     try:
         _check(device)
-    except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
+    except Exception as error:  # noqa: BLE001 — foreach operations work in any case
         _log.info("trustlens: no fused step on %s (%s: %s)", device, type(error).__name__, error)
         return False
     return True
 
 
 def _check(device: torch.device) -> None:
-    """Raise ArithmeticError if the kernels do not step right."""
-    sizes = (19, 3 * BLOCK)  # not of random numbers, which are the training's
+    """Raise ArithmeticError if the kernels compute a wrong step."""
+    sizes = (19, 3 * BLOCK)
+    # No random numbers are drawn: this would change those of the training.
     weights = [torch.linspace(-1, 2, n, dtype=torch.float32, device=device) for n in sizes]
     grads, before = [w.cos() for w in weights], [w.clone() for w in weights]
     entries = {
@@ -224,22 +238,22 @@ def _check(device: torch.device) -> None:
         "trust_ratio": [torch.zeros_like(w[0]) for w in weights],
     }
     rows = Rows(weights, entries)
-    rows.take([g.data_ptr() for g in grads])
+    rows.set_gradients([g.data_ptr() for g in grads])
     norms: list[Tensor] = []
 
-    def double(above: Tensor, below: Tensor) -> Tensor:
-        norms[:] = above, below
-        return torch.full_like(above, 2.0)
+    def ratios_of_2(weight_norms: Tensor, direction_norms: Tensor) -> Tensor:
+        norms[:] = weight_norms, direction_norms
+        return torch.full_like(weight_norms, 2.0)
 
     options = Options(rate=0.5, beta1=0.9, beta2=0.99, epsilon=1e-3, decay=0.1, debias=1)
-    rows.step(LAMB, options, double, measures=False)
-    right: list[Tensor] = []
+    rows.step(LAMB, options, ratios_of_2, measures=False)
+    correct: list[Tensor] = []
     for i, (w, g, after) in enumerate(zip(before, grads, weights, strict=True)):
         u = g / (g.abs() + 1e-3) + 0.1 * w
         for found, expected in (
             *((after, w - u), (entries["trust_ratio"][i], torch.full_like(w[0], 2.0))),
             *((norms[0][i], w.double().norm()), (norms[1][i], u.double().norm())),
         ):
-            right.append(((found - expected).abs() <= 1e-5 * expected.abs() + 1e-5).all())
-    if not all_are(torch.stack(right)):
-        raise ArithmeticError("the kernels do not step right")
+            correct.append(((found - expected).abs() <= 1e-5 * expected.abs() + 1e-5).all())
+    if not all_true(torch.stack(correct)):
+        raise ArithmeticError("the kernels give wrong results")

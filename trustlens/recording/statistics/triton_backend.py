@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trustlens.element_bins import ELEMENT_BUCKETS
-from trustlens.kernels.device import all_are, is_interpreted
+from trustlens.kernels.device import all_true, is_interpreted
 from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics.elements import count_steps
 from trustlens.recording.statistics.layer_step import LayerStep
@@ -186,5 +186,5 @@ def _check(backend: TritonBackend, device: torch.device) -> None:
         steps += [LayerStep(None, w, g, form), LayerStep(None, 1e25 * w, g, form)]
     got, truth = backend.measure(steps), measure_plainly(steps)
     right = ((got - truth).abs() <= 1e-5 * truth.abs()) | (got.isnan() & truth.isnan())
-    if not all_are(right):
+    if not all_true(right):
         raise ArithmeticError("the kernels' sums are not right")

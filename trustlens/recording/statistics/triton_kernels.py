@@ -17,14 +17,14 @@ import triton.language as tl
 
 from trustlens.kernels.triton_elements import (
     MOST,
-    added,
-    is_sound,
+    combined_rows,
+    is_in_range,
     larger,
     maximum,
     quotient,
     read,
-    root_of,
-    share_of,
+    scaled,
+    square_root,
     total,
 )
 from trustlens.kernels.triton_sums import (
@@ -94,7 +94,7 @@ def _given(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexp
     else:
         x = read(base_at, start, lanes, inside, KINDS[3], KINDS[7], REAL)
     v = numbers[5].to(REAL) * read(variance_at, start, lanes, inside, KINDS[4], KINDS[7], REAL)
-    root = root_of(v, REAL)
+    root = square_root(v, REAL)
     den = tl.where(numbers[8] != 0, root + numbers[6].to(REAL), 1.0)
     return after, g, x, v, m, root, den
 
@@ -123,15 +123,15 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
     )  # fmt: skip
     dividing = numbers[8] != 0
     after, g, x, v, m, root, den = _given(layer, numbers, lanes, inside, KINDS, REAL)
-    of_grad, of_base = share_of(a.to(REAL), g), share_of(b.to(REAL), x)
+    of_grad, of_base = scaled(a.to(REAL), g), scaled(b.to(REAL), x)
     step = quotient(of_grad + of_base, den, REAL)
     w = _weights(layer, numbers, after, step, lanes, inside, KINDS, REAL)
     update = after - w
-    of_weight, of_update = share_of(c.to(REAL), w), share_of(e.to(REAL), update)
+    of_weight, of_update = scaled(c.to(REAL), w), scaled(e.to(REAL), update)
     d = quotient(of_grad + of_base + of_weight, den, REAL) + of_update
-    u = d + share_of(decay.to(REAL), w)
+    u = d + scaled(decay.to(REAL), w)
     if REAL == tl.float32:  # c and λ may cancel, and are then to do so exactly
-        u = tl.where(dividing, u, step + of_update + share_of((c + decay).to(REAL), w))
+        u = tl.where(dividing, u, step + of_update + scaled((c + decay).to(REAL), w))
     least = tl.where(v < epsilon.to(REAL) * epsilon.to(REAL), epsilon.to(REAL), root)
     if KINDS[4] == 0:
         surprise = tl.zeros(lanes.shape, REAL)
@@ -205,19 +205,19 @@ def _are_sound(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
     known = layer[8]
     c, decay, dividing = numbers[3], numbers[7], numbers[8] != 0
     w2, u2, d2 = s[WEIGHT_SQUARES], s[DIRECTION_SQUARES], s[UNDECAYED_SQUARES]
-    sound = is_sound(w2, seen, _W) & is_sound(s[UPDATE_SQUARES], seen, _UPDATE)
-    sound = sound & is_sound(s[GRAD_SQUARES], seen, _G)
+    sound = is_in_range(w2, seen, _W) & is_in_range(s[UPDATE_SQUARES], seen, _UPDATE)
+    sound = sound & is_in_range(s[GRAD_SQUARES], seen, _G)
     of_d = amounts + tl.where(dividing, 0.0, c * c) * w2
     pull = tl.where(dividing, decay, c + decay)
     of_u = amounts + pull * pull * w2
-    direction = is_sound(u2, seen, _U) & is_sound(d2, seen, _D) & (of_d < MOST)
+    direction = is_in_range(u2, seen, _U) & is_in_range(d2, seen, _D) & (of_d < MOST)
     direction = direction & (d2 >= _CANCELLED * of_d) & (u2 >= _CANCELLED * of_u)
     direction = direction & (tl.max((seen >> _UNSURE) & 1, axis=0) == 0)
     if KINDS[5] != 0:
-        direction = direction & is_sound(s[MOMENTUM_SQUARES], seen, _M)
+        direction = direction & is_in_range(s[MOMENTUM_SQUARES], seen, _M)
     if KINDS[4] != 0:
-        direction = direction & is_sound(s[VARIANCE_SUM], seen, _V)
-        direction = direction & is_sound(s[SURPRISE_SUM], seen, _G)
+        direction = direction & is_in_range(s[VARIANCE_SUM], seen, _V)
+        direction = direction & is_in_range(s[SURPRISE_SUM], seen, _G)
     return sound & (direction | (known == 0))
 
 
@@ -347,7 +347,7 @@ def add_chunks(layers, changing, scratch, sums, count, PADDED: tl.constexpr, ROW
     size, first, chunks = tl.load(fields + 5), tl.load(fields + 6), tl.load(fields + 7)
     has, grad = tl.load(fields + 8), tl.load(changing + index)
     column = tl.arange(0, PADDED)
-    values = added(scratch, first, chunks, SUMS, PADDED, ROWS)
+    values = combined_rows(scratch, first, chunks, SUMS, PADDED, ROWS)
     has_grad = (grad != 0) | ((size == 0) & (has & HAS_GRAD != 0))
     known = has_grad & (tl.load(changing + count + index) >= 0)
     lacks = tl.where(has_grad, 0, OF_GRADIENT) | tl.where(known, 0, OF_DIRECTION)

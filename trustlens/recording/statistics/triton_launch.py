@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trustlens.kernels.device import OPTIONS, brought, on, padded
+from trustlens.kernels.device import OPTIONS, current_device, next_power_of_two, upload
 from trustlens.kernels.sums import SUMS
 from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics.layer_step import numbers_of
@@ -74,7 +74,7 @@ class PreparedGpuLayers:
         self._device = device
         self._count = len(layers)
         fields, chunks, self._groups = _laid_out(kernels, layers)
-        self._layers, self._chunks = brought(fields, device), brought(chunks, device)
+        self._layers, self._chunks = upload(fields, device), upload(chunks, device)
         self._changing = torch.empty(0, dtype=torch.int64, device=device)
         self._sent = b""
         self._gathered = b"", self._changing
@@ -106,12 +106,12 @@ class PreparedGpuLayers:
         sums = torch.empty((self._count, len(SUMS)), **double)
         forms_there = self._send(grads, forms, form_of)
         scratch = torch.empty((len(self._chunks), len(SUMS)), **double)
-        with on(self._device):
+        with current_device(self._device):
             for group in self._groups:
                 self._launch(group, forms_there, scratch, counts)
             self._kernels.add_chunks[(self._count,)](
                 *(self._layers, self._changing, scratch, sums, self._count),
-                PADDED=padded(len(SUMS)),
+                PADDED=next_power_of_two(len(SUMS)),
                 ROWS=_ROWS,
                 **OPTIONS,
             )
@@ -148,7 +148,7 @@ class PreparedGpuLayers:
         )
         if packed != self._sent:
             changing = np.frombuffer(packed, np.int64)
-            self._changing, self._sent = brought(changing, self._device), packed
+            self._changing, self._sent = upload(changing, self._device), packed
             self._grads_aligned = not (changing[: self._count] % ALIGNMENT).any()
         start, end = 2 * self._count, 2 * self._count + len(values)
         there = self._changing[start:end].view(torch.float64)
@@ -160,9 +160,9 @@ class PreparedGpuLayers:
         """Return the float32 numbers that lie at these addresses of the device, of their shape."""
         packed = places.tobytes()
         if packed != self._gathered[0]:
-            self._gathered = packed, brought(places, self._device)
+            self._gathered = packed, upload(places, self._device)
         numbers = torch.empty(len(places), dtype=torch.float32, device=self._device)
-        with on(self._device):
+        with current_device(self._device):
             self._kernels.gather[(-(-len(places) // BLOCK),)](
                 self._gathered[1], numbers, len(places), BLOCK=BLOCK
             )
