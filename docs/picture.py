@@ -1,4 +1,4 @@
-"""Take the README's pictures: the dashboard's own page over the sample runs, in both themes.
+"""Take the README's screenshots: the ridgelines page with two sample runs, in both themes.
 
 make setup browser && .venv/bin/python docs/picture.py
 """
@@ -18,11 +18,16 @@ from trustlens_dashboard.library import Library
 from trustlens_dashboard.selection import Selection
 
 RUNS = ("adam-lr0.01", "lamb-lr0.01")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+)
 
 
 def main() -> None:
-    """Serve the sample runs and take one picture a theme."""
+    """Serve the sample runs and save one screenshot per theme."""
     root = recorded_runs()
     found = {entry.path.name: entry.id for entry in Library(root).snapshot().entries}
     path = "/ridgelines" + Selection(*(found[name] for name in RUNS)).search()
@@ -32,7 +37,9 @@ def main() -> None:
     ).start()
     address = served.get().rstrip("/") + path
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS
+        )
         for theme in ("light", "dark"):
             context = browser.new_context(
                 viewport={"width": 1280, "height": 900}, color_scheme=theme, device_scale_factor=1.5

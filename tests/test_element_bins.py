@@ -1,4 +1,4 @@
-"""Element buckets, against struct and brute force."""
+"""Test element buckets against ``struct`` and against a comparison with every edge."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trustlens import element_bins as bins
 
 
 def bucket_by_struct(value: float) -> int:
-    """The first 11 bits of a big-endian float32, by the standard library."""
+    """Return the first 11 bits of a float32, computed by the standard library."""
     return int.from_bytes(struct.pack(">f", value), "big") >> 21
 
 
 @given(st.floats(width=32))
-def test_an_element_lies_in_the_bucket_of_its_first_bits(value: float) -> None:
+def test_the_bucket_is_the_first_11_bits(value: float) -> None:
     assert bins.element_buckets(np.array([value]))[0] == bucket_by_struct(value)
 
 
@@ -27,9 +27,9 @@ def test_counts_by_value_agree_with_comparing_each_value_with_the_edges(values: 
     edges = bins.element_edges()
     expected = np.zeros(len(edges) - 1, int)
     for value in values:
-        if -(2.0**-128) < value <= 0:  # as good as 0: told from it by no bucket
+        if -(2.0**-128) < value <= 0:  # counted in the bucket above 0
             expected[1020] += 1
-        elif value < 0:  # towards −∞ a bucket holds its lower edge's magnitude, not its upper's
+        elif value < 0:  # a negative bucket excludes its lower edge and includes its upper one
             expected[next(i for i in range(1020) if edges[i] < value <= edges[i + 1])] += 1
         else:
             expected[next(i for i in range(1020, 2040) if edges[i] <= value < edges[i + 1])] += 1
@@ -46,7 +46,7 @@ def test_edges_ascend_and_are_symmetric() -> None:
     assert {1.0, 1.25, 1.5, 1.75, 2.0, 2.0**-128} <= set(edges.tolist())
 
 
-def test_what_is_not_finite_is_counted_and_not_lost() -> None:
+def test_infinite_and_nan_elements_are_counted_separately() -> None:
     counts = bins.element_counts(np.array([np.inf, -np.inf, np.nan, 1e300, 0.0, -0.0, 2.0]))
     ordered, nonfinite = bins.by_value(counts)
     assert nonfinite == 4

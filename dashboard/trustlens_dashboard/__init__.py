@@ -1,1 +1,1 @@
-"""The dashboard: pages over recorded runs."""
+"""The dashboard: web pages that show recorded runs."""

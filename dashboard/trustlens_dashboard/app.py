@@ -1,4 +1,4 @@
-"""The dashboard as an application: ``create_app`` makes it, ``serve`` runs it."""
+"""The dashboard application: :func:`create_app` builds it, :func:`serve` runs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trustlens_dashboard.library import Library
 from trustlens_dashboard.pages import all_pages
 
 LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-"""This machine's names for itself."""
+"""Host names under which a browser on this machine reaches the dashboard."""
 
 _INDEX: Final = """<!DOCTYPE html>
 <html lang="en">
@@ -34,7 +34,8 @@ _INDEX: Final = """<!DOCTYPE html>
     {%css%}
     <style><!--colors--></style>
     <script>
-      // Before anything is drawn, so that no page flashes: as chosen last, else as the system is.
+      // Set the colour scheme before the first paint, so that the page does not flash:
+      // the stored choice, or the system's preference.
       (() => {
         const chosen = localStorage.getItem("mantine-color-scheme-value");
         const dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -55,22 +56,24 @@ _INDEX: Final = """<!DOCTYPE html>
 
 
 def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
-    """Return the dashboard over the runs below ``root``, which may still be empty.
+    """Return a dashboard of the runs below ``root``.
 
     Parameters
     ----------
     root : Path
-        A folder that holds runs, or one run.
+        A folder that contains runs, or one run. It may be empty or missing; runs are found when
+        they appear.
     hosts : frozenset of str, optional
-        The names it answers to; None for any. Without it a foreign site could reach the dashboard
-        through the user's browser, by having its own name point at this machine (DNS rebinding).
+        Host names for which requests are answered; None for any. The check prevents DNS rebinding:
+        a foreign site could point its own name at this machine and read the dashboard through the
+        user's browser.
 
     Returns
     -------
     Dash
         The application; ``.server`` is its WSGI application.
     """
-    # Callbacks of one tick share a snapshot; the next tick finds a new one.
+    # Callbacks of one tick share a snapshot; the next tick searches the folder again.
     library = Library(root, max_age=TICK_MS / 2000)
     pages = all_pages()
     app = Dash(
@@ -83,9 +86,11 @@ def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
         add_log_handler=False,
     )
     if hosts is not None:
-        _answer_only_to(app, hosts)
-    app.config.external_scripts = [_serve(app, "canvas.js", canvas.script(), "text/javascript")]
-    app.config.external_stylesheets = [_serve(app, "canvas.css", canvas.style(), "text/css")]
+        _restrict_hosts(app, hosts)
+    app.config.external_scripts = [
+        _serve_text(app, "canvas.js", canvas.script(), "text/javascript")
+    ]
+    app.config.external_stylesheets = [_serve_text(app, "canvas.css", canvas.style(), "text/css")]
     icon = app.get_asset_url("icon.svg")
     app.index_string = _INDEX.replace("<!--icon-->", icon).replace("<!--colors-->", _colors())
     app.layout = frame(pages)
@@ -103,29 +108,34 @@ def serve(
     *,
     announce: Callable[[str], object] = lambda _address: None,
 ) -> None:
-    """Serve the dashboard until it is interrupted.
+    """Serve the dashboard until the process receives SIGINT (Ctrl+C).
 
     Parameters
     ----------
     root : Path
-        A folder that holds runs, or one run.
+        A folder that contains runs, or one run.
     host : str
-        The address to listen on; by default this machine only.
+        The address to listen on. The default accepts connections from this machine only.
     port : int
-        The port; 0 takes a free one.
+        The port; 0 selects a free one.
     announce : callable
-        Is given the dashboard's address as soon as it answers there.
+        Called once with the dashboard's URL when the server listens.
 
     Raises
     ------
     UsageError
-        The port is in use, or there is no such address.
+        If the port is invalid or in use, or the address is not one of this machine.
     """
     listener = _listen(host, port)
-    app = create_app(root, None if _everywhere(host) else LOCAL | {host})
+    app = create_app(root, None if _is_wildcard(host) else LOCAL | {host})
     with listener:
         server = make_server(
-            host, port, app.server, threaded=True, request_handler=_Quiet, fd=listener.fileno()
+            host,
+            port,
+            app.server,
+            threaded=True,
+            request_handler=_QuietHandler,
+            fd=listener.fileno(),
         )
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{listener.getsockname()[1]}/")
@@ -137,25 +147,25 @@ def serve(
             server.server_close()
 
 
-class _Quiet(WSGIRequestHandler):
-    """Errors are logged, requests are not: a page asks every second or two."""
+class _QuietHandler(WSGIRequestHandler):
+    """A request handler that logs errors but no requests, since each page polls every 1.5 s."""
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
-def _answer_only_to(app: Dash, hosts: frozenset[str]) -> None:
-    # Werkzeug's TRUSTED_HOSTS would do, if it knew addresses of IPv6.
+def _restrict_hosts(app: Dash, hosts: frozenset[str]) -> None:
+    # Werkzeug's TRUSTED_HOSTS does not support IPv6 addresses.
     def check() -> None:
         host = urlsplit(f"//{request.headers.get('Host', '')}").hostname
         if host not in hosts:
-            abort(400, f"This dashboard does not answer to the name '{host}'.")
+            abort(400, f"This dashboard does not accept requests for the host '{host}'.")
 
     app.server.before_request(check)
 
 
-def _serve(app: Dash, name: str, text: str, kind: str) -> str:
-    """Serve a text that is not in the assets folder; return its path, which changes with it."""
+def _serve_text(app: Dash, name: str, text: str, kind: str) -> str:
+    """Serve a text from memory; return its path with a digest, so that caches notice changes."""
 
     def answer() -> Response:
         return Response(text, mimetype=kind, headers={"Cache-Control": "max-age=31536000"})
@@ -165,16 +175,16 @@ def _serve(app: Dash, name: str, text: str, kind: str) -> str:
     return f"{app.get_relative_path(f'/{name}')}?m={digest}"
 
 
-def _everywhere(host: str) -> bool:
-    """Whether the user opened the page to the network, where it has names we cannot know."""
+def _is_wildcard(host: str) -> bool:
+    """Whether ``host`` stands for all addresses, so that the names in use are unknown."""
     return host in ("0.0.0.0", "::")  # noqa: S104
 
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
-        raise UsageError(f"{port} is not a port; give one from 1 to 65535")
+        raise UsageError(f"{port} is not a valid port; choose one from 1 to 65535")
     if not host:
-        raise UsageError("'' is not an address; give one with --host, such as 127.0.0.1")
+        raise UsageError("the host is empty; set it with --host, such as --host 127.0.0.1")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
@@ -182,12 +192,12 @@ def _listen(host: str, port: int) -> socket.socket:
         wrong = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise UsageError(
             f"cannot listen on {host}, port {port} ({error.strerror or error}); "
-            f"give another with {wrong}"
+            f"choose another with {wrong}"
         ) from None
 
 
 def _colors() -> str:
-    """Return the themes as custom properties of CSS."""
+    """Return a style sheet with the colours of both themes as CSS custom properties."""
     light, dark = (_properties(THEMES[name]) for name in ("light", "dark"))
     return f":root{{{light}}}:root[data-mantine-color-scheme=dark]{{{dark}}}"
 

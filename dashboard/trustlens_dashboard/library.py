@@ -1,7 +1,7 @@
-"""The runs in a folder, under ids that reveal nothing of the disk.
+"""The runs below a folder, identified by hashes of their paths.
 
-A browser names a run by such an id only. It is looked up among the runs that were found below the
-root, so that no text from a browser ever becomes a path.
+A browser identifies a run by its hash only. The hash is looked up among the runs found below the
+root, so that text from a browser is never used as a path.
 """
 
 from __future__ import annotations
@@ -23,14 +23,26 @@ from trustlens.store.reader import fingerprint
 from trustlens_dashboard.results import Results
 
 RESULT_BYTES: Final = 64 * 2**20
-"""Total size in bytes of the results that a library keeps."""
+"""Maximum total size in bytes of the results that a library caches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A run that was found: opened, or with the error that says why it cannot be.
+    """A run directory: the opened run, or the error if it cannot be opened.
 
-    ``changed`` is the time of its last change of ``run.json``, in ns; 0 if there is none.
+    Attributes
+    ----------
+    id : str
+        Hash of the path relative to the root, 12 hexadecimal digits.
+    path : Path
+    name : str
+        The run's name; the folder's name if the run cannot be opened.
+    run : Run or None
+        None if the run cannot be opened.
+    changed : int
+        Modification time of ``run.json`` in ns; 0 if the file is missing.
+    error : str
+        Why the run cannot be opened; empty if it can.
     """
 
     id: str
@@ -43,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A text that changes when there is something new to read of a run, and the run's status."""
+    """A fingerprint that changes whenever the run's files change, and the run's status."""
 
     version: str
     status: Status
@@ -56,9 +68,9 @@ class Snapshot:
     ----------
     root : Path
     entries : tuple of Entry
-        The runs, by path; those outside the root (by a link) are left out.
+        The runs, sorted by path. Links to runs outside the root are ignored.
     results : Results
-        Results computed from the runs; shared by all snapshots of a library.
+        The cache of results computed from the runs, shared by all snapshots of a library.
     """
 
     def __init__(self, root: Path, entries: Sequence[Entry], results: Results) -> None:
@@ -68,25 +80,25 @@ class Snapshot:
         self._states: dict[Run, State] = {}
 
     def chosen(self, *run_ids: str | None) -> list[Run]:
-        """Return the runs of those ids that can be read, in that order, each once."""
+        """Return the readable runs with these ids, in this order, without duplicates."""
         return list(self.chosen_by_id(*run_ids).values())
 
     def chosen_by_id(self, *run_ids: str | None) -> dict[str, Run]:
-        """Return the same by their ids."""
-        there = {entry.id: entry.run for entry in self.entries}
-        return {run_id: run for run_id in run_ids if run_id and (run := there.get(run_id))}
+        """Return the readable runs with these ids as a dict from id to run, in this order."""
+        runs = {entry.id: entry.run for entry in self.entries}
+        return {run_id: run for run_id in run_ids if run_id and (run := runs.get(run_id))}
 
     def listing(self) -> list[list[Any]]:
-        """Return a value that changes when a run appears, goes, or is replaced by another."""
+        """Return a JSON value that changes when a run is added, removed, renamed or replaced."""
         return [[entry.id, entry.name, entry.error, entry.changed] for entry in self.entries]
 
     def state(self, run: Run) -> State:
-        """Return the state of a run, read from the disk once for each snapshot.
+        """Return the state of a run, which is read from disk once per snapshot.
 
         Raises
         ------
         TrustlensError, OSError
-            The run is being removed or replaced, or must not be read.
+            If the run is being removed or replaced, or the files are not readable.
         """
         known = self._states.get(run)
         if known is None:
@@ -94,7 +106,7 @@ class Snapshot:
         return known
 
     def version(self, entry: Entry) -> list[str]:
-        """Return a value that changes when a run does: its state, or why there is none."""
+        """Return a JSON value that changes when the run does: its state, or the error."""
         if entry.run is None:
             return [entry.error]
         try:
@@ -105,27 +117,28 @@ class Snapshot:
 
 
 class Library:
-    """The runs below a folder; hands out snapshots of them.
+    """The runs below a folder, as snapshots.
 
     Parameters
     ----------
     root : Path
-        A folder that holds runs, or a run itself. It may appear later.
+        A folder that contains runs, or one run. It may be created later.
     max_age : float
-        Seconds for which a snapshot is handed out again instead of searching the folder.
+        Seconds during which :meth:`snapshot` returns the previous snapshot without searching the
+        folder again.
     """
 
     def __init__(self, root: Path, max_age: float = 0.0) -> None:
         self._root = root.resolve()
         self._max_age = max_age
-        self._lock = Lock()  # held during a search, so that callers at the same time share it
+        self._lock = Lock()  # held during a search, so that concurrent callers share the result
         self._last: Snapshot | None = None
         self._found_at = 0.0
         self._entries: dict[Path, Entry] = {}
         self._results = Results(RESULT_BYTES)
 
     def snapshot(self) -> Snapshot:
-        """Return the runs as they are now, or were at most ``max_age`` seconds ago."""
+        """Return a snapshot of the runs that is at most ``max_age`` seconds old."""
         with self._lock:
             last = self._last
             if last is None or time.monotonic() - self._found_at >= self._max_age:
@@ -154,7 +167,7 @@ class Library:
             run = Run(path)
         except TrustlensError as error:
             if not changed:
-                return None  # it was removed meanwhile
+                return None  # it was removed during the search
             return Entry(run_id, path, path.name, None, changed, str(error))
         return Entry(run_id, path, run.name, run, changed)
 

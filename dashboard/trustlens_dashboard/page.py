@@ -1,4 +1,4 @@
-"""The declaration of a page; each folder of ``pages`` has one."""
+"""The class with which each folder of ``pages`` declares its page."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Page:
     Attributes
     ----------
     order : int
-        Its place in the navigation: lower numbers come first.
+        Position in the navigation: lower numbers come first.
     path : str
-        Its path in the address, such as "/layers".
+        Path of the URL, such as "/layers".
     title : str
-        Its name in the navigation and in the title of the browser's window.
+        Name in the navigation and in the title of the browser window.
     layout : callable
-        Returns the page's components, without data.
+        Return the page's components, without data.
     register : callable
-        Registers the callbacks that fill them.
+        Register the callbacks that fill the components.
     uses_runs, uses_quantity : bool
-        Whether the toolbar shows the two selected runs, and the selected quantity.
+        Whether the toolbar shows the selectors of the two runs and of the quantity.
     """
 
     order: int

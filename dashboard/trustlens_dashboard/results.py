@@ -1,4 +1,4 @@
-"""A cache of results computed from runs, each kept until its runs change."""
+"""A cache of results computed from runs; a result is valid until one of its runs changes."""
 
 from __future__ import annotations
 
@@ -14,73 +14,75 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _CachedResult:
     version: Hashable
     result: Any
     size: int
 
 
 class Results:
-    """A cache that keeps the newest version of each result; safe for use by several threads.
+    """A thread-safe LRU cache that holds the newest version of each result.
 
     Parameters
     ----------
     limit : int
-        Total size in bytes; the results that were not used for longest are dropped first. A
-        result that is larger by itself is not kept.
+        Maximum total size in bytes. The least recently used results are evicted first. A result
+        larger than the limit is not cached.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = Lock()
-        self._kept: OrderedDict[tuple[Hashable, tuple[Run, ...]], _Kept] = OrderedDict()
+        self._cached: OrderedDict[tuple[Hashable, tuple[Run, ...]], _CachedResult] = OrderedDict()
         self._size = 0
 
     def get(
         self,
-        what: Hashable,
+        name: Hashable,
         runs: tuple[Run, ...],
         version: Hashable,
         compute: Callable[[], Result],
         size: Callable[[Result], int],
     ) -> Result:
-        """Return a result, computed unless it is kept in this version.
+        """Return the cached result if it has this version, else compute it.
 
-        Two threads may compute the same result at once: neither waits for the other.
+        Two threads may compute the same result at the same time; neither waits for the other.
 
         Parameters
         ----------
-        what, runs, version : hashable
-            What was computed, from which runs, and a value that changes when the result would.
+        name, runs : hashable
+            Key of the result. ``runs`` are the runs it is computed from, see :meth:`keep_only`.
+        version : hashable
+            A value that changes whenever the result would change.
         compute : callable
-            Computes the result; what it raises is not kept.
+            Compute the result. Exceptions propagate and nothing is cached.
         size : callable
-            About how many bytes a result takes.
+            Return the approximate size of a result in bytes.
         """
-        key = (what, runs)
+        key = (name, runs)
         with self._lock:
-            kept = self._kept.get(key)
+            kept = self._cached.get(key)
             if kept is not None and kept.version == version:
-                self._kept.move_to_end(key)
+                self._cached.move_to_end(key)
                 return kept.result
         result = compute()
-        kept = _Kept(version, result, size(result))
+        kept = _CachedResult(version, result, size(result))
         with self._lock:
             self._drop(key)
             if kept.size <= self._limit:
-                self._kept[key] = kept
+                self._cached[key] = kept
                 self._size += kept.size
             while self._size > self._limit:
-                self._drop(next(iter(self._kept)))
+                self._drop(next(iter(self._cached)))
         return result
 
     def keep_only(self, runs: Collection[Run]) -> None:
-        """Drop the results of all other runs."""
+        """Remove all results that depend on other runs than these."""
         with self._lock:
-            for key in [key for key in self._kept if not set(key[1]).issubset(runs)]:
+            for key in [key for key in self._cached if not set(key[1]).issubset(runs)]:
                 self._drop(key)
 
     def _drop(self, key: tuple[Hashable, tuple[Run, ...]]) -> None:
-        kept = self._kept.pop(key, None)
+        kept = self._cached.pop(key, None)
         if kept is not None:
             self._size -= kept.size

@@ -1,4 +1,4 @@
-"""What is being looked at: two runs and a quantity, as they stand in the page's address."""
+"""The selected runs and quantity, which are stored in the query of the page's URL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ DEFAULT_QUANTITY = "trust_ratio"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Ids of the two runs, and the quantity. None is not chosen yet, ``""`` is none on purpose."""
+    """Ids of run A and run B, and the name of the quantity.
+
+    An id is None if the user has not chosen yet, and ``""`` if the user chose no run.
+    """
 
     a: str | None = None
     b: str | None = None
@@ -25,7 +28,7 @@ class Selection:
 
     @classmethod
     def parse(cls, search: str | None) -> Selection:
-        """Read the query of an address; what it lacks or has wrong gets its default."""
+        """Parse the query of a URL; use defaults for missing or invalid parts."""
         query = parse_qs((search or "").removeprefix("?"), keep_blank_values=True)
         quantity = query.get("q", [DEFAULT_QUANTITY])[0]
         return cls(
@@ -35,42 +38,45 @@ class Selection:
         )
 
     def search(self) -> str:
-        """Return the query of the address."""
+        """Return the selection as the query of a URL, starting with "?"."""
         ids = {key: run for key, run in (("a", self.a), ("b", self.b)) if run is not None}
         return "?" + urlencode({**ids, "q": self.quantity})
 
 
-def settle(selection: Selection, entries: Sequence[Entry]) -> Selection:
-    """Return the selection with runs that are there: defaults for what is not chosen, or gone."""
-    there = {entry.id for entry in entries if entry.run is not None}
-    a = selection.a if selection.a in there else None
-    b = selection.b if selection.b in there or selection.b == "" else None
+def resolve(selection: Selection, entries: Sequence[Entry]) -> Selection:
+    """Return the selection with existing runs: defaults replace missing and unset ones."""
+    existing = {entry.id for entry in entries if entry.run is not None}
+    a = selection.a if selection.a in existing else None
+    b = selection.b if selection.b in existing or selection.b == "" else None
     if a is None:
         a = _newest(entries, without=b)
     if b is None and a is not None:
-        b = _partner(entries, a)
+        b = _default_partner(entries, a)
         if b is not None and selection.a is None and _family(entries, b) == ADAM:
-            a, b = b, a  # the article's order: Adam left, LAMB right
+            a, b = b, a  # as in the article: Adam left, LAMB right
     return replace(selection, a=a, b=b)
 
 
-def _opened(entries: Sequence[Entry]) -> list[tuple[str, Run]]:
-    """Return the runs that can be read, newest first."""
+def _readable_runs(entries: Sequence[Entry]) -> list[tuple[str, Run]]:
+    """Return id and run of each readable run, newest first."""
     runs = [(entry.id, entry.run) for entry in entries if entry.run is not None]
     return sorted(runs, key=lambda pair: pair[1].info.created, reverse=True)
 
 
 def _newest(entries: Sequence[Entry], without: str | None) -> str | None:
-    return next((run_id for run_id, _ in _opened(entries) if run_id != without), None)
+    return next((run_id for run_id, _ in _readable_runs(entries) if run_id != without), None)
 
 
 def _family(entries: Sequence[Entry], run_id: str) -> str:
     return next(entry.run.family for entry in entries if entry.id == run_id and entry.run)
 
 
-def _partner(entries: Sequence[Entry], chosen: str) -> str | None:
-    """Return whom to compare with: another optimizer at the same rate, else what comes nearest."""
-    runs = _opened(entries)
+def _default_partner(entries: Sequence[Entry], chosen: str) -> str | None:
+    """Return the id of the run to compare with ``chosen``, or None if it is the only run.
+
+    Prefer the pair of Adam and LAMB, then another optimizer family, then the same learning rate.
+    """
+    runs = _readable_runs(entries)
     run = next(run for run_id, run in runs if run_id == chosen)
     others = [(run_id, other) for run_id, other in runs if run_id != chosen]
 
@@ -79,10 +85,10 @@ def _partner(entries: Sequence[Entry], chosen: str) -> str | None:
         same_rate = learning_rate(run) == learning_rate(pair[1])
         return families != {ADAM, LAMB}, len(families) == 1, not same_rate
 
-    return min(others, key=distance)[0] if others else None  # of equals the newest
+    return min(others, key=distance)[0] if others else None  # ties: the newest run
 
 
 def learning_rate(run: Run) -> Any:
-    """Return the rate that the first group of the first optimizer started with, or None."""
+    """Return the initial learning rate of the first parameter group, or None."""
     optimizers = run.info.optimizers
     return optimizers[0].groups[0].get("lr") if optimizers and optimizers[0].groups else None

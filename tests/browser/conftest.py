@@ -1,4 +1,4 @@
-"""A server of the dashboard over made-up runs, and a browser that lets nothing pass."""
+"""Fixtures: a dashboard server with synthetic runs, and a browser that blocks other hosts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYERS = [
     for block in range(6)
     for part in ("attn.qkv.weight", "attn.proj.weight", "mlp.fc.weight", "mlp.fc.bias")
 ]
-# No page needs WebGL, and without a GPU plain software drawing is faster than an emulated one.
+# No page needs WebGL. Without a GPU, software rendering is faster than an emulated GPU.
 CHROMIUM = (
     "--no-sandbox", "--disable-gpu", "--disable-quic",
     "--no-first-run", "--disable-background-networking", "--disable-component-update",
@@ -41,7 +41,7 @@ CHROMIUM = (
 
 
 def ratios(seed: int, steps: int) -> np.ndarray:
-    """Trust ratios as trainings have them: three heaps of layers that settle and drift."""
+    """Return realistic trust ratios (steps, layers): three clusters of layers, drifting slowly."""
     rng = np.random.default_rng(seed)
     level = rng.choice(np.log([0.06, 0.25, 4.0]), len(LAYERS), p=[0.5, 0.3, 0.2])
     level = level + rng.normal(0, 0.25, len(LAYERS))
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """The dashboard over a folder, as `trustlens dashboard` serves it."""
+    """A process that serves the dashboard of a folder."""
 
     def __init__(self, root: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -108,7 +108,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Path], Server]]:
-    """Starts a dashboard over another folder; it has to end well, too."""
+    """Return a function that serves another folder; the process must exit with status 0."""
     servers: list[Server] = []
 
     def start(root: Path) -> Server:
@@ -123,7 +123,7 @@ def serve() -> Iterator[Callable[[Path], Server]]:
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        pytest.skip("there is no Chromium here; `make test` installs it")
+        pytest.skip("Chromium is not installed; `make browser` installs it")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
         yield browser
@@ -132,7 +132,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Callable[[Any], BrowserContext]:
-    """One context a colour scheme, so that scripts are fetched and compiled once."""
+    """Return a function with one context per colour scheme, so that scripts are compiled once."""
 
     @cache
     def make(scheme: Any) -> BrowserContext:
@@ -145,15 +145,18 @@ def context(browser: Browser) -> Callable[[Any], BrowserContext]:
 def visit(
     context: Callable[[Any], BrowserContext], server: Server
 ) -> Iterator[Callable[..., Page]]:
-    """Opens a page of the dashboard; nothing may complain, and nothing may leave the machine."""
-    wrong: list[str] = []
+    """Return a function that opens a page.
+
+    Fail on messages in the console, uncaught errors and requests to other hosts.
+    """
+    problems: list[str] = []
     pages: list[Page] = []
 
     def guard(route: Route, request: Request) -> None:
         if request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             route.continue_()
         else:
-            wrong.append(f"request to {request.url}")
+            problems.append(f"request to {request.url}")
             route.abort()
 
     def open_page(path: str, scheme: Any = "light", url: str = "") -> Page:
@@ -162,13 +165,13 @@ def visit(
         page.set_default_timeout(15_000)
         page.route("**/*", guard)
         page.on(
-            "console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None
+            "console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None
         )
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto((url or server.url) + path)
         return page
 
     yield open_page
     for page in pages:
         page.close()
-    assert wrong == []
+    assert problems == []

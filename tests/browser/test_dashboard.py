@@ -1,4 +1,4 @@
-"""The pages in a real browser: they draw, they are linked, they follow, they stay at home."""
+"""Test the pages in Chromium: drawing, input, navigation, live updates, accessibility."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PAGES = ("/", "/ridgelines", "/training", "/layers", "/smoothing")
 SCREENSHOTS = Path(__file__).with_name("screenshots")
 
 
-def settled(page: Page, path: str) -> None:
-    """Waits until the page shows what it is for."""
+def wait_until_shown(page: Page, path: str) -> None:
+    """Wait until the page shows its figures and tables."""
     page.locator(".brand").wait_for()
     if path == "/":
         page.locator(".ag-row").first.wait_for()
         page.locator(".ag-row-selected").first.wait_for()
     elif path == "/ridgelines":
-        drawn(page)
+        wait_for_canvases(page)
         page.locator(".step-summary p").first.wait_for()
         page.locator("#step-grid .ag-row").first.wait_for()
     else:
@@ -41,7 +41,7 @@ def settled(page: Page, path: str) -> None:
     page.wait_for_timeout(300)
 
 
-def drawn(page: Page) -> Locator:
+def wait_for_canvases(page: Page) -> Locator:
     page.wait_for_function(
         "document.querySelectorAll('.ridgelines-canvas[data-chosen]').length === 2"
     )
@@ -49,7 +49,7 @@ def drawn(page: Page) -> Locator:
 
 
 def colors(canvas: Locator) -> int:
-    """How many different colours a canvas shows."""
+    """Return the number of different colours on a canvas."""
     return canvas.evaluate("""(canvas) => {
         const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
         return new Set(new Uint32Array(data.buffer)).size;
@@ -62,9 +62,11 @@ def pixels(canvas: Locator) -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_in_light_and_dark(visit: Callable[..., Page], path: str, scheme: str) -> None:
+def test_every_page_is_accessible_in_light_and_dark(
+    visit: Callable[..., Page], path: str, scheme: str
+) -> None:
     page = visit(path, scheme)
-    settled(page, path)
+    wait_until_shown(page, path)
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{path.strip('/') or 'runs'}-{scheme}.png", full_page=True)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -79,9 +81,9 @@ def test_every_page_in_light_and_dark(visit: Callable[..., Page], path: str, sch
     assert serious == []
 
 
-def test_the_canvases_have_drawn_on_the_same_axes(visit: Callable[..., Page]) -> None:
+def test_both_canvases_draw_their_run(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
-    canvases = drawn(page)
+    canvases = wait_for_canvases(page)
     for canvas in canvases.all():
         assert colors(canvas) > 500
         words = canvas.get_attribute("aria-label") or ""
@@ -90,7 +92,8 @@ def test_the_canvases_have_drawn_on_the_same_axes(visit: Callable[..., Page]) ->
 
 
 PAINTER = """(yaws) => yaws.map(([yaw, pitch]) => {
-    // Each ridge in its own colour: by the surface, and by filling whole curtains, far to near.
+    // Draw each ridge in its own colour twice: with surface.paint, and by filling whole curtains
+    // from the farthest to the nearest.
     const { surface, camera, ridgelines } = window.trustlens;
     const group = ridgelines.group(document.getElementById("ridgelines"));
     const run = group.panels[0].run;
@@ -125,7 +128,7 @@ PAINTER = """(yaws) => yaws.map(([yaw, pitch]) => {
     for (let i = 601; i < images[0].length - 601; i++) {
         if (images[0][i] === black && images[1][i] === black) continue;
         drawn++;
-        // Not the smooth edge between two colours: inside, the neighbours agree.
+        // Compare only pixels inside an area of one colour, not at antialiased edges.
         const [a, b] = images;
         const inside = [-600, -1, 1, 600].every((near) => a[i] === a[i + near]);
         if (inside && a[i] !== b[i]) wrong++;
@@ -134,24 +137,24 @@ PAINTER = """(yaws) => yaws.map(([yaw, pitch]) => {
 })"""
 
 
-def test_hidden_lines_are_those_of_whole_curtains(visit: Callable[..., Page]) -> None:
+def test_hidden_lines_match_painting_from_back_to_front(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
-    drawn(page)
+    wait_for_canvases(page)
     angles = [
         (yaw, pitch) for yaw in (-0.62, 0.0, 0.8, 1.5, 2.4, -2.2) for pitch in (0.1, 0.5, 1.2)
     ]
     for (seen, wrong), angle in zip(page.evaluate(PAINTER, angles), angles, strict=True):
         assert seen > 2000, angle
-        assert wrong < 0.005 * seen, angle  # seen from its end a ridge is but a column or two
+        assert wrong < 0.005 * seen, angle  # a ridge seen from its end covers a column or two
 
 
-SAME = """(before) => [...document.querySelectorAll(".ridgelines-canvas")]
+UNCHANGED = """(before) => [...document.querySelectorAll(".ridgelines-canvas")]
     .every((canvas, i) => (canvas.toDataURL() === before[i]) === %s)"""
 
 
-def test_turning_one_camera_turns_the_other(visit: Callable[..., Page]) -> None:
+def test_turning_one_canvas_turns_the_other(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
-    canvases = drawn(page)
+    canvases = wait_for_canvases(page)
     page.locator("#step-grid .ag-row").first.wait_for()
     before = [pixels(canvas) for canvas in canvases.all()]
     box = canvases.nth(0).bounding_box()
@@ -162,15 +165,15 @@ def test_turning_one_camera_turns_the_other(visit: Callable[..., Page]) -> None:
     page.mouse.move(x + 120, y - 40, steps=4)
     page.mouse.up()
     page.mouse.move(10, 10)
-    page.wait_for_function(SAME % "false", arg=before)
+    page.wait_for_function(UNCHANGED % "false", arg=before)
     canvases.nth(1).dblclick()
     page.mouse.move(10, 10)
-    page.wait_for_function(SAME % "true", arg=before)
+    page.wait_for_function(UNCHANGED % "true", arg=before)
 
 
-def test_keys_turn_and_the_wheel_zooms(visit: Callable[..., Page]) -> None:
+def test_arrow_keys_turn_and_the_wheel_zooms(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
-    canvas = drawn(page).nth(0)
+    canvas = wait_for_canvases(page).nth(0)
     camera = page.locator("#ridgelines")
     home = camera.get_attribute("data-camera")
     canvas.focus()
@@ -189,9 +192,11 @@ def test_keys_turn_and_the_wheel_zooms(visit: Callable[..., Page]) -> None:
     )
 
 
-def test_the_readout_says_what_is_under_the_pointer(visit: Callable[..., Page]) -> None:
+def test_the_readout_shows_step_values_and_layers_at_the_pointer(
+    visit: Callable[..., Page],
+) -> None:
     page = visit("/ridgelines")
-    canvas = drawn(page).nth(0)
+    canvas = wait_for_canvases(page).nth(0)
     canvas.hover()
     readout = page.locator(".ridgelines-readout").nth(0)
     readout.wait_for(state="visible")
@@ -200,9 +205,9 @@ def test_the_readout_says_what_is_under_the_pointer(visit: Callable[..., Page]) 
     )
 
 
-def test_the_slider_moves_the_highlighted_step_in_both(visit: Callable[..., Page]) -> None:
+def test_the_slider_moves_the_highlighted_step_in_both_runs(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
-    canvases = drawn(page)
+    canvases = wait_for_canvases(page)
     assert [canvas.get_attribute("data-chosen") for canvas in canvases.all()] == ["300", "300"]
     before = pixels(canvases.nth(0))
     thumb = page.get_by_role("slider")
@@ -218,15 +223,15 @@ def test_the_slider_moves_the_highlighted_step_in_both(visit: Callable[..., Page
     page.wait_for_function("document.querySelector('.ridgelines-canvas').dataset.chosen === '4'")
 
 
-def test_quantity_and_runs_stand_in_the_address(visit: Callable[..., Page]) -> None:
+def test_quantity_and_runs_are_stored_in_the_url(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
-    drawn(page)
+    wait_for_canvases(page)
     page.get_by_text("r₁", exact=True).click()
     page.wait_for_url("**q=weight_norm*")
     page.locator(".formula", has_text="weight norm").wait_for()
     page.locator(".out-of-view", has_text="not finite").wait_for()
     again = visit(page.url.partition("127.0.0.1:")[2].partition("/")[2].join(("/", "")))
-    drawn(again)
+    wait_for_canvases(again)
     again.locator(".formula", has_text="weight norm").wait_for()
     page.go_back()
     page.locator(".formula", has_text="trust ratio").wait_for()
@@ -235,44 +240,44 @@ def test_quantity_and_runs_stand_in_the_address(visit: Callable[..., Page]) -> N
     assert "q=trust_ratio" in page.url
 
 
-def test_back_leads_out_of_the_dashboard(visit: Callable[..., Page], server: Any) -> None:
+def test_the_back_button_leaves_the_dashboard(visit: Callable[..., Page], server: Any) -> None:
     page = visit("/assets/icon.svg")
     page.goto(server.url + "/ridgelines")
     page.wait_for_url("**a=*")
-    drawn(page)
+    wait_for_canvases(page)
     page.go_back()
     page.wait_for_url("**/icon.svg")
 
 
-def test_the_theme_is_switched_and_kept(visit: Callable[..., Page]) -> None:
+def test_a_switched_theme_is_kept_after_reload(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines", "no-preference")
-    canvas = drawn(page).nth(0)
+    canvas = wait_for_canvases(page).nth(0)
     before = pixels(canvas)
     page.get_by_label("Light or dark").click()
     page.wait_for_function("document.documentElement.dataset.mantineColorScheme === 'dark'")
     page.wait_for_timeout(200)
     assert pixels(canvas) != before
     page.reload()
-    drawn(page)
+    wait_for_canvases(page)
     assert page.evaluate("document.documentElement.dataset.mantineColorScheme") == "dark"
 
 
 def test_ticked_runs_are_compared(visit: Callable[..., Page]) -> None:
     page = visit("/")
-    settled(page, "/")
+    wait_until_shown(page, "/")
     page.locator(".ag-row", has_text="zero-steps").locator("input[type=checkbox]").click()
     page.locator(".runs-chosen", has_text="zero-steps").wait_for()
     assert page.locator(".ag-row-selected").count() == 2
     assert page.locator(".ag-row", has_text="damaged").locator(".verdict-bad").count() == 1
     page.locator(".runs-chosen a", has_text="Ridgelines").click()
     assert "No step has been recorded yet." in (
-        drawn(page).nth(1).get_attribute("aria-label") or ""
+        wait_for_canvases(page).nth(1).get_attribute("aria-label") or ""
     )
 
 
 def test_a_click_in_the_table_shows_the_layer(visit: Callable[..., Page]) -> None:
     page = visit("/layers")
-    settled(page, "/layers")
+    wait_until_shown(page, "/layers")
     page.get_by_text("lamb", exact=True).first.click()
     page.locator(".verdict-bad", has_text="blocks.2.attn.proj.weight").first.wait_for()
     page.locator("#layers-findings .ag-row").first.locator(".ag-cell").first.click()
@@ -281,7 +286,7 @@ def test_a_click_in_the_table_shows_the_layer(visit: Callable[..., Page]) -> Non
 
 def test_dragging_is_smooth(visit: Callable[..., Page]) -> None:
     page = visit("/ridgelines")
-    drawn(page)
+    wait_for_canvases(page)
     times = page.evaluate("""async () => {
         const group = window.trustlens.ridgelines.group(document.getElementById("ridgelines"));
         for (let i = 0; i < 60; i++) {
@@ -291,11 +296,11 @@ def test_dragging_is_smooth(visit: Callable[..., Page]) -> None:
         }
         return group.frameMs.slice(-50).sort((a, b) => a - b);
     }""")
-    # The fastest quarter: the rest is what else this machine was doing.
+    # Use the first quartile: slower frames may be due to other load of the machine.
     assert times[len(times) // 4] < 33, times
 
 
-def test_it_follows_a_run_that_grows(
+def test_the_pages_follow_a_growing_run(
     serve: Callable[[Path], Any], visit: Callable[..., Page], tmp_path: Path
 ) -> None:
     root = tmp_path / "live"

@@ -1,4 +1,4 @@
-"""The application: what it answers to whom, and what it needs from elsewhere (nothing)."""
+"""Test the application: accepted hosts, served files, component ids, ports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trustlens.figures.ridgelines import canvas
 from trustlens_dashboard import pages
 from trustlens_dashboard.app import _listen, create_app, serve
 from trustlens_dashboard.frame import ids as frame_ids
-from trustlens_dashboard.frame.navigation import show
+from trustlens_dashboard.frame.navigation import page_at
 
 PAGES = [module.name for module in pkgutil.iter_modules(pages.__path__)]
 
@@ -28,7 +28,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Dash:
     return create_app(tmp_path_factory.mktemp("runs"))
 
 
-def test_the_page_needs_no_other_host(app: Dash) -> None:
+def test_the_page_loads_nothing_from_other_hosts(app: Dash) -> None:
     page = app.server.test_client().get("/").text
     assert '<html lang="en">' in page
     assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page)
@@ -36,7 +36,7 @@ def test_the_page_needs_no_other_host(app: Dash) -> None:
         assert f"/assets/{asset}" in page
 
 
-def test_the_canvas_is_served_as_the_figures_package_has_it(app: Dash) -> None:
+def test_the_canvas_script_and_style_are_served_unchanged(app: Dash) -> None:
     client = app.server.test_client()
     page = client.get("/").text
     [script] = re.findall(r'src="(/canvas\.js\?m=[0-9a-f]{12})"', page)
@@ -60,18 +60,18 @@ def test_the_canvas_is_served_as_the_figures_package_has_it(app: Dash) -> None:
         ("127.0.0.1.evil.example:8050", 400),
     ],
 )
-def test_only_local_names_are_answered(app: Dash, host: str, status: int) -> None:
+def test_only_requests_for_local_hosts_are_answered(app: Dash, host: str, status: int) -> None:
     answer = app.server.test_client().get("/_dash-layout", headers={"Host": host})
     assert answer.status_code == status
 
 
 @pytest.mark.parametrize("path", ["/_mcp", "/mcp", "/_dash-mcp"])
-def test_there_is_no_door_for_agents(app: Dash, path: str) -> None:
+def test_there_is_no_mcp_endpoint(app: Dash, path: str) -> None:
     answer = app.server.test_client().post(path, json={})
     assert answer.status_code in (404, 405)
 
 
-def test_every_id_is_written_once_and_used(app: Dash) -> None:
+def test_every_component_id_is_unique_and_used(app: Dash) -> None:
     modules = [frame_ids, *(import_module(f"{pages.__name__}.{name}.ids") for name in PAGES)]
     named = [value for ids in modules for key, value in vars(ids).items() if key.isupper()]
     text = json.dumps([layout.to_plotly_json() for layout in app.validation_layout], default=vars)
@@ -80,7 +80,7 @@ def test_every_id_is_written_once_and_used(app: Dash) -> None:
     assert not missing
 
 
-def test_no_id_is_repeated_in_a_script() -> None:
+def test_no_script_contains_a_component_id() -> None:
     named = {value for key, value in vars(frame_ids).items() if key.isupper()}
     for name in PAGES:
         ids = vars(import_module(f"{pages.__name__}.{name}.ids"))
@@ -93,20 +93,20 @@ def test_no_id_is_repeated_in_a_script() -> None:
 
 @pytest.mark.parametrize("path", [*(page.path for page in pages.all_pages()), "/nowhere", None])
 def test_each_path_has_a_page(path: str | None) -> None:
-    shown, toolbar, quantity = show(pages.all_pages(), path)
+    shown, toolbar, quantity = page_at(pages.all_pages(), path)
     assert isinstance(shown, Component)
     hidden = {"display": "none"}
     assert (toolbar == hidden) == (path in ("/", "/nowhere", None))
     assert (quantity == hidden) == (path not in ("/ridgelines", "/layers"))
 
 
-def test_a_port_in_use_is_told_in_a_line(tmp_path: Path) -> None:
+def test_an_unusable_port_or_host_is_a_usage_error(tmp_path: Path) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(UsageError, match=r"port \d+ .*--port"):
         serve(tmp_path, port=taken.getsockname()[1])
-    with pytest.raises(UsageError, match="70000 is not a port"):
+    with pytest.raises(UsageError, match="70000 is not a valid port"):
         serve(tmp_path, port=70_000)
     with pytest.raises(UsageError, match=r"nowhere\.invalid.*--host"):
         serve(tmp_path, host="nowhere.invalid", port=0)
-    with pytest.raises(UsageError, match="give one with --host"):
-        _listen("", 0)  # which the system takes for any address
+    with pytest.raises(UsageError, match="set it with --host"):
+        _listen("", 0)  # the system would listen on all addresses

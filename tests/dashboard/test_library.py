@@ -1,4 +1,4 @@
-"""The library: it trusts no browser, searches once a tick, and forgets runs that are gone."""
+"""Test the library: ids instead of paths, one search per tick, removal of deleted runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def ids(library: Library) -> dict[str, str]:
     return {entry.name: entry.id for entry in library.snapshot().entries}
 
 
-def test_ids_say_nothing_of_the_disk_and_stay(synthetic_run: Maker, tmp_path: Path) -> None:
+def test_ids_are_stable_and_do_not_contain_names_or_paths(
+    synthetic_run: Maker, tmp_path: Path
+) -> None:
     synthetic_run("secret-name", steps=1)
     first, second = (Library(tmp_path).snapshot().entries[0] for _ in range(2))
     assert first.id == second.id
@@ -38,13 +40,13 @@ def test_ids_say_nothing_of_the_disk_and_stay(synthetic_run: Maker, tmp_path: Pa
 @pytest.mark.parametrize(
     "path", ["../outside", "/etc", ".", "..", "inside", "inside/../../outside"]
 )
-def test_no_text_of_the_browser_becomes_a_path(tmp_path: Path, path: str) -> None:
+def test_text_from_the_browser_is_never_used_as_a_path(tmp_path: Path, path: str) -> None:
     make_run(tmp_path / "outside", steps=1)
     make_run(tmp_path / "root" / "inside", steps=1)
     assert Library(tmp_path / "root").snapshot().chosen(path, str(tmp_path / path)) == []
 
 
-def test_a_link_that_leads_out_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_to_a_run_outside_the_root_is_ignored(tmp_path: Path) -> None:
     outside = make_run(tmp_path / "outside", steps=1)
     root = tmp_path / "root"
     make_run(root / "inside", steps=1)
@@ -58,7 +60,9 @@ def test_the_root_may_be_a_run_itself(synthetic_run: Maker) -> None:
     assert [entry.name for entry in entries] == ["alone"]
 
 
-def test_runs_appear_change_and_go(synthetic_run: Maker, tmp_path: Path) -> None:
+def test_the_listing_follows_new_replaced_and_removed_runs(
+    synthetic_run: Maker, tmp_path: Path
+) -> None:
     library = Library(tmp_path / "later")
     assert library.snapshot().listing() == []
     make_run(tmp_path / "later" / "one", steps=1)
@@ -66,8 +70,8 @@ def test_runs_appear_change_and_go(synthetic_run: Maker, tmp_path: Path) -> None
     assert [row[1] for row in before] == ["one"]
     shutil.rmtree(tmp_path / "later" / "one")
     assert library.snapshot().listing() == []
-    make_run(tmp_path / "later" / "one", steps=1, name="anew")
-    assert [row[1] for row in library.snapshot().listing()] == ["anew"]
+    make_run(tmp_path / "later" / "one", steps=1, name="replaced")
+    assert [row[1] for row in library.snapshot().listing()] == ["replaced"]
     assert library.snapshot().listing() != before
 
 
@@ -83,16 +87,16 @@ def test_a_damaged_run_is_an_entry_with_its_error(synthetic_run: Maker, tmp_path
 
 @pytest.fixture
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that are listed from now on, in any way that Python has."""
-    seen: list[str] = []
+    """Return a list to which each folder is appended when Python lists it."""
+    folders: list[str] = []
     scandir = os.scandir
 
     def counting(path: Any = ".") -> Any:
-        seen.append(os.fspath(path))
+        folders.append(os.fspath(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", counting)
-    return seen
+    return folders
 
 
 def test_an_idle_tick_searches_the_folder_once(
@@ -102,24 +106,24 @@ def test_an_idle_tick_searches_the_folder_once(
         synthetic_run(f"group/{name}", steps=2)
     library = Library(tmp_path, max_age=60)
     search = Selection(*list(ids(library).values())[:2]).search()
-    listing, cursor, _ = live.news(library.snapshot(), search, None, None)
-    _, version, *_ = runs_page.fill(library.snapshot(), None)
+    listing, cursor, _ = live.updates(library.snapshot(), search, None, None)
+    _, version, *_ = runs_page.update_rows(library.snapshot(), None)
     library._found_at -= 61  # the next tick
     listed.clear()
-    assert live.news(library.snapshot(), search, listing, cursor) == (no_update,) * 3
-    assert runs_page.fill(library.snapshot(), version) == (no_update,) * 4
-    # find_runs lists the root twice: first to say why it cannot be read.
+    assert live.updates(library.snapshot(), search, listing, cursor) == (no_update,) * 3
+    assert runs_page.update_rows(library.snapshot(), version) == (no_update,) * 4
+    # find_runs lists the root twice: the first time to raise an error if it is not readable.
     assert listed.count(str(tmp_path)) == 2
     assert listed.count(str(tmp_path / "group")) == 1
     tables = [path for path in listed if path.endswith("layers")]
     assert sorted(tables) == [str(tmp_path / "group" / name / "layers")
                               for name in ("one", "three", "two")]  # fmt: skip
     listed.clear()
-    live.news(library.snapshot(), search, listing, cursor)
+    live.updates(library.snapshot(), search, listing, cursor)
     assert listed == []
 
 
-def test_callers_at_the_same_time_share_a_search(
+def test_concurrent_callers_share_a_search(
     synthetic_run: Maker, tmp_path: Path, listed: list[str]
 ) -> None:
     synthetic_run("run", steps=1)
@@ -130,7 +134,7 @@ def test_callers_at_the_same_time_share_a_search(
     assert listed.count(str(tmp_path)) == 2
 
 
-def test_a_snapshot_grows_old(synthetic_run: Maker, tmp_path: Path) -> None:
+def test_a_snapshot_is_replaced_after_max_age(synthetic_run: Maker, tmp_path: Path) -> None:
     library = Library(tmp_path, max_age=60)
     assert library.snapshot().entries == ()
     synthetic_run("run", steps=1)
@@ -139,16 +143,14 @@ def test_a_snapshot_grows_old(synthetic_run: Maker, tmp_path: Path) -> None:
     assert [entry.name for entry in library.snapshot().entries] == ["run"]
 
 
-def test_a_run_that_is_gone_is_forgotten_with_its_results(
-    synthetic_run: Maker, tmp_path: Path
-) -> None:
-    synthetic_run("stays", steps=3)
-    path = synthetic_run("goes", steps=3)
+def test_a_removed_run_and_its_results_are_released(synthetic_run: Maker, tmp_path: Path) -> None:
+    synthetic_run("kept", steps=3)
+    path = synthetic_run("removed", steps=3)
     library = Library(tmp_path)
-    runs_page.fill(library.snapshot(), None)
-    run = weakref.ref(library.snapshot().chosen(ids(library)["goes"])[0])
+    runs_page.update_rows(library.snapshot(), None)
+    run = weakref.ref(library.snapshot().chosen(ids(library)["removed"])[0])
     shutil.rmtree(path)
-    rows, *_ = runs_page.fill(library.snapshot(), None)
-    assert [row["name"] for row in rows] == ["stays"]
+    rows, *_ = runs_page.update_rows(library.snapshot(), None)
+    assert [row["name"] for row in rows] == ["kept"]
     gc.collect()
     assert run() is None

@@ -1,4 +1,4 @@
-"""All pages: that each folder is a page, and that no run breaks one."""
+"""Test all pages: each folder is a page, and no run causes an error on a page."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Maker = Callable[..., Path]
 
 
 @pytest.fixture
-def strange(synthetic_run: Maker, tmp_path: Path) -> tuple[Snapshot, list[str]]:
-    """Every kind of run that has next to nothing in it, and an address for each."""
+def awkward(synthetic_run: Maker, tmp_path: Path) -> tuple[Snapshot, list[str]]:
+    """Return a snapshot of empty, damaged and hostile runs, and a query that selects each."""
     nan = np.full((3, 2), np.nan)
     synthetic_run("no-layers", layers=0, steps=4)
     synthetic_run("no-steps", steps=0, metrics={})
@@ -52,29 +52,29 @@ def strange(synthetic_run: Maker, tmp_path: Path) -> tuple[Snapshot, list[str]]:
     return snapshot, ["", *(Selection(e.id, "").search() for e in snapshot.entries)]
 
 
-def sendable(*values: Any) -> None:
-    """Fails if a browser could not be sent the values, NaN included."""
+def assert_valid_json(*values: Any) -> None:
+    """Fail if the values cannot be encoded as JSON, which has no NaN."""
     json.loads(json.dumps(values, cls=PlotlyJSONEncoder), parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_strange_runs_break_no_page(strange: tuple[Snapshot, list[str]], theme: Any) -> None:
-    snapshot, searches = strange
+def test_no_page_fails_for_an_awkward_run(awkward: tuple[Snapshot, list[str]], theme: Any) -> None:
+    snapshot, searches = awkward
     for search in searches:
-        sendable(runs_page.fill(snapshot, None)[0], run_table.version(snapshot))
-        sendable(live.news(snapshot, search, None, None)[:2])
-        sendable(layers_page.overview(snapshot, search, "a")[1:])
-        sendable(layers_page.picture(snapshot, search, "b", theme))
+        assert_valid_json(runs_page.update_rows(snapshot, None)[0], run_table.version(snapshot))
+        assert_valid_json(live.updates(snapshot, search, None, None)[:2])
+        assert_valid_json(layers_page.overview(snapshot, search, "a")[1:])
+        assert_valid_json(layers_page.heatmap_figure(snapshot, search, "b", theme))
         _, layer = layers_page.layer_options(snapshot, search, None)
-        sendable(layers_page.over_time(snapshot, search, layer, theme))
+        assert_valid_json(layers_page.over_time(snapshot, search, layer, theme))
         for scale in ("auto", "log"):
-            sendable(training_page.picture(
+            assert_valid_json(training_page.picture(
                 snapshot, search, more=None, names=None, scale=scale, theme=theme))  # fmt: skip
         for option in smoothing_page.series_options(snapshot, search):
-            sendable(smoothing_page.smoothed(snapshot, search, betas=["0.9"],
+            assert_valid_json(smoothing_page.smoothed(snapshot, search, betas=["0.9"],
                      series=option["value"], debiased="both", theme=theme))  # fmt: skip
         for recorded in ("none", "a", "b"):
-            sendable(smoothing_page.factors(
+            assert_valid_json(smoothing_page.factors(
                 snapshot, search, betas=[], recorded=recorded, theme=theme))  # fmt: skip
 
 
@@ -107,7 +107,7 @@ ADDED = {
 
 @pytest.fixture
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of a page beside the others."""
+    """Add a folder with a page to the package of pages."""
     folder = tmp_path / "pages" / "added"
     folder.mkdir(parents=True)
     for name, text in ADDED.items():
@@ -127,7 +127,7 @@ def test_a_page_is_added_by_adding_its_folder(synthetic_run: Maker, tmp_path: Pa
     client = app.server.test_client()
 
     def call(output: str, prop: str, value: str) -> Any:
-        """The answer of the callback with these outputs, as a browser gets it."""
+        """Return the response of the callback with these outputs."""
         outputs = [part.rsplit(".", 1) for part in output.strip(".").split("...")]
         sent = [{"id": name, "property": key} for name, key in outputs]
         body = {

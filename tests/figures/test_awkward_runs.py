@@ -1,4 +1,4 @@
-"""Runs with next to nothing in them, or with hostile names: no crash, and the figure says so."""
+"""Test figures of almost empty runs, extreme values and hostile names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
             "trust_ratio": np.full((4, 3), np.nan), "nonfinite": np.full((4, 3), 9)}},
         "all are NaN or infinite",
     ),
-    "not had": ({"values": {"trust_ratio": None}}, "does not have it"),
+    "not recorded": ({"values": {"trust_ratio": None}}, "does not have it"),
     "constant": ({"values": {"trust_ratio": np.ones((50, 8))}}, "8 layers"),
     "all zero": ({"values": {"trust_ratio": np.zeros((50, 8))}}, "8 layers"),
     "infinite": ({"values": {"trust_ratio": np.full((50, 8), np.inf)}}, "all are NaN or infinite"),
@@ -55,7 +55,7 @@ def awkward(request: pytest.FixtureRequest, synthetic_run: Callable[..., Path]) 
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a figure that Plotly shows."""
+    """Yield every text in the JSON of a figure."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -67,13 +67,13 @@ def texts(value: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS)
-def test_every_figure_is_drawn_and_says_what_there_is(
+def test_every_figure_is_drawn_and_describes_the_run(
     awkward: tuple[Run, str], drawing: str
 ) -> None:
     run, words = awkward
     if drawing == "layer" and not run.layer_names:
         return
-    # The themes differ in colours only, which the figures of other tests draw in light.
+    # The themes differ in colours only; other tests draw in the light theme.
     drawn = json.loads(DRAWINGS[drawing](run, "dark").to_json())
     shown = [text.replace("<br>", " ") for text in texts(drawn)]
     if drawing in ("3d", "flat", "counts", "heatmap"):

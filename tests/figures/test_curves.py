@@ -1,4 +1,4 @@
-"""Curves: what was logged is what is drawn, thinned without losing an event."""
+"""Test curves: logged values, thinning, axes, and marks for values that are not finite."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ Maker = Callable[..., Path]
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=400), st.integers(3, 60))
-def test_thinning_keeps_every_extreme_and_what_is_not_finite(
-    values: list[float], points: int
-) -> None:
+def test_thinning_keeps_extremes_and_nonfinite_values(values: list[float], points: int) -> None:
     array = np.array(values)
     kept = thin(array, points)
     assert len(kept) <= points + 2 or len(array) <= points
@@ -34,7 +32,7 @@ def test_thinning_keeps_every_extreme_and_what_is_not_finite(
     assert np.isfinite(array).all() == np.isfinite(array[kept]).all()
 
 
-def test_metrics_of_two_runs_stand_in_one_panel_each(synthetic_run: Maker) -> None:
+def test_each_metric_of_two_runs_has_one_panel(synthetic_run: Maker) -> None:
     adam = open_run(synthetic_run("adam", steps=30))
     lamb = open_run(synthetic_run("lamb", steps=20, optimizer="trustlens.optim.lamb.Lamb",
                                   metrics={"loss": np.linspace(3, 1, 20)}))  # fmt: skip
@@ -49,7 +47,7 @@ def test_metrics_of_two_runs_stand_in_one_panel_each(synthetic_run: Maker) -> No
     assert figure.layout.xaxis2.matches == "x"
 
 
-def test_a_layer_of_several_runs(synthetic_run: Maker) -> None:
+def test_the_curves_of_a_layer_are_its_recorded_values(synthetic_run: Maker) -> None:
     runs = [open_run(synthetic_run(name, layers=layers, seed=i))
             for i, (name, layers) in enumerate([("a", 4), ("b", 4), ("c", ["other"])])]  # fmt: skip
     data = curves_data(runs, layer="block1.bias")
@@ -63,7 +61,7 @@ def test_a_layer_of_several_runs(synthetic_run: Maker) -> None:
     assert len(curves_data(runs, ["update_ratio"], layer="block1.bias").panels) == 1
 
 
-def test_an_exploding_loss_takes_a_log_axis_and_nan_is_marked(synthetic_run: Maker) -> None:
+def test_an_exploding_loss_has_a_log_axis_and_nan_is_marked(synthetic_run: Maker) -> None:
     loss = np.concatenate([np.linspace(2.3, 0.1, 30), 10.0 ** np.linspace(0, 9, 15), [np.nan] * 5])
     run = open_run(synthetic_run(metrics={"loss": loss}))
     (panel,) = curves_data(run).panels
@@ -88,7 +86,7 @@ def test_a_spike_does_not_flatten_a_linear_axis_and_the_start_stays_in_view(
     assert curves_data(run, scale="linear", view=(0.0, 5.0)).panels[0].high == 5
 
 
-def test_ordinary_training_stands_on_a_linear_axis_in_full(synthetic_run: Maker) -> None:
+def test_ordinary_metrics_have_a_linear_axis_with_all_values(synthetic_run: Maker) -> None:
     for panel in curves_data(open_run(synthetic_run())).panels:
         values = panel.curves[0].values
         assert panel.scale == "linear"
@@ -105,11 +103,11 @@ def test_ordinary_training_stands_on_a_linear_axis_in_full(synthetic_run: Maker)
         {"view": "wide"},
     ],
 )
-def test_what_is_not_there_is_refused(synthetic_run: Maker, options: dict[str, object]) -> None:
+def test_unknown_names_raise(synthetic_run: Maker, options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         curves_data(open_run(synthetic_run()), **options)  # type: ignore[arg-type]
 
 
-def test_nothing_logged_is_said(synthetic_run: Maker) -> None:
+def test_without_metrics_the_figure_has_a_message(synthetic_run: Maker) -> None:
     figure = curves(open_run(synthetic_run(metrics={})))
     assert "Nothing was logged" in figure.layout.annotations[0].text.replace("<br>", " ")

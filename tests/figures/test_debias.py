@@ -1,4 +1,4 @@
-"""The debias factor: against the definition in exact arithmetic, and against Adam's own state."""
+"""Test the debias factor against exact arithmetic and recorded factors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Maker = Callable[..., Path]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99, 0.999, 1 - 2**-40])
-def test_the_factor_is_the_definition(beta: float) -> None:
+def test_the_factor_agrees_with_exact_arithmetic(beta: float) -> None:
     steps = np.array([1, 2, 3, 10, 100])
     exact = [float(1 / (1 - Fraction(beta) ** int(t))) for t in steps]
     np.testing.assert_allclose(debias_factor(beta, steps), exact, rtol=1e-12)
 
 
-def test_panels_start_at_the_articles_numbers_and_have_their_own_axes() -> None:
+def test_panels_start_at_the_values_of_the_article_and_have_separate_axes() -> None:
     data = debias_data()
     assert [panel.factors[0] for panel in data.panels] == pytest.approx([10, 100, 1000])
     assert [panel.faded for panel in data.panels] == [44, 460, 4613]
@@ -37,13 +37,13 @@ def test_panels_start_at_the_articles_numbers_and_have_their_own_axes() -> None:
     assert layout.yaxis2.matches is None
 
 
-def test_long_ranges_stay_few_points() -> None:
+def test_long_ranges_have_a_bounded_number_of_points() -> None:
     (panel,) = debias_data([0.9999], steps=10**6).panels
     assert len(panel.steps) <= 400
     assert (panel.steps[0], panel.steps[-1]) == (1, 10**6)
 
 
-def test_a_runs_factors_stand_beside_the_formula(synthetic_run: Maker) -> None:
+def test_recorded_factors_agree_with_the_formula(synthetic_run: Maker) -> None:
     run = open_run(synthetic_run(steps=60))
     data = debias_data(run=run)
     assert [(panel.symbol, panel.beta) for panel in data.panels] == [("β₁", 0.9), ("β₂", 0.99)]
@@ -68,7 +68,7 @@ def test_layers_that_started_later_are_shown_as_a_range(synthetic_run: Maker) ->
     )
 
 
-def test_a_run_without_debiasing_is_said(synthetic_run: Maker) -> None:
+def test_a_run_without_debias_factors_has_a_note(synthetic_run: Maker) -> None:
     run = open_run(synthetic_run(values={"debias1": None, "debias2": None}))
     data = debias_data([0.9], run=run)
     assert data.panels[0].recorded is None
@@ -77,15 +77,15 @@ def test_a_run_without_debiasing_is_said(synthetic_run: Maker) -> None:
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
-def test_both_axes_take_the_scale(scale: str) -> None:
+def test_both_axes_have_the_scale(scale: str) -> None:
     layout = debias([0.0, 0.9, 0.9], scale=scale).layout  # type: ignore[arg-type]
     assert (layout.xaxis.type, layout.yaxis.type) == (scale, scale)
     assert layout.xaxis2.type == scale
-    assert "xaxis3" not in layout  # a β twice is one panel
+    assert "xaxis3" not in layout  # a repeated β has one panel
 
 
 @pytest.mark.parametrize("options", [{"betas": [1.0]}, {"betas": [-0.1]}, {"betas": [float("nan")]},
                                      {"steps": 0}, {"scale": "sqrt"}])  # fmt: skip
-def test_what_has_no_factor_is_refused(options: dict[str, object]) -> None:
+def test_invalid_options_raise(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         debias(**options)  # type: ignore[arg-type]

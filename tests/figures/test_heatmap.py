@@ -1,4 +1,4 @@
-"""The heatmap: values, colours' range, and what is marked."""
+"""Test the heatmap: values, range of the colours, and marked cells."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_cell_is_the_recorded_value(synthetic_run: Maker) -> None:
     assert data.low <= data.values.min() <= data.values.max() <= data.high
 
 
-def test_far_out_values_have_the_end_colour_and_are_counted(synthetic_run: Maker) -> None:
+def test_outliers_have_the_colour_of_the_end_and_are_counted(synthetic_run: Maker) -> None:
     norm = np.tile(10.0 ** np.linspace(0, 0.3, 10), (20, 1))
     norm[15:, 3] = 1e12
     run = open_run(synthetic_run(layers=10, steps=20, values={"weight_norm": norm}))
@@ -39,7 +39,7 @@ def test_far_out_values_have_the_end_colour_and_are_counted(synthetic_run: Maker
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_neutral_colour_stands_at_one_for_ratios(synthetic_run: Maker, theme: str) -> None:
+def test_the_neutral_colour_of_a_ratio_is_at_1(synthetic_run: Maker, theme: str) -> None:
     ratio = np.tile(10.0 ** np.linspace(-2, 1, 7), (5, 1))
     run = open_run(synthetic_run(layers=7, steps=5, values={"trust_ratio": ratio}))
     data = heatmap_data(run, view="full")
@@ -53,7 +53,7 @@ def test_the_neutral_colour_stands_at_one_for_ratios(synthetic_run: Maker, theme
     assert all(abs(int(shown[i : i + 2], 16) - int(neutral[i : i + 2], 16)) < 20 for i in (1, 3, 5))
 
 
-def test_signed_quantities_diverge_from_zero_and_one_sided_ones_do_not(
+def test_only_values_on_both_sides_of_the_centre_have_a_diverging_scale(
     synthetic_run: Maker,
 ) -> None:
     run = open_run(synthetic_run(values={"trust_ratio": np.full((50, 8), 0.25)}))
@@ -61,7 +61,7 @@ def test_signed_quantities_diverge_from_zero_and_one_sided_ones_do_not(
     assert heatmap_data(run, "trust_ratio").center is None
 
 
-def test_cells_that_are_not_finite_are_marked_and_missing_ones_are_not(
+def test_cells_that_are_not_finite_are_marked(
     synthetic_run: Maker,
 ) -> None:
     values = np.ones((4, 3))

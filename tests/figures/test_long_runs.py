@@ -1,4 +1,4 @@
-"""A long run is shown from its overview: means of stretches of steps, with what is extreme kept."""
+"""Test figures of a long run, which is read in buckets of steps: means, and kept extremes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, values: dict[str, np.ndarray])
 
 
 def in_buckets(run: trustlens.Run) -> bool:
-    """Whether the run is so long that it is read in buckets of steps."""
+    """Return whether the run is so long that it is read in buckets of steps."""
     return not run.sample(["weight_norm"], 10)["weight_norm"].exact
 
 
@@ -57,7 +57,7 @@ def means(values: np.ndarray, width: int) -> np.ndarray:
     return np.array([np.nanmean(values[begin : begin + width], axis=0) for begin in ends])
 
 
-def test_a_heatmap_has_the_means(run: trustlens.Run, values: dict[str, np.ndarray]) -> None:
+def test_a_heatmap_shows_the_means(run: trustlens.Run, values: dict[str, np.ndarray]) -> None:
     data = heatmap_data(run, "weight_norm", columns=20)
     assert data.width == 256
     assert data.steps.tolist() == list(range(1, STEPS, 256))
@@ -69,16 +69,16 @@ def test_a_heatmap_has_the_means(run: trustlens.Run, values: dict[str, np.ndarra
     assert np.argwhere(broken.nonfinite).tolist() == [[2, 2100 // 256]]
 
 
-def test_ridges_are_of_the_means(run: trustlens.Run) -> None:
+def test_ridges_show_the_means(run: trustlens.Run) -> None:
     data = ridgeline_data([run, run], "weight_norm", ridges=12, smooth=False)
     assert [ridges.width for ridges in data.runs] == [256, 256]
     assert data.runs[0].heights.sum(axis=1).tolist() == [4.0] * 12
-    (told, _) = payload(data, ["x", "y"])["runs"]
-    assert told["note"] == "4 layers · each ridge the means of 256 steps"
+    (first, _) = payload(data, ["x", "y"])["runs"]
+    assert first["note"] == "4 layers · each ridge shows means of 256 steps"
     assert ridgeline(run, "trust_ratio").data
 
 
-def test_a_curve_keeps_what_is_extreme(run: trustlens.Run) -> None:
+def test_a_curve_keeps_extremes(run: trustlens.Run) -> None:
     data = curves_data(run, ["grad_norm", "update_ratio"], layer="a.bias", points=60)
     (curve,) = data.panels[0].curves
     assert len(curve.steps) <= 60
@@ -87,17 +87,17 @@ def test_a_curve_keeps_what_is_extreme(run: trustlens.Run) -> None:
     assert 2100 - 128 < broken.nonfinite[0] <= 2100 + 128
 
 
-def test_debias_factors(run: trustlens.Run) -> None:
+def test_debias_factors_of_a_long_run_are_drawn(run: trustlens.Run) -> None:
     assert debias_data(run=run).panels
 
 
 @pytest.mark.parametrize("name", list(QUANTITIES))
-def test_every_quantity_has_its_figures(run: trustlens.Run, name: str) -> None:
+def test_every_quantity_can_be_drawn(run: trustlens.Run, name: str) -> None:
     assert heatmap(run, name).data
     assert ridgeline(run, name, style="flat").data
 
 
-def test_a_diagnosis_finds_the_layer_and_the_stretch(run: trustlens.Run) -> None:
+def test_a_diagnosis_finds_the_layer_and_the_bucket(run: trustlens.Run) -> None:
     found = run.diagnose().set_index("layer")
     assert set(found.index) >= {"b.bias", "b.weight"}
     assert found.loc["b.bias", "kind"] == "exploding"
@@ -106,7 +106,7 @@ def test_a_diagnosis_finds_the_layer_and_the_stretch(run: trustlens.Run) -> None
     assert 2101 - 64 <= found.loc["b.weight", "step"] <= 2101
 
 
-def test_a_long_run_that_is_healthy_has_no_finding_either_way(
+def test_a_healthy_run_has_no_finding_in_buckets_or_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = synthetic_values(STEPS, len(LAYERS))

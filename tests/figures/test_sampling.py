@@ -1,4 +1,4 @@
-"""Reading a bounded number of steps, and telling what is missing from what is not finite."""
+"""Test that samples distinguish missing values from values that are not finite."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trustlens.analysis.discovery import open_run
 from trustlens.figures.sampling import read_sample
 
 
-def test_missing_values_and_not_finite_ones_are_told_apart(
+def test_missing_values_are_not_reported_as_nonfinite(
     synthetic_run: Callable[..., Path],
 ) -> None:
     momentum = np.ones((4, 3))
     momentum[:, 1] = np.nan  # this layer's optimizer has no momentum
-    momentum[2:, 2] = np.nan  # this one's turned NaN
+    momentum[2:, 2] = np.nan  # this one's became NaN
     momentum[3, 0] = np.inf
     nonfinite = np.zeros((4, 3))
     nonfinite[2:, 1:] = 5

@@ -1,4 +1,4 @@
-"""Colours: contrast and colour vision are computed, not asserted by eye."""
+"""Test colours by computing contrast and simulating colour-vision deficiencies."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def luminance(color: str) -> float:
 
 
 def contrast(first: str, second: str) -> float:
-    """WCAG 2's contrast ratio."""
+    """Return the contrast ratio of WCAG 2."""
     light, dark = sorted((luminance(first), luminance(second)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
@@ -54,7 +54,7 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 
 @both
-def test_text_and_lines_stand_out_from_the_background(look: Theme) -> None:
+def test_text_and_lines_have_enough_contrast(look: Theme) -> None:
     for text in (look.ink, look.muted):
         assert contrast(text, look.background) >= 4.5
         assert contrast(text, look.panel) >= 4.5
@@ -64,16 +64,16 @@ def test_text_and_lines_stand_out_from_the_background(look: Theme) -> None:
 
 @both
 @pytest.mark.parametrize("vision", VISION)
-def test_runs_are_told_apart_with_any_colour_vision(look: Theme, vision: str) -> None:
+def test_colours_of_runs_are_distinct_with_any_colour_vision(look: Theme, vision: str) -> None:
     seen = {key: lab(VISION[vision] @ linear(run.line)) for key, run in look.runs.items()}
     for first, second in itertools.combinations(seen, 2):
-        apart = np.linalg.norm(seen[first] - seen[second])
+        distance = np.linalg.norm(seen[first] - seen[second])
         families = {first, second} <= {"blue", "red", "green", "orange"}
-        assert apart >= (18 if families else 10), (first, second)
+        assert distance >= (18 if families else 10), (first, second)
 
 
 @both
-def test_ramps_run_steadily_from_light_to_dark_or_back(look: Theme) -> None:
+def test_the_lightness_of_ramps_is_monotonic(look: Theme) -> None:
     for key, run in look.runs.items():
         steps = np.diff([lab(linear(color))[0] for color in run.ramp])
         assert (np.abs(steps) > 5).all(), key
@@ -105,7 +105,7 @@ def test_runs_have_the_colour_of_their_optimizer(
     assert colors(*families) == expected
 
 
-def test_colours_come_round_when_there_are_more_runs_than_colours() -> None:
+def test_colours_repeat_if_there_are_more_runs_than_colours() -> None:
     found = colors(*["Adam"] * 11)
     assert len(set(found[:8])) == 8
     assert set(found) <= set(THEMES["light"].runs)
@@ -127,21 +127,21 @@ def test_mixing_colours() -> None:
         ("blocks.3.attention.weight", "blocks.3.attention.weight"),
     ],
 )
-def test_names_are_shown_letter_by_letter(text: str, shown: str) -> None:
+def test_names_are_escaped(text: str, shown: str) -> None:
     assert theme.plain(text) == shown
 
 
-def test_long_names_lose_their_middle() -> None:
+def test_long_names_are_shortened_in_the_middle() -> None:
     assert theme.plain("encoder.layers.11.weight", 13) == "encode…weight"
     assert len(theme.plain("x" * 100, 13)) == 13
 
 
-def test_an_unknown_theme_is_refused() -> None:
+def test_an_unknown_theme_raises() -> None:
     with pytest.raises(UsageError, match="light, dark"):
         theme.theme_of("sepia")
 
 
-def test_without_plotly_the_data_are_there_and_drawing_says_what_to_install(
+def test_without_plotly_data_functions_work_and_drawing_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
@@ -157,6 +157,6 @@ def test_importing_the_figures_does_not_import_plotly() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_nothing_leaves_the_machine() -> None:
+def test_plotly_does_not_offer_to_upload() -> None:
     assert theme.PLOTLY_CONFIG["showSendToCloud"] is False
     assert theme.PLOTLY_CONFIG["plotlyServerURL"] == ""

@@ -1,7 +1,8 @@
 """Figures of recorded runs, drawn with Plotly.
 
-Each has a data function, which needs no Plotly, and a drawing function of the same name without
-``_data``. Show a figure with ``figure.show(config=PLOTLY_CONFIG)``, and nothing leaves the machine.
+Each figure has a data function, which does not need Plotly, and a drawing function of the same name
+without ``_data``. Show a figure with ``figure.show(config=PLOTLY_CONFIG)``, which disables Plotly's
+upload button.
 """
 
 from trustlens.figures._curves import curves, curves_data

@@ -1,4 +1,4 @@
-"""Curves over time of several runs: what was logged, or quantities of one layer."""
+"""Curves of several runs over time: logged metrics, or quantities of one layer."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from trustlens.figures.theme import (
     graph_objects,
     new_figure,
     plain,
-    say,
     theme_of,
+    write_message,
 )
 from trustlens.schema import Quantity
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 LAYER_QUANTITIES: Final = ("trust_ratio", "weight_norm", "direction_norm")
-"""What is drawn of a layer unless something else is asked for: r, r₁ and r₂."""
+"""The quantities of a layer that are drawn by default: r, r₁ and r₂."""
 
-_STEEP: Final = 50.0  # a metric whose maximum is this many times its median goes on a log axis
+_LOG_RATIO: Final = 50.0  # a metric gets a log axis if its maximum exceeds this × its median
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class Curve:
     Attributes
     ----------
     name, label : str
-        The run's; not escaped.
+        Name and label of the run, not escaped.
     color : str
-        Key of the run's colours in ``Theme.runs``.
+        The run's key in ``Theme.runs``.
     steps : int64 array of shape (points,)
     values : float64 array of shape (points,)
-        NaN where the value is not finite, so that the line is broken there.
+        NaN if the value is not finite, which interrupts the line.
     nonfinite : int64 array
-        Steps at which the value was infinite or NaN.
+        Steps at which the value is infinite or NaN.
     """
 
     name: str
@@ -71,7 +71,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class CurvePanel:
-    """The curves of one name, on one axis from ``low`` to ``high``; ``title`` is not escaped."""
+    """The curves of one metric or quantity on an axis from ``low`` to ``high``.
+
+    ``title`` is not escaped.
+    """
 
     name: str
     title: str
@@ -83,7 +86,7 @@ class CurvePanel:
 
 @dataclass(frozen=True, slots=True)
 class CurvesData:
-    """Panels with the curves of all runs, and why there is nothing to draw if there is not."""
+    """Panels with the curves of all runs; ``note`` says why there are none, else it is empty."""
 
     panels: tuple[CurvePanel, ...]
     note: str
@@ -104,39 +107,45 @@ def curves_data(
     scale: Literal["auto", "log", "linear"] = "auto",
     view: View = "robust",
 ) -> CurvesData:
-    """Return what was logged over time, or quantities of one layer, of several runs.
+    """Return logged metrics over time, or quantities of one layer, of several runs.
 
     Parameters
     ----------
     runs : Run or sequence of Run
     names : sequence of str, optional
-        Metrics, all that were logged if not given; or quantities, where a layer is given.
+        Names of metrics, or of quantities if a layer is given. By default all metrics, or the
+        quantities of :data:`LAYER_QUANTITIES`.
     layer : str, optional
-        The layer whose quantities to show; runs without it have no curve.
+        The layer whose quantities to return. The curves of runs without this layer are empty.
     points : int
-        About how many points a curve keeps: of each stretch of steps the lowest, the highest and
-        one that is not finite, so that no short event is lost.
+        Approximate number of points per curve. Longer curves keep the lowest, the highest and one
+        value that is not finite of each interval of steps, so that no short event is lost.
     scale : "auto", "log" or "linear"
-        ``"auto"`` takes the quantity's own; for a metric log if all values are positive and the
-        highest is 50 times the median.
+        ``"auto"`` is the preferred scale of a quantity. For a metric it is log if all values are
+        positive and the maximum exceeds 50 times the median. It is linear if a value is ≤ 0.
     view : "robust", "full" or (low, high)
-        What the axis covers. ``"robust"`` leaves out far-out values only where they would flatten
-        the rest; where a curve starts stays in view.
+        The range of the axis. ``"robust"`` excludes outliers if they would flatten the rest, but
+        always includes the start of each curve.
 
     Raises
     ------
     UsageError
-        No run, or no run has a metric, quantity or layer of that name.
+        If no run is given, no run has a metric or layer of that name, or there is no such quantity,
+        scale or view.
     """
     chosen = run_list(runs)
     colors = assign_colors(chosen)
-    found = _metrics(chosen, names) if layer is None else _quantities(chosen, layer, names, points)
+    found = (
+        _read_metrics(chosen, names)
+        if layer is None
+        else _read_quantities(chosen, layer, names, points)
+    )
     drawn: list[CurvePanel] = []
     for name, series in found.items():
         quantity = None if layer is None else quantity_named(name)
         values = [part.values for part in series]
-        axis = _scale(values, quantity, scale)
-        low, high = _range(values, axis, view)
+        axis = _choose_scale(values, quantity, scale)
+        low, high = _axis_range(values, axis, view)
         drawn.append(
             CurvePanel(
                 name=name,
@@ -150,18 +159,18 @@ def curves_data(
                 ),
             )
         )
-    note = "" if drawn else "Nothing was logged: recorder.log(loss=loss) puts curves here."
+    note = "" if drawn else "Nothing was logged. Log metrics with recorder.log(loss=loss)."
     return CurvesData(tuple(drawn), note)
 
 
-def _metrics(runs: list[Run], names: Sequence[str] | None) -> dict[str, list[_Series]]:
+def _read_metrics(runs: list[Run], names: Sequence[str] | None) -> dict[str, list[_Series]]:
     frames = [run.metrics() for run in runs]
     logged = list(dict.fromkeys(name for frame in frames for name in frame["name"].unique()))
-    logged.sort(key=lambda name: "loss" not in name.lower())  # what training is about comes first
+    logged.sort(key=lambda name: "loss" not in name.lower())  # losses first
     for name in names or ():
         if name not in logged:
-            have = f"was logged were: {', '.join(logged)}" if logged else "was logged: nothing"
-            raise UsageError(f"'{name}' is not a metric of these runs; what {have}")
+            choices = f"choose from: {', '.join(logged)}" if logged else "no metric was logged"
+            raise UsageError(f"'{name}' is not a metric of these runs; {choices}")
     found: dict[str, list[_Series]] = {}
     for name in logged if names is None else names:
         found[name] = [
@@ -172,17 +181,17 @@ def _metrics(runs: list[Run], names: Sequence[str] | None) -> dict[str, list[_Se
     return found
 
 
-def _quantities(
+def _read_quantities(
     runs: list[Run], layer: str, names: Sequence[str] | None, points: int
 ) -> dict[str, list[_Series]]:
     wanted = list(LAYER_QUANTITIES if names is None else names)
     if not any(layer in run.layer_names for run in runs):
-        runs[0].layers(wanted, layers=[layer], steps=[])  # raises: it knows the names to offer
+        runs[0].layers(wanted, layers=[layer], steps=[])  # raises UsageError with suggestions
     found: dict[str, list[_Series]] = {name: [] for name in wanted}
     for run in runs:
         if layer in run.layer_names:
-            read = run.sample(list(found), points // 2, layers=[layer], thin=False)
-            series = {name: _Series(*each.series(0)) for name, each in read.items()}
+            samples = run.sample(list(found), points // 2, layers=[layer], thin=False)
+            series = {name: _Series(*each.series(0)) for name, each in samples.items()}
         else:
             series = dict.fromkeys(found, _Series(np.empty(0, np.int64), np.empty(0)))
         for name, each in series.items():
@@ -190,19 +199,23 @@ def _quantities(
     return found
 
 
-def _scale(values: Sequence[NDArray[np.float64]], quantity: Quantity | None, scale: str) -> Scale:
+def _choose_scale(
+    values: Sequence[NDArray[np.float64]], quantity: Quantity | None, scale: str
+) -> Scale:
     def auto() -> Scale:
         pooled = np.concatenate([part[np.isfinite(part)] for part in values])
         if not pooled.size or pooled.min() <= 0:
             return "linear"
         if quantity is not None:
             return quantity.scale
-        return "log" if pooled.max() > _STEEP * np.median(pooled) else "linear"
+        return "log" if pooled.max() > _LOG_RATIO * np.median(pooled) else "linear"
 
     return parse_scale(scale, auto)
 
 
-def _range(values: Sequence[NDArray[np.float64]], scale: Scale, view: View) -> tuple[float, float]:
+def _axis_range(
+    values: Sequence[NDArray[np.float64]], scale: Scale, view: View
+) -> tuple[float, float]:
     low, high = view_range(values, scale, view) or (0.1, 1.0)
     if view == "robust":
         starts = [float(part[np.isfinite(part)][0]) for part in values if np.isfinite(part).any()]
@@ -219,7 +232,7 @@ def _range(values: Sequence[NDArray[np.float64]], scale: Scale, view: View) -> t
 
 def _curve(run: Run, color: str, series: _Series, points: int) -> Curve:
     bad = ~np.isfinite(series.values)
-    # A quantity that is missing throughout was never recorded; it did not turn NaN.
+    # A quantity that is NaN at all steps was not recorded; do not mark it as not finite.
     missing = bad.all() and not np.isinf(series.values).any()
     kept = np.empty(0, np.intp) if missing else thin(series.values, points)
     broken = np.where(bad, np.nan, series.values)
@@ -243,9 +256,10 @@ def curves(
     scale: Literal["auto", "log", "linear"] = "auto",
     view: View = "robust",
 ) -> go.Figure:
-    """Draw what was logged over time, or quantities of one layer: one panel a name, one line a run.
+    """Draw logged metrics over time, or quantities of one layer, with one line per run.
 
-    Small triangles at a panel's edge stand for values beyond it, crosses for what is not finite.
+    Each metric or quantity has its own panel. Triangles at the edge of a panel mark values beyond
+    its range, crosses mark values that are not finite.
 
     Parameters
     ----------
@@ -261,9 +275,9 @@ def curves(
     Raises
     ------
     UsageError
-        As :func:`curves_data`; or there is no such theme.
+        As :func:`curves_data`; or if there is no such theme.
     MissingDependencyError
-        Plotly is not installed.
+        If Plotly is not installed.
     """
     look = theme_of(theme)
     data = curves_data(runs, names, layer=layer, points=points, scale=scale, view=view)
@@ -271,7 +285,7 @@ def curves(
     title = "Training" if layer is None else f"Layer {plain(layer, 80)}"
     figure = new_figure(look, title, "over the optimizer's steps", height=140 + 340 * rows)
     if data.note:
-        say(figure, plain(data.note), look)
+        write_message(figure, plain(data.note), look)
         return figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False})
     steps = [curve.steps for panel in data.panels for curve in panel.curves if len(curve.steps)]
     ends = [min(int(s[0]) for s in steps), max(int(s[-1]) for s in steps)] if steps else [0, 1]
@@ -326,7 +340,7 @@ def _draw(
         figure.add_traces([trace.update(axes) for trace in traces])
     if not any(np.isfinite(curve.values).any() for curve in panel.curves):
         x, y = sum(place.x) / 2, sum(place.y) / 2
-        say(figure, "There is no finite value to draw.", theme, x=x, y=y)
+        write_message(figure, "There is no finite value to draw.", theme, x=x, y=y)
 
 
 def _log_ticks(panel: CurvePanel) -> dict[str, Any]:
@@ -375,8 +389,8 @@ def _marks(curve: Curve, panel: CurvePanel, theme: Theme) -> list[Any]:
             name=plain(curve.label, 56),
             legendgroup=f"{curve.color} {plain(curve.label)}",
             showlegend=False,
-            hovertemplate=words,
+            hovertemplate=template,
         )
-        for symbol, steps, values, place, words in kinds
+        for symbol, steps, values, place, template in kinds
         if len(steps)
     ]

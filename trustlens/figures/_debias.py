@@ -1,4 +1,4 @@
-"""The debias factor over time: how long Adam's averages need to forget that they began at 0."""
+"""The debias factor over time, which corrects that Adam's moving averages start at 0."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 BETAS: Final = (0.9, 0.99, 0.999)
 
-_STEPS: Final = 200
-_POINTS: Final = 400
-_FADED: Final = 1.01
+_STEPS: Final = 200  # shown by default
+_POINTS: Final = 400  # of a curve, at most
+_FADED: Final = 1.01  # a factor up to this counts as 1
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The factor that a run recorded: lowest and highest of the layers that use this β.
+    """The factor that a run recorded: minimum and maximum over the layers that use this β.
 
     Attributes
     ----------
@@ -58,15 +58,15 @@ class DebiasPanel:
     Attributes
     ----------
     symbol : str
-        β, or β₁ and β₂ where a run tells them apart.
+        β₁, β₂ or β₁ = β₂ if the run recorded the factor, else β.
     beta : float
     steps : int64 array of shape (points,)
-        t, from 1.
+        Steps t, from 1.
     factors : float64 array of shape (points,)
     faded : int
         The first t at which the factor is within 1 % of 1.
     recorded : Recorded or None
-        What the run recorded for this β.
+        The factor that the run recorded for this β.
     """
 
     symbol: str
@@ -79,7 +79,11 @@ class DebiasPanel:
 
 @dataclass(frozen=True, slots=True)
 class DebiasData:
-    """One panel per β; ``note`` says what a given run does not have, ``color`` is the run's."""
+    """One panel per β.
+
+    ``color`` is the run's key in ``Theme.runs``. ``note`` says why a run has no recorded factor,
+    else it is empty.
+    """
 
     panels: tuple[DebiasPanel, ...]
     color: str
@@ -87,8 +91,8 @@ class DebiasData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Used:
-    """A β that a run's layers use, as the n-th of their betas."""
+class _UsedBeta:
+    """A β that some layers of a run use, and its index in their ``betas`` (0 or 1)."""
 
     place: int
     beta: float
@@ -96,37 +100,37 @@ class _Used:
 
 
 def debias_factor(beta: float, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return 1/(1−βᵗ) for t in ``steps`` (Kingma and Ba, "Adam", 2015, algorithm 1)."""
+    """Return 1/(1−βᵗ) for each t in ``steps`` (Kingma and Ba, "Adam", 2015, algorithm 1)."""
     if beta == 0:
         return np.ones(len(steps))
-    # βᵗ − 1 by expm1: 1 − βᵗ loses all digits where β is close to 1.
+    # Compute βᵗ − 1 with expm1: 1 − βᵗ is inaccurate if β is close to 1.
     return -1.0 / np.expm1(steps * math.log(beta))
 
 
 def debias_data(
     betas: Sequence[float] | None = None, *, steps: int | None = None, run: Run | None = None
 ) -> DebiasData:
-    """Return the debias factor over time, by the formula and, of a run, as it was recorded.
+    """Return the debias factor over time, computed and, if a run is given, as recorded.
 
     Parameters
     ----------
     betas : sequence of float, optional
-        From 0 up to but not 1. If not given those of the run, else 0.9, 0.99 and 0.999.
+        Values in [0, 1). By default those of the run; without a run 0.9, 0.99 and 0.999.
     steps : int, optional
-        How many steps to show; the run's, else 200.
+        Number of steps to show. By default those of the run; without a run 200.
     run : Run, optional
-        Whose recorded factors to set beside the formula.
+        The run whose recorded factors to return.
 
     Raises
     ------
     UsageError
-        A β is not in [0, 1), or there is less than one step.
+        If a β is not in [0, 1), or ``steps`` is less than 1.
     """
-    used = [] if run is None else _used(run)
+    used = [] if run is None else _used_betas(run)
     shown = list(betas) if betas is not None else [u.beta for u in used] or list(BETAS)
     for beta in shown:
         if not 0 <= beta < 1:
-            raise UsageError(f"β = {beta} has no debias factor; give a β from 0 up to but not 1")
+            raise UsageError(f"β = {beta} has no debias factor; choose 0 ≤ β < 1")
     count = steps if steps is not None else _STEPS if run is None else max(run.last_step, 1)
     if count < 1:
         raise UsageError(f"{count} steps cannot be shown; show at least 1")
@@ -139,29 +143,29 @@ def debias_data(
         recorded = _recorded(run, same[0], count) if run is not None and same else None
         symbol = "β" if recorded is None else " = ".join(f"β{'₁₂'[u.place]}" for u in same)
         factors = debias_factor(beta, time)
-        drawn.append(DebiasPanel(symbol, beta, time, factors, _fades(beta), recorded))
+        drawn.append(DebiasPanel(symbol, beta, time, factors, _steps_to_fade(beta), recorded))
     note = ""
     if run is not None and all(panel.recorded is None for panel in drawn):
-        note = f"{run.name} recorded no debias factor: {run.family} has none of these β."
+        note = f"{run.name} recorded no debias factor: {run.family} does not use these β."
     color = "blue" if run is None else assign_colors([run])[0]
     return DebiasData(tuple(drawn), color, note)
 
 
-def _fades(beta: float) -> int:
+def _steps_to_fade(beta: float) -> int:
     if beta == 0:
         return 1
     return max(1, math.ceil(math.log(1 - 1 / _FADED) / math.log(beta)))
 
 
-def _used(run: Run) -> list[_Used]:
-    """Return the pairs of β that the run's groups use, β₁ of all groups first."""
+def _used_betas(run: Run) -> list[_UsedBeta]:
+    """Return the β that the run's parameter groups use: every β₁, then every β₂."""
     layers: dict[tuple[int, float], list[int]] = {}
     for place in (0, 1):
         for at, layer in enumerate(run.info.layers):
             betas = _betas(run, layer.optimizer, layer.group)
             if place < len(betas):
                 layers.setdefault((place, betas[place]), []).append(at)
-    return [_Used(place, beta, tuple(at)) for (place, beta), at in layers.items()]
+    return [_UsedBeta(place, beta, tuple(at)) for (place, beta), at in layers.items()]
 
 
 def _betas(run: Run, optimizer: int, group: int) -> list[float]:
@@ -169,21 +173,21 @@ def _betas(run: Run, optimizer: int, group: int) -> list[float]:
         betas = run.info.optimizers[optimizer].groups[group]["betas"]
         found = [float(beta) for beta in betas]
     except (IndexError, KeyError, TypeError, ValueError):
-        return []  # an optimizer without betas, or with ones that are not numbers
+        return []  # the optimizer has no betas, or they are not numbers
     return [beta for beta in found if 0 <= beta < 1]
 
 
-def _recorded(run: Run, used: _Used, count: int) -> Recorded | None:
+def _recorded(run: Run, used: _UsedBeta, count: int) -> Recorded | None:
     first, last = span_of([run])
     if not 0 < first <= count:
         return None
     read = read_sample(run, f"debias{used.place + 1}", _POINTS, (first, min(last, count)))
     values = read.values[:, list(used.layers)]
-    some = np.isfinite(values).any(axis=1)
-    if not some.any():
+    finite = np.isfinite(values).any(axis=1)
+    if not finite.any():
         return None
-    values = values[some]
-    return Recorded(read.steps[some], np.nanmin(values, axis=1), np.nanmax(values, axis=1))
+    values = values[finite]
+    return Recorded(read.steps[finite], np.nanmin(values, axis=1), np.nanmax(values, axis=1))
 
 
 def debias(
@@ -199,7 +203,7 @@ def debias(
     Parameters
     ----------
     scale : "linear" or "log"
-        Of both axes.
+        The scale of both axes.
     theme : "light" or "dark"
     betas, steps, run
         See :func:`debias_data`.
@@ -212,18 +216,18 @@ def debias(
     Raises
     ------
     UsageError
-        As :func:`debias_data`; or there is no such scale or theme.
+        As :func:`debias_data`; or if there is no such scale or theme.
     MissingDependencyError
-        Plotly is not installed.
+        If Plotly is not installed.
     """
     look = theme_of(theme)
     scale = parse_scale(scale)
     data = debias_data(betas, steps=steps, run=run)
     rows = -(-len(data.panels) // 3)
-    words = "1/(1−βᵗ), by which an average that began at 0 is multiplied"
+    subtitle = "1/(1−βᵗ), which corrects a moving average that starts at 0"
     if run is not None:
-        words = data.note or f"Line: 1/(1−βᵗ). Dots: as {run.name} recorded it."
-    figure = new_figure(look, "Debias factor", plain(words), height=130 + 300 * rows)
+        subtitle = data.note or f"Line: 1/(1−βᵗ). Dots: recorded by {run.name}."
+    figure = new_figure(look, "Debias factor", plain(subtitle), height=130 + 300 * rows)
     places = panels(len(data.panels), columns=3, gap=0.08, head=0.17, foot=0.2)
     for index, (panel, place) in enumerate(zip(data.panels, places, strict=True), 1):
         _draw(figure, panel, place, index, look, color=data.color, scale=scale)
@@ -242,8 +246,8 @@ def _draw(
 ) -> None:
     suffix = "" if index == 1 else str(index)
     first, last = float(f"{panel.factors[0]:.6g}"), float(panel.steps[-1])
-    words = f"from {number(first)}, within 1 % of 1 after {panel.faded} steps"
-    caption(figure, f"<b>{panel.symbol} = {panel.beta:g}</b>", words, place, theme)
+    below = f"starts at {number(first)}, within 1 % of 1 after {panel.faded} steps"
+    caption(figure, f"<b>{panel.symbol} = {panel.beta:g}</b>", below, place, theme)
     axis = {"zeroline": False, "ticklabelstandoff": 4}
     figure.update_layout(
         {
@@ -272,7 +276,7 @@ def _draw(
 
 
 def _axis(low: float, high: float, scale: Scale) -> dict[str, Any]:
-    """Return range and ticks, with room at both ends for dots to be whole."""
+    """Return range and ticks of an axis, with a margin so that dots at the ends are not cut."""
     first, last = (float(edge) for edge in axis_edges(low, high, 1, scale, margin=0.04))
     shown = dict(ticks(low, high, scale, most=6))
     if scale == "linear" and low == 1:
@@ -286,19 +290,22 @@ def _axis(low: float, high: float, scale: Scale) -> dict[str, Any]:
 
 
 def _line(panel: DebiasPanel, theme: Theme) -> Any:
-    beside = panel.recorded is not None
+    has_dots = panel.recorded is not None
     return graph_objects().Scatter(
         x=panel.steps,
         y=panel.factors,
         mode="lines",
-        line={"color": theme.muted if beside else theme.accent, "width": 1.5 if beside else 2.2},
+        line={
+            "color": theme.muted if has_dots else theme.accent,
+            "width": 1.5 if has_dots else 2.2,
+        },
         name="1/(1−βᵗ)",
         hovertemplate="step %{x}<br>1/(1−βᵗ) = %{y:.5g}<extra></extra>",
     )
 
 
 def _points(recorded: Recorded, color: str) -> Any:
-    """Return dots for what was recorded, with a bar up to the highest where layers differ."""
+    """Return dots at the recorded minimum, with bars up to the maximum if layers differ."""
     spread = recorded.high - recorded.low
     return graph_objects().Scatter(
         x=recorded.steps,

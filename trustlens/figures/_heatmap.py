@@ -1,4 +1,4 @@
-"""Heatmap: one quantity of each layer over time."""
+"""A heatmap of one quantity: layers × steps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from trustlens.figures.theme import (
     graph_objects,
     new_figure,
     plain,
-    say,
     theme_of,
+    write_message,
 )
 from trustlens.figures.words import counted
 from trustlens.schema import Quantity
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _NEUTRAL: Final = {"trust_ratio": 1.0, "surprise": 1.0}
-"""Values that a quantity is read against: colour shows which side a layer is on."""
+"""Reference values: a diverging colour scale shows on which side of it a layer is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +42,27 @@ class HeatmapData:
     ----------
     quantity : Quantity
     scale : "log" or "linear"
-        Of the colours.
+        The scale of the colours.
     layers : tuple of str
-        Names, in the order of the model; not escaped.
+        Names in the order of the model, not escaped.
     steps : int64 array of shape (steps,)
     values : float64 array of shape (layers, steps)
-        NaN where there is no finite value.
+        NaN if there is no finite value.
     nonfinite : bool array of shape (layers, steps)
-        Where the value is infinite or NaN.
+        Whether the recorded value is infinite or NaN.
     low, high : float
-        What the colours cover; what lies beyond has the colour of the end.
+        The range of the colours. Values beyond it have the colour of the nearest end.
     center : float or None
-        The neutral value of a diverging scale, equally strong at equal distance to either side: 1
-        for ratios read against 1, 0 for signed quantities. ``None`` for a sequential scale, also
-        where all values lie on one side.
+        The neutral value of a diverging colour scale, which is symmetric around it: 1 for ratios
+        with the reference value 1, 0 for signed quantities. None for a sequential scale, which is
+        also used if the range does not contain the neutral value.
     below, above : int
-        How many values lie beyond ``low`` and ``high``.
+        Number of values below ``low`` and above ``high``.
     width : int
-        1, or how many steps each value is the mean of; ``steps`` names the first.
+        1, or the number of steps of each bucket if the values are means of buckets of steps;
+        ``steps`` are then the first steps of the buckets.
     note : str
-        Why there is nothing to draw; empty if there is something.
+        Why there is nothing to draw; empty if there are values.
     """
 
     quantity: Quantity
@@ -95,17 +96,18 @@ def heatmap_data(
     quantity : str
         A recorded or derived quantity.
     columns : int
-        Steps to show: those recorded nearest to an even division of the time, first and last
-        included; of a long run the means of as many stretches of steps, or of half as many.
+        Maximum number of steps: the recorded steps nearest to evenly spaced ones, including the
+        first and the last. A long run is averaged over at most as many buckets of steps, and at
+        least half as many.
     scale : "auto", "log" or "linear"
-        Of the colours; ``"auto"`` is the scale that the quantity reads best on.
+        The scale of the colours. ``"auto"`` is the preferred scale of the quantity.
     view : "robust", "full" or (low, high)
-        What the colours cover, as for ``ridgeline_data``.
+        The range of the colours, as in ``ridgeline_data``.
 
     Raises
     ------
     UsageError
-        No such quantity, scale or view, or fewer than one column.
+        If there is no such quantity, scale or view, or ``columns`` is less than 1.
     """
     measured = quantity_named(quantity)
     read = read_sample(run, quantity, columns, span_of([run]))
@@ -141,7 +143,7 @@ def heatmap(
     scale: Literal["auto", "log", "linear"] = "auto",
     view: View = "robust",
 ) -> go.Figure:
-    """Draw one quantity of each layer over time, first layer at the top.
+    """Draw one quantity of each layer over time, with the first layer at the top.
 
     Parameters
     ----------
@@ -157,9 +159,9 @@ def heatmap(
     Raises
     ------
     UsageError
-        As :func:`heatmap_data`; or there is no such theme.
+        As :func:`heatmap_data`; or if there is no such theme.
     MissingDependencyError
-        Plotly is not installed.
+        If Plotly is not installed.
     """
     look = theme_of(theme)
     data = heatmap_data(run, quantity, columns=columns, scale=scale, view=view)
@@ -168,9 +170,9 @@ def heatmap(
     title = f"{sentence_case(data.quantity.title)} {plain(data.quantity.symbol)} of each layer"
     figure = new_figure(look, title, subtitle, height=height)
     if data.note:
-        say(figure, plain(data.note), look)
+        write_message(figure, plain(data.note), look)
         return figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False})
-    # Plain names are unique, and so is their order: they are the categories of the axis.
+    # Escaped names remain unique and serve as the categories of the axis.
     names = [plain(name) for name in data.layers]
     figure.add_trace(_values(data, names, look, height - 130))
     if data.nonfinite.any():
@@ -205,7 +207,7 @@ def _extent(data: HeatmapData) -> str:
 
 def _values(data: HeatmapData, names: list[str], theme: Theme, height: int) -> go.Heatmap:
     low, high = (float(x) for x in on_axis(np.array([data.low, data.high]), data.scale))
-    # What stands below a log axis (zeros) has the lowest colour, not a hole.
+    # Values that a log axis cannot show (≤ 0) get the lowest colour instead of a gap.
     shown = np.clip(on_axis(data.values, data.scale), low, high)
     marks = ticks(data.low, data.high, data.scale)
     texts = [text for _, text in marks]
@@ -255,14 +257,14 @@ def _nonfinite(data: HeatmapData, names: list[str], theme: Theme) -> list[Any]:
     objects = graph_objects()
     cells = objects.Heatmap(
         x=data.steps,
-        y=names,  # all of them: Plotly fails on a category axis of which a heatmap has only some
+        y=names,  # all names: Plotly fails if a heatmap has only some categories of its axis
         z=np.where(data.nonfinite, 1.0, np.nan).astype(np.float32),
         colorscale=[(0, theme.alert), (1, theme.alert)],
         showscale=False,
         hoverongaps=False,
         hovertemplate="%{y}<br>step %{x}<br>not finite<extra></extra>",
     )
-    # A heatmap has no place in a legend: an empty trace stands there for it.
+    # A heatmap has no legend entry; add an empty scatter trace to get one.
     legend = objects.Scatter(
         x=[None],
         y=[None],

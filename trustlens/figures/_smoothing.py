@@ -1,4 +1,4 @@
-"""Smoothing: a noisy series and its moving averages, as Adam keeps them of the gradient."""
+"""A noisy series and its exponential moving averages, which Adam computes of the gradient."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from trustlens.figures.theme import (
     graph_objects,
     new_figure,
     plain,
-    say,
     theme_of,
+    write_message,
 )
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ class SmoothingData:
     Attributes
     ----------
     series : float64 array of shape (n,)
-        NaN where it is not finite.
+        NaN if the value is not finite.
     betas : tuple of float
     averages : float64 array of shape (betas, n)
-        m ← βm + (1−β)x, from m = 0.
+        m ← βm + (1−β)x, starting with m = 0.
     debiased : float64 array of shape (betas, n)
-        The same times 1/(1−βᵗ).
+        ``averages`` times 1/(1−βᵗ), where t counts the finite values.
     note : str
-        Why there is nothing to draw; empty if there is something.
+        Why there is nothing to draw; empty if there are finite values.
     """
 
     series: NDArray[np.float64]
@@ -62,38 +62,38 @@ def example_series(count: int = 500, *, seed: int = 0) -> NDArray[np.float64]:
 def smoothing_data(
     series: ArrayLike | None = None, betas: Sequence[float] = BETAS
 ) -> SmoothingData:
-    """Return moving averages of a series, as they are and debiased.
+    """Return exponential moving averages of a series, without and with debiasing.
 
     Parameters
     ----------
     series : array of shape (n,), optional
-        Such as the logged loss; :func:`example_series` if not given. What is not finite is left
-        out: the averages stay as they were.
+        The series, such as a logged loss; by default :func:`example_series`. Values that are not
+        finite are skipped: the averages do not change there.
     betas : sequence of float
-        From 0 up to but not 1.
+        Values in [0, 1).
 
     Raises
     ------
     UsageError
-        A β is not in [0, 1), or the series has not one dimension.
+        If a β is not in [0, 1), or the series is not one-dimensional.
     """
     values = example_series() if series is None else np.array(series, np.float64)
     if values.ndim != 1:
-        raise UsageError(f"a series of shape {values.shape} cannot be smoothed; give one dimension")
+        raise UsageError(f"a series of shape {values.shape} cannot be smoothed; pass one dimension")
     for beta in betas:
         if not 0 <= beta < 1:
-            raise UsageError(f"β = {beta} is no moving average; give a β from 0 up to but not 1")
+            raise UsageError(f"β = {beta} does not give a moving average; choose 0 ≤ β < 1")
     beta = np.array(betas, np.float64)
     averages = np.empty((len(beta), len(values)))
     debiased = np.full_like(averages, np.nan)
-    average, left = np.zeros(len(beta)), np.ones(len(beta))  # left: βᵗ, the share of the 0 in it
+    average, power = np.zeros(len(beta)), np.ones(len(beta))  # power: βᵗ
     for t, value in enumerate(values.tolist()):
         if np.isfinite(value):
             average = beta * average + (1 - beta) * value
-            left = left * beta
+            power = power * beta
         averages[:, t] = average
-        if left.max(initial=0.0) < 1:
-            debiased[:, t] = average / (1 - left)
+        if power.max(initial=0.0) < 1:
+            debiased[:, t] = average / (1 - power)
     values[~np.isfinite(values)] = np.nan
     note = "" if np.isfinite(values).any() else "The series has no finite value to smooth."
     return SmoothingData(values, tuple(beta.tolist()), averages, debiased, note)
@@ -106,12 +106,13 @@ def smoothing(
     debias: bool | None = None,
     theme: ThemeName = "light",
 ) -> go.Figure:
-    """Draw a noisy series and its moving averages: larger β, smoother and later.
+    """Draw a noisy series and its moving averages: a larger β gives a smoother, delayed curve.
 
     Parameters
     ----------
     debias : bool, optional
-        Only the averages with the debias factor, or only those without; side by side if not given.
+        True draws the averages with the debias factor, False those without it. By default both are
+        drawn side by side.
     theme : "light" or "dark"
     series, betas
         See :func:`smoothing_data`.
@@ -124,21 +125,21 @@ def smoothing(
     Raises
     ------
     UsageError
-        As :func:`smoothing_data`; or there is no such theme.
+        As :func:`smoothing_data`; or if there is no such theme.
     MissingDependencyError
-        Plotly is not installed.
+        If Plotly is not installed.
     """
     look = theme_of(theme)
     data = smoothing_data(series, betas)
-    figure = new_figure(look, "Smoothing", "m ← βm + (1−β)x, from m = 0", height=480)
+    figure = new_figure(look, "Smoothing", "m ← βm + (1−β)x, starting with m = 0", height=480)
     if data.note:
-        say(figure, plain(data.note), look)
+        write_message(figure, plain(data.note), look)
         return figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False})
     shown = (False, True) if debias is None else (debias,)
-    for number, (with_it, place) in enumerate(
+    for number, (debiased, place) in enumerate(
         zip(shown, panels(len(shown), gap=0.05, head=0.17), strict=True), 1
     ):
-        _draw(figure, data, place, number, look, debiased=with_it)
+        _draw(figure, data, place, number, look, debiased=debiased)
     return figure.update_layout(
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
     )
@@ -154,11 +155,11 @@ def _draw(
     debiased: bool,
 ) -> None:
     suffix = "" if number == 1 else str(number)
-    title = "with the debias factor" if debiased else "as they are"
+    title = "with the debias factor" if debiased else "without the debias factor"
     below = (
-        "m / (1−βᵗ): the start is no longer pulled to 0"
+        "m / (1−βᵗ): the start is no longer biased to 0"
         if debiased
-        else ("the start is pulled to 0, longest for the largest β")
+        else "the start is biased to 0, longest for the largest β"
     )
     caption(figure, f"<b>Averages {title}</b>", below, place, theme)
     figure.update_layout(

@@ -1,4 +1,4 @@
-"""Axes of figures: positions on a scale, ranges, bucket edges, ticks and readable numbers."""
+"""Axes of figures: scales, ranges, bucket edges, ticks and readable numbers."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from trustlens.errors import UsageError
 Scale = Literal["log", "linear"]
 
 View = Literal["robust", "full"] | tuple[float, float]
-"""The range of an axis: without outliers, of all values, or from low to high."""
+"""The range of an axis: without outliers, with all values, or from low to high."""
 
-_REACH: Final = 6.0
+_FENCE: Final = 6.0
 """How far the robust range extends beyond the quartiles, in interquartile ranges."""
 
 
 def parse_scale(scale: str, auto: Callable[[], Scale] | None = None) -> Scale:
-    """Return the scale that a caller asked for.
+    """Check the name of a scale and return the scale.
 
     Parameters
     ----------
     scale : "auto", "log" or "linear"
     auto : callable, optional
-        Chooses the scale for ``"auto"``, which is refused if this is not given.
+        Return the scale for ``"auto"``. If not given, ``"auto"`` is an error.
 
     Raises
     ------
     UsageError
-        There is no such scale.
+        If there is no such scale.
     """
     if scale == "auto" and auto is not None:
         return auto()
@@ -43,9 +43,9 @@ def parse_scale(scale: str, auto: Callable[[], Scale] | None = None) -> Scale:
 
 
 def on_axis(values: NDArray[np.float64] | float, scale: Scale) -> NDArray[np.float64]:
-    """Return positions on the axis: the logarithm to base 10, or the values themselves.
+    """Return positions on the axis: log₁₀ of the values on a log axis, else the values.
 
-    On a log axis 0 and below is at −∞. NaN stays NaN.
+    On a log axis values ≤ 0 are at −∞. NaN stays NaN.
     """
     array = np.asarray(values, np.float64)
     if scale == "linear":
@@ -55,32 +55,32 @@ def on_axis(values: NDArray[np.float64] | float, scale: Scale) -> NDArray[np.flo
 
 
 def full_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, float] | None:
-    """Return the lowest and the highest value that the axis can show; ``None`` if there is none."""
+    """Return the lowest and the highest value that the axis can show, or None without values."""
     shown = values[np.isfinite(on_axis(values, scale))]
     return (float(shown.min()), float(shown.max())) if shown.size else None
 
 
 def robust_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, float] | None:
-    """Return a range in which far-out values do not flatten the rest.
+    """Return a range without the outliers that would flatten the rest.
 
-    Fences on the axis' own scale, as Tukey's ("Exploratory Data Analysis", 1977) but wider:
-    beyond the quartiles by six times their distance, clipped to the data. So the middle half
-    of the values keeps at least a thirteenth of the axis, and whole groups of layers that lie
-    apart (biases, normalisation) stay in view, which Tukey's factor of three would cut off.
-    Where the quartiles coincide, as when most layers have the same value, quantiles further out
-    take their place.
+    The limits are fences as in Tukey, "Exploratory Data Analysis" (1977), but wider: six
+    interquartile ranges beyond the quartiles, measured on the scale of the axis and clipped to the
+    data. The middle half of the values therefore covers at least a thirteenth of the axis, and
+    separate groups of layers (biases, normalisation) stay in view, which Tukey's outer fences
+    (three interquartile ranges) would exclude. If the quartiles coincide, because most layers have
+    the same value, the 10th and 90th or the 2.5th and 97.5th percentiles replace them.
 
     Parameters
     ----------
     values : float64 array
-        Of any shape; what is not finite, or not positive on a log axis, is left out.
+        Any shape. Values that are not finite, or not positive on a log axis, are ignored.
     scale : "log" or "linear"
         The axis.
 
     Returns
     -------
     tuple of float, or None
-        Lowest and highest value in view; ``None`` where there is no value to show.
+        The lowest and the highest value in view; None if there is no value to show.
     """
     whole = full_range(values, scale)
     if whole is None:
@@ -91,7 +91,7 @@ def robust_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, floa
     for share in (25, 10, 2.5):
         first, last = (float(x) for x in np.percentile(positions, (share, 100 - share)))
         if last > first:
-            below, above = first - _REACH * (last - first), last + _REACH * (last - first)
+            below, above = first - _FENCE * (last - first), last + _FENCE * (last - first)
             if below > positions.min():
                 low = below if scale == "linear" else 10.0**below
             if above < positions.max():
@@ -103,12 +103,12 @@ def robust_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, floa
 def view_range(
     values: Sequence[NDArray[np.float64]], scale: Scale, view: View
 ) -> tuple[float, float] | None:
-    """Return the lowest and highest value of a view over all arrays; None if there is no value.
+    """Return the lowest and highest value of a view of all arrays; None if there is no value.
 
     Raises
     ------
     UsageError
-        There is no such view, or no axis of that scale can cover it.
+        If there is no such view, or an axis of this scale cannot cover it.
     """
     if isinstance(view, str):
         if view not in ("robust", "full"):
@@ -123,19 +123,19 @@ def view_range(
 def axis_edges(
     low: float, high: float, buckets: int, scale: Scale, *, margin: float = 0.0
 ) -> NDArray[np.float64]:
-    """Return the edges of buckets that are equally wide on the axis.
+    """Return the edges of buckets that have equal width on the axis.
 
     Parameters
     ----------
     low, high : float
-        The range. Where it is a single point (but for rounding) it is widened around it: by a
-        factor of 2 to either side on a log axis, by a tenth on a linear one.
+        The range. If it is a single point (up to rounding), it is widened to both sides: by a
+        factor of 2 on a log axis, by a tenth of the value (0.5 around 0) on a linear one.
     buckets : int
-        How many.
+        Number of buckets.
     scale : "log" or "linear"
         The axis.
     margin : float
-        Room to add at either end, as a share of the range.
+        Fraction of the range to add at each end.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def axis_edges(
     Raises
     ------
     UsageError
-        The range is empty, not finite, or reaches 0 on a log axis.
+        If the range is reversed, not finite, or reaches 0 on a log axis.
     """
     check_range(low, high, scale)
     first, last = (float(x) for x in on_axis(np.array([low, high]), scale))
@@ -156,31 +156,35 @@ def axis_edges(
     edges = np.linspace(first - room, last + room, buckets + 1)
     if scale == "log":
         edges = 10.0**edges
-        # There and back by the logarithm, a value at the end could come to lie outside.
+        # After log₁₀ and 10ˣ, rounding could exclude the values at both ends.
         edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
     return edges
 
 
 def check_range(low: float, high: float, scale: Scale) -> None:
-    """Raise UsageError if no axis of that scale can run from ``low`` to ``high``."""
+    """Raise UsageError if an axis of this scale cannot run from ``low`` to ``high``."""
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise UsageError(f"an axis cannot run from {low} to {high}; give two numbers, lowest first")
+        raise UsageError(
+            f"an axis cannot run from {low} to {high}; pass two finite numbers, the lower one first"
+        )
     if scale == "log" and low <= 0:
         raise UsageError(
-            f"a log axis cannot start at {low:g}; start above 0, or take scale='linear'"
+            f"a log axis cannot start at {low:g}; start above 0, or use scale='linear'"
         )
 
 
 def ticks(low: float, high: float, scale: Scale, most: int = 7) -> list[tuple[float, str]]:
-    """Return readable ticks within a range, as pairs of value and text.
+    """Return ticks within a range as pairs of value and text.
 
-    On a log axis whole powers of ten, thinned out to ``most``; 1-2-5 or even steps where the
-    range holds too few of them. Their texts have as many digits as tell them apart.
+    On a log axis ticks are powers of ten, or every n-th power if there are more than ``most``. If
+    the range has too few powers, ticks are 1, 2 and 5 times powers of ten, or evenly spaced. Ticks
+    of a linear axis are evenly spaced, about ``most`` of them. The texts have up to 6 significant
+    digits, or more if needed to be distinct.
     """
     values = _log_ticks(low, high, most) if scale == "log" else _even_ticks(low, high, most)
     written = ([number(value, digits) for value in values] for digits in range(6, 18))
-    told_apart = (texts for texts in written if len(set(texts)) == len(set(values)))
-    return list(zip(values, next(told_apart, map(str, values)), strict=True))
+    distinct = (texts for texts in written if len(set(texts)) == len(set(values)))
+    return list(zip(values, next(distinct, map(str, values)), strict=True))
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
@@ -206,7 +210,7 @@ def _even_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def number(value: float, digits: int = 6) -> str:
-    """Return a number as one would write it: 0.01, 1, 20k, 1.5M, 10⁻⁷, 3·10¹²."""
+    """Return a number as readable text: 0.01, 1, 20k, 1.5M, 10⁻⁷, 3·10¹²."""
     size = abs(value)
     if size == 0 or not math.isfinite(value):
         return "0" if size == 0 else str(value)
@@ -222,5 +226,5 @@ def number(value: float, digits: int = 6) -> str:
 
 
 def readable(value: float) -> str:
-    """Return a number with three significant digits, written as :func:`number` does."""
+    """Return a number with three significant digits, formatted like :func:`number`."""
     return number(float(f"{value:.3g}"))

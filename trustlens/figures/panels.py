@@ -1,4 +1,4 @@
-"""Panels of a figure with one run each, and the words about a quantity."""
+"""Panels of a figure, their captions and axes, and texts about a quantity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A part of the figure, from 0 to 1 each way; its caption hangs from ``top``."""
+    """The area of a panel in paper coordinates (0 to 1); its caption starts at ``top``."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -25,15 +25,16 @@ class Panel:
 def panels(
     count: int, *, columns: int = 2, gap: float = 0.06, head: float = 0.12, foot: float = 0.0
 ) -> list[Panel]:
-    """Return panels in rows of ``columns``.
+    """Return ``count`` panels in rows of ``columns``.
 
-    ``gap`` is the room between columns; ``head`` and ``foot`` are shares of a row, above a panel
-    for its caption and below it for the labels of its axis where other panels follow.
+    ``gap`` is the space between columns. ``head`` and ``foot`` are fractions of the height of a
+    row: the space above a panel for its caption, and below it for the labels of its axis. The last
+    row has no foot.
     """
     columns = min(count, columns)
     rows = -(-count // columns)
     width = (1 - gap * (columns - 1)) / columns
-    height = 1 / (rows - foot)  # the last row needs no foot: the margin of the figure is there
+    height = 1 / (rows - foot)  # the last row uses the margin of the figure as its foot
     found: list[Panel] = []
     for place in range(count):
         row, column = divmod(place, columns)
@@ -44,44 +45,47 @@ def panels(
 
 
 def step_ticks(first: float, last: float) -> dict[str, Any]:
-    """Return options of a time axis: a step is whole, and few of them have a tick each."""
+    """Return tick options of a time axis: one tick per step for short ranges, else 7 ticks."""
     return {"dtick": 1} if last - first < 6 else {"nticks": 7}
 
 
 def whole_ticks(first: float, last: float) -> dict[str, Any]:
-    """Return ticks of a time axis that shows more than the time from ``first`` to ``last``."""
+    """Return ticks at ``first`` and at whole steps up to ``last``, for an axis with margins."""
     even = [(step, text) for step, text in ticks(first, last, "linear") if step == round(step)]
-    clear = first + 0.06 * (last - first)
-    shown = [(first, number(first)), *(pair for pair in even if pair[0] > clear)]
+    clearance = first + 0.06 * (last - first)
+    shown = [(first, number(first)), *(pair for pair in even if pair[0] > clearance)]
     return {"tickvals": [step for step, _ in shown], "ticktext": [text for _, text in shown]}
 
 
 def quantity_heading(quantity: Quantity) -> tuple[str, str]:
-    """Return a title and a subtitle on how a quantity is distributed over the layers."""
+    """Return title and subtitle of a figure of the distribution of a quantity over the layers."""
     title = f"{sentence_case(quantity.title)} {plain(quantity.symbol)}"
     return title, f"distribution over the layers · {plain(quantity.formula)}"
 
 
 def sentence_case(text: str) -> str:
-    """Return a text with a capital first letter."""
+    """Return the text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def quantity_axis(quantity: Quantity) -> str:
-    """Return the title of an axis that a quantity stands on."""
+    """Return the title of the axis of a quantity."""
     return f"{plain(quantity.title)} {plain(quantity.symbol)}"
 
 
 def run_caption(
     figure: go.Figure, label: str, panel: Panel, theme: Theme, *, color: str, below: str
 ) -> None:
-    """Write above a panel which run it shows; ``color`` is its key, ``below`` the second line."""
+    """Write the label of a run above its panel, with a square in its colour.
+
+    ``color`` is the run's key in ``Theme.runs``, ``below`` the second line.
+    """
     square = f'<span style="color:{theme.runs[color].line}">■</span>'
     caption(figure, f"{square} <b>{plain(label, 44)}</b>", below, panel, theme)
 
 
 def caption(figure: go.Figure, text: str, below: str, panel: Panel, theme: Theme) -> None:
-    """Write two lines above a panel, both made plain already; the second may be empty."""
+    """Write two escaped lines above a panel; the second one may be empty."""
     muted = f'<br><span style="color:{theme.muted};font-size:12px">{below}</span>'
     figure.add_annotation(
         text=text + muted if below else text,

@@ -1,4 +1,4 @@
-"""Reading a quantity for a figure: a bounded number of steps, the scale, why it is empty."""
+"""Read a quantity for a figure at a bounded number of steps; choose scale and thin curves."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class LayerValues:
     ----------
     steps : int64 array of shape (steps,)
     values : float64 array of shape (steps, layers)
-        NaN where there is no finite value.
+        NaN if there is no finite value.
     nonfinite : bool array of shape (steps, layers)
-        Where a value was recorded that is infinite or NaN; not where there is none.
+        Whether a value was recorded that is infinite or NaN. False if no value was recorded.
     width : int
-        1, or of how many steps, the first of which is named, each value is the mean.
+        1, or the number of steps of each bucket if the values are means of buckets of steps;
+        ``steps`` are then the first steps of the buckets.
     """
 
     steps: NDArray[np.int64]
@@ -36,15 +37,21 @@ class LayerValues:
 
 
 def run_list(runs: Run | Sequence[Run]) -> list[Run]:
-    """Return the runs as a list, whether one was given or several."""
+    """Return one or several runs as a list.
+
+    Raises
+    ------
+    UsageError
+        If the sequence is empty.
+    """
     chosen = [runs] if isinstance(runs, Run) else list(runs)
     if not chosen:
-        raise UsageError("no run was given; give a run or a list of runs")
+        raise UsageError("no run was given; pass a run or a list of runs")
     return chosen
 
 
 def span_of(runs: Sequence[Run]) -> tuple[int, int]:
-    """Return the first and the last recorded step of all the runs; 0 and 0 if there is none."""
+    """Return the first and the last recorded step of all runs; (0, 0) if there is none."""
     spans = [span for run in runs if (span := run.span("layers")) is not None]
     if not spans:
         return 0, 0
@@ -52,15 +59,15 @@ def span_of(runs: Sequence[Run]) -> tuple[int, int]:
 
 
 def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> LayerValues:
-    """Read one quantity at up to ``count`` steps, evenly spaced from a first step to a last one.
+    """Read one quantity at up to ``count`` steps from ``span[0]`` to ``span[1]``.
 
-    The nearest recorded steps are read, the run's first and last among them; of a long run the
-    means of as many stretches of steps, or of at least half as many.
+    These are the recorded steps nearest to evenly spaced ones, including the run's first and last.
+    A long run is averaged over at most ``count`` buckets of steps, and at least half as many.
 
     Raises
     ------
     UsageError
-        Fewer than one step.
+        If ``count`` is less than 1.
     """
     if count < 1:
         raise UsageError(f"{count} steps cannot be shown; show at least 1")
@@ -70,21 +77,21 @@ def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> L
 
 
 def choose_scale(scale: str, quantity: Quantity, values: Sequence[NDArray[np.float64]]) -> Scale:
-    """Return the scale to draw on: as asked for, else the one the quantity reads best on.
+    """Return the scale to use; ``"auto"`` is the quantity's preferred scale.
 
-    A log axis is chosen only where there is a value above 0 to stand on it.
+    It is linear if there are finite values but none above 0, which a log axis could not show.
     """
 
     def auto() -> Scale:
         on_log = any(np.isfinite(on_axis(part, "log")).any() for part in values)
-        some = any(np.isfinite(part).any() for part in values)
-        return "log" if quantity.scale == "log" and (on_log or not some) else "linear"
+        any_finite = any(np.isfinite(part).any() for part in values)
+        return "log" if quantity.scale == "log" and (on_log or not any_finite) else "linear"
 
     return parse_scale(scale, auto)
 
 
 def why_empty(run: Run, read: LayerValues, quantity: Quantity) -> str:
-    """Return a sentence on why there is nothing to draw, or nothing if there is something."""
+    """Return a sentence that says why there is nothing to draw; empty if there are values."""
     if not run.layer_names:
         return "This run has no layers."
     if not len(read.steps):
@@ -97,15 +104,16 @@ def why_empty(run: Run, read: LayerValues, quantity: Quantity) -> str:
 
 
 def thin(values: NDArray[np.float64], points: int) -> NDArray[np.intp]:
-    """Return indices of about ``points`` values that keep every extreme.
+    """Return the indices of about ``points`` values, including the extremes.
 
-    The series is cut into ``points // 3`` stretches of equal length; each keeps its lowest and
-    its highest value and its first one that is not finite. First and last value are kept.
+    The series is divided into ``points // 3`` intervals of equal length. Of each interval the
+    lowest and the highest value and the first one that is not finite are kept. The first and the
+    last value of the series are kept too.
 
     Returns
     -------
     intp array
-        Ascending, each once; all indices where there are no more than ``points`` values.
+        Ascending and unique; all indices if there are at most ``points`` values.
     """
     count = len(values)
     if count <= max(points, 3):

@@ -1,8 +1,8 @@
-"""Colours, type and layout: the one place of them, for the figures and for the dashboard.
+"""Colours, fonts and layout of the figures and the dashboard.
 
-Plain data; Plotly is imported only when a figure is drawn (:func:`graph_objects`).
-Runs are told apart by hue *and* lightness, also with a colour-vision deficiency, and ramps run
-monotonously in lightness; a test measures both.
+Plotly is imported only when a figure is drawn (:func:`graph_objects`).
+The colours of runs differ in hue and lightness, so that they are distinct with a colour-vision
+deficiency too, and the lightness of each ramp is monotonic. Tests measure both.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ PLOTLY_CONFIG: Final[dict[str, Any]] = {
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
     "toImageButtonOptions": {"scale": 2},
 }
-"""``config=`` for every Plotly figure that is shown or exported: nothing leaves the machine."""
+"""The ``config=`` of every Plotly figure that is shown or exported: no logo, no upload button."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunColor:
-    """The colours of one run: ``line`` for marks, ``ramp`` for time, first step to last."""
+    """The colours of one run: ``line`` for its marks, ``ramp`` from its first to its last step."""
 
     line: str
     ramp: tuple[str, ...]
@@ -52,9 +52,10 @@ class RunColor:
 class Theme:
     """The colours of one theme, as hex.
 
-    ``panel`` is a floor or plotting area, ``ink`` text, ``muted`` labels, ``alert`` what is out of
-    view or not finite. ``crest`` is what a ridge's line is mixed with. ``sequential`` runs from
-    small to large, ``diverging`` from below the centre to above it.
+    ``panel`` is the colour of floors and plotting areas, ``ink`` of text, ``muted`` of labels,
+    ``alert`` of marks for values out of view or not finite. ``crest`` is mixed into the lines of
+    ridges. ``sequential`` runs from small to large values, ``diverging`` from values below the
+    centre to values above it.
     """
 
     name: ThemeName
@@ -80,7 +81,7 @@ def _runs(rows: Mapping[str, tuple[str, str]]) -> dict[str, RunColor]:
     return {key: RunColor(f"#{line}", _stops(ramp)) for key, (line, ramp) in rows.items()}
 
 
-# Nine of matplotlib's viridis (CC0).
+# Nine colours of matplotlib's viridis (CC0).
 _VIRIDIS: Final = _stops("440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725")
 
 _LIGHT: Final = Theme(
@@ -146,17 +147,17 @@ _FAMILIES: Final = {
     LARS: "green",
     SGD: "orange",
 }
-_SECOND: Final = {"blue": "orange", "red": "teal", "green": "purple", "orange": "purple"}
+_SECOND_OF_FAMILY: Final = {"blue": "orange", "red": "teal", "green": "purple", "orange": "purple"}
 _FREE: Final = ("orange", "teal", "purple", "green", "pink", "blue", "red", "grey")
 
 
 def theme_of(name: str) -> Theme:
-    """Return the theme of that name.
+    """Return the theme with this name.
 
     Raises
     ------
     UsageError
-        There is none of that name.
+        If there is no such theme.
     """
     if name not in THEMES:
         raise UsageError(f"'{name}' is not a theme; choose one of: {', '.join(THEMES)}")
@@ -164,10 +165,10 @@ def theme_of(name: str) -> Theme:
 
 
 def assign_colors(runs: Sequence[Run]) -> list[str]:
-    """Return the palette key of each run: Adam blue and LAMB red, as in the article.
+    """Return each run's key in ``Theme.runs``: Adam blue and LAMB red, as in the article.
 
-    The first run of a family has the family's colour, the second a contrasting one, any other
-    the next free one; with more runs than colours they come round again.
+    The first run of an optimizer family gets the colour of the family. Other runs get a contrasting
+    colour if it is free, else the next free one. With more runs than colours, colours repeat.
     """
     families = [_FAMILIES.get(run.family) for run in runs]
     first = {families.index(key): key for key in families if key}
@@ -176,7 +177,7 @@ def assign_colors(runs: Sequence[Run]) -> list[str]:
     for number, family in enumerate(families):
         key = first.get(number)
         if key is None:
-            wanted = (_SECOND.get(family or "", _FREE[0]), *_FREE)
+            wanted = (_SECOND_OF_FAMILY.get(family or "", _FREE[0]), *_FREE)
             key = next((color for color in wanted if color not in taken), None) or next(spare)
         taken.add(key)
         chosen.append(key)
@@ -184,20 +185,20 @@ def assign_colors(runs: Sequence[Run]) -> list[str]:
 
 
 def color_at(ramp: Sequence[str], share: float) -> str:
-    """Return the colour at ``share`` (0 to 1) of a ramp, as hex."""
+    """Return the colour at the fraction ``share`` (0 to 1) of a ramp, as hex."""
     position = min(max(share, 0.0), 1.0) * (len(ramp) - 1)
     first = min(int(position), len(ramp) - 2)
     return mix(ramp[first], ramp[first + 1], position - first)
 
 
 def mix(first: str, second: str, share: float) -> str:
-    """Return ``first`` with ``share`` (0 to 1) of ``second`` in it, as hex."""
+    """Return ``first`` mixed with the fraction ``share`` (0 to 1) of ``second``, as hex."""
     pairs = zip(_rgb(first), _rgb(second), strict=True)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
 
 def alpha(color: str, share: float) -> str:
-    """Return a hex colour made translucent, as ``rgba(…)``."""
+    """Return a hex colour with opacity ``share`` (0 to 1), as ``rgba(…)``."""
     return f"rgba({','.join(str(part) for part in _rgb(color))},{share:g})"
 
 
@@ -211,16 +212,16 @@ def colorscale(ramp: Sequence[str]) -> list[tuple[float, str]]:
 
 
 def plain(text: str, most: int | None = None) -> str:
-    """Return a text that Plotly shows letter by letter, whatever stands in it.
+    """Escape a text, so that Plotly shows it literally.
 
-    Plotly reads some HTML in every text, ``$…$`` as TeX and ``%{…}`` in hover templates.
+    Plotly interprets some HTML, ``$…$`` as TeX, and ``%{…}`` in hover templates.
 
     Parameters
     ----------
     text : str
-        A name from a run: of a layer, a metric, the run itself.
+        Text from a run, such as the name of a layer.
     most : int, optional
-        Longer texts lose their middle.
+        Maximum number of characters before escaping; longer texts are shortened in the middle.
     """
     text = " ".join(text.split())
     if most is not None and len(text) > most:
@@ -234,17 +235,17 @@ def graph_objects() -> Any:
     Raises
     ------
     MissingDependencyError
-        Plotly is not installed.
+        If Plotly is not installed.
     """
     try:
-        import plotly.graph_objects  # noqa: PLC0415 — data functions need no Plotly
+        import plotly.graph_objects  # noqa: PLC0415 — data functions work without Plotly
     except ModuleNotFoundError:
         raise MissingDependencyError("figures", "plotly", "figures") from None
     return plotly.graph_objects
 
 
 def new_figure(theme: Theme, title: str, subtitle: str, *, height: int = 520) -> go.Figure:
-    """Return an empty figure in the theme, with a title (both texts already made plain)."""
+    """Return an empty figure in the theme; ``title`` and ``subtitle`` must be escaped."""
     axis = {
         "gridcolor": theme.grid,
         "linecolor": theme.axis,
@@ -288,8 +289,10 @@ def new_figure(theme: Theme, title: str, subtitle: str, *, height: int = 520) ->
     return figure
 
 
-def say(figure: go.Figure, text: str, theme: Theme, *, x: float = 0.5, y: float = 0.5) -> None:
-    """Write a sentence (made plain) into a figure, in place of what cannot be drawn."""
+def write_message(
+    figure: go.Figure, text: str, theme: Theme, *, x: float = 0.5, y: float = 0.5
+) -> None:
+    """Write an escaped message into a figure, centred at ``x``, ``y`` in paper coordinates."""
     lines = textwrap.wrap(text, 44, break_long_words=False, break_on_hyphens=False)
     figure.add_annotation(
         text="<br>".join(lines),

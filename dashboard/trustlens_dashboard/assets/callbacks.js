@@ -1,29 +1,29 @@
-/* Clientside callbacks: what would be too slow by way of the server. */
+/* Clientside callbacks: updates that would be too slow with a request to the server. */
 "use strict";
 
 (() => {
-  const SETTLE_MS = 180;
-  let settling = 0;
+  const STEP_DELAY_MS = 180;
+  let stepTimer = 0;
 
-  /** Draws the ridgelines in an element; the store of the step is set once the slider rests. */
+  /** Draws the ridgelines in an element. Stores the step when the slider has not moved for STEP_DELAY_MS. */
   function showRidgelines(payload, step, elementId, storeId) {
     const element = document.getElementById(elementId);
     if (!element) return;
     if (payload) window.trustlens.ridgelines.show(element, payload, step);
-    clearTimeout(settling);
-    settling = setTimeout(() => {
+    clearTimeout(stepTimer);
+    stepTimer = setTimeout(() => {
       if (document.getElementById(elementId) && payload) {
         window.dash_clientside.set_props(storeId, { data: step });
       }
-    }, SETTLE_MS);
+    }, STEP_DELAY_MS);
   }
 
-  /** The browser's window is named after the page; titles are by path. */
-  function nameWindow(path, titles) {
+  /** Sets the title of the browser window to the page's title; `titles` maps paths to titles. */
+  function setWindowTitle(path, titles) {
     document.title = titles[path] ? `${titles[path]} · trustlens` : "trustlens";
   }
 
-  /** Light or dark, now and whenever it changes: the server draws the figures in it. */
+  /** Returns the colour scheme and stores each change: the server draws the figures in this theme. */
   function followTheme(storeId) {
     const root = document.documentElement;
     const theme = () => root.dataset.mantineColorScheme || "light";
@@ -35,15 +35,16 @@
     return theme();
   }
 
-  // The first address names no runs; the one that does takes its place, or "back" would lead nowhere.
+  // A page opened without runs in its URL gets a URL with the default runs. Replace the history entry:
+  // otherwise "back" would return to the URL without runs, which forwards to this one again.
   const push = history.pushState.bind(history);
   history.pushState = (state, title, url) => {
     const next = new URL(url, location.href);
-    const named = new URLSearchParams(location.search).has("a");
-    if (named || next.pathname !== location.pathname) push(state, title, url);
+    const hasRuns = new URLSearchParams(location.search).has("a");
+    if (hasRuns || next.pathname !== location.pathname) push(state, title, url);
     else history.replaceState(state, title, url);
   };
 
   window.dash_clientside = window.dash_clientside || {};
-  window.dash_clientside.trustlens = { showRidgelines, nameWindow, followTheme };
+  window.dash_clientside.trustlens = { showRidgelines, setWindowTitle, followTheme };
 })();

@@ -1,10 +1,10 @@
-/* Functions that the tables' columns name. */
+/* Functions that the column definitions of the tables call by name. */
 "use strict";
 
 window.dashAgGridFunctions = window.dashAgGridFunctions || {};
 
-/** A number with three significant digits, as one would write it; nothing where nothing is known. */
-window.dashAgGridFunctions.human = (value) => {
+/** Returns a number as text with three significant digits; empty if the value is missing. */
+window.dashAgGridFunctions.formatNumber = (value) => {
   if (value === null || value === undefined || value === "") return "";
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);

@@ -1,4 +1,4 @@
-"""Texts of a page that has nothing to show yet."""
+"""Texts for pages that have nothing to show."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ with trustlens.record(optimizer, "{runs}/lamb", model=model, config={{"lr": 0.01
     for batch in loader:
         loss = train_step(batch)          # calls optimizer.step() as always
         recorder.log(loss=loss)           # a tensor on any device: no waiting"""
-"""The README's five lines: how a run is made."""
+"""The example of the README: how to record a run."""
 
 
 def no_runs(root: Path) -> dmc.Paper:
-    """Return the panel that replaces the list of runs while there are none."""
-    there = root.is_dir()
-    state = "There are no runs in this folder yet" if there else "This folder does not exist yet"
+    """Return the panel that is shown instead of an empty list of runs."""
+    exists = root.is_dir()
+    state = "There are no runs in this folder yet" if exists else "This folder does not exist yet"
     return dmc.Paper(
         [
             dmc.Title(state, order=2, size="h3"),
             dmc.Text(
-                [html.Code(str(root)), " is being watched: runs appear by themselves."], mt="xs"
+                ["The dashboard watches ", html.Code(str(root)), " and lists new runs."], mt="xs"
             ),
-            dmc.Text("These lines in a training script record one:", mt="md", mb="xs"),
+            dmc.Text("Add these lines to a training script to record a run:", mt="md", mb="xs"),
             dmc.Code(FIVE_LINES.format(runs=root.name or "runs"), block=True),
         ],
         className="card empty",
@@ -36,12 +36,12 @@ def no_runs(root: Path) -> dmc.Paper:
 
 
 def no_run(snapshot: Snapshot) -> str:
-    """Return the sentence of a page that has no run to show."""
+    """Return the message of a page without a selected run."""
     if snapshot.entries:
         return "Choose a run above."
-    return "There are no runs here yet. The list of runs says how to make one."
+    return "There are no runs yet. The Runs page shows how to record one."
 
 
-def sentence(text: str) -> dmc.Text:
-    """Return a sentence in place of a picture or a table."""
+def message(text: str) -> dmc.Text:
+    """Return a message that is shown instead of a figure or a table."""
     return dmc.Text(text, className="sentence")

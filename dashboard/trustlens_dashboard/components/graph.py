@@ -1,4 +1,4 @@
-"""Graphs, and the switches beside them, as the pages use them."""
+"""Graphs and switches that the pages share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import dash_mantine_components as dmc
 import plotly.graph_objects as go
 from dash import dcc, html
 
-from trustlens.figures.theme import PLOTLY_CONFIG, ThemeName, new_figure, plain, say, theme_of
+from trustlens.figures.theme import (
+    PLOTLY_CONFIG,
+    ThemeName,
+    new_figure,
+    plain,
+    theme_of,
+    write_message,
+)
 
 
 def graph(component_id: str, *, class_name: str = "graph") -> html.Div:
-    """Return a graph with the house's configuration: no logo, no cloud, fitting its place."""
+    """Return an empty graph that resizes with its container, without logo and cloud upload."""
     empty = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
              "xaxis": {"visible": False}, "yaxis": {"visible": False}}  # fmt: skip
     return html.Div(
@@ -28,12 +35,12 @@ def graph(component_id: str, *, class_name: str = "graph") -> html.Div:
 
 
 def aria(**attributes: str) -> dict[str, Any]:
-    """Return attributes for screen readers: ``label="Step"`` becomes ``aria-label``."""
+    """Return ARIA attributes: ``label="Step"`` becomes ``{"aria-label": "Step"}``."""
     return {f"aria-{name}": value for name, value in attributes.items()}
 
 
 def choice(component_id: str, label: str, options: dict[str, str]) -> html.Div:
-    """Return a small switch between a few values, the first one chosen, with its name before it."""
+    """Return a labelled switch between options, a dict from value to text; the first is set."""
     return html.Div(
         [
             html.Span(label, className="choice-label"),
@@ -50,20 +57,20 @@ def choice(component_id: str, label: str, options: dict[str, str]) -> html.Div:
 
 
 def theme_name(text: str | None) -> ThemeName:
-    """Return the name of the theme that the browser is in; light while it is not known."""
+    """Return the theme of the browser's colour scheme; light if it is not known yet."""
     return "dark" if text == "dark" else "light"
 
 
-def sentence(text: str, theme: ThemeName) -> go.Figure:
-    """Return a figure that says in words why there is nothing to draw."""
+def message_figure(text: str, theme: ThemeName) -> go.Figure:
+    """Return an empty figure with a message."""
     look = theme_of(theme)
     figure = new_figure(look, "", "", height=320)
     figure.update_layout(xaxis_visible=False, yaxis_visible=False)
-    say(figure, plain(text), look)
+    write_message(figure, plain(text), look)
     return figure
 
 
-def placed(figure: go.Figure, *view: Any) -> tuple[go.Figure, dict[str, str]]:
-    """Return the figure and the style of its place; zoom is kept while ``view`` is the same."""
+def with_style(figure: go.Figure, *view: Any) -> tuple[go.Figure, dict[str, str]]:
+    """Return the figure and a style with its height; zoom is kept while ``view`` is equal."""
     figure.update_layout(uirevision=repr(view))
     return figure, {"height": f"{figure.layout.height}px"}  # pyright: ignore[reportAttributeAccessIssue]

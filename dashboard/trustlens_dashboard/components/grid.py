@@ -1,4 +1,4 @@
-"""AG Grid tables in the house's look."""
+"""AG Grid tables in the dashboard's style."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import dash_ag_grid as dag
 
-# Custom properties of the page, so that a grid follows the theme by itself.
+# CSS custom properties of the page, so that tables follow the colour scheme.
 _THEME: Final = """themeQuartz.withParams({
     backgroundColor: 'var(--tl-paper)', foregroundColor: 'var(--tl-ink)',
     headerBackgroundColor: 'var(--tl-panel)', headerTextColor: 'var(--tl-muted)',
@@ -18,11 +18,11 @@ _THEME: Final = """themeQuartz.withParams({
 
 NUMBER: Final[Mapping[str, Any]] = {
     "type": "rightAligned",
-    "valueFormatter": {"function": "human(params.value)"},
+    "valueFormatter": {"function": "formatNumber(params.value)"},
     "filter": False,
     "cellClass": "ag-right-aligned-cell numbers",
 }
-"""Options of a column of numbers: 3 significant digits, empty if unknown."""
+"""Options of a column of numbers: 3 significant digits, empty if missing."""
 
 
 def grid(
@@ -34,7 +34,22 @@ def grid(
     options: Mapping[str, Any] | None = None,
     **properties: Any,
 ) -> dag.AgGrid:
-    """Return a table, as high as its rows or as given; ``row_id`` is the field that names a row."""
+    """Return a table.
+
+    Parameters
+    ----------
+    component_id : str
+    columns : sequence of mapping
+        AG Grid column definitions.
+    row_id : str
+        The field that identifies a row.
+    height : str, optional
+        Height in CSS units; if not given, the table is as high as its rows.
+    options : mapping, optional
+        Further grid options.
+    **properties
+        Further properties of the Dash component.
+    """
     return dag.AgGrid(
         id=component_id,
         columnDefs=[dict(column) for column in columns],

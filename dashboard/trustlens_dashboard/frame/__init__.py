@@ -1,1 +1,1 @@
-"""The frame around every page: header, navigation, live updates."""
+"""The frame around every page: header, navigation, toolbar, live updates."""

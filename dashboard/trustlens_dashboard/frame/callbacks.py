@@ -1,4 +1,4 @@
-"""Callbacks of the frame: the page, the selection, live updates, the theme."""
+"""Callbacks of the frame: navigation, selection, live updates, theme."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def register(app: Dash, library: Library, pages: Sequence[Page]) -> None:
         Output(ids.QUANTITY_BOX, "style"),
         Input(ids.URL, "pathname"),
     )
-    def go(path: str) -> Any:
-        return navigation.show(pages, path)
+    def open_page(path: str) -> Any:
+        return navigation.page_at(pages, path)
 
     @app.callback(Output(ids.NAVIGATION, "children"), Input(ids.URL, "search"))
-    def navigate(search: str) -> Any:
+    def update_links(search: str) -> Any:
         return navigation.links(pages, search)
 
     @app.callback(
@@ -50,7 +50,7 @@ def register(app: Dash, library: Library, pages: Sequence[Page]) -> None:
         wanted = shortcut if ctx.triggered_id == ids.SHORTCUT else quantity
         picked = ctx.triggered_id in (ids.RUN_A, ids.RUN_B, ids.QUANTITY, ids.SHORTCUT)
         chosen = Selection(a, b or "", wanted) if picked else None
-        return toolbar.synchronise(library.snapshot(), search, chosen)
+        return toolbar.synchronize(library.snapshot(), search, chosen)
 
     @app.callback(
         Output(ids.LISTING, "data"),
@@ -61,11 +61,11 @@ def register(app: Dash, library: Library, pages: Sequence[Page]) -> None:
         State(ids.LISTING, "data"),
         State(ids.CURSOR, "data"),
     )
-    def follow(_tick: int, search: str, listing: Any, cursor: Any) -> Any:
-        return live.news(library.snapshot(), search, listing, cursor)
+    def poll(_tick: int, search: str, listing: Any, cursor: Any) -> Any:
+        return live.updates(library.snapshot(), search, listing, cursor)
 
     app.clientside_callback(
-        ClientsideFunction("trustlens", "nameWindow"),
+        ClientsideFunction("trustlens", "setWindowTitle"),
         Input(ids.URL, "pathname"),
         Input(ids.TITLES, "data"),
     )

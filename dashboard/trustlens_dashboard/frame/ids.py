@@ -1,4 +1,4 @@
-"""Ids of the components around every page."""
+"""Component ids of the frame around every page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frame around every page: header, navigation, toolbar, and the stores of the browser."""
+"""Layout of the frame: header, navigation, toolbar, and data stored in the browser."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trustlens_dashboard.frame.toolbar import toolbar
 from trustlens_dashboard.page import Page
 
 TICK_MS: Final = 1500
-"""Milliseconds between two ticks, at each of which the browser asks for changes."""
+"""Milliseconds between two ticks. At each tick the browser asks the server for changes."""
 
 
 def frame(pages: Sequence[Page]) -> dmc.MantineProvider:
-    """Return the document around the pages: header, toolbar, and an empty place for a page."""
+    """Return the layout of the application, with an empty container for the page."""
     return dmc.MantineProvider(
         [
             dcc.Location(id=ids.URL, refresh="callback-nav"),
@@ -59,7 +59,7 @@ def frame(pages: Sequence[Page]) -> dmc.MantineProvider:
 
 
 def _palette() -> dict[str, list[str]]:
-    """Return our colours as Mantine wants them: ten shades from light to dark."""
+    """Return the theme's colours as Mantine palettes: ten shades each, from light to dark."""
     light, dark = THEMES["light"], THEMES["dark"]
     accents = [mix("#ffffff", dark.accent, share) for share in (0.1, 0.25, 0.45, 0.65, 0.85, 1)]
     greys = [dark.ink, mix(dark.ink, dark.muted, 0.5), dark.muted, mix(dark.muted, dark.axis, 0.6)]

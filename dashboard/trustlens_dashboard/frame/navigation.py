@@ -1,4 +1,4 @@
-"""The pages: links to them, the one that an address shows, and what it needs of the toolbar."""
+"""Navigation: links to the pages, and the page that belongs to a URL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trustlens_dashboard.page import Page
 
 
 def links(pages: Sequence[Page], search: str | None) -> list[dmc.NavLink]:
-    """Return a link to each page, with the address's query: the selection stays the same."""
+    """Return a link to each page with the query ``search``, which keeps the selection."""
     return [
         dmc.NavLink(
             label=page.title, href=page.path + (search or ""), active="exact", className="nav-link"
@@ -21,27 +21,27 @@ def links(pages: Sequence[Page], search: str | None) -> list[dmc.NavLink]:
     ]
 
 
-def show(pages: Sequence[Page], path: str | None) -> tuple[Any, dict[str, str], dict[str, str]]:
-    """Return the page at a path of the address, and the styles of the toolbar and its quantity.
+def page_at(pages: Sequence[Page], path: str | None) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """Return the components of the page at ``path``, and the styles of toolbar and quantity box.
 
-    The styles hide what the page does not use.
+    The styles hide those that the page does not use.
     """
     page = next((page for page in pages if page.path == (path or "/")), None)
     hidden = {"display": "none"}
     if page is None:
-        return _no_page(), hidden, hidden
+        return _not_found(), hidden, hidden
     return page.layout(), {} if page.uses_runs else hidden, {} if page.uses_quantity else hidden
 
 
 def titles(pages: Sequence[Page]) -> dict[str, str]:
-    """Return the title of each page by its path."""
+    """Return the pages' titles as a dict from path to title."""
     return {page.path: page.title for page in pages}
 
 
-def _no_page() -> html.Div:
+def _not_found() -> html.Div:
     return html.Div(
         [
-            dmc.Title("There is no such page", order=1, size="h2"),
+            dmc.Title("Page not found", order=1, size="h2"),
             dmc.Text(["Go to the ", dmc.Anchor("list of runs", href="/"), "."]),
         ]
     )

@@ -1,4 +1,4 @@
-"""The row of controls above a page: run A, run B, the quantity."""
+"""The toolbar above a page: selectors of run A, run B and the quantity."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trustlens.schema import QUANTITIES
 from trustlens_dashboard.components.graph import aria
 from trustlens_dashboard.frame import ids
 from trustlens_dashboard.library import Snapshot
-from trustlens_dashboard.selection import Selection, settle
+from trustlens_dashboard.selection import Selection, resolve
 
 SHORTCUTS: Final = {"trust_ratio": "r", "weight_norm": "r₁", "direction_norm": "r₂"}
-"""The article's three quantities."""
+"""Quantities with a button of their own: the three that the article plots."""
 
 
 def toolbar() -> html.Div:
-    """Return the controls that choose what the pages show."""
+    """Return the selectors, without data."""
     return html.Div(
         [
             _run_select(ids.RUN_A, ids.DOT_A, "Run A", clearable=False),
@@ -41,7 +41,9 @@ def toolbar() -> html.Div:
                     dmc.SegmentedControl(
                         id=ids.SHORTCUT,
                         data=[{"value": name, "label": sign} for name, sign in SHORTCUTS.items()],
-                        attributes={"root": aria(label="The article's three quantities")},
+                        attributes={
+                            "root": aria(label="Trust ratio, weight norm or direction norm")
+                        },
                     ),
                 ],
                 id=ids.QUANTITY_BOX,
@@ -62,22 +64,23 @@ def _run_select(select_id: str, dot_id: str, label: str, *, clearable: bool) -> 
         clearable=clearable,
         allowDeselect=clearable,
         leftSection=html.Span(id=dot_id, className="dot"),
-        nothingFoundMessage="No such run",
+        nothingFoundMessage="No matching run",
         maxDropdownHeight=420,
         w=300,
     )
 
 
-def synchronise(
+def synchronize(
     snapshot: Snapshot, search: str | None, chosen: Selection | None
 ) -> tuple[Any, ...]:
-    """Return the address's query and what the toolbar shows, made to agree.
+    """Return the query of the URL and the properties of the toolbar, for the same selection.
 
-    ``chosen`` is the user's choice in the toolbar; None if the address decides.
-    The query is ``no_update`` if it is right already.
+    ``chosen`` is the selection in the toolbar if the user changed it there, else None; then the
+    URL's query ``search`` determines the selection. The returned query is ``no_update`` if it
+    equals ``search``.
     """
     entries = snapshot.entries
-    selection = settle(chosen or Selection.parse(search), entries)
+    selection = resolve(chosen or Selection.parse(search), entries)
     wanted = selection.search()
     options = [
         {"value": entry.id, "label": entry.run.label} for entry in entries if entry.run is not None
@@ -97,7 +100,7 @@ def synchronise(
 
 
 def dots(snapshot: Snapshot, selection: Selection) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the style of the two coloured marks beside the runs' names."""
+    """Return the styles of the two dots that show the colours of run A and run B."""
     chosen = [run_id for run_id in (selection.a, selection.b) if run_id]
     colors = dict(zip(chosen, assign_colors(snapshot.chosen(*chosen)), strict=False))
     first, second = (

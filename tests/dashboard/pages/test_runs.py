@@ -1,4 +1,4 @@
-"""The page of runs: its rows, when they are sent, and what ticking them does."""
+"""Test the runs page: its rows, when they are sent, and the selection by ticking."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def test_the_list_has_a_row_for_each_run(synthetic_run: Maker, tmp_path: Path) -
     assert "run.json" in torn["verdict"]
 
 
-def test_a_run_that_the_system_does_not_let_it_read_leaves_the_others_in_the_list(
+def test_a_run_without_read_permission_does_not_hide_the_others(
     synthetic_run: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(directory: Path) -> str:
+    def raise_for_bad(directory: Path) -> str:
         if directory.name == "bad":
             raise PermissionError(13, "Permission denied", "bad/layers")
         return fingerprint(directory)
 
     synthetic_run("bad")
     synthetic_run("good")
-    monkeypatch.setattr(library_module, "fingerprint", refusing)
-    (bad, good), version, *_ = page.fill(Library(tmp_path).snapshot(), None)
+    monkeypatch.setattr(library_module, "fingerprint", raise_for_bad)
+    (bad, good), version, *_ = page.update_rows(Library(tmp_path).snapshot(), None)
     assert (bad["status"], good["status"]) == ("damaged", "closed")
     assert bad["verdict"] == "[Errno 13] Permission denied: 'bad/layers'"
     assert [len(row) for row in version] == [2, 3]
@@ -63,18 +63,18 @@ def test_a_run_that_the_system_does_not_let_it_read_leaves_the_others_in_the_lis
 
 def test_an_unchanged_list_is_not_sent_again(synthetic_run: Maker, tmp_path: Path) -> None:
     library = Library(tmp_path)
-    rows, version, words, style = page.fill(library.snapshot(), None)
+    rows, version, panel, style = page.update_rows(library.snapshot(), None)
     assert (rows, style) == ([], {"display": "none"})
-    assert "trustlens.record(" in str(words)
+    assert "trustlens.record(" in str(panel)
     synthetic_run("first", steps=2)
-    rows, version, words, style = page.fill(library.snapshot(), version)
-    assert ([row["name"] for row in rows], words, style) == (["first"], None, {})
-    assert page.fill(library.snapshot(), json.loads(json.dumps(version))) == (no_update,) * 4
+    rows, version, panel, style = page.update_rows(library.snapshot(), version)
+    assert ([row["name"] for row in rows], panel, style) == (["first"], None, {})
+    assert page.update_rows(library.snapshot(), json.loads(json.dumps(version))) == (no_update,) * 4
 
 
-def test_ticking_rows_chooses_the_runs() -> None:
+def test_ticked_rows_are_the_selected_runs() -> None:
     def tick(search: str, *names: str) -> Any:
-        return page.tick(search, [{"id": name} for name in names])
+        return page.select_runs(search, [{"id": name} for name in names])
 
     start = Selection("x", "y", "grad_norm").search()
     assert tick(start, "x", "y") is no_update
@@ -82,16 +82,14 @@ def test_ticking_rows_chooses_the_runs() -> None:
     assert Selection.parse(tick(start, "y")) == Selection("y", "", "grad_norm")
     assert Selection.parse(tick(start, "x", "y", "z")) == Selection("y", "z", "grad_norm")
     assert tick(start) is no_update
-    assert page.tick(start, {"ids": ["x", "y"]}) is no_update
+    assert page.select_runs(start, {"ids": ["x", "y"]}) is no_update
 
 
-def test_the_words_on_the_chosen_runs_link_to_pages_that_there_are(
-    synthetic_run: Maker, tmp_path: Path
-) -> None:
+def test_the_links_lead_to_existing_pages(synthetic_run: Maker, tmp_path: Path) -> None:
     synthetic_run("one", steps=1)
     snapshot = Library(tmp_path).snapshot()
     search = Selection(snapshot.entries[0].id, "").search()
-    _, (_, *links) = page.mark(snapshot, search, None)
+    _, (_, *links) = page.tick_rows(snapshot, search, None)
     paths = {link.href.removesuffix(search) for link in links}
     assert len(paths) == 2
     assert paths <= {each.path for each in all_pages()}

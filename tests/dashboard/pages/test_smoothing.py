@@ -1,4 +1,4 @@
-"""The page of moving averages: what it can smooth."""
+"""Test the debias and smoothing page: the series that it offers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LAMB = "trustlens.optim.lamb.Lamb"
 
 
 def snapshot_of(tmp_path: Path) -> tuple[Snapshot, str]:
-    """The runs of a folder, and the address that shows the first two."""
+    """Return a snapshot of a folder and the query that selects its first two runs."""
     snapshot = Library(tmp_path).snapshot()
     chosen = [entry.id for entry in snapshot.entries if entry.run is not None][:2]
     return snapshot, Selection(*chosen, *[""] * (2 - len(chosen))).search()
 
 
-def test_smoothing_takes_the_runs_own_loss(synthetic_run: Maker, tmp_path: Path) -> None:
+def test_a_metric_of_the_run_can_be_smoothed(synthetic_run: Maker, tmp_path: Path) -> None:
     synthetic_run("run", steps=30)
     snapshot, search = snapshot_of(tmp_path)
     options = page.series_options(snapshot, search)

@@ -1,4 +1,4 @@
-"""The page of training curves: which curves and rows it shows, and when it keeps the zoom."""
+"""Test the training page: curves, rows, and when the zoom is kept."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LAMB = "trustlens.optim.lamb.Lamb"
 
 
 def snapshot_of(tmp_path: Path) -> tuple[Snapshot, str]:
-    """The runs of a folder, and the address that shows the first two."""
+    """Return a snapshot of a folder and the query that selects its first two runs."""
     snapshot = Library(tmp_path).snapshot()
     chosen = [entry.id for entry in snapshot.entries if entry.run is not None][:2]
     return snapshot, Selection(*chosen, *[""] * (2 - len(chosen))).search()
 
 
-def test_training_shows_chosen_runs_and_names(synthetic_run: Maker, tmp_path: Path) -> None:
+def test_the_chosen_runs_and_metrics_are_shown(synthetic_run: Maker, tmp_path: Path) -> None:
     for name in ("one", "three", "two"):
         synthetic_run(name, steps=9)
     snapshot = Library(tmp_path).snapshot()

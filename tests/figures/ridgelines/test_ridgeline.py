@@ -1,4 +1,4 @@
-"""Ridgelines: the data against brute force, the drawing by its structure."""
+"""Test ridgelines: the data against direct computation, and the structure of the figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Maker = Callable[..., Path]
 
 @pytest.fixture
 def wild(synthetic_run: Maker) -> Run:
-    """40 layers over 30 steps with all that floats can hold."""
+    """Return a run of 40 layers and 30 steps with zeros, extremes, infinities and NaN."""
     rng = np.random.default_rng(1)
     ratio = 10 ** rng.normal(0, 1, (30, 40))
     ratio[3, :5] = 0
@@ -28,13 +28,13 @@ def wild(synthetic_run: Maker) -> Run:
     ratio[6, :] = np.inf
     ratio[7, 1:3] = np.nan
     nonfinite = np.zeros((30, 40))
-    nonfinite[7, 1] = 3  # the other NaN of step 8 is a value that was never there
+    nonfinite[7, 1] = 3  # the other NaN of step 8 is a missing value
     path = synthetic_run("wild", layers=40, steps=30, values={
         "trust_ratio": ratio, "nonfinite": nonfinite})  # fmt: skip
     return open_run(path)
 
 
-def test_counts_are_those_of_comparing_every_value_with_every_edge(wild: Run) -> None:
+def test_counts_agree_with_numpy_histograms(wild: Run) -> None:
     data = ridgeline_data(wild, buckets=25, smooth=False)
     (ridges,) = data.runs
     values = wild.matrix("trust_ratio").to_numpy()
@@ -52,7 +52,7 @@ def test_counts_are_those_of_comparing_every_value_with_every_edge(wild: Run) ->
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("view", ["robust", "full", (0.3, 2.0)])
 @pytest.mark.parametrize("scale", ["log", "linear"])
-def test_no_layer_is_lost(wild: Run, scale: str, view: object, smooth: bool) -> None:
+def test_every_layer_is_counted_once(wild: Run, scale: str, view: object, smooth: bool) -> None:
     data = ridgeline_data(wild, scale=scale, view=view, smooth=smooth, ridges=7)  # type: ignore[arg-type]
     (ridges,) = data.runs
     total = ridges.heights.sum(axis=1) + ridges.below + ridges.above + ridges.nonfinite
@@ -74,12 +74,12 @@ def test_smooth_ridges_are_a_sum_of_one_normalised_gaussian_per_layer(wild: Run)
             place = (np.log10(value) - ends[0]) / (ends[1] - ends[0])
             bump = np.exp(-0.5 * ((bucket - place) / BANDWIDTH) ** 2)
             expected += bump / bump.sum()
-        # Within 2 % of one layer's peak: what putting values on a finer grid first may cost.
+        # The error of linear binning is at most 2 % of the peak of one layer.
         peak = 1 / (BANDWIDTH * 80 * np.sqrt(2 * np.pi))
         np.testing.assert_allclose(heights, expected, rtol=0.01, atol=0.02 * peak)
 
 
-def test_a_layer_alone_is_a_narrow_bump_at_its_value(synthetic_run: Maker) -> None:
+def test_a_single_layer_is_a_narrow_bump_at_its_value(synthetic_run: Maker) -> None:
     ratio = np.full((5, 1), 3.0)
     run = open_run(synthetic_run(layers=1, steps=5, values={"trust_ratio": ratio}))
     data = ridgeline_data(run, view=(0.1, 100.0))
@@ -88,7 +88,7 @@ def test_a_layer_alone_is_a_narrow_bump_at_its_value(synthetic_run: Maker) -> No
     assert heights[np.abs(np.log10(data.values / 3)) > 5 * BANDWIDTH * 3].max() < 1e-5
 
 
-def test_two_runs_stand_on_the_same_buckets_steps_and_heights(synthetic_run: Maker) -> None:
+def test_two_runs_share_buckets_steps_and_heights(synthetic_run: Maker) -> None:
     adam = open_run(synthetic_run("adam", layers=10, steps=60, seed=1))
     lamb = open_run(
         synthetic_run("lamb", layers=10, steps=60, seed=2, optimizer="trustlens.optim.lamb.Lamb")
@@ -114,7 +114,7 @@ def test_a_run_that_ended_early_keeps_its_first_and_last_step(synthetic_run: Mak
     assert data.lateness(data.runs[1])[-1] == pytest.approx(12 / 49)
 
 
-def test_an_exploding_layer_leaves_the_view_and_is_marked(synthetic_run: Maker) -> None:
+def test_an_exploding_layer_is_out_of_view_and_marked(synthetic_run: Maker) -> None:
     norm = np.tile(np.linspace(1.0, 2.0, 12), (20, 1))
     norm[10:, 4] = 10.0 ** np.linspace(1, 12, 10)
     run = open_run(synthetic_run(layers=12, steps=20, values={"weight_norm": norm}))
@@ -128,18 +128,18 @@ def test_an_exploding_layer_leaves_the_view_and_is_marked(synthetic_run: Maker) 
     assert ridgeline_data(run, "weight_norm", view="full").runs[0].above.sum() == 0
 
 
-def test_signed_quantities_stand_on_a_linear_axis(synthetic_run: Maker) -> None:
+def test_signed_quantities_have_a_linear_axis(synthetic_run: Maker) -> None:
     data = ridgeline_data(open_run(synthetic_run()), "update_dot_weight")
     assert data.scale == "linear"
     assert data.edges[0] < 0 < data.edges[-1]
 
 
-def test_zeros_alone_stand_on_a_linear_axis_unless_log_is_asked_for(synthetic_run: Maker) -> None:
+def test_only_zeros_have_a_linear_axis_unless_log_is_requested(synthetic_run: Maker) -> None:
     run = open_run(synthetic_run(layers=3, steps=4, values={"update_norm": np.zeros((4, 3))}))
     assert ridgeline_data(run, "update_norm").scale == "linear"
-    asked = ridgeline_data(run, "update_norm", scale="log").runs[0]
-    assert asked.below.tolist() == [3] * 4
-    assert asked.heights.sum() == 0
+    requested = ridgeline_data(run, "update_norm", scale="log").runs[0]
+    assert requested.below.tolist() == [3] * 4
+    assert requested.heights.sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -154,19 +154,19 @@ def test_zeros_alone_stand_on_a_linear_axis_unless_log_is_asked_for(synthetic_ru
         {"buckets": 0},
     ],
 )
-def test_what_cannot_be_drawn_is_refused(synthetic_run: Maker, options: dict[str, object]) -> None:
+def test_invalid_options_raise(synthetic_run: Maker, options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         ridgeline_data(open_run(synthetic_run()), **options)  # type: ignore[arg-type]
 
 
-def test_no_run_and_no_style_are_refused(synthetic_run: Maker) -> None:
+def test_no_run_or_an_unknown_style_raises(synthetic_run: Maker) -> None:
     with pytest.raises(UsageError, match="no run"):
         ridgeline_data([])
     with pytest.raises(UsageError, match="3d, flat"):
         ridgeline(open_run(synthetic_run()), style="4d")  # type: ignore[arg-type]
 
 
-def test_3d_curtains_stand_at_their_step_under_their_crest(synthetic_run: Maker) -> None:
+def test_3d_curtains_are_at_their_step_below_their_crest(synthetic_run: Maker) -> None:
     runs = [open_run(synthetic_run(name, steps=30, seed=i)) for i, name in enumerate("ab")]
     data = ridgeline_data(runs, ridges=9)
     figure = ridgeline(runs, ridges=9)
@@ -201,7 +201,7 @@ def test_flat_ridges_rise_from_their_step_and_later_ones_are_in_front(
     assert figure.layout.xaxis.type == data.scale
     drawn = [trace for trace in figure.data if trace.xaxis == "x"]
     base = [trace.y[0] for trace in drawn]
-    assert base == data.runs[0].steps.tolist()  # drawn in this order: the last lies on top
+    assert base == data.runs[0].steps.tolist()  # drawn in this order: the last one is in front
     heights = data.runs[0].heights
     rise = data.runs[0].steps[:, None] - np.array([trace.y for trace in drawn])
     np.testing.assert_array_equal(rise[:, [0, -1]], 0)  # both ends on the base
@@ -209,7 +209,7 @@ def test_flat_ridges_rise_from_their_step_and_later_ones_are_in_front(
 
 
 @pytest.mark.parametrize("style", ["3d", "flat"])
-def test_what_is_out_of_view_is_drawn_at_the_edge_with_its_words(wild: Run, style: str) -> None:
+def test_marks_and_captions_report_layers_out_of_view(wild: Run, style: str) -> None:
     figure = ridgeline(wild, style=style)  # type: ignore[arg-type]
     words = [word for trace in figure.data if trace.text is not None for word in trace.text]
     assert "step 7: 40 layers not finite" in words

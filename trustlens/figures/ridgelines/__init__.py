@@ -1,1 +1,1 @@
-"""Ridgelines: histograms over the layers, one ridge a step."""
+"""Ridgelines: histograms of a quantity over the layers, one ridge per step."""

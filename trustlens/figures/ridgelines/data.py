@@ -1,4 +1,4 @@
-"""Ridgelines: how a quantity is distributed over the layers, step after step."""
+"""Data of ridgelines: histograms of a quantity over the layers, one per step."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from trustlens.schema import Quantity
 Side = Literal["below", "above", "nonfinite"]
 
 BANDWIDTH: Final = 0.015
-"""Standard deviation of the smoothing kernel, as a share of the axis' width: the same for all
-ridges of a view, so that a single layer is a narrow bump and equal heights mean equal counts."""
+"""Standard deviation of the smoothing kernel, as a fraction of the width of the axis.
 
-_FINER: Final = 4  # cells of the grid that values are put on, per bucket
+It is the same for all ridges of a view, so that a single layer is a narrow bump and equal heights
+mean equal counts."""
+
+_CELLS: Final = 4  # grid cells per bucket; values are assigned to cells before smoothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +44,23 @@ class RunRidges:
     Attributes
     ----------
     name, label : str
-        The run's, as they stand: not escaped.
+        Name and label of the run, not escaped.
     color : str
-        Key of the run's colours in ``Theme.runs``.
+        The run's key in ``Theme.runs``.
     steps : int64 array of shape (ridges,)
         Ascending.
     heights : float32 array of shape (ridges, buckets)
-        Layers per bucket.
+        Number of layers per bucket, smoothed or counted.
     below, above, nonfinite : int64 arrays of shape (ridges,)
-        Layers out of view: under the lowest edge, over the highest, without a finite value.
-        On a log axis 0 and negative values are below.
+        Number of layers out of view: below the lowest edge, above the highest edge, or not
+        finite. On a log axis 0 and negative values are below.
     layers : int
-        How many layers the run has.
+        Number of layers of the run.
     width : int
-        1, or how many steps each ridge has the means of; ``steps`` names the first.
+        1, or the number of steps of each bucket if the ridges show means of buckets of steps;
+        ``steps`` are then the first steps of the buckets.
     note : str
-        Why there is nothing to draw; empty if there is something.
+        Why there is nothing to draw; empty if there are values.
     """
 
     name: str
@@ -73,7 +76,7 @@ class RunRidges:
     note: str
 
     def out_of_view(self) -> dict[Side, NDArray[np.int64]]:
-        """Return ``below``, ``above`` and ``nonfinite``, those of them that count any layer."""
+        """Return those of ``below``, ``above`` and ``nonfinite`` that are above 0 at some step."""
         sides: dict[Side, NDArray[np.int64]] = {
             "below": self.below,
             "above": self.above,
@@ -84,7 +87,7 @@ class RunRidges:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where layers are out of view at one end of the axis.
+    """The steps at which layers are out of view at one end of the axis, or not finite.
 
     Attributes
     ----------
@@ -92,11 +95,11 @@ class Mark:
     place : str
         The side in words, such as "above 12.5".
     steps : int64 array of shape (marks,)
-        Steps at which there are any.
+        Steps at which at least one layer is out of view.
     counts : int64 array of shape (marks,)
-        How many layers.
+        Number of layers out of view.
     words : tuple of str
-        The same as a sentence each, such as "step 30: 2 layers above 12.5".
+        A text for each step, such as "step 30: 2 layers above 12.5".
     """
 
     side: Side
@@ -108,9 +111,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class RidgelineData:
-    """Ridges of one or more runs on the same buckets.
+    """Ridges of one or more runs with the same buckets.
 
-    For each ridge the heights, ``below``, ``above`` and ``nonfinite`` add up to the number of
+    For each ridge, the heights, ``below``, ``above`` and ``nonfinite`` add up to the number of
     layers that have the quantity at that step.
 
     Attributes
@@ -118,7 +121,7 @@ class RidgelineData:
     quantity : Quantity
     scale : "log" or "linear"
     edges : float64 array of shape (buckets + 1,)
-        Equally wide on the axis.
+        Edges of the buckets, which have equal width on the axis.
     runs : tuple of RunRidges
     """
 
@@ -129,23 +132,23 @@ class RidgelineData:
 
     @property
     def peak(self) -> float:
-        """The greatest height of any run, at least a tenth of a layer: the shared z axis' end."""
+        """The maximum height over all runs, at least 0.1 layers: the end of the shared z axis."""
         return max([0.1, *(float(run.heights.max(initial=0)) for run in self.runs)])
 
     @property
     def centers(self) -> NDArray[np.float64]:
-        """Middle of each bucket as a position on the axis: log₁₀ of the value on a log axis."""
+        """Position of each bucket's centre on the axis: log₁₀ of the value on a log axis."""
         positions = on_axis(self.edges, self.scale)
         return (positions[1:] + positions[:-1]) / 2
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """Value in the middle of each bucket."""
+        """Value at the centre of each bucket."""
         return np.power(10.0, self.centers) if self.scale == "log" else self.centers
 
     @property
     def time(self) -> tuple[float, float]:
-        """First and last step of all the runs, a little apart where there is only one."""
+        """First and last step of all runs; one step before and after if there is only one."""
         steps = np.concatenate([run.steps for run in self.runs])
         if not len(steps):
             return 0.0, 1.0
@@ -153,12 +156,12 @@ class RidgelineData:
         return (first, last) if last > first else (first - 1, last + 1)
 
     def lateness(self, run: RunRidges) -> NDArray[np.float64]:
-        """Return how late each ridge of a run is, from 0 (first of all runs) to 1 (last)."""
+        """Return each ridge's relative time: 0 at the first step of all runs, 1 at the last."""
         first, last = self.time
         return (run.steps.astype(np.float64) - first) / (last - first)
 
     def marks(self, run: RunRidges) -> list[Mark]:
-        """Return where layers of a run are out of view; empty if none are."""
+        """Return a mark for each side at which layers of the run are out of view."""
         places: dict[Side, str] = {
             "below": f"below {readable(self.edges[0])}",
             "above": f"above {readable(self.edges[-1])}",
@@ -182,38 +185,40 @@ def ridgeline_data(
     view: View = "robust",
     smooth: bool = True,
 ) -> RidgelineData:
-    """Return histograms of a quantity over the layers, at up to ``ridges`` steps of each run.
+    """Return histograms of a quantity over the layers at up to ``ridges`` steps of each run.
 
     Parameters
     ----------
     runs : Run or sequence of Run
-        Drawn on the same buckets, and at the same steps where they recorded the same.
+        The runs, which share the buckets, and the steps if they recorded the same ones.
     quantity : str
         A recorded or derived quantity.
     ridges : int
-        Steps to show: those recorded nearest to an even division of the time of all the runs,
-        each run's first and last included; of a long run the means of as many stretches of steps,
-        or of half as many.
+        Maximum number of steps per run: the recorded steps nearest to evenly spaced ones over the
+        time of all runs, including each run's first and last. A long run is averaged over at most
+        as many buckets of steps, and at least half as many.
     buckets : int
-        Buckets of the axis.
+        Number of histogram buckets.
     scale : "auto", "log" or "linear"
-        ``"auto"`` is the scale that the quantity reads best on.
+        ``"auto"`` is the preferred scale of the quantity.
     view : "robust", "full" or (low, high)
-        What the axis covers: all values but the far-out ones (over all runs, see
-        ``trustlens.figures.axis.robust_range``), all of them, or the values from low to high.
+        The range of the axis: all values of all runs except outliers (see
+        ``trustlens.figures.axis.robust_range``), all values, or the values from low to high.
     smooth : bool
-        Whether each layer is a Gaussian bump of :data:`BANDWIDTH`, normalised to 1 within the axis
-        (a kernel density estimate, times the number of layers), or counted in its bucket.
+        If True, each layer is a Gaussian bump of :data:`BANDWIDTH` whose sum within the axis is 1
+        (a kernel density estimate times the number of layers). If False, each layer is counted in
+        its bucket.
 
     Raises
     ------
     UsageError
-        No run, no such quantity, scale or view, or fewer than one ridge or bucket.
+        If no run is given, there is no such quantity, scale or view, or ``ridges`` or ``buckets``
+        is less than 1.
     """
     chosen = run_list(runs)
     measured = quantity_named(quantity)
     if buckets < 1:
-        raise UsageError(f"{buckets} buckets cannot be drawn; take at least 1")
+        raise UsageError(f"{buckets} buckets cannot be drawn; use at least 1")
     span = span_of(chosen)
     read = [read_sample(run, quantity, ridges, span) for run in chosen]
     axis = choose_scale(scale, measured, [part.values for part in read])
@@ -230,7 +235,9 @@ def _edges(
     values: Sequence[NDArray[np.float64]], scale: Scale, view: View, buckets: int
 ) -> NDArray[np.float64]:
     low, high = view_range(values, scale, view) or (0.1, 10.0)
-    margin = 3 * BANDWIDTH if isinstance(view, str) else 0.0  # room for whole bumps
+    margin = (
+        3 * BANDWIDTH if isinstance(view, str) else 0.0
+    )  # so that bumps at the ends are not cut
     return axis_edges(low, high, buckets, scale, margin=margin)
 
 
@@ -267,14 +274,14 @@ def _ridges(
 def _heights(
     share: NDArray[np.float64], row: NDArray[np.intp], rows: int, buckets: int, smooth: bool
 ) -> NDArray[np.float64]:
-    """Return the histogram of each row; ``share`` is where a value lies on the axis, 0 to 1."""
+    """Return the histogram of each row; ``share`` is a value's position on the axis, 0 to 1."""
     if not smooth:
         bucket = np.minimum((share * buckets).astype(np.intp), buckets - 1)
         counts = np.bincount(row * buckets + bucket, minlength=rows * buckets)
         return counts.reshape(rows, buckets).astype(np.float64)
-    # Linear binning: each layer is shared between the two nearest cells of a finer grid, which
-    # the kernel then smooths (Wand, "Fast computation of multivariate kernel estimators", 1994).
-    cells = buckets * _FINER
+    # Linear binning: distribute each layer over the two nearest cells of a finer grid, then smooth
+    # the grid (Wand, "Fast computation of multivariate kernel estimators", 1994).
+    cells = buckets * _CELLS
     position = np.clip(share * cells - 0.5, 0, cells - 1)
     cell = np.minimum(position.astype(np.intp), cells - 2)
     part = position - cell
@@ -285,8 +292,8 @@ def _heights(
 
 @lru_cache(maxsize=8)
 def _kernel(buckets: int) -> NDArray[np.float64]:
-    """Return how a layer in each cell spreads over the buckets; each row adds up to 1."""
-    cells = buckets * _FINER
+    """Return the weights with which each cell contributes to the buckets; each row sums to 1."""
+    cells = buckets * _CELLS
     cell = (np.arange(cells) + 0.5) / cells
     bucket = (np.arange(buckets) + 0.5) / buckets
     weight = np.exp(-0.5 * ((bucket - cell[:, None]) / BANDWIDTH) ** 2)

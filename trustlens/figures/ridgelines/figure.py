@@ -1,4 +1,4 @@
-"""The ridgeline figure: the data, drawn by Plotly in one of two styles."""
+"""The ridgeline figure, drawn by Plotly in one of two styles."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def ridgeline(
     view: View = "robust",
     smooth: bool = True,
 ) -> go.Figure:
-    """Draw how a quantity is distributed over the layers, step after step.
+    """Draw the distribution of a quantity over the layers at several steps.
 
-    One panel a run, all on the same axes, so that equal heights mean equally many layers. The
-    first step is at the far end (or the top), later ones in front of it; colour tells the time.
-    Small marks at an axis' end count the layers that are out of view there.
+    Each run has a panel. All panels have the same axes, so that equal heights mean equal numbers
+    of layers. The first step is at the far end (3d) or at the top (flat), later steps are in front
+    of it; the colour shows the time. Small marks at the ends of an axis show layers out of view.
 
     Parameters
     ----------
     style : "3d" or "flat"
-        To be turned with the mouse, or seen from the front with each ridge a little lower.
+        A 3D scene that the mouse turns, or a front view with each ridge below the previous one.
     theme : "light" or "dark"
     runs, quantity, ridges, buckets, scale, view, smooth
         See :func:`ridgeline_data`.
@@ -51,9 +51,9 @@ def ridgeline(
     Raises
     ------
     UsageError
-        As :func:`ridgeline_data`; or there is no such style or theme.
+        As :func:`ridgeline_data`; or if there is no such style or theme.
     MissingDependencyError
-        Plotly is not installed.
+        If Plotly is not installed.
     """
     if style not in ("3d", "flat"):
         raise UsageError(f"'{style}' is not a style; choose one of: 3d, flat")

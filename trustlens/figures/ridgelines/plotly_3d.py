@@ -1,4 +1,4 @@
-"""Ridgelines to be turned with the mouse: one curtain a step, with a crest line."""
+"""Ridgelines in a 3D scene: a vertical surface (curtain) and a crest line for each step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trustlens.figures.theme import (
     mix,
     new_figure,
     plain,
-    say,
+    write_message,
 )
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ _CAMERA: Final = {
     "eye": {"x": 1.22, "y": -1.8, "z": 0.98},
     "center": {"x": 0.0, "y": 0.0, "z": -0.22},
 }
-_SHADES: Final = 16  # of a curtain, from its foot to its crest
+_SHADES: Final = 16  # colours of a curtain, from its foot to its crest
 _SYMBOL: Final = {"below": "diamond", "above": "diamond", "nonfinite": "cross"}
 
 
 def draw_3d(data: RidgelineData, theme: Theme) -> go.Figure:
-    """Draw ridges as curtains in one scene a run."""
+    """Draw ridges as curtains, with one scene per run."""
     rows = (len(data.runs) + 1) // 2
     figure = new_figure(theme, *quantity_heading(data.quantity), height=110 + 530 * rows)
     for number, (run, panel) in enumerate(zip(data.runs, panels(len(data.runs)), strict=True), 1):
@@ -50,14 +50,14 @@ def draw_3d(data: RidgelineData, theme: Theme) -> go.Figure:
         run_caption(figure, run.label, panel, theme, color=run.color, below=extent(run))
         figure.update_layout({scene: _scene(data, panel, theme)})
         if run.note:
-            say(figure, plain(run.note), theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
+            write_message(figure, plain(run.note), theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
         visible = run.heights > 0.004 * data.peak
         if visible.any():
             figure.add_trace(_curtains(data, run, visible, theme).update(scene=scene))
             figure.add_trace(_crests(data, run, visible, theme).update(scene=scene))
         for mark in data.marks(run):
             figure.add_trace(_mark(data, mark, theme).update(scene=scene))
-    # Without anything in a scene Plotly would show flat axes instead.
+    # Plotly shows 2D axes if a scene is empty; hide them.
     hidden = {"visible": False}
     return figure.update_layout(
         showlegend=False, margin={"l": 24, "r": 24, "b": 8}, xaxis=hidden, yaxis=hidden
@@ -78,7 +78,7 @@ def _scene(data: RidgelineData, panel: Panel, theme: Theme) -> dict[str, Any]:
     first, last = data.time
     shown = ticks(float(data.edges[0]), float(data.edges[-1]), data.scale, most=6)
     title = {"font": {"color": theme.muted, "size": 13}}
-    # What lies exactly on the edge of a scene is clipped in specks: leave a little room.
+    # Plotly partly clips marks exactly on the edge of a scene: add a margin.
     wide, deep = 0.03 * (high - low), 0.02 * (last - first)
     floor = {**axis, "showbackground": True, "backgroundcolor": theme.panel}
     return {
@@ -94,7 +94,7 @@ def _scene(data: RidgelineData, panel: Panel, theme: Theme) -> dict[str, Any]:
             "ticktext": [text for _, text in shown],
             "title": {**title, "text": quantity_axis(data.quantity)},
         },
-        # Reversed: the first step lies at the far end.
+        # Reversed: the first step is at the far end.
         "yaxis": {
             **axis,
             "range": [last + deep, first - deep],
@@ -115,7 +115,7 @@ def _curtains(
     data: RidgelineData, run: RunRidges, visible: NDArray[np.bool_], theme: Theme
 ) -> go.Mesh3d:
     rows, buckets = run.heights.shape
-    # Vertices: foot and crest of each bucket's middle; two triangles between neighbours.
+    # Vertices: foot and crest at each bucket's centre; two triangles between neighbours.
     vertex = np.arange(rows * buckets * 2).reshape(rows, buckets, 2)
     drawn = visible[:, 1:] | visible[:, :-1]
     foot, crest = vertex[:, :-1][drawn].T
@@ -158,19 +158,19 @@ def _crests(
     near = visible.copy()
     near[:, 1:] |= visible[:, :-1]
     near[:, :-1] |= visible[:, 1:]
-    # A column of NaN ends each ridge's line. The line runs a little before its curtain and above
-    # it: on it, the two would fight for each pixel and the line would look dashed.
+    # A column of NaN ends each ridge's line. Draw the line slightly in front of its curtain and
+    # above it: at the same depth (z-fighting) the line would look dashed.
     z = np.full((rows, buckets + 1), np.nan, np.float32)
     z[:, :-1] = np.where(near, run.heights + 0.003 * data.peak, np.nan)
     first, last = data.time
-    before = 0.15 * (last - first) / max(rows, 20)
+    in_front = 0.15 * (last - first) / max(rows, 20)
     x = np.append(data.centers, np.nan).astype(np.float32)
     value = np.append(data.values, np.nan)
     ramp = tuple(mix(color, theme.crest, 0.55) for color in theme.runs[run.color].ramp)
     shape = z.shape
     return graph_objects().Scatter3d(
         x=np.broadcast_to(x, shape).ravel(),
-        y=np.broadcast_to(run.steps[:, None] + before, shape).ravel().astype(np.float32),
+        y=np.broadcast_to(run.steps[:, None] + in_front, shape).ravel().astype(np.float32),
         z=z.ravel(),
         mode="lines",
         connectgaps=False,

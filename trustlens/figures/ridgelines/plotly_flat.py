@@ -1,4 +1,4 @@
-"""Ridgelines seen from the front, each step a little lower, as TensorBoard's offset mode."""
+"""Ridgelines in a front view, each below the previous one, as in TensorBoard's offset mode."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from trustlens.figures.theme import (
     mix,
     new_figure,
     plain,
-    say,
+    write_message,
 )
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_TALL: Final = 0.22
-"""Height of the tallest ridge, as a share of the time axis."""
+_PEAK: Final = 0.22
+"""Height of the highest ridge, as a fraction of the time axis."""
 
 _SYMBOL: Final = {"below": "triangle-left", "above": "triangle-right", "nonfinite": "x"}
 
 
 def draw_flat(data: RidgelineData, theme: Theme) -> go.Figure:
-    """Draw ridges as overlapping outlines in one panel a run."""
+    """Draw ridges as overlapping outlines, with one panel per run."""
     rows = (len(data.runs) + 1) // 2
     figure = new_figure(theme, *quantity_heading(data.quantity), height=150 + 520 * rows)
     for number, (run, panel) in enumerate(
@@ -54,7 +54,7 @@ def draw_flat(data: RidgelineData, theme: Theme) -> go.Figure:
             }
         )
         if run.note:
-            say(figure, plain(run.note), theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
+            write_message(figure, plain(run.note), theme, x=sum(panel.x) / 2, y=sum(panel.y) / 2)
         else:
             figure.add_traces([trace.update(axes) for trace in _ridges(data, run, theme)])
         figure.add_traces([_mark(data, mark, theme).update(axes) for mark in data.marks(run)])
@@ -88,8 +88,8 @@ def _time_axis(data: RidgelineData, panel: Panel, suffix: str) -> dict[str, Any]
         "domain": list(panel.y),
         "anchor": f"x{suffix}",
         "side": "right",
-        # Reversed: the first step is at the top, with room above it for its ridge.
-        "range": [last + 0.02 * span, first - (_TALL + 0.02) * span],
+        # Reversed: the first step is at the top, with a margin above it for its ridge.
+        "range": [last + 0.02 * span, first - (_PEAK + 0.02) * span],
         "title": {"text": "step"},
         "matches": "y" if suffix else None,
         "showgrid": False,
@@ -100,7 +100,7 @@ def _time_axis(data: RidgelineData, panel: Panel, suffix: str) -> dict[str, Any]
 
 def _ridges(data: RidgelineData, run: RunRidges, theme: Theme) -> list[go.Scatter]:
     first, last = data.time
-    rise = _TALL * (last - first) / data.peak
+    rise = _PEAK * (last - first) / data.peak
     ramp = theme.runs[run.color].ramp
     dark = theme.name == "dark"
     x = np.concatenate([data.edges[:1], data.values, data.edges[-1:]])
@@ -108,17 +108,17 @@ def _ridges(data: RidgelineData, run: RunRidges, theme: Theme) -> list[go.Scatte
     rows = zip(run.steps.tolist(), run.heights, data.lateness(run).tolist(), strict=True)
     for step, heights, share in rows:
         color = color_at(ramp, share)
-        down = np.pad(heights, 1)  # both ends on the base, also where the view cuts a bump
+        padded = np.pad(heights, 1)  # both ends on the base, even if the view cuts a bump
         traces.append(
             graph_objects().Scatter(
                 x=x,
-                y=step - rise * down.astype(np.float64),
+                y=step - rise * padded.astype(np.float64),
                 mode="lines",
-                # "toself" closes the outline along the ridge's base, on which no line is drawn.
+                # "toself" closes the outline along the base of the ridge without a line.
                 fill="toself",
                 fillcolor=alpha(mix(color, theme.background, 0.25 if dark else 0.1), 0.94),
                 line={"color": mix(color, theme.crest, 0.5 if dark else 0.7), "width": 1.1},
-                customdata=down,
+                customdata=padded,
                 hoveron="points",
                 hovertemplate=(
                     f"step {step}<br>{data.quantity.symbol} %{{x:.3g}}"

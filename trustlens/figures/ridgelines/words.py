@@ -1,4 +1,4 @@
-"""Ridgelines in words: how much is drawn, what is out of view, what the picture shows."""
+"""Texts about ridgelines: captions, summaries, and layers out of view."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIDES: Final[dict[Side, str]] = {"below": "below", "above": "above", "nonfinite
 
 
 def extent(run: RunRidges) -> str:
-    """Return how many layers and steps are drawn, and how many layers are out of view, as HTML."""
+    """Return the numbers of layers and steps drawn, and of layers out of view, as HTML."""
     layers = counted(run.layers, "layer")
     if not len(run.steps):
         return f"{layers}, no steps"
@@ -27,33 +27,33 @@ def extent(run: RunRidges) -> str:
 
 
 def note(run: RunRidges) -> str:
-    """Return the short note beside a run's name: how many layers and steps it has."""
+    """Return a short text with the numbers of layers and steps, to follow the run's name."""
     layers = counted(run.layers, "layer")
     if run.width > 1:
-        return f"{layers} · each ridge the means of {_grouped(run.width)} steps"
+        return f"{layers} · each ridge shows means of {_grouped(run.width)} steps"
     return f"{layers} · {_grouped(int(run.steps[-1]))} steps" if len(run.steps) else layers
 
 
 def summary(data: RidgelineData, run: RunRidges) -> str:
-    """Return what the ridgelines of a run show, for readers who do not see them."""
+    """Return a description of the ridgelines of a run for screen readers."""
     if run.note:
         return f"{run.label}: {run.note}"
     name = f"{data.quantity.title} {data.quantity.symbol}"
     steps = counted(len(run.steps), "step")
     if run.width > 1:
-        steps = f"{len(run.steps)} stretches of {run.width:,} steps, the means of each"
-    middles = [_middle(data, run, row) for row in (0, len(run.steps) - 1)]
-    first, last = ("none" if m is None else readable(m) for m in middles)
+        steps = f"{len(run.steps)} means of {run.width:,} steps"
+    medians = [_median(data, run, row) for row in (0, len(run.steps) - 1)]
+    first, last = ("none" if m is None else readable(m) for m in medians)
     text = (
         f"{run.label}: ridgelines of the {name} over {run.layers} layers at {steps}, from "
-        f"{run.steps[0]} to {run.steps[-1]}. The middle of the layers lies at {first} at first and "
-        f"at {last} at last."
+        f"{run.steps[0]} to {run.steps[-1]}. The median of the layers is {first} at the first step "
+        f"and {last} at the last."
     )
     return " ".join([text, out_of_view(data, run)]).strip()
 
 
 def out_of_view(data: RidgelineData, run: RunRidges) -> str:
-    """Return a sentence on the layers that are out of view; empty if there are none."""
+    """Return a sentence about the layers out of view; empty if there are none."""
     parts: list[str] = []
     for mark in data.marks(run):
         first, last = mark.steps[0], mark.steps[-1]
@@ -62,8 +62,11 @@ def out_of_view(data: RidgelineData, run: RunRidges) -> str:
     return f"Layers out of view: {'; '.join(parts)}." if parts else ""
 
 
-def _middle(data: RidgelineData, run: RunRidges, row: int) -> float | None:
-    """Return the value that half of the layers in view lie below."""
+def _median(data: RidgelineData, run: RunRidges, row: int) -> float | None:
+    """Return the upper edge of the bucket that contains the median of the layers in view.
+
+    None if no layer is in view.
+    """
     total = np.cumsum(run.heights[row], dtype=np.float64)
     if total[-1] <= 0:
         return None

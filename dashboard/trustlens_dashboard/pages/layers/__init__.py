@@ -1,4 +1,4 @@
-"""The page of layers: all layers of a run, then one of them over time."""
+"""The layers page: all layers of a run as a heatmap and a table, and one layer over time."""
 
 from trustlens_dashboard.page import Page
 from trustlens_dashboard.pages.layers import callbacks, layout

@@ -1,4 +1,4 @@
-"""The layers page follows the selection, the runs on disk, and clicks on a layer."""
+"""Callbacks of the layers page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def register(app: Dash, library: Library) -> None:
     """Register the page's callbacks."""
 
     @app.callback(Output(ids.RUN, "data"), Input(frame.URL, "search"))
-    def choices(search: str) -> Any:
-        return page.choices(library.snapshot(), search)
+    def run_options(search: str) -> Any:
+        return page.run_options(library.snapshot(), search)
 
     @app.callback(
         Output(ids.VERDICT, "children"),
@@ -30,8 +30,8 @@ def register(app: Dash, library: Library) -> None:
         Input(frame.CURSOR, "data"),
         Input(ids.RUN, "value"),
     )
-    def overview(search: str, _cursor: Any, which: str) -> Any:
-        return page.overview(library.snapshot(), search, which)
+    def overview(search: str, _cursor: Any, a_or_b: str) -> Any:
+        return page.overview(library.snapshot(), search, a_or_b)
 
     @app.callback(
         Output(ids.HEATMAP, "figure"),
@@ -41,8 +41,8 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.RUN, "value"),
         Input(frame.THEME, "data"),
     )
-    def picture(search: str, _cursor: Any, which: str, theme: str) -> Any:
-        return page.picture(library.snapshot(), search, which, theme_name(theme))
+    def heatmap(search: str, _cursor: Any, a_or_b: str, theme: str) -> Any:
+        return page.heatmap_figure(library.snapshot(), search, a_or_b, theme_name(theme))
 
     @app.callback(
         Output(ids.LAYER, "data"),
@@ -53,9 +53,11 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.FINDINGS, "cellClicked"),
         State(ids.LAYER, "value"),
     )
-    def pick(search: str, _heatmap: Any, _table: Any, _findings: Any, layer: str | None) -> Any:
+    def choose_layer(
+        search: str, _heatmap: Any, _table: Any, _findings: Any, layer: str | None
+    ) -> Any:
         event = ctx.triggered[0]["value"] if ctx.triggered_id not in (None, frame.URL) else None
-        return page.pick(library.snapshot(), search, event, layer)
+        return page.choose_layer(library.snapshot(), search, event, layer)
 
     @app.callback(
         Output(ids.LAYER_GRAPH, "figure"),

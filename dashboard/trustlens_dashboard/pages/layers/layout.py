@@ -1,4 +1,4 @@
-"""Layers: all of one run at a glance, then one of them over time."""
+"""Layout of the layers page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trustlens_dashboard.pages.layers.view import TABLE_COLUMNS
 
 
 def layout() -> html.Div:
-    """Return the page."""
+    """Return the components of the page, without data."""
     return html.Div(
         [
             html.Div(
@@ -21,7 +21,7 @@ def layout() -> html.Div:
                         id=ids.RUN,
                         data=[{"value": "a", "label": "Run A"}, {"value": "b", "label": "Run B"}],
                         value="a",
-                        attributes={"root": aria(label="Which run")},
+                        attributes={"root": aria(label="Run to show")},
                     ),
                     html.Div(id=ids.VERDICT, className="verdict", role="status"),
                 ],

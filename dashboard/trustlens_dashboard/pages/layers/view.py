@@ -1,4 +1,4 @@
-"""Contents of the page of layers: functions of a snapshot, called by its callbacks."""
+"""Contents of the layers page: functions of a snapshot that the callbacks call."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from trustlens.figures._heatmap import heatmap
 from trustlens.figures.theme import ThemeName, plain
 from trustlens.schema import QUANTITIES
 from trustlens_dashboard.components import empty
-from trustlens_dashboard.components.graph import placed, sentence
+from trustlens_dashboard.components.graph import message_figure, with_style
 from trustlens_dashboard.components.grid import NUMBER
-from trustlens_dashboard.diagnosed import diagnosed
+from trustlens_dashboard.findings import cached_findings
 from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection
 
@@ -32,10 +32,10 @@ TABLE: Final = (
     "grad_norm",
     "nonfinite",
 )
-"""Quantities in the table of layers."""
+"""Quantities that are columns of the table of layers."""
 
 OVER_TIME: Final = ("trust_ratio", "weight_norm", "direction_norm", "update_ratio")
-"""Quantities of one layer over time; the chosen one stands first."""
+"""Quantities to draw of one layer over time, after the selected quantity."""
 
 TABLE_COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
     {"field": "layer", "headerName": "Layer", "flex": 2, "minWidth": 170, "tooltipField": "layer",
@@ -51,17 +51,17 @@ TABLE_COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
 )  # fmt: skip
 
 
-def run_of(snapshot: Snapshot, search: str | None, which: str) -> Run | None:
-    """Return the run A or B of the address; where there is no B, A."""
+def selected_run(snapshot: Snapshot, search: str | None, a_or_b: str) -> Run | None:
+    """Return run A or run B of the URL; run A if no run B is selected."""
     selection = Selection.parse(search)
     runs = snapshot.chosen(selection.a, selection.b)
     if not runs:
         return None
-    return runs[-1] if which == "b" else runs[0]
+    return runs[-1] if a_or_b == "b" else runs[0]
 
 
-def choices(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
-    """Return the options of the switch between the two runs, by their names."""
+def run_options(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
+    """Return the options of the switch between run A and run B, labelled with their names."""
     selection = Selection.parse(search)
     runs = snapshot.chosen(selection.a, selection.b)
     return [{"value": key, "label": run.name} for key, run in zip("ab", runs, strict=False)] or [
@@ -69,30 +69,30 @@ def choices(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
     ]
 
 
-def overview(snapshot: Snapshot, search: str | None, which: str) -> tuple[Any, ...]:
-    """Return verdict, findings, style of their box, title of the table, and its rows."""
-    run = run_of(snapshot, search, which)
+def overview(snapshot: Snapshot, search: str | None, a_or_b: str) -> tuple[Any, ...]:
+    """Return verdict, rows of findings, style of their box, title and rows of the table."""
+    run = selected_run(snapshot, search, a_or_b)
     if run is None:
         return empty.no_run(snapshot), [], {"display": "none"}, "", []
     try:
-        findings = diagnosed(snapshot, run)
+        findings = cached_findings(snapshot, run)
         rows = table_rows(run, findings)
-        words = verdict(findings, run)
+        text = verdict(findings, run)
         last = run.last_step
     except TrustlensError as error:
         return str(error), [], {"display": "none"}, "", []
-    bad = len(findings) > 0
+    suspicious = len(findings) > 0
     return (
-        html.Span(words, className="verdict-bad" if bad else "verdict-good"),
+        html.Span(text, className="verdict-bad" if suspicious else "verdict-good"),
         finding_rows(findings),
-        {} if bad else {"display": "none"},
+        {} if suspicious else {"display": "none"},
         f"The layers of {run.name} at step {last}" if last else f"The layers of {run.name}",
         rows,
     )
 
 
 def finding_rows(findings: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the findings as JSON can hold them: an infinite score is text."""
+    """Return the findings as rows for JSON: an infinite score becomes the text "∞"."""
     return [
         {**row, "score": row["score"] if np.isfinite(row["score"]) else "∞"}
         for row in findings.to_dict("records")
@@ -100,7 +100,7 @@ def finding_rows(findings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def table_rows(run: Run, findings: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return one row a layer with its values at the last recorded step; unknown ones are None."""
+    """Return one row per layer with its values at the last recorded step; None if not finite."""
     span = run.span("layers")
     frame = None if span is None else run.layers(TABLE, steps=[span[1]]).set_index("layer")
     found = {
@@ -121,68 +121,69 @@ def table_rows(run: Run, findings: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def picture(
-    snapshot: Snapshot, search: str | None, which: str, theme: ThemeName
+def heatmap_figure(
+    snapshot: Snapshot, search: str | None, a_or_b: str, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
-    """Return the heatmap and the style of its place."""
-    run = run_of(snapshot, search, which)
+    """Return the heatmap and its style."""
+    run = selected_run(snapshot, search, a_or_b)
     if run is None:
-        return sentence(empty.no_run(snapshot), theme), {"height": "200px"}
+        return message_figure(empty.no_run(snapshot), theme), {"height": "200px"}
     try:
         figure = heatmap(run, Selection.parse(search).quantity, theme=theme)
     except TrustlensError as error:
-        figure = sentence(str(error), theme)
-    return placed(figure, which, search)
+        figure = message_figure(str(error), theme)
+    return with_style(figure, a_or_b, search)
 
 
 def over_time(
     snapshot: Snapshot, search: str | None, layer: str | None, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
-    """Return one layer's curves in both runs, and the style of their place."""
+    """Return a figure with one layer's curves in both runs, and its style."""
     selection = Selection.parse(search)
     runs = snapshot.chosen(selection.a, selection.b)
     if not runs or layer is None:
-        return sentence("There is no layer to show.", theme), {"height": "200px"}
+        return message_figure("There is no layer to show.", theme), {"height": "200px"}
     names = list(dict.fromkeys((selection.quantity, *OVER_TIME)))[: len(OVER_TIME)]
     try:
         figure = curves(runs, names, layer=layer, theme=theme)
     except TrustlensError as error:
-        figure = sentence(str(error), theme)
-    return placed(figure, layer, search)
+        figure = message_figure(str(error), theme)
+    return with_style(figure, layer, search)
 
 
 def layer_options(
     snapshot: Snapshot, search: str | None, chosen: str | None
 ) -> tuple[Any, str | None]:
-    """Return the layers of both runs as options, and the chosen one if it is there, else one.
+    """Return the names of the layers of both runs, and the layer to show.
 
-    Without a choice it is the most suspect layer, or the first.
+    This is the chosen layer if one of the runs has it, else the first one with a finding, else the
+    first layer.
     """
     selection = Selection.parse(search)
     runs = snapshot.chosen(selection.a, selection.b)
     names = list(dict.fromkeys(name for run in runs for name in run.layer_names))
     if chosen not in names:
-        chosen = next((layer for run in runs for layer in _suspects(snapshot, run)), None)
+        chosen = next((layer for run in runs for layer in _suspicious_layers(snapshot, run)), None)
         chosen = chosen or (names[0] if names else None)
     return names, chosen
 
 
-def _suspects(snapshot: Snapshot, run: Run) -> list[str]:
+def _suspicious_layers(snapshot: Snapshot, run: Run) -> list[str]:
     try:
-        return [str(name) for name in diagnosed(snapshot, run)["layer"]]
+        return [str(name) for name in cached_findings(snapshot, run)["layer"]]
     except TrustlensError:
         return []
 
 
-def pick(
+def choose_layer(
     snapshot: Snapshot, search: str | None, event: Any, layer: str | None
 ) -> tuple[Any, str | None]:
-    """Return the options of layers, and the layer that was clicked on, else the one given."""
-    return layer_options(snapshot, search, clicked(snapshot, search, event) or layer)
+    """Return the names of the layers, and the clicked layer, or ``layer`` without a click."""
+    return layer_options(snapshot, search, clicked_layer(snapshot, search, event) or layer)
 
 
-def clicked(snapshot: Snapshot, search: str | None, event: Any) -> str | None:
-    """Return the layer that a click on the heatmap or in a table speaks of, or None."""
+def clicked_layer(snapshot: Snapshot, search: str | None, event: Any) -> str | None:
+    """Return the layer of a click event of the heatmap or a table; None without an event."""
     if not event:
         return None
     if "rowId" in event:

@@ -1,4 +1,4 @@
-"""The page of ridgelines: how a quantity is distributed over the layers, in two runs."""
+"""The ridgelines page: the distribution of a quantity over the layers, for two runs."""
 
 from trustlens_dashboard.page import Page
 from trustlens_dashboard.pages.ridgelines import callbacks, layout

@@ -1,4 +1,4 @@
-"""The ridgelines page follows the selection, the runs on disk and the step slider."""
+"""Callbacks of the ridgelines page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ridgelines: how a quantity is distributed over the layers, two runs side by side."""
+"""Layout of the ridgelines page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trustlens_dashboard.pages.ridgelines import ids
 
 
 def layout() -> html.Div:
-    """Return the page."""
+    """Return the components of the page, without data."""
     return html.Div(
         [
             html.Div(
@@ -51,7 +51,7 @@ def layout() -> html.Div:
                                 styles={"mark": {"display": "none"}},
                             ),
                             dmc.Text(
-                                "drag turns · wheel zooms · double click resets",
+                                "drag to turn · wheel to zoom · double-click to reset",
                                 className="hint",
                             ),
                         ],

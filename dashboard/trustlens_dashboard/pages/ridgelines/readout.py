@@ -1,4 +1,4 @@
-"""From a selection to the ridgelines page: data, sentences, the table of one step."""
+"""Data of the ridgelines page: ridgelines, the table of one step, and its summary."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from trustlens.schema import QUANTITIES
 from trustlens_dashboard.library import Snapshot
 
 RIDGES = 100
-"""Steps that are drawn of each run; more would stand closer than their lines are wide."""
+"""Maximum number of ridges per run. With more, the distance would be less than a line's width."""
 
 
-def view(
-    snapshot: Snapshot, runs: Sequence[Run], quantity: str, scale: str, reach: str
+def cached_ridgelines(
+    snapshot: Snapshot, runs: Sequence[Run], quantity: str, scale: str, view: str
 ) -> RidgelineData:
-    """Return the ridgelines of the runs as they are on disk; kept until one of them changes."""
+    """Return the ridgelines of the runs, cached until one of the runs changes."""
     compute = partial(
         ridgeline_data,
         runs,
         quantity,
         ridges=RIDGES,
         scale=cast("Literal['auto', 'log', 'linear']", scale),
-        view=cast("Literal['robust', 'full']", reach),
+        view=cast("Literal['robust', 'full']", view),
     )
     versions = tuple(snapshot.state(run).version for run in runs)
-    what = ("ridgelines", quantity, scale, reach)
-    return snapshot.results.get(what, tuple(runs), versions, compute, _size)
+    name = ("ridgelines", quantity, scale, view)
+    return snapshot.results.get(name, tuple(runs), versions, compute, _size)
 
 
 def _size(data: RidgelineData) -> int:
@@ -41,17 +41,17 @@ def _size(data: RidgelineData) -> int:
 
 
 def drawn_steps(data: RidgelineData) -> list[int]:
-    """Return the steps at which any of the runs has a ridge, ascending."""
+    """Return the steps at which at least one run has a ridge, ascending."""
     return sorted({int(step) for run in data.runs for step in run.steps})
 
 
 def nearest(steps: Sequence[int] | np.ndarray[Any, Any], step: int) -> int | None:
-    """Return the nearest of the steps, the earlier of two equally near; None if there are none."""
+    """Return the nearest of the steps, the earlier one in a tie; None if there are no steps."""
     return min((int(s) for s in steps), key=lambda s: (abs(s - step), s), default=None)
 
 
 def values_at(run: Run, step: int | None, quantity: str) -> dict[str, float | None]:
-    """Return the quantity of each layer at a recorded step; None where it is not finite."""
+    """Return the quantity of each layer at a recorded step; None if it is not finite."""
     values = run.matrix(quantity, steps=[] if step is None else [step])
     if values.empty:
         return dict.fromkeys(run.layer_names)
@@ -60,9 +60,10 @@ def values_at(run: Run, step: int | None, quantity: str) -> dict[str, float | No
 
 
 def step_rows(columns: Sequence[Mapping[str, float | None]]) -> list[dict[str, Any]]:
-    """Return one row a layer with its value in each run (``value0``, ``value1``) and their ratio.
+    """Return one row per layer with its value in each run (``value0``, ``value1``).
 
-    A layer that only one run has is a row too. What is not known is None.
+    With two runs, ``ratio`` is value1 / value0. Layers of only one run have a row too. Missing
+    values and ratios are None.
     """
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(name for column in columns for name in column):
@@ -75,16 +76,16 @@ def step_rows(columns: Sequence[Mapping[str, float | None]]) -> list[dict[str, A
     return rows
 
 
-def step_in_words(
+def step_summary(
     name: str, step: int | None, values: Mapping[str, float | None], quantity: str
 ) -> str:
-    """Return one run's numbers at a step as a sentence."""
+    """Return a sentence with the median and the range of one run's values at a step."""
     if step is None:
         return f"{name}: no step recorded."
     known = np.array([value for value in values.values() if value is not None])
     symbol = QUANTITIES[quantity].symbol
     if not known.size:
-        return f"{name}, step {step}: no finite {symbol} in any of {len(values)} layers."
+        return f"{name}, step {step}: {symbol} is not finite in any of {len(values)} layers."
     low, middle, high = (readable(f(known)) for f in (np.min, np.median, np.max))
     missing = len(values) - known.size
     rest = f"; {missing} without a finite value" if missing else ""

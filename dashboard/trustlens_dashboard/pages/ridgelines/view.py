@@ -1,4 +1,4 @@
-"""Contents of the page of ridgelines: functions of a snapshot, called by its callbacks."""
+"""Contents of the ridgelines page: functions of a snapshot that the callbacks call."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trustlens_dashboard.components import empty
 from trustlens_dashboard.components.grid import NUMBER
 from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.pages.ridgelines.readout import (
+    cached_ridgelines,
     drawn_steps,
     nearest,
-    step_in_words,
     step_rows,
+    step_summary,
     values_at,
-    view,
 )
 from trustlens_dashboard.selection import Selection
 
@@ -37,32 +37,32 @@ _LAYER: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Slider:
-    """The step slider before an update: its value and its last step."""
+    """The state of the step slider before an update: its value and its maximum."""
 
     value: int | None
     last: int | None
 
 
 def picture(
-    snapshot: Snapshot, search: str, scale: str, reach: str, slider: Slider
+    snapshot: Snapshot, search: str, scale: str, view: str, slider: Slider
 ) -> tuple[Any, ...]:
     """Return payload, slider (min, max, marks, value, disabled), formula and message.
 
-    A slider at the last step stays at the last step when more are recorded.
+    If the slider is at its maximum, it follows the last step as the run grows.
     """
     selection = Selection.parse(search)
-    measured = QUANTITIES[selection.quantity]
+    quantity = QUANTITIES[selection.quantity]
     formula = [
-        html.Span(measured.symbol, className="symbol"),
-        html.Span(f"{measured.title} = {measured.formula}"),
+        html.Span(quantity.symbol, className="symbol"),
+        html.Span(f"{quantity.title} = {quantity.formula}"),
     ]
     runs = snapshot.chosen_by_id(selection.a, selection.b)
     if not runs:
-        return None, 0, 1, [], 0, True, formula, empty.sentence(empty.no_run(snapshot))
+        return None, 0, 1, [], 0, True, formula, empty.message(empty.no_run(snapshot))
     try:
-        data = view(snapshot, list(runs.values()), selection.quantity, scale, reach)
+        data = cached_ridgelines(snapshot, list(runs.values()), selection.quantity, scale, view)
     except TrustlensError as error:
-        return None, 0, 1, [], 0, True, formula, empty.sentence(str(error))
+        return None, 0, 1, [], 0, True, formula, empty.message(str(error))
     steps = drawn_steps(data)
     low, high = (steps[0], steps[-1]) if steps else (0, 1)
     hidden = [(run.label, text) for run in data.runs if (text := out_of_view(data, run))]
@@ -71,41 +71,41 @@ def picture(
         low,
         max(high, low + 1),
         [{"value": value} for value in steps],
-        _step(slider, steps),
+        _step_to_show(slider, steps),
         len(steps) < 2,
         formula,
         [html.P(f"{label}: {text}", className="out-of-view") for label, text in hidden],
     )
 
 
-def _step(slider: Slider, steps: Sequence[int]) -> int:
-    """Return the step to show: the nearest to the slider's, or the last if it was at its end."""
-    stood = slider.value
-    if not steps or not stood or stood == slider.last or not steps[0] <= stood <= steps[-1]:
+def _step_to_show(slider: Slider, steps: Sequence[int]) -> int:
+    """Return the step nearest to the slider's; the last one if the slider is at its maximum."""
+    value = slider.value
+    if not steps or not value or value == slider.last or not steps[0] <= value <= steps[-1]:
         return steps[-1] if steps else 0
-    return nearest(steps, stood) or steps[-1]
+    return nearest(steps, value) or steps[-1]
 
 
-def numbers(snapshot: Snapshot, search: str, scale: str, reach: str, step: int) -> tuple[Any, ...]:
-    """Return the summary, the columns and the rows of the table for one step."""
+def numbers(snapshot: Snapshot, search: str, scale: str, view: str, step: int) -> tuple[Any, ...]:
+    """Return the summaries of the runs at one step, and columns and rows of the table."""
     selection = Selection.parse(search)
     runs = snapshot.chosen(selection.a, selection.b)
     if not runs:
         return [], [_LAYER], []
     try:
-        data = view(snapshot, runs, selection.quantity, scale, reach)
+        data = cached_ridgelines(snapshot, runs, selection.quantity, scale, view)
         steps = [nearest(run.steps, step) for run in data.runs]
         columns = [
             values_at(run, at, selection.quantity) for run, at in zip(runs, steps, strict=True)
         ]
     except TrustlensError as error:
-        return empty.sentence(str(error)), [_LAYER], []
-    words = [
-        html.P(step_in_words(run.name, at, column, selection.quantity))
+        return empty.message(str(error)), [_LAYER], []
+    summaries = [
+        html.P(step_summary(run.name, at, column, selection.quantity))
         for run, at, column in zip(runs, steps, columns, strict=True)
     ]
     return (
-        words,
+        summaries,
         _headings(selection.quantity, [run.name for run in runs], steps),
         step_rows(columns),
     )

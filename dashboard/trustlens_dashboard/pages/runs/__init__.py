@@ -1,4 +1,4 @@
-"""The page of all runs: what is in the folder, and which two to compare."""
+"""The runs page: the runs below the folder, and the selection of two to compare."""
 
 from trustlens_dashboard.page import Page
 from trustlens_dashboard.pages.runs import callbacks, layout

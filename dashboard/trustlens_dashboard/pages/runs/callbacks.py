@@ -1,4 +1,4 @@
-"""The list of runs follows the folder; ticked rows are the runs to compare."""
+"""Callbacks of the runs page."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def register(app: Dash, library: Library) -> None:
         Input(frame.TICK, "n_intervals"),
         State(ids.VERSION, "data"),
     )
-    def fill(_tick: int, known: Any) -> Any:
-        return page.fill(library.snapshot(), known)
+    def update_rows(_tick: int, known: Any) -> Any:
+        return page.update_rows(library.snapshot(), known)
 
     @app.callback(
         Output(frame.URL, "search", allow_duplicate=True),
@@ -32,8 +32,8 @@ def register(app: Dash, library: Library) -> None:
         State(frame.URL, "search"),
         prevent_initial_call=True,
     )
-    def tick(ticked: Any, search: str) -> Any:
-        return page.tick(search, ticked)
+    def select_runs(ticked: Any, search: str) -> Any:
+        return page.select_runs(search, ticked)
 
     @app.callback(
         Output(ids.GRID, "selectedRows"),
@@ -42,5 +42,5 @@ def register(app: Dash, library: Library) -> None:
         Input(ids.VERSION, "data"),
         State(ids.GRID, "selectedRows"),
     )
-    def mark(search: str, _version: Any, ticked: Any) -> Any:
-        return page.mark(library.snapshot(), search, ticked)
+    def tick_rows(search: str, _version: Any, ticked: Any) -> Any:
+        return page.tick_rows(library.snapshot(), search, ticked)

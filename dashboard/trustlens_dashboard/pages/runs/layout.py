@@ -1,4 +1,4 @@
-"""Runs: what there is in the folder, and which two to compare."""
+"""Layout of the runs page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trustlens_dashboard.pages.runs.table import COLUMNS
 
 
 def layout() -> html.Div:
-    """Return the page."""
+    """Return the components of the page, without data."""
     return html.Div(
         [
             html.Div(id=ids.EMPTY),

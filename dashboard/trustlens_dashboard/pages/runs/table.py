@@ -1,4 +1,4 @@
-"""The list of runs, one row a run."""
+"""The table of runs: one row per run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trustlens.analysis.diagnose import verdict
 from trustlens.analysis.run import Run
 from trustlens.errors import TrustlensError
 from trustlens_dashboard.components.grid import NUMBER
-from trustlens_dashboard.diagnosed import diagnosed
+from trustlens_dashboard.findings import cached_findings
 from trustlens_dashboard.library import Entry, Snapshot
 from trustlens_dashboard.selection import learning_rate
 
@@ -55,12 +55,12 @@ COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
 
 
 def version(snapshot: Snapshot) -> list[list[str]]:
-    """Return a value that changes whenever a row would."""
+    """Return a JSON value that changes whenever a row changes."""
     return [[entry.id, *snapshot.version(entry)] for entry in snapshot.entries]
 
 
 def rows(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return one row a run; a run that cannot be read says why."""
+    """Return one row per run. The verdict of an unreadable run is the error."""
     return [_row(snapshot, entry) for entry in snapshot.entries]
 
 
@@ -80,7 +80,7 @@ def _row(snapshot: Snapshot, entry: Entry) -> dict[str, Any]:
 
 def _summary(snapshot: Snapshot, run: Run) -> dict[str, Any]:
     metrics = run.metrics()
-    findings = diagnosed(snapshot, run)
+    findings = cached_findings(snapshot, run)
     return {
         "optimizer": run.family,
         "lr": learning_rate(run),
@@ -98,7 +98,11 @@ def _size(summary: dict[str, Any]) -> int:
 
 
 def _last(metrics: pd.DataFrame, word: str) -> float | None:
-    """Return the last value of the metric that the word names best: exactly, at its end, within."""
+    """Return the last value of the metric whose name matches ``word`` best, or None.
+
+    A name that equals the word is preferred, then one that ends with it, then one that contains
+    it; among these the shortest.
+    """
     names = metrics["name"].unique()
     named = [name for name in names if word in str(name).lower()]
     if not named:

@@ -1,4 +1,4 @@
-"""Contents of the page of runs: functions of a snapshot, called by its callbacks."""
+"""Contents of the runs page: functions of a snapshot that the callbacks call."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from trustlens_dashboard.pages.runs import table as run_table
 from trustlens_dashboard.selection import Selection
 
 
-def fill(snapshot: Snapshot, known: Any) -> tuple[Any, ...]:
-    """Return rows, their version, what stands in their place, and the style of the grid's box."""
+def update_rows(snapshot: Snapshot, known: Any) -> tuple[Any, ...]:
+    """Return rows, their version, the panel for an empty list, and the style of the grid's box.
+
+    All are ``no_update`` if the rows still have the version ``known``.
+    """
     version = run_table.version(snapshot)
     if version == known:
         return (no_update,) * 4
@@ -26,27 +29,27 @@ def fill(snapshot: Snapshot, known: Any) -> tuple[Any, ...]:
     return rows, version, None, {}
 
 
-def tick(search: str | None, ticked: Any) -> Any:
-    """Return the address's query once the user has ticked rows; of more than two the last two."""
+def select_runs(search: str | None, ticked: Any) -> Any:
+    """Return the URL's query that selects the ticked runs; the last two if more are ticked."""
     if not ticked:
-        return no_update  # also what a grid reports while its rows arrive
+        return no_update  # the grid also reports an empty selection while it loads its rows
     selection = Selection.parse(search)
     wanted = _choose(selection, _ids(ticked)).search()
     return no_update if wanted == selection.search() else wanted
 
 
-def mark(snapshot: Snapshot, search: str | None, ticked: Any) -> tuple[Any, list[Any]]:
-    """Return the rows to tick, as the address says, and the words on what is compared."""
+def tick_rows(snapshot: Snapshot, search: str | None, ticked: Any) -> tuple[Any, list[Any]]:
+    """Return the rows to tick for the URL's selection, and the names of these runs with links."""
     selection = Selection.parse(search)
     chosen = [run_id for run_id in (selection.a, selection.b) if run_id]
     names = [run.name for run in snapshot.chosen(*chosen)]
-    # Setting what is ticked already would only tick it again.
+    # Setting an unchanged selection would trigger the grid's callback again.
     rows = no_update if set(_ids(ticked)) == set(chosen) else {"ids": chosen}
-    return rows, _words(names, selection.search())
+    return rows, _links(names, selection.search())
 
 
 def _ids(ticked: Any) -> list[str]:
-    """Return the ids in the grid's ``selectedRows``: rows if the user ticked, ids if we did."""
+    """Return the ids in ``selectedRows``: rows if the user ticked, a dict if a callback did."""
     if isinstance(ticked, Mapping):
         return list(ticked["ids"])
     return [str(row["id"]) for row in ticked or ()]
@@ -59,7 +62,7 @@ def _choose(selection: Selection, ticked: Sequence[str]) -> Selection:
     return replace(selection, a=first or None, b=second)
 
 
-def _words(names: Sequence[str], search: str) -> list[Any]:
+def _links(names: Sequence[str], search: str) -> list[Any]:
     if not names:
         return [html.Span("Tick two runs to compare them.")]
     second = [" and ", html.Strong(names[1])] if names[1:] else []

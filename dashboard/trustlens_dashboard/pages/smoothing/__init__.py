@@ -1,4 +1,4 @@
-"""The page of moving averages: how Adam smooths, and why it corrects the start."""
+"""The debias and smoothing page: Adam's moving averages and their correction."""
 
 from trustlens_dashboard.page import Page
 from trustlens_dashboard.pages.smoothing import callbacks, layout

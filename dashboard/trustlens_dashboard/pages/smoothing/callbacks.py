@@ -1,4 +1,4 @@
-"""The debias and smoothing page follows its switches, the selection and the runs on disk."""
+"""Callbacks of the debias and smoothing page."""
 
 from __future__ import annotations
 

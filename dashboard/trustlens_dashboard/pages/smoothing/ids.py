@@ -1,4 +1,4 @@
-"""Ids of the components of this page."""
+"""Component ids of the debias and smoothing page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Debias and smoothing: the moving averages that Adam keeps, and why they are corrected."""
+"""Layout of the debias and smoothing page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trustlens_dashboard.pages.smoothing.view import BETAS, EXAMPLE
 
 
 def layout() -> html.Div:
-    """Return the page."""
+    """Return the components of the page, without data."""
     return html.Div(
         [
             html.Div(
@@ -45,8 +45,8 @@ def layout() -> html.Div:
             html.Div(
                 choice(
                     ids.DEBIAS_RECORDED,
-                    "Beside the formula",
-                    {"none": "Nothing", "a": "Run A", "b": "Run B"},
+                    "Recorded factors",
+                    {"none": "None", "a": "Run A", "b": "Run B"},
                 ),
                 className="page-head",
             ),

@@ -1,4 +1,4 @@
-"""Contents of the page of moving averages: functions of a snapshot, called by its callbacks."""
+"""Contents of the debias and smoothing page: functions that the callbacks call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trustlens.figures._debias import debias
 from trustlens.figures._smoothing import smoothing
 from trustlens.figures.theme import ThemeName
 from trustlens_dashboard.components import empty
-from trustlens_dashboard.components.graph import placed, sentence
+from trustlens_dashboard.components.graph import message_figure, with_style
 from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection
 
@@ -22,7 +22,7 @@ EXAMPLE: Final = "example"
 
 
 def series_options(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
-    """Return what can be smoothed: an example, and what the two runs logged."""
+    """Return the series that can be smoothed: an example, and the metrics of both runs."""
     options = [{"value": EXAMPLE, "label": "a noisy example"}]
     selection = Selection.parse(search)
     for key, run_id in (("a", selection.a), ("b", selection.b)):
@@ -30,7 +30,7 @@ def series_options(snapshot: Snapshot, search: str | None) -> list[dict[str, str
             try:
                 names = run.metrics()["name"].unique()
             except TrustlensError:
-                continue  # a damaged table: the other pages say so
+                continue  # a damaged table; other pages report the error
             options += [
                 {"value": f"{key}:{name}", "label": f"{name} of {run.name}"} for name in names
             ]
@@ -46,21 +46,21 @@ def smoothed(
     debiased: str,
     theme: ThemeName,
 ) -> tuple[Any, dict[str, str]]:
-    """Return the smoothing figure and the style of its place."""
+    """Return the smoothing figure and its style."""
     chosen = sorted(float(beta) for beta in betas)
     if not chosen:
-        return sentence("Choose a β.", theme), {"height": "200px"}
-    with_it = {"both": None, "with": True, "without": False}[debiased]
+        return message_figure("Choose a β.", theme), {"height": "200px"}
+    debias_factor = {"both": None, "with": True, "without": False}[debiased]
     try:
         values = _series(snapshot, search, series or EXAMPLE)
-        figure = smoothing(values, chosen, debias=with_it, theme=theme)
+        figure = smoothing(values, chosen, debias=debias_factor, theme=theme)
     except TrustlensError as error:
-        figure = sentence(str(error), theme)
-    return placed(figure, search, series, debiased)
+        figure = message_figure(str(error), theme)
+    return with_style(figure, search, series, debiased)
 
 
 def _series(snapshot: Snapshot, search: str | None, series: str) -> NDArray[np.float64] | None:
-    """Return the values of a metric of run A or B; None stands for the example."""
+    """Return the values of a metric of run A or B, such as "a:loss"; None for the example."""
     key, _, name = series.partition(":")
     selection = Selection.parse(search)
     runs = snapshot.chosen({"a": selection.a, "b": selection.b}.get(key))
@@ -73,9 +73,10 @@ def _series(snapshot: Snapshot, search: str | None, series: str) -> NDArray[np.f
 def factors(
     snapshot: Snapshot, search: str | None, *, betas: Sequence[str], recorded: str, theme: ThemeName
 ) -> tuple[Any, dict[str, str]]:
-    """Return the figure of the debias factors and the style of its place.
+    """Return the figure of the debias factors and its style.
 
-    With a run the panels are those of its own β, and its recorded factors stand beside.
+    If a run is chosen, the figure has a panel for each β of the run and shows the recorded
+    factors too.
     """
     selection = Selection.parse(search)
     runs = snapshot.chosen({"a": selection.a, "b": selection.b}.get(recorded))
@@ -84,9 +85,9 @@ def factors(
         if runs:
             figure = debias(run=runs[0], theme=theme)
         elif recorded != "none":
-            figure = sentence(empty.no_run(snapshot), theme)
+            figure = message_figure(empty.no_run(snapshot), theme)
         else:
             figure = debias(chosen or None, theme=theme)
     except TrustlensError as error:
-        figure = sentence(str(error), theme)
-    return placed(figure, search, recorded, betas)
+        figure = message_figure(str(error), theme)
+    return with_style(figure, search, recorded, betas)

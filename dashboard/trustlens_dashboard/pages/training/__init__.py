@@ -1,4 +1,4 @@
-"""The page of training curves: what was logged over time, in several runs."""
+"""The training page: logged metrics of several runs over time."""
 
 from trustlens_dashboard.page import Page
 from trustlens_dashboard.pages.training import callbacks, layout

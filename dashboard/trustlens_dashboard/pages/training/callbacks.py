@@ -1,4 +1,4 @@
-"""The training page follows the selection and the runs on disk."""
+"""Callbacks of the training page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: what was logged over time, of several runs."""
+"""Layout of the training page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trustlens_dashboard.pages.training import ids
 
 
 def layout() -> html.Div:
-    """Return the page."""
+    """Return the components of the page, without data."""
     return html.Div(
         [
             html.Div(
@@ -19,7 +19,7 @@ def layout() -> html.Div:
                     dmc.MultiSelect(
                         id=ids.RUNS,
                         label="More runs",
-                        placeholder="beside A and B",
+                        placeholder="in addition to A and B",
                         searchable=True,
                         clearable=True,
                         hidePickedOptions=True,
@@ -27,8 +27,8 @@ def layout() -> html.Div:
                     ),
                     dmc.MultiSelect(
                         id=ids.NAMES,
-                        label="What was logged",
-                        placeholder="everything",
+                        label="Metrics",
+                        placeholder="all",
                         searchable=True,
                         clearable=True,
                         hidePickedOptions=True,
@@ -47,12 +47,12 @@ def layout() -> html.Div:
                 ids.GRID,
                 [
                     {"field": "run", "headerName": "Run", "flex": 2, "minWidth": 180},
-                    {"field": "name", "headerName": "Logged", "flex": 1, "minWidth": 130},
+                    {"field": "name", "headerName": "Metric", "flex": 1, "minWidth": 130},
                     {"field": "step", "headerName": "Last step", "flex": 1, **NUMBER},
                     {"field": "last", "headerName": "Last", "flex": 1, **NUMBER},
                     {"field": "lowest", "headerName": "Lowest", "flex": 1, **NUMBER},
                     {"field": "highest", "headerName": "Highest", "flex": 1, **NUMBER},
-                    {"field": "lost", "headerName": "Not finite", "flex": 1, **NUMBER},
+                    {"field": "nonfinite", "headerName": "Not finite", "flex": 1, **NUMBER},
                 ],
                 row_id="key",
             ),

@@ -1,4 +1,4 @@
-"""Contents of the page of training curves: functions of a snapshot, called by its callbacks."""
+"""Contents of the training page: functions of a snapshot that the callbacks call."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trustlens.errors import TrustlensError
 from trustlens.figures._curves import curves
 from trustlens.figures.theme import ThemeName
 from trustlens_dashboard.components import empty
-from trustlens_dashboard.components.graph import placed, sentence
+from trustlens_dashboard.components.graph import message_figure, with_style
 from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection
 
 
 def options(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
-    """Return the runs to choose from beside A and B."""
+    """Return the runs other than A and B as options."""
     selection = Selection.parse(search)
     return [
         {"value": entry.id, "label": entry.run.label}
@@ -36,10 +36,10 @@ def picture(
     scale: str,
     theme: ThemeName,
 ) -> tuple[Any, ...]:
-    """Return the figure, the style of its place, the names to choose from, and the table's rows."""
+    """Return the figure, its style, the names of the metrics, and the rows of the table."""
     runs = _runs(snapshot, search, more)
     if not runs:
-        return sentence(empty.no_run(snapshot), theme), {"height": "200px"}, [], []
+        return message_figure(empty.no_run(snapshot), theme), {"height": "200px"}, [], []
     try:
         rows = [row for run in runs for row in table_rows(run)]
         logged = list(dict.fromkeys(str(row["name"]) for row in rows))
@@ -48,8 +48,8 @@ def picture(
             runs, chosen, scale=cast("Literal['auto', 'log', 'linear']", scale), theme=theme
         )
     except TrustlensError as error:
-        return *placed(sentence(str(error), theme)), [], []
-    return *placed(figure, search, more, names, scale), logged, rows
+        return *with_style(message_figure(str(error), theme)), [], []
+    return *with_style(figure, search, more, names, scale), logged, rows
 
 
 def _runs(snapshot: Snapshot, search: str | None, more: Sequence[str] | None) -> list[Run]:
@@ -58,7 +58,10 @@ def _runs(snapshot: Snapshot, search: str | None, more: Sequence[str] | None) ->
 
 
 def table_rows(run: Run) -> list[dict[str, Any]]:
-    """Return one row for each name that was logged: its last value and its extremes."""
+    """Return one row per metric: its last, lowest and highest value.
+
+    ``nonfinite`` counts the values that are infinite or NaN.
+    """
     rows: list[dict[str, Any]] = []
     for name, part in run.metrics().groupby("name", sort=False):
         values = part["value"].to_numpy(np.float64)
@@ -72,7 +75,7 @@ def table_rows(run: Run) -> list[dict[str, Any]]:
                 "last": float(values[-1]) if np.isfinite(values[-1]) else None,
                 "lowest": float(finite.min()) if finite.size else None,
                 "highest": float(finite.max()) if finite.size else None,
-                "lost": int(values.size - finite.size),
+                "nonfinite": int(values.size - finite.size),
             }
         )
     return rows

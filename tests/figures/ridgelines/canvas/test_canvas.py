@@ -1,4 +1,4 @@
-"""The canvas: its payload against the figure's data, its script and style as packages need them."""
+"""Test the canvas: its payload against the figure's data, its script and style sheet."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def heights(run: dict[str, Any], buckets: int) -> np.ndarray:
     return packed.reshape(-1, buckets) * run["factor"]
 
 
-def test_the_payload_holds_the_data_of_the_figure(synthetic_run: Maker) -> None:
+def test_the_payload_has_the_data_of_the_figure(synthetic_run: Maker) -> None:
     ratio = np.full((20, 10), 0.1)
-    ratio[:, 0] = 1e6  # far out: out of view
+    ratio[:, 0] = 1e6  # an outlier, out of view
     ratio[:, 1:5] = np.geomspace(0.05, 2, 20)[:, None]
     bad = np.zeros((20, 10))
     bad[15:, 9] = 4
@@ -48,18 +48,18 @@ def test_the_payload_holds_the_data_of_the_figure(synthetic_run: Maker) -> None:
     assert drawn["steps"] == list(range(1, 21))
 
 
-def test_the_height_axis_counts_layers_at_the_same_place(synthetic_run: Maker) -> None:
+def test_the_height_axis_counts_layers_with_the_same_value(synthetic_run: Maker) -> None:
     ratio = np.tile([0.1, 1, 1, 10, 10, 10, 10, 10], (3, 1))
     run = open_run(synthetic_run("run", layers=8, steps=3, values={"trust_ratio": ratio}))
     data = ridgeline_data(run, view="full")
     sent = payload(data, ["id"])
-    heaps = heights(sent["runs"][0], 160)[0]
+    drawn = heights(sent["runs"][0], 160)[0]
     [one] = [tick["at"] / 2 for tick in sent["height"]["ticks"] if tick["label"] == "2"]
-    crests = [heaps[first : first + 40].max() / one for first in (0, 60, 120)]
-    assert crests == pytest.approx([1, 2, 5], rel=0.04)  # a bump may lie between two buckets
+    crests = [drawn[first : first + 40].max() / one for first in (0, 60, 120)]
+    assert crests == pytest.approx([1, 2, 5], rel=0.04)  # a bump may be centred between two buckets
 
 
-def test_words_tell_what_the_picture_shows_and_hides(synthetic_run: Maker) -> None:
+def test_the_summary_describes_the_ridgelines_and_layers_out_of_view(synthetic_run: Maker) -> None:
     ratio = np.full((30, 12), 0.2)
     ratio[:, :3] *= np.array([0.8, 1.1, 1.3])
     ratio[9:12, 11] = 1e9
@@ -71,7 +71,7 @@ def test_words_tell_what_the_picture_shows_and_hides(synthetic_run: Maker) -> No
     assert "between steps 10 and 12" in words
 
 
-def test_each_ridge_has_its_colour_from_the_ramp(synthetic_run: Maker) -> None:
+def test_each_ridge_has_the_colour_of_its_step(synthetic_run: Maker) -> None:
     short = open_run(synthetic_run("short", steps=1))
     long = open_run(synthetic_run("long", steps=9))
     drawn, other = payload(ridgeline_data([long, short]), ["x", "y"])["runs"]
@@ -85,7 +85,7 @@ def test_each_ridge_has_its_colour_from_the_ramp(synthetic_run: Maker) -> None:
         assert alone["ridgeColors"][name] == [ramp[-1]]
 
 
-def test_a_script_comes_after_those_that_it_uses() -> None:
+def test_each_script_follows_those_that_it_uses() -> None:
     text = canvas.script()
     parts = ["camera", "surface", "box", "listen", "ridgelines"]
     places = [text.index(f"  window.trustlens.{part} = ") for part in parts]
@@ -93,7 +93,7 @@ def test_a_script_comes_after_those_that_it_uses() -> None:
     assert ".ridgelines-canvas {" in canvas.style()
 
 
-def test_neither_script_nor_style_asks_another_host() -> None:
+def test_script_and_style_make_no_requests() -> None:
     for text in (canvas.script(), canvas.style()):
         assert "http" not in text
         assert "url(" not in text

@@ -1,4 +1,4 @@
-"""Ridgelines on a 2D canvas, to be turned with the mouse: a script, its style and its data."""
+"""Interactive ridgelines on a 2D canvas: the script, its style sheet and its data."""
 
 from trustlens.figures.ridgelines.canvas.payload import payload
 from trustlens.figures.ridgelines.canvas.sources import script, style

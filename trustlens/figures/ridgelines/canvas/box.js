@@ -1,31 +1,32 @@
-/* The box around the ridgelines: floor, back walls with their grid, axes with labels, marks at the edges. */
+/* The box around the ridgelines: floor, back walls with a grid, axes with labels, marks at the edges. */
 "use strict";
 
 (() => {
   const { DEPTH, HEIGHT, project } = window.trustlens.camera;
   const LABEL = "12px";
   const TITLE = "600 12.5px";
-  const LABEL_GAP = 24; // pixels between two labels of an axis, at least
+  const LABEL_GAP = 24; // minimum distance between two labels of an axis, in pixels
 
-  /** The text is in the font of the page around the canvas. */
+  /** Sets the font of the context to that of the page. */
   function setFont(context, weightAndSize) {
     context.font = `${weightAndSize} ${getComputedStyle(context.canvas).fontFamily}`;
   }
 
-  /** Where the box's far and near sides are in this view. */
+  /** Returns the coordinates of the far and near sides of the box in this view. */
   function sides(view) {
     const farX = view.eyeX > 0 ? -1 : 1;
     const farY = view.eyeY > 0 ? -DEPTH : DEPTH;
     return { farX, farY, nearX: -farX, nearY: -farY };
   }
 
-  function line(context, view, a, b) {
+  function addLine(context, view, a, b) {
     const [ax, ay] = project(view, ...a);
     const [bx, by] = project(view, ...b);
     context.moveTo(ax, ay);
     context.lineTo(bx, by);
   }
 
+  /** Returns the ticks of the three axes in the coordinates of the box. */
   function ticks(payload) {
     const span = Math.max(1, payload.steps.hi - payload.steps.lo);
     return {
@@ -38,7 +39,7 @@
     };
   }
 
-  /** The floor and the back walls, which the ridges cover. */
+  /** Draws the floor and the back walls; call it before the ridges are painted over them. */
   function back(context, view, payload, colors) {
     const { farX, farY, nearX, nearY } = sides(view);
     const marks = ticks(payload);
@@ -50,32 +51,33 @@
     context.fill();
     context.beginPath();
     for (const { at } of marks.x) {
-      line(context, view, [at, nearY, 0], [at, farY, 0]);
-      line(context, view, [at, farY, 0], [at, farY, HEIGHT]);
+      addLine(context, view, [at, nearY, 0], [at, farY, 0]);
+      addLine(context, view, [at, farY, 0], [at, farY, HEIGHT]);
     }
     for (const { at } of marks.y) {
-      line(context, view, [nearX, at, 0], [farX, at, 0]);
-      line(context, view, [farX, at, 0], [farX, at, HEIGHT]);
+      addLine(context, view, [nearX, at, 0], [farX, at, 0]);
+      addLine(context, view, [farX, at, 0], [farX, at, HEIGHT]);
     }
     for (const at of [...marks.z.map((t) => t.at), HEIGHT]) {
-      line(context, view, [-1, farY, at], [1, farY, at]);
-      line(context, view, [farX, -DEPTH, at], [farX, DEPTH, at]);
+      addLine(context, view, [-1, farY, at], [1, farY, at]);
+      addLine(context, view, [farX, -DEPTH, at], [farX, DEPTH, at]);
     }
-    line(context, view, [farX, farY, 0], [farX, farY, HEIGHT]);
+    addLine(context, view, [farX, farY, 0], [farX, farY, HEIGHT]);
     context.strokeStyle = colors.grid;
     context.lineWidth = 1;
     context.stroke();
     context.beginPath();
-    line(context, view, [-1, farY, 0], [1, farY, 0]);
-    line(context, view, [farX, -DEPTH, 0], [farX, DEPTH, 0]);
-    line(context, view, [-1, nearY, 0], [1, nearY, 0]);
-    line(context, view, [nearX, -DEPTH, 0], [nearX, DEPTH, 0]);
+    addLine(context, view, [-1, farY, 0], [1, farY, 0]);
+    addLine(context, view, [farX, -DEPTH, 0], [farX, DEPTH, 0]);
+    addLine(context, view, [-1, nearY, 0], [1, nearY, 0]);
+    addLine(context, view, [nearX, -DEPTH, 0], [nearX, DEPTH, 0]);
     context.strokeStyle = colors.axis;
     context.stroke();
   }
 
-  /** Draws labels along one edge; `at` gives a tick's place in the box, `out` a point further outward.
-   *  `gap` is room for what stands between the edge and the labels, `taken` a place to keep free. */
+  /** Draws ticks and labels along one edge. `at` returns a tick's position in the box, `out` a point further
+   *  outward. `gap` is the space in pixels for marks between the edge and the labels; labels near the
+   *  position `taken` are omitted. */
   function edge(context, view, marks, { at, out, title, gap = 0, taken = null }, colors) {
     setFont(context, LABEL);
     context.textBaseline = "middle";
@@ -92,7 +94,7 @@
       kept.push([x, y]);
       context.moveTo(x, y);
       context.lineTo(x + nx * 5, y + ny * 5);
-      put(context, mark.label, x + nx * (10 + gap), y + ny * (12 + gap), nx);
+      drawText(context, mark.label, x + nx * (10 + gap), y + ny * (12 + gap), nx);
       deepest = Math.max(deepest, Math.abs(nx) * context.measureText(mark.label).width);
     }
     context.lineWidth = 1;
@@ -104,7 +106,7 @@
     return Math.max(LABEL_GAP, context.measureText(label).width + 8);
   }
 
-  /** The unit vector on the screen that points out of the box at a place of an edge. */
+  /** Returns the unit vector on the screen from a point of an edge to a point outside the box. */
   function outward(view, inner, outer) {
     const [ax, ay] = project(view, ...inner);
     const [bx, by] = project(view, ...outer);
@@ -112,7 +114,8 @@
     return [(bx - ax) / length, (by - ay) / length];
   }
 
-  function put(context, text, x, y, nx) {
+  /** Draws a text beside a point, aligned by the horizontal direction `nx` away from the box. */
+  function drawText(context, text, x, y, nx) {
     context.textAlign = nx > 0.35 ? "left" : nx < -0.35 ? "right" : "center";
     context.fillText(text, x, y);
   }
@@ -127,7 +130,7 @@
     if (angle > Math.PI / 2) angle -= Math.PI;
     if (angle < -Math.PI / 2) angle += Math.PI;
     if (Math.hypot(bx - ax, by - ay) < 60) return;
-    // Straight out of the edge as it lies on the screen, on the side that is outside.
+    // Perpendicular to the edge on the screen, on the outer side.
     const side = Math.sign(-Math.sin(angle) * nx + Math.cos(angle) * ny) || 1;
     context.save();
     context.translate(mx - Math.sin(angle) * side * distance, my + Math.cos(angle) * side * distance);
@@ -139,15 +142,15 @@
     context.restore();
   }
 
-  /** The labels of the three axes, and the chosen step (or null) at its place. */
+  /** Draws the labels of the three axes, and a label at the chosen step unless it is null. */
   function labels(context, view, payload, colors, run, step) {
     const { farX, farY, nearX, nearY } = sides(view);
     const marks = ticks(payload);
     const along = (at, out, more) => ({ at, out, ...more });
     const value = along((t) => [t, nearY, 0], (t) => [t, nearY * 1.2, 0], { title: payload.axis.title });
     edge(context, view, marks.x, value, colors);
-    const some = (counts) => counts.some((n) => n > 0);
-    const gap = nearX > 0 && some(run.nonfinite) ? 20 : some(nearX > 0 ? run.above : run.below) ? 12 : 0;
+    const any = (counts) => counts.some((n) => n > 0);
+    const gap = nearX > 0 && any(run.nonfinite) ? 20 : any(nearX > 0 ? run.above : run.below) ? 12 : 0;
     const span = Math.max(1, payload.steps.hi - payload.steps.lo);
     const taken = step === null ? null : DEPTH * (1 - (2 * (step - payload.steps.lo)) / span);
     const time = along((t) => [nearX, t, 0], (t) => [nearX * 1.2, t, 0], { title: "step", gap, taken });
@@ -157,7 +160,7 @@
     const height = along((t) => [x, y, t], (t) => [x * 1.2, y * 1.2, t], { title: "" });
     edge(context, view, marks.z.filter((t) => t.at > 0), height, colors);
     const [zx, zy] = project(view, x, y, HEIGHT);
-    put(context, "layers", zx + (left ? -10 : 10), zy - 12, left ? 0 : 1);
+    drawText(context, "layers", zx + (left ? -10 : 10), zy - 12, left ? 0 : 1);
     if (step !== null) chosenLabel(context, view, step, [nearX, taken, 0], gap, colors);
   }
 
@@ -180,8 +183,8 @@
     context.fillText(text, left + 5, middle + 0.5);
   }
 
-  /** A sentence in the middle, where there is nothing to draw. */
-  function say(context, text, width, height, colors) {
+  /** Draws a message in the centre of the canvas. */
+  function message(context, text, width, height, colors) {
     setFont(context, TITLE);
     context.fillStyle = colors.ink;
     context.textAlign = "center";
@@ -189,7 +192,8 @@
     context.fillText(text, width / 2, height / 2, width - 32);
   }
 
-  /** Arrowheads where layers lie beyond an end of the value axis, crosses where they are not finite. */
+  /** Draws arrowheads at steps with layers beyond an end of the value axis, and crosses at steps with layers
+   *  that are not finite: those on the near side of the box if `near`, else those on the far side. */
   function outOfView(context, view, run, colors, near) {
     const { nearX } = sides(view);
     run.y.forEach((y, s) => {
@@ -227,5 +231,5 @@
     context.stroke();
   }
 
-  window.trustlens.box = { back, labels, outOfView, say };
+  window.trustlens.box = { back, labels, outOfView, message };
 })();

@@ -1,11 +1,11 @@
-/* The camera of the ridgelines: where a point of the box lands on the canvas, and back.
+/* The camera of the ridgelines: projects points of the box to the canvas and back.
  *
  * The box: x is the value axis in [-1, 1], y is time in [-DEPTH, DEPTH] with the first step at +DEPTH
- * (the far end), z is the height in [0, HEIGHT].
+ * (the far end in the initial view), z is the height in [0, HEIGHT].
  *
- * The projection is that of a camera with a shifted lens: lines stay straight and things shrink with the
- * distance on the ground, but verticals stay vertical on the screen. So each column of pixels looks along
- * one vertical plane, and hidden lines can be found exactly with one horizon per column.
+ * The projection is that of a camera with a shifted lens: straight lines stay straight, and objects shrink
+ * with the distance along the floor, but vertical lines stay vertical on the screen. Each column of pixels
+ * therefore shows one vertical plane, and one horizon per column finds the hidden lines exactly.
  */
 "use strict";
 
@@ -17,17 +17,18 @@
   const PITCH = [0.04, 1.45];
   const MARGIN = { left: 46, right: 58, top: 10, bottom: 46 };
 
-  /** A camera is shared by the canvases that are linked; it counts its changes. */
+  /** Returns a camera in the initial view. Linked canvases share a camera. */
   function makeCamera() {
     return { ...HOME };
   }
 
+  /** Turns the camera by two angles in radians; the pitch is limited to PITCH. */
   function turn(camera, yaw, pitch) {
     camera.yaw = Math.atan2(Math.sin(camera.yaw + yaw), Math.cos(camera.yaw + yaw));
     camera.pitch = Math.min(PITCH[1], Math.max(PITCH[0], camera.pitch + pitch));
   }
 
-  /** Zooms about a point of the canvas, given from its middle. Returns false at the limits. */
+  /** Zooms around a point, given relative to the centre of the canvas. Returns false at the limits. */
   function zoom(camera, factor, x, y) {
     const next = Math.min(8, Math.max(1, camera.zoom * factor));
     if (next === camera.zoom) return false;
@@ -38,7 +39,7 @@
     return true;
   }
 
-  /** The view of a camera on a canvas of that size: the box always fits at zoom 1. */
+  /** Returns the view of a camera on a canvas of a size in CSS pixels; at zoom 1 the box fits. */
   function look(camera, width, height) {
     const view = {
       cosYaw: Math.cos(camera.yaw),
@@ -69,12 +70,13 @@
     view.scale = Math.min(innerWidth / (x1 - x0), innerHeight / (y1 - y0)) * camera.zoom;
     view.left = MARGIN.left + innerWidth / 2 + camera.panX - (view.scale * (x0 + x1)) / 2;
     view.top = MARGIN.top + innerHeight / 2 + camera.panY - (view.scale * (y0 + y1)) / 2;
-    // The eye's place over the ground, in the box's own directions: it decides what is near.
+    // The position of the eye in the coordinates of the box; it determines which sides are near.
     view.eyeX = -view.sinYaw / view.perspective;
     view.eyeY = -view.cosYaw / view.perspective;
     return view;
   }
 
+  /** Returns the point of the canvas at which a point of the box is seen. */
   function project(view, x, y, z) {
     const across = x * view.cosYaw - y * view.sinYaw;
     const away = x * view.sinYaw + y * view.cosYaw;
@@ -85,7 +87,7 @@
     ];
   }
 
-  /** The point of the floor that is seen at a place of the canvas. */
+  /** Returns the point [x, y] of the floor that is seen at a point of the canvas. */
   function floorAt(view, sx, sy) {
     const up = (view.top - sy) / view.scale;
     const away = up / (view.sinPitch - up * view.perspective);

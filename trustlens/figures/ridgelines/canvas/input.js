@@ -1,10 +1,11 @@
-/* What hand and eye do with the ridgelines: drag, wheel, keys, and the readout under the pointer. */
+/* Input of the ridgelines: drag, wheel, keys, and the readout at the pointer. */
 "use strict";
 
 (() => {
-  const TURN = 0.007; // radians a pixel
-  const KEY_TURN = 0.08;
+  const TURN = 0.007; // radians per pixel
+  const KEY_TURN = 0.08; // radians per key press
 
+  /** Adds the event listeners of a panel. */
   function listen(panel) {
     const { canvas, group } = panel;
     let drag = null;
@@ -13,10 +14,10 @@
       drag = [event.clientX, event.clientY];
       canvas.setPointerCapture(event.pointerId);
       canvas.classList.add("turning");
-      point(panel, null);
+      updateReadout(panel, null);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (!drag) return point(panel, event);
+      if (!drag) return updateReadout(panel, event);
       const [dx, dy] = [event.clientX - drag[0], event.clientY - drag[1]];
       drag = [event.clientX, event.clientY];
       window.trustlens.camera.turn(group.camera, dx * TURN, dy * TURN);
@@ -28,7 +29,7 @@
         canvas.classList.remove("turning");
       });
     }
-    canvas.addEventListener("pointerleave", () => point(panel, null));
+    canvas.addEventListener("pointerleave", () => updateReadout(panel, null));
     canvas.addEventListener("wheel", (event) => wheel(panel, event), { passive: false });
     canvas.addEventListener("dblclick", () => reset(group));
     canvas.addEventListener("keydown", (event) => key(group, event));
@@ -39,7 +40,7 @@
     group.refresh();
   }
 
-  /** At the limits of the zoom the page scrolls as always. */
+  /** Zooms. At the limits of the zoom the wheel scrolls the page. */
   function wheel({ canvas, group }, event) {
     const box = canvas.getBoundingClientRect();
     const x = event.clientX - box.left - box.width / 2;
@@ -68,21 +69,22 @@
     group.refresh(true);
   }
 
-  /** The value in the middle of a bucket's edge number (0..buckets). */
+  /** Returns the value at an edge of a bucket, given by its index (0..buckets). */
   function valueAt(axis, edge) {
     const part = edge / axis.buckets;
     if (axis.scale === "log") return axis.lo * (axis.hi / axis.lo) ** part;
     return axis.lo + (axis.hi - axis.lo) * part;
   }
 
-  function human(value) {
+  function formatNumber(value) {
     if (value === 0) return "0";
     const size = Math.abs(value);
     if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e+", "e");
     return String(Number(value.toPrecision(3)));
   }
 
-  function point(panel, event) {
+  /** Shows the readout for the position of a pointer event; hides it if the event is null. */
+  function updateReadout(panel, event) {
     const { group, readout, canvas } = panel;
     const box = canvas.getBoundingClientRect();
     const found = event && pick(panel, event.clientX - box.left, event.clientY - box.top);
@@ -90,7 +92,7 @@
     group.hover = found ? { step: panel.run.steps[found.ridge] } : null;
     readout.hidden = !found;
     if (found) {
-      tell(panel, found);
+      fillReadout(panel, found);
       const x = event.clientX - box.left;
       const y = event.clientY - box.top + canvas.offsetTop;
       const flip = x > box.width - readout.offsetWidth - 24;
@@ -100,7 +102,7 @@
     if (before !== (group.hover && group.hover.step)) group.refresh();
   }
 
-  /** What is under the pointer: a ribbon, else the place of the floor. */
+  /** Returns the ridge and bucket at a point of the canvas: of the visible curtain there, else of the floor. */
   function pick(panel, x, y) {
     if (!panel.view || !panel.run || panel.run.steps.length === 0) return null;
     const buckets = panel.group.payload.axis.buckets;
@@ -114,8 +116,8 @@
     return { ridge, bucket: Math.min(buckets - 1, Math.floor(((fx + 1) / 2) * buckets)) };
   }
 
-  /** Step, the stretch of values around the pointer, and how many layers lie in it. */
-  function tell({ group, run, readout }, { ridge, bucket }) {
+  /** Writes the step, the range of values around the pointer and the number of layers in this range. */
+  function fillReadout({ group, run, readout }, { ridge, bucket }) {
     const { axis } = group.payload;
     const reach = Math.max(1, Math.round(axis.buckets / 40));
     const from = Math.max(0, bucket - reach);
@@ -125,7 +127,7 @@
     layers *= group.payload.height.top;
     const lines = [
       `step ${run.steps[ridge].toLocaleString("en").replaceAll(",", "\u202f")}`,
-      `${axis.symbol} ${human(valueAt(axis, from))} … ${human(valueAt(axis, to + 1))}`,
+      `${axis.symbol} ${formatNumber(valueAt(axis, from))} … ${formatNumber(valueAt(axis, to + 1))}`,
       `${layers < 0.05 ? "0" : layers.toFixed(1)} of ${run.layers} layers`,
     ];
     if (run.below[ridge]) lines.push(`${run.below[ridge]} below the axis`);

@@ -1,4 +1,4 @@
-"""The JSON that the canvas draws, made of the same data as the Plotly figure."""
+"""The data of the canvas as JSON, from the same data as the Plotly figure."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from trustlens.figures.theme import THEMES, color_at
 
 
 def payload(data: RidgelineData, run_ids: Sequence[str]) -> dict[str, Any]:
-    """Return the ridgelines as JSON: what ``trustlens.ridgelines.show`` in the browser takes.
+    """Return the ridgelines as the JSON value that ``trustlens.ridgelines.show`` draws.
 
-    Heights are uint16 in base64, as shares of a top that all runs have in common.
+    Heights are uint16 (little endian) in base64. A height times ``factor``, which is the same for
+    all runs, is the number of layers per bucket.
 
     Parameters
     ----------
     data : RidgelineData
-        As ``trustlens.figures.ridgeline_data`` returns it.
+        The result of ``trustlens.figures.ridgeline_data``.
     run_ids : sequence of str
-        An id for each run; it becomes the ``data-run`` of the run's canvas.
+        An id for each run, used as the ``data-run`` attribute of its canvas.
     """
     steps = [run.steps for run in data.runs if len(run.steps)]
     first = min((int(s[0]) for s in steps), default=0)
     last = max((int(s[-1]) for s in steps), default=1)
     top = data.peak
-    # The height of one layer's bump: the axis counts layers that lie at the same place.
+    # The height of one layer's bump. A tick of n means n layers with the same value.
     bump = 1 / (BANDWIDTH * (len(data.edges) - 1) * math.sqrt(2 * math.pi))
     return {
         "axis": _axis(data),
@@ -113,7 +114,7 @@ def _run(data: RidgelineData, run: RunRidges, run_id: str, span: tuple[int, int]
 
 
 def _ridge_colors(run: RunRidges, span: tuple[int, int]) -> dict[str, list[str]]:
-    """Return the colour of each ridge by theme: along the run's ramp, from first to last step."""
+    """Return the colours of the ridges by theme; ``span`` maps to the ends of the run's ramp."""
     first, last = span
     shares = [(step - first) / (last - first) if last > first else 1.0 for step in run.steps]
     return {

@@ -1,45 +1,46 @@
-/* Linked 3D ridgelines on 2D canvases: the component. The ridges are drawn by surface.js.
+/* The component: linked 3D ridgelines on 2D canvases. surface.js draws the ridges.
  *
- * window.trustlens.ridgelines.show(element, payload, step) fills the element with one canvas for each
- * run; all canvases share a camera, the axes and the heights. The payload is made by payload.py. Drag
- * turns, the wheel zooms, a double click resets, the arrow keys turn, + and - zoom, 0 resets.
+ * window.trustlens.ridgelines.show(element, payload, step) fills the element with one canvas per run. All
+ * canvases share a camera, the axes and the scale of the heights. payload.py creates the payload. Dragging
+ * and the arrow keys turn the view, the wheel, + and - zoom, a double click and 0 reset it.
  */
 "use strict";
 
 (() => {
-  const SLOW_MS = 28;
-  const REST_MS = 150;
+  const SLOW_MS = 28; // if a frame takes longer, frames in motion have a lower resolution
+  const REST_MS = 150; // after the last motion, redraw in full resolution
   const shown = new Map(); // element -> group
 
   function colorScheme() {
     return document.documentElement.dataset.mantineColorScheme === "dark" ? "dark" : "light";
   }
 
-  /** How a ridge is drawn: `pale` is how far its foot fades into the paper. Colours are [r, g, b]. */
+  /** Returns the style of a ridge; its foot is mixed with the fraction `pale` of the paper. Colours are [r, g, b]. */
   function ridgeStyle(color, paper, pale, line, lineWidth) {
     const { mix, packed, shades } = window.trustlens.surface;
     return { color, shades: shades(mix(color, paper, pale), color), line: packed(line), lineWidth };
   }
 
-  function el(name, className, parent) {
+  function append(name, className, parent) {
     const node = document.createElement(name);
     node.className = className;
     parent.append(node);
     return node;
   }
 
+  /** The canvas of one run, with its caption and readout. */
   class Panel {
     constructor(group, parent) {
       this.group = group;
-      this.figure = el("figure", "ridgelines-panel", parent);
-      const caption = el("figcaption", "ridgelines-caption", this.figure);
-      this.dot = el("span", "ridgelines-dot", caption);
-      this.name = el("span", "ridgelines-name", caption);
-      this.note = el("span", "ridgelines-note", caption);
-      this.canvas = el("canvas", "ridgelines-canvas", this.figure);
+      this.figure = append("figure", "ridgelines-panel", parent);
+      const caption = append("figcaption", "ridgelines-caption", this.figure);
+      this.dot = append("span", "ridgelines-dot", caption);
+      this.name = append("span", "ridgelines-name", caption);
+      this.note = append("span", "ridgelines-note", caption);
+      this.canvas = append("canvas", "ridgelines-canvas", this.figure);
       this.canvas.tabIndex = 0;
       this.canvas.setAttribute("role", "img");
-      this.readout = el("div", "ridgelines-readout", this.figure);
+      this.readout = append("div", "ridgelines-readout", this.figure);
       this.readout.setAttribute("aria-hidden", "true");
       this.readout.hidden = true;
       this.context = this.canvas.getContext("2d", { willReadFrequently: true });
@@ -57,7 +58,7 @@
       this.styles = null;
     }
 
-    /** One style a ridge; the chosen one is stronger, the pointed-at one lighter. */
+    /** Returns the default style of each ridge. */
     makeStyles(scheme, colors) {
       const { rgb, mix } = window.trustlens.surface;
       const [paper, crest] = [colors.paper, colors.crest].map(rgb);
@@ -96,7 +97,7 @@
       scene.outOfView(context, this.view, this.run, colors, false);
       this.geometry = surface.place(this.run, this.view, buckets);
       const chosen = this.ridgeOf(this.group.step);
-      const styles = this.styled(chosen, hover, colors);
+      const styles = this.highlighted(chosen, hover, colors);
       surface.paint(context, this.geometry, this.run, this.view, buckets, styles, ratio);
       if (chosen !== null && styles.length > 1) {
         surface.trace(context, this.geometry, this.run, chosen, buckets, colors.ink + "55", 1.25);
@@ -105,10 +106,11 @@
       const step = chosen === null ? null : this.run.steps[chosen];
       scene.labels(context, this.view, payload, colors, this.run, step);
       this.canvas.dataset.chosen = step ?? "";
-      if (this.run.empty) scene.say(context, this.run.empty, box.width, box.height, colors);
+      if (this.run.empty) scene.message(context, this.run.empty, box.width, box.height, colors);
     }
 
-    styled(chosen, hover, colors) {
+    /** Returns the styles with the chosen ridge and the ridge under the pointer highlighted. */
+    highlighted(chosen, hover, colors) {
       const special = [];
       if (hover) special.push([this.ridgeOf(hover.step), 1.6]);
       if (chosen !== null) special.push([chosen, 2.4]);
@@ -122,7 +124,7 @@
       return styles;
     }
 
-    /** The ridge nearest to a step, or null. */
+    /** Returns the index of the ridge nearest to a step, or null. */
     ridgeOf(step) {
       const { steps } = this.run;
       if (step === null || step === undefined || steps.length === 0) return null;
@@ -134,6 +136,7 @@
     }
   }
 
+  /** The panels of one element, with their shared camera, step and hover. */
   class Group {
     constructor(element) {
       this.element = element;
@@ -142,8 +145,8 @@
       this.step = null;
       this.hover = null;
       this.pending = 0;
-      this.frameMs = []; // how long the last frames took
-      this.slow = false; // whether a frame in full resolution takes too long to turn smoothly
+      this.frameMs = []; // durations of the last frames in ms
+      this.slow = false; // whether the last frame in full resolution took longer than SLOW_MS
       this.moving = false;
       this.rest = 0;
     }
@@ -165,7 +168,7 @@
       panel.figure.remove();
     }
 
-    /** Redraws at the next frame; at a lower resolution while moving on a slow machine. */
+    /** Redraws in the next frame; in a lower resolution while moving if frames are slow. */
     refresh(moving = false) {
       this.moving = moving;
       if (this.pending) return;
@@ -190,7 +193,7 @@
     }
   }
 
-  /** Shows a payload in an element (made on the first call); step is the chosen one or null. */
+  /** Shows a payload in an element and highlights a step, which may be null. */
   function show(element, payload, step) {
     for (const [old, group] of shown) {
       if (old.isConnected) continue;

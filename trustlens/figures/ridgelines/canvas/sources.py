@@ -1,4 +1,4 @@
-"""The script and the style sheet of the canvas, as text to serve or to embed in a page."""
+"""The script and the style sheet of the canvas as text, to serve or to embed in a page."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Final
 
 _SCRIPTS: Final = ("camera", "surface", "box", "input", "ridgelines")
-"""The scripts in the order in which they have to run: each uses those before it."""
+"""The scripts in the order in which they must run: each uses earlier ones."""
 
 
 def script() -> str:
     """Return the JavaScript that defines ``window.trustlens.ridgelines``.
 
-    It needs no other script and makes no request. ``ridgelines.show(element, payload, step)``
-    draws a :func:`~trustlens.figures.ridgelines.canvas.payload` in an element of the page.
+    The script has no dependencies and makes no requests. ``ridgelines.show(element, payload,
+    step)`` draws a :func:`~trustlens.figures.ridgelines.canvas.payload` in an element of the page.
     """
     return "".join(_read(f"{name}.js") for name in _SCRIPTS)
 
 
 def style() -> str:
-    """Return the style sheet that belongs to the script."""
+    """Return the style sheet for the script."""
     return _read("ridgelines.css")
 
 

@@ -1,19 +1,20 @@
-/* The ridges themselves: geometry, hidden lines and painting.
+/* The ridges: geometry, hidden lines and painting.
  *
- * Each ridge is an upright curtain from its crest down to the floor. From the nearest to the farthest, a
- * horizon per column of pixels remembers how high the nearer ones reach; what lies below is never painted
- * (a floating horizon: exact, because every column looks along one vertical plane, see camera.js).
- * What is left is painted from the farthest to the nearest straight into the pixels, each column by
- * itself, with a smooth crest line: several times faster than as many filled paths.
+ * Each ridge is a vertical curtain from its crest down to the floor. The ridges are processed from the
+ * nearest to the farthest; a horizon per column of pixels stores the highest point of nearer ridges, and
+ * the parts below it are not painted (the floating horizon algorithm, exact because each column shows one
+ * vertical plane, see camera.js).
+ * The visible parts are painted from the farthest to the nearest into the pixels, column by column, with
+ * an antialiased crest line. This is several times faster than filling one path per ridge.
  */
 "use strict";
 
 (() => {
   const { DEPTH, HEIGHT } = window.trustlens.camera;
-  const FLAT = 0.004; // of the highest crest: below it there is no ribbon
+  const FLAT = 0.004; // fraction of the highest crest; lower parts are not drawn
   const SHADES = 64;
 
-  /** Unpacks one run of the payload: heights 0..1 of the axis, and where there is something to draw. */
+  /** Unpacks one run of the payload: heights as fractions (0..1) of the axis, and the parts to draw. */
   function unpack(run, payload) {
     const buckets = payload.axis.buckets;
     const raw = Uint8Array.from(atob(run.heights), (c) => c.charCodeAt(0));
@@ -26,12 +27,12 @@
       ...run,
       heights,
       y: run.steps.map((s) => DEPTH * (1 - (2 * (s - payload.steps.lo)) / span)),
-      pieces: run.steps.map((_, s) => risen(heights, s * buckets, buckets)),
+      pieces: run.steps.map((_, s) => risingParts(heights, s * buckets, buckets)),
     };
   }
 
-  /** The stretches [from, to] of one ridge that rise above the floor. */
-  function risen(heights, start, buckets) {
+  /** Returns the ranges [from, to] of buckets in which one ridge is higher than FLAT. */
+  function risingParts(heights, start, buckets) {
     const pieces = [];
     let from = -1;
     for (let i = 0; i < buckets; i++) {
@@ -46,7 +47,7 @@
     return pieces;
   }
 
-  /** Projects every point of a run's ridges and orders the ridges by nearness. */
+  /** Projects all points of a run's ridges and sorts the ridges from the nearest to the farthest. */
   function place(run, view, buckets) {
     const count = run.steps.length * buckets;
     const [sx, crest, base] = [0, 0, 0].map(() => new Float32Array(count));
@@ -67,7 +68,7 @@
     return { sx, crest, base, order };
   }
 
-  /** One stretch of a ridge by columns of pixels: where its crest and its foot are in each. */
+  /** Returns crest and foot of one part of a ridge in each column of pixels; null if it is off screen. */
   function columnsOf(geometry, start, [from, to], ratio, width) {
     const { sx, crest, base } = geometry;
     const [a, b] = [start + from, start + to];
@@ -79,14 +80,14 @@
     if (end < begin) return null;
     const tops = new Float32Array(end - begin + 1).fill(1e9);
     const feet = new Float32Array(end - begin + 1).fill(-1e9);
-    const stretch = { begin, end, left, right, tops, feet };
-    if (right - left < to - from) crowd(geometry, stretch, a, b, ratio);
-    else walk(sx, crest, base, stretch, first, last, step, ratio);
-    return stretch;
+    const strip = { begin, end, left, right, tops, feet };
+    if (right - left < to - from) sampleDense(geometry, strip, a, b, ratio);
+    else sampleSparse(sx, crest, base, strip, first, last, step, ratio);
+    return strip;
   }
 
-  /** More points than columns (a ridge seen from its end): the highest point of each column. */
-  function crowd({ sx, crest, base }, { begin, end, tops, feet }, a, b, ratio) {
+  /** With more points than columns (a ridge seen from its end): takes the highest point in each column. */
+  function sampleDense({ sx, crest, base }, { begin, end, tops, feet }, a, b, ratio) {
     for (let i = a; i <= b; i++) {
       const c = Math.floor(sx[i] * ratio);
       if (c < begin || c > end) continue;
@@ -100,8 +101,8 @@
     }
   }
 
-  /** The crest and the foot at the middle of each column. */
-  function walk(sx, crest, base, { begin, end, left, right, tops, feet }, first, last, step, ratio) {
+  /** With more columns than points: interpolates crest and foot at the centre of each column. */
+  function sampleSparse(sx, crest, base, { begin, end, left, right, tops, feet }, first, last, step, ratio) {
     let i = first;
     for (let c = begin; c <= end; c++) {
       const x = Math.min(right, Math.max(left, c + 0.5)) / ratio;
@@ -113,15 +114,16 @@
     }
   }
 
-  /** All stretches, from the nearest, with how far down each column is seen. */
-  function hide(geometry, run, buckets, ratio, width) {
+  /** Returns the visible strips, nearest first. A strip is one range of a ridge in columns of pixels; `bottoms`
+   *  is the lowest visible pixel in each column. */
+  function visibleStrips(geometry, run, buckets, ratio, width) {
     const horizon = new Float32Array(width).fill(1e9);
-    const stretches = [];
+    const strips = [];
     for (const s of geometry.order) {
       for (const piece of run.pieces[s]) {
-        const stretch = columnsOf(geometry, s * buckets, piece, ratio, width);
-        if (!stretch) continue;
-        const { begin, end, left, right, tops, feet } = stretch;
+        const strip = columnsOf(geometry, s * buckets, piece, ratio, width);
+        if (!strip) continue;
+        const { begin, end, left, right, tops, feet } = strip;
         const bottoms = new Float32Array(tops.length);
         let seen = false;
         for (let c = begin, k = 0; c <= end; c++, k++) {
@@ -132,34 +134,35 @@
           const whole = c >= left && c + 1 <= right;
           if (whole && tops[k] < horizon[c]) horizon[c] = tops[k];
         }
-        if (seen) stretches.push({ ...stretch, s, bottoms });
+        if (seen) strips.push({ ...strip, s, bottoms });
       }
     }
-    return stretches;
+    return strips;
   }
 
-  /** The red, green and blue of a colour such as "#2b5fd0", 0 to 255. */
+  /** Returns red, green and blue (0 to 255) of a colour such as "#2b5fd0". */
   function rgb(hex) {
     return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
   }
 
-  /** A colour with a part (0 to 1) of another in it; both are [red, green, blue]. */
+  /** Mixes a colour with the fraction `part` (0 to 1) of another; both are [red, green, blue]. */
   function mix(a, b, part) {
     return a.map((v, i) => Math.round(v + (b[i] - v) * part));
   }
 
-  /** A colour as one pixel of an image. */
+  /** Returns a colour as one pixel of image data, opaque. */
   function packed([red, green, blue]) {
     return (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0;
   }
 
-  /** The shades of one ridge from its foot up, as pixels; both colours are [red, green, blue]. */
+  /** Returns the shades of one ridge from its foot upwards, as pixels; both colours are [red, green, blue]. */
   function shades(foot, fill) {
     return Uint32Array.from({ length: SHADES }, (_, i) =>
       packed(mix(foot, fill, Math.min(1, i / (SHADES * 0.62)))),
     );
   }
 
+  /** Mixes a pixel with the fraction `part` (0 to 1) of another. */
   function blend(under, over, part) {
     const q = (part * 256) | 0;
     const p = 256 - q;
@@ -168,26 +171,26 @@
     return (0xff000000 | (rb & 0xff00ff) | (g & 0xff00)) >>> 0;
   }
 
-  /** Paints the ridges over what the canvas shows. `styles[s]` has shades, line and lineWidth. */
+  /** Paints the ridges over the content of the canvas. `styles[s]` has shades, line and lineWidth. */
   function paint(context, geometry, run, view, buckets, styles, ratio) {
     const [width, height] = [context.canvas.width, context.canvas.height];
-    const stretches = hide(geometry, run, buckets, ratio, width);
+    const strips = visibleStrips(geometry, run, buckets, ratio, width);
     const image = context.getImageData(0, 0, width, height);
     const pixels = new Uint32Array(image.data.buffer);
     const lift = HEIGHT * view.cosPitch * view.scale * ratio;
-    for (let k = stretches.length - 1; k >= 0; k--) {
-      const stretch = stretches[k];
-      const style = styles[stretch.s];
-      const away = run.y[stretch.s] * view.cosYaw;
-      paintStretch(pixels, width, height, stretch, style, (style.lineWidth * ratio) / 2,
+    for (let k = strips.length - 1; k >= 0; k--) {
+      const strip = strips[k];
+      const style = styles[strip.s];
+      const away = run.y[strip.s] * view.cosYaw;
+      paintStrip(pixels, width, height, strip, style, (style.lineWidth * ratio) / 2,
         (SHADES - 1) / (lift / (1 + view.perspective * away)));
     }
     context.putImageData(image, 0, 0);
   }
 
-  /** Each column: the crest's line fading upwards, then its lower half, then plain shades. */
-  function paintStretch(pixels, width, height, stretch, style, half, shadesPerPixel) {
-    const { begin, end, left, right, tops, feet, bottoms } = stretch;
+  /** Paints each column downwards: the upper half of the crest line, its lower half over the shades, the shades. */
+  function paintStrip(pixels, width, height, strip, style, half, shadesPerPixel) {
+    const { begin, end, left, right, tops, feet, bottoms } = strip;
     const { shades: table, line } = style;
     const reach = half + 0.5;
     for (let c = begin, k = 0; c <= end; c++, k++) {
@@ -195,7 +198,7 @@
       const stop = Math.min(height, Math.ceil(bottoms[k]));
       const before = k > 0 ? tops[k - 1] : y;
       const after = c < end ? tops[k + 1] : y;
-      // The line's reach up and down in this column grows with its slope towards the neighbours.
+      // The vertical extent of the line in this column grows with its slope to the neighbours.
       const rise = Math.max(0, y - before, y - after);
       const fall = Math.max(0, before - y, after - y);
       const up = Math.sqrt(1 + rise * rise);
@@ -223,7 +226,7 @@
     }
   }
 
-  /** The crest of one ridge over everything, faint: where it runs behind nearer ones. */
+  /** Draws the crest of one ridge over all others, so that hidden parts are visible too. */
   function trace(context, geometry, run, s, buckets, color, width) {
     context.strokeStyle = color;
     context.lineWidth = width;
@@ -236,7 +239,7 @@
     }
   }
 
-  /** The ridge and bucket under a place of the canvas, or null: the nearest ribbon that covers it. */
+  /** Returns ridge and bucket of the nearest curtain at a point of the canvas, or null. */
   function hit(geometry, run, buckets, x, y) {
     for (const s of geometry.order) {
       for (const [from, to] of run.pieces[s]) {

@@ -1,4 +1,4 @@
-"""Findings of a run, kept until the run changes."""
+"""The findings of a run, cached until the run changes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pandas as pd
 from trustlens.analysis.run import Run
 from trustlens_dashboard.library import Snapshot
 
-PATIENCE: Final = 10.0
-"""Seconds for which a run that is being recorded is not diagnosed again: it reads every step."""
+LIVE_SECONDS: Final = 10.0
+"""Seconds between two diagnoses of a run that is being recorded: each one reads every step."""
 
 
-def diagnosed(snapshot: Snapshot, run: Run) -> pd.DataFrame:
-    """Return ``run.diagnose()``; while the run is recorded, at most ``PATIENCE`` seconds old."""
+def cached_findings(snapshot: Snapshot, run: Run) -> pd.DataFrame:
+    """Return ``run.diagnose()``; up to ``LIVE_SECONDS`` old while the run is being recorded."""
     state = snapshot.state(run)
     live = state.status == "recording"
-    version = f"{time.time() // PATIENCE:.0f}" if live else state.version
+    version = f"{time.time() // LIVE_SECONDS:.0f}" if live else state.version
     return snapshot.results.get("findings", (run,), version, run.diagnose, _size)
 
 
