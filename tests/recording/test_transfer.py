@@ -1,6 +1,6 @@
-"""The ring: what is put in comes out, many at once; no room is told and nothing is overwritten.
+"""The ring buffer: tensors arrive unchanged, many in one copy; if it is full, it raises.
 
-No accelerator is needed: here the device is the CPU, and what would be sent there goes through it.
+The tests need no accelerator: here the CPU is the device, and all tensors go through a ring buffer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=60),
     takes=st.lists(st.booleans(), min_size=60, max_size=60),
 )
-def test_what_is_put_in_comes_out(sizes, takes):
+def test_tensors_arrive_unchanged(sizes, takes):
     ring, waiting = Ring(CPU, 2048), []
     for i, size in enumerate(sizes):
         tensor = torch.full((size, 2), float(i), dtype=torch.float64 if i % 2 else torch.float32)
@@ -35,7 +35,7 @@ def test_what_is_put_in_comes_out(sizes, takes):
         except NoRoomError:
             assert sum(t.nbytes for _, t in waiting) + tensor.nbytes > 2048 - 2 * 640
             takes[i] = True
-        tensor.fill_(-1)  # what was put in is the ring's own
+        tensor.fill_(-1)  # the ring has its own copy
         if takes[i]:
             for parcel, expected in waiting:
                 assert (parcel.open() == expected.numpy()).all()
@@ -45,7 +45,7 @@ def test_what_is_put_in_comes_out(sizes, takes):
 
 
 def test_a_ring_made_in_inference_mode_is_usable_outside_of_it():
-    with torch.inference_mode():  # an evaluation logs its loss before the training begins
+    with torch.inference_mode():  # like an evaluation before the training
         ring = Ring(CPU, 64)
         first = ring.put(torch.ones(4))
     second = ring.put(torch.zeros(4))
@@ -53,7 +53,7 @@ def test_a_ring_made_in_inference_mode_is_usable_outside_of_it():
     assert (second.open() == 0).all()
 
 
-def test_what_was_taken_stays_as_it_was():
+def test_later_tensors_do_not_overwrite_an_opened_array():
     ring = Ring(CPU, 64)
     first = ring.put(torch.ones(4)).open()
     for _ in range(9):
@@ -61,7 +61,7 @@ def test_what_was_taken_stays_as_it_was():
     assert (first == 1).all()
 
 
-def test_one_copy_takes_all(monkeypatch):
+def test_one_copy_transfers_all_waiting_tensors(monkeypatch):
     ring, copies = Ring(CPU, 4096), []
     copy = ring._copy
     monkeypatch.setattr(ring, "_copy", lambda *args: (copies.append(args), copy(*args)))
@@ -70,7 +70,7 @@ def test_one_copy_takes_all(monkeypatch):
     assert len(copies) == 1
 
 
-def test_it_is_filled_and_emptied_by_two_threads():
+def test_one_thread_fills_the_ring_while_another_empties_it():
     ring, parcels, done = Ring(CPU, 512), [], threading.Event()
     opened = []
 
@@ -112,28 +112,28 @@ class Training:
         return trustlens.open_run(self.recorder.directory).layers()
 
 
-def through(ring: Ring, patch: pytest.MonkeyPatch) -> None:
+def send_through(ring: Ring, patch: pytest.MonkeyPatch) -> None:
     for module in (measurement, transfer):
         patch.setattr(module, "send", ring.put)
 
 
-def test_a_run_through_the_ring_is_the_same(tmp_path: Path) -> None:
+def test_a_run_sent_through_the_ring_is_the_same(tmp_path: Path) -> None:
     direct = Training(tmp_path / "direct").layers()
     with pytest.MonkeyPatch.context() as patch:
-        through(Ring(CPU, 1 << 20), patch)
+        send_through(Ring(CPU, 1 << 20), patch)
         by_ring = Training(tmp_path / "ring").layers()
     pd.testing.assert_frame_equal(direct, by_ring, check_exact=True)
     counts = [trustlens.open_run(tmp_path / name).histograms() for name in ("direct", "ring")]
     pd.testing.assert_frame_equal(*counts)
 
 
-def test_without_room_steps_are_left_out_and_counted(
+def test_steps_are_dropped_and_counted_if_the_ring_is_full(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring = Ring(CPU, 1 << 11)
     with pytest.MonkeyPatch.context() as patch:
-        through(ring, patch)
-        patch.setattr(Ring, "take", lambda _: None)  # a writer that does not come to it
+        send_through(ring, patch)
+        patch.setattr(Ring, "take", lambda _: None)  # as if the writer thread were stuck
         training = Training(tmp_path / "run")
         training.recorder._pipeline._thread._write = lambda _: None
         training.train()

@@ -1,4 +1,4 @@
-"""Copies from the device to the host that the training loop does not wait for."""
+"""Asynchronous copies from the device to the host."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ALIGNED: Final = 16  # bytes
 
 
 class NoRoomError(Exception):
-    """The ring buffer of a device is full: the writer thread is too slow."""
+    """The ring buffer of a device is full, since the writer thread is too slow."""
 
 
 class Parcel:
-    """A tensor on its way to the host; the writer thread waits for it in :meth:`open`."""
+    """A pending copy of a tensor to the host; the writer thread waits for it in :meth:`open`."""
 
     def __init__(self, tensor: Tensor, fetch: Callable[[], None] | None = None) -> None:
         self.tensor = tensor
@@ -43,21 +43,21 @@ class Parcel:
 class Ring:
     """A ring buffer on a device, whose contents are copied to the host together.
 
-    The training thread puts tensors in, by copies within the device, and never waits. The writer
-    thread copies them to the host on its own stream, which waits for the copies into the buffer.
+    The training thread copies tensors into the buffer, on the device, and never waits. The writer
+    thread copies them to the host on a separate stream, which waits for the copies into the buffer.
 
     Parameters
     ----------
     device : torch.device
         The device.
     size : int
-        Its size in bytes.
+        Size of the buffer in bytes.
     """
 
     def __init__(self, device: torch.device, size: int = RING) -> None:
         on_device = device.type != "cpu"
-        # The first tensor may be logged by an evaluation: what is allocated in inference mode
-        # could not be written to outside of it.
+        # An evaluation may log the first tensor. A buffer that is allocated in its inference mode
+        # could not be written to outside of that mode.
         with torch.inference_mode(mode=False):
             self._memory = torch.empty(size, dtype=torch.uint8, device=device)
             self._host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=on_device)
@@ -65,21 +65,21 @@ class Ring:
         self._lock = threading.Lock()
         self._taking = threading.Lock()
         self._waiting: list[tuple[Parcel, int, Any]] = []
-        self._begin = self._end = 0  # of the part in use, in bytes put in since the start
+        self._begin = self._end = 0  # of the part in use, in bytes ever written
 
     def put(self, tensor: Tensor) -> Parcel:
-        """Put a tensor in, without waiting.
+        """Copy a tensor into the buffer, without waiting.
 
         Raises
         ------
         NoRoomError
-            The buffer is full.
+            If the buffer is full.
         """
         size, needed = len(self._memory), -(-tensor.nbytes // _ALIGNED) * _ALIGNED
         with self._lock:
             begin = self._end
             if begin % size + needed > size:
-                begin += size - begin % size  # in one piece: the end of the memory stays empty
+                begin += size - begin % size  # contiguous: skip the end of the memory
             if begin + needed - self._begin > size:
                 raise NoRoomError
             self._end = begin + needed
@@ -95,7 +95,7 @@ class Ring:
             return parcel
 
     def take(self) -> None:
-        """Copy all that was put in to the host, and wait for it."""
+        """Copy everything in the buffer to the host, and wait until it has arrived."""
         with self._taking:
             with self._lock:
                 waiting, self._waiting = self._waiting, []
@@ -130,18 +130,18 @@ _rings_lock: Final = threading.Lock()
 
 
 def send(tensor: Tensor) -> Parcel:
-    """Start copying a tensor to the host without waiting; nobody must write to it after this.
+    """Start copying a tensor to the host without waiting. Do not write to the tensor afterwards.
 
     Raises
     ------
     NoRoomError
-        The ring buffer of its device is full.
+        If the ring buffer of its device is full.
     """
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
         return Parcel(tensor)
     if tensor.device.type != "cuda" or tensor.nbytes > RING // 4:
-        return _sent_alone(tensor)
+        return _send_pinned(tensor)
     with _rings_lock:
         ring = _rings.get(tensor.device)
         if ring is None:
@@ -149,7 +149,7 @@ def send(tensor: Tensor) -> Parcel:
     return ring.put(tensor)
 
 
-def _sent_alone(tensor: Tensor) -> Parcel:
+def _send_pinned(tensor: Tensor) -> Parcel:
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
     arrival = torch.Event(tensor.device.type)
@@ -158,12 +158,12 @@ def _sent_alone(tensor: Tensor) -> Parcel:
 
 
 def host_scalar(value: Any) -> float | Parcel:
-    """Return a logged value as a float, or on its way to the host if it is on an accelerator.
+    """Return a logged value as a float, or as a pending copy if it is on an accelerator.
 
     Raises
     ------
     ValueError, TypeError
-        The value is not one number.
+        If the value is not one number.
     """
     if isinstance(value, Tensor):
         if value.numel() != 1:
@@ -175,5 +175,5 @@ def host_scalar(value: Any) -> float | Parcel:
 
 
 def opened_scalar(value: float | Parcel) -> float:
-    """Return the number, waiting for it if it is on its way."""
+    """Return the number; wait for it if it is a pending copy."""
     return float(np.asarray(value.open())) if isinstance(value, Parcel) else value

@@ -1,4 +1,4 @@
-"""Gradient scaling: gradients as the optimizer used them, and the steps that it leaves out."""
+"""Gradient scaling: the recorded gradients are unscaled, and skipped steps are recorded as such."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "one by one": lambda p: torch.optim.AdamW(p, lr=RATE, foreach=False),
     "foreach": lambda p: torch.optim.AdamW(p, lr=RATE, foreach=True),
     "fused": lambda p: torch.optim.AdamW(p, lr=RATE, fused=True),
-    # No momentum: after a first step left out, torch's fused SGD reads memory that nobody wrote.
+    # No momentum: if its first step is skipped, torch's fused SGD reads uninitialized memory.
     "SGD, fused": lambda p: torch.optim.SGD(p, lr=RATE, fused=True),
     "Lamb": lambda p: Lamb(p, lr=RATE),
 }
 
 
 @pytest.fixture(autouse=True)
-def _torch_is_left_as_it_was() -> Iterator[None]:
+def _grad_scaler_is_restored() -> Iterator[None]:
     before = GradScaler.step
     yield
     assert GradScaler.step is before
@@ -82,7 +82,7 @@ def exact_gradient_norms(model: nn.Module, t: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("overflow", [(), (1,), (2, 3), (5,)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_left_out_is_a_row_and_has_no_layers(
+def test_a_skipped_step_has_a_row_in_steps_and_none_in_layers(
     tmp_path: Path, name: str, overflow: tuple[int, ...]
 ) -> None:
     plain, model = two_layers(), two_layers()
@@ -111,13 +111,13 @@ def test_a_step_left_out_is_a_row_and_has_no_layers(
     norms = run.matrix("grad_norm")
     for t in done:
         assert norms.loc[t].to_dict() == pytest.approx(expected[t], rel=1e-5), t
-    if "SGD" not in name:  # the factors count the steps that were made
+    if "SGD" not in name:  # the factors count only the steps that were done
         factors = [1 / (1 - 0.9**n) for n in range(1, len(done) + 1)]
         assert run.matrix("debias1")["0.weight"].tolist() == pytest.approx(factors, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_gradients_unscaled_and_clipped_before_the_step(tmp_path: Path, name: str) -> None:
+def test_gradients_are_recorded_after_unscaling_and_clipping(tmp_path: Path, name: str) -> None:
     model = two_layers()
     optimizer = OPTIMIZERS[name](model.parameters())
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -137,10 +137,10 @@ def test_gradients_unscaled_and_clipped_before_the_step(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("names", [("foreach", "Lamb"), ("foreach", "fused"), ("fused", "foreach")])
-def test_some_of_two_optimizers_overflow(
+def test_the_gradients_of_one_or_both_of_two_optimizers_overflow(
     tmp_path: Path, names: tuple[str, str], which: tuple[int, ...]
 ) -> None:
-    """The step counts as skipped only if neither of them did it."""
+    """A step counts as skipped only if neither optimizer did it."""
     model = two_layers()
     optimizers = [OPTIMIZERS[name](model[i].parameters()) for i, name in enumerate(names)]
     scaler = GradScaler("cpu", init_scale=SCALE)
@@ -164,7 +164,7 @@ def test_some_of_two_optimizers_overflow(
 
 
 class Wrapper:
-    """Hands its steps on to another optimizer, unless it accumulates."""
+    """Forwards steps to another optimizer, unless it accumulates."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -179,7 +179,7 @@ class Wrapper:
             self.optimizer.step()
 
 
-def test_a_scaler_that_is_given_a_wrapper(tmp_path: Path) -> None:
+def test_a_wrapped_optimizer_passed_to_the_scaler(tmp_path: Path) -> None:
     model = two_layers()
     wrapper = Wrapper(torch.optim.AdamW(model.parameters()))
 
@@ -189,13 +189,13 @@ def test_a_scaler_that_is_given_a_wrapper(tmp_path: Path) -> None:
 
     with trustlens.record(wrapper, tmp_path / "run", model=model):
         train(model, wrapper.optimizer, {2}, step=step)
-        wrapper.accumulates = True  # no step, and none that was left out for inf
+        wrapper.accumulates = True  # no step, and none that was skipped for inf
         train(model, wrapper.optimizer, {3}, step=step)
     run = trustlens.open_run(tmp_path / "run")
     assert run.steps()["skipped"].tolist() == [t in (2, 7) for t in range(1, 10)]
 
 
-def test_scalers_that_are_switched_off_or_subclassed_and_optimizers_that_nobody_records(
+def test_disabled_scalers_subclassed_scalers_and_optimizers_that_are_not_recorded(
     tmp_path: Path,
 ) -> None:
     class Own(GradScaler):
@@ -216,7 +216,7 @@ def test_scalers_that_are_switched_off_or_subclassed_and_optimizers_that_nobody_
     assert run.matrix("nonfinite").index.tolist() == [1]
 
 
-def test_an_error_of_the_scaler_is_the_users_own(tmp_path: Path) -> None:
+def test_an_error_of_the_scaler_reaches_the_user(tmp_path: Path) -> None:
     model = two_layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     scaler = GradScaler("cpu", init_scale=SCALE)
@@ -232,7 +232,7 @@ def test_an_error_of_the_scaler_is_the_users_own(tmp_path: Path) -> None:
     assert trustlens.open_run(tmp_path).steps()["skipped"].tolist() == [True]
 
 
-def test_torch_is_as_before_once_the_last_recorder_has_closed(tmp_path: Path) -> None:
+def test_the_scaler_is_restored_when_the_last_recorder_is_closed(tmp_path: Path) -> None:
     original = GradScaler.step
     optimizers = [torch.optim.SGD(two_layers().parameters(), lr=RATE) for _ in range(2)]
     first, second = (
@@ -246,14 +246,14 @@ def test_torch_is_as_before_once_the_last_recorder_has_closed(tmp_path: Path) ->
     second.close()
     assert GradScaler.step is original
     with (
-        pytest.raises(RuntimeError, match="the user's own"),
-        trustlens.record(optimizers[0], tmp_path / "broken off"),
+        pytest.raises(RuntimeError, match="error in the training"),
+        trustlens.record(optimizers[0], tmp_path / "interrupted"),
     ):
-        raise RuntimeError("the user's own")
+        raise RuntimeError("error in the training")
     assert GradScaler.step is original
 
 
-def test_somebody_else_wraps_the_scaler_meanwhile(tmp_path: Path) -> None:
+def test_other_code_wraps_the_scaler_while_it_is_recorded(tmp_path: Path) -> None:
     model = two_layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     original, calls = GradScaler.step, []
@@ -271,8 +271,8 @@ def test_somebody_else_wraps_the_scaler_meanwhile(tmp_path: Path) -> None:
         assert GradScaler.step is theirs
         train(model, optimizer, {2})
         with trustlens.record(optimizer, tmp_path / "b", model=model):
-            train(model, optimizer, {2, 3})  # through two wrappers of ours: counted once
-        GradScaler.step = ours  # they take theirs away
+            train(model, optimizer, {2, 3})  # through two of our wrappers: counted once
+        GradScaler.step = ours  # the other code removes its wrapper
         with trustlens.record(optimizer, tmp_path / "c", model=model):
             train(model, optimizer, {4})
         assert GradScaler.step is ours

@@ -1,4 +1,4 @@
-"""Cached plans give the same rows, to the bit, as reading each layer in each step."""
+"""Cached plans give bit-identical rows to reading each layer in each step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "RMSprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5),
 }
 
-YIELDING: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+SUMS_PROVIDED: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Lamb": lambda groups: Lamb(groups, lr=0.01, weight_decay=0.1),
     "Lamb, decay first": lambda groups: Lamb(
         groups, lr=0.01, weight_decay=0.1, decay="first", debias="rate"
@@ -45,7 +45,7 @@ YIELDING: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 class Training:
-    """A few layers with gradients by chance; ``disturb`` is called before each step."""
+    """A few layers with random gradients; ``disturb`` is called before each step."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class Training:
         dtype: torch.dtype,
         device: torch.device | None = None,
     ) -> None:
-        self.chance = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(0)
         self.parameters = [
-            nn.Parameter(torch.randn(shape, generator=self.chance).to(device, dtype))
+            nn.Parameter(torch.randn(shape, generator=self.generator).to(device, dtype))
             for shape in SHAPES
         ]
         groups = [{"params": self.parameters[:3]}, {"params": self.parameters[3:], "lr": 0.002}]
@@ -64,12 +64,12 @@ class Training:
     def train(self, disturb: Callable[[Training, int], None]) -> None:
         for step in range(1, STEPS + 1):
             for p in self.parameters:
-                p.grad = torch.randn(p.shape, generator=self.chance).to(p)
+                p.grad = torch.randn(p.shape, generator=self.generator).to(p)
             disturb(self, step)
             self.optimizer.step()
 
 
-def nothing(training: Training, step: int) -> None:
+def no_change(training: Training, step: int) -> None:
     pass
 
 
@@ -81,7 +81,7 @@ def some_gradients_are_missing(training: Training, step: int) -> None:
             p.grad = None
 
 
-def weights_move_elsewhere(training: Training, step: int) -> None:
+def weights_get_a_new_address(training: Training, step: int) -> None:
     if step == 5:
         training.parameters[0].data = training.parameters[0].data * 2
 
@@ -90,7 +90,7 @@ def weights_are_clipped_in_place(training: Training, step: int) -> None:
     training.parameters[0].data.clamp_(-0.5, 0.5)
 
 
-def a_state_moves_elsewhere(training: Training, step: int) -> None:
+def states_get_new_addresses(training: Training, step: int) -> None:
     if step == 5:
         for state in training.optimizer.state.values():
             for value in state.values():
@@ -98,25 +98,25 @@ def a_state_moves_elsewhere(training: Training, step: int) -> None:
                     value.data = value.data.clone()
 
 
-def the_step_counts_move_elsewhere(training: Training, step: int) -> None:
+def step_counts_get_new_addresses(training: Training, step: int) -> None:
     if step == 5:
         for state in training.optimizer.state.values():
             if "step" in state:
                 state["step"].data = state["step"].data.clone()
 
 
-def a_state_is_another_tensor(training: Training, step: int) -> None:
+def a_state_tensor_is_replaced(training: Training, step: int) -> None:
     if step == 5:
         state = training.optimizer.state[training.parameters[1]]
         state.update({k: 2 * v for k, v in state.items() if torch.is_tensor(v) and v.dim()})
 
 
-def a_state_is_emptied(training: Training, step: int) -> None:
+def a_state_is_removed(training: Training, step: int) -> None:
     if step == 5:
         training.optimizer.state.pop(training.parameters[1], None)
 
 
-def a_state_is_emptied_in_place(training: Training, step: int) -> None:
+def a_state_is_cleared(training: Training, step: int) -> None:
     if step == 5:
         training.optimizer.state[training.parameters[1]].clear()
 
@@ -139,11 +139,11 @@ def the_rate_changes(training: Training, step: int) -> None:
         training.optimizer.param_groups[1]["weight_decay"] = 0.25
 
 
-def the_rate_is_zero_for_a_while(training: Training, step: int) -> None:
+def the_rate_is_zero_in_some_steps(training: Training, step: int) -> None:
     training.optimizer.param_groups[0]["lr"] = 0.0 if step in {4, 5} else 0.01
 
 
-def a_gradient_lies_otherwise(training: Training, step: int) -> None:
+def a_gradient_has_other_strides(training: Training, step: int) -> None:
     p = training.parameters[0]
     if step in {4, 5}:
         assert p.grad is not None
@@ -161,32 +161,32 @@ def a_group_is_added(training: Training, step: int) -> None:
         new.grad = torch.ones_like(new)
 
 
-def uphill_from_now_on(training: Training, step: int) -> None:
+def the_optimizer_maximizes_from_now_on(training: Training, step: int) -> None:
     if step == 5:
         training.optimizer.param_groups[0]["maximize"] = True
 
 
 DISTURBANCES = [
-    nothing, some_gradients_are_missing, weights_move_elsewhere, weights_are_clipped_in_place,
-    a_state_moves_elsewhere, the_step_counts_move_elsewhere, a_state_is_another_tensor,
-    a_state_is_emptied, a_state_is_emptied_in_place, a_checkpoint_is_loaded,
-    the_rate_changes, the_rate_is_zero_for_a_while, a_gradient_lies_otherwise, a_group_is_added,
-    uphill_from_now_on,
+    no_change, some_gradients_are_missing, weights_get_a_new_address, weights_are_clipped_in_place,
+    states_get_new_addresses, step_counts_get_new_addresses, a_state_tensor_is_replaced,
+    a_state_is_removed, a_state_is_cleared, a_checkpoint_is_loaded,
+    the_rate_changes, the_rate_is_zero_in_some_steps, a_gradient_has_other_strides,
+    a_group_is_added, the_optimizer_maximizes_from_now_on,
 ]  # fmt: skip
 
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What each call of `CachedPlan.measure` came to."""
-    measure, told = CachedPlan.measure, []
+    """For each call of `CachedPlan.measure`, whether it measured the step."""
+    measure, succeeded = CachedPlan.measure, []
 
-    def telling(self: CachedPlan, **options: Any) -> Any:
+    def observed(self: CachedPlan, **options: Any) -> Any:
         measured = measure(self, **options)
-        told.append(measured is not None)
+        succeeded.append(measured is not None)
         return measured
 
-    monkeypatch.setattr(CachedPlan, "measure", telling)
-    return told
+    monkeypatch.setattr(CachedPlan, "measure", observed)
+    return succeeded
 
 
 def recorded(
@@ -198,28 +198,28 @@ def recorded(
 
 
 CASES = [(name, disturb) for name in OPTIMIZERS for disturb in DISTURBANCES]
-CASES += [("SGD", a_gradient_is_sparse)]  # most others take no sparse gradients
+CASES += [("SGD", a_gradient_is_sparse)]  # most others accept no sparse gradients
 
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "disturb"), CASES)
-def test_the_rows_are_those_of_looking_at_each_layer(
+def test_a_plan_gives_the_same_rows_as_reading_each_layer(
     name: str, disturb: Any, dtype: torch.dtype, planned: list[bool], tmp_path: Path
 ) -> None:
     rows = recorded(Training(OPTIMIZERS[name], dtype), tmp_path / "planned", disturb)
     assert planned.count(True) >= 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CachedPlan, "of", lambda *_, **__: None)
-        looked_at = recorded(Training(OPTIMIZERS[name], dtype), tmp_path / "looked at", disturb)
-    pd.testing.assert_frame_equal(rows, looked_at, check_exact=True)
+        read_one_by_one = recorded(Training(OPTIMIZERS[name], dtype), tmp_path / "read", disturb)
+    pd.testing.assert_frame_equal(rows, read_one_by_one, check_exact=True)
     assert len(rows) >= STEPS * len(SHAPES)
 
 
 @needs_compiler
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("disturb", DISTURBANCES)
-def test_elements_are_counted_as_when_looking_at_each_layer(
+def test_a_plan_gives_the_same_histograms_as_reading_each_layer(
     disturb: Any, every: int, planned: list[bool], tmp_path: Path
 ) -> None:
     make = OPTIMIZERS["AdamW, fused"]
@@ -229,36 +229,36 @@ def test_elements_are_counted_as_when_looking_at_each_layer(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CachedPlan, "of", lambda *_, **__: None)
         again = Training(make, torch.float32)
-        looked_at = recorded(again, tmp_path / "looked at", disturb, every)
-    pd.testing.assert_frame_equal(rows, looked_at, check_exact=True)
-    one, other = (
-        trustlens.open_run(tmp_path / name).histograms() for name in ("planned", "looked at")
-    )
+        read_one_by_one = recorded(again, tmp_path / "read", disturb, every)
+    pd.testing.assert_frame_equal(rows, read_one_by_one, check_exact=True)
+    one, other = (trustlens.open_run(tmp_path / name).histograms() for name in ("planned", "read"))
     pd.testing.assert_frame_equal(one, other)
     assert set(one["step"]) == set(range(1, STEPS + 1, every))
 
 
 def without_sums(family: Family) -> Family:
-    """The same optimizers, whose weights are copied and whose sums are made as those of others."""
+    """Return a family whose optimizers are measured like those that compute no sums themselves."""
     return replace(family, provides_sums=False, provides_weights_before=False)
 
 
 @needs_compiler
-@pytest.mark.parametrize("disturb", [d for d in DISTURBANCES if d is not uphill_from_now_on])
-@pytest.mark.parametrize("name", YIELDING)
-def test_the_rows_of_an_optimizer_that_makes_its_sums(
+@pytest.mark.parametrize(
+    "disturb", [d for d in DISTURBANCES if d is not the_optimizer_maximizes_from_now_on]
+)
+@pytest.mark.parametrize("name", SUMS_PROVIDED)
+def test_sums_of_the_fused_step_equal_those_of_the_recorder(
     name: str, disturb: Any, planned: list[bool], tmp_path: Path
 ) -> None:
-    """They are those of looking at each layer, but for the order of additions, and say more."""
-    make = YIELDING[name]
-    rows = recorded(Training(make, torch.float32), tmp_path / "yielded", disturb)
+    """They differ by the order of additions, and fewer of them are null."""
+    make = SUMS_PROVIDED[name]
+    rows = recorded(Training(make, torch.float32), tmp_path / "provided", disturb)
     assert planned.count(True) >= 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "family_of", lambda optimizer: without_sums(family_of(optimizer)))
-        looked_at = recorded(Training(make, torch.float32), tmp_path / "looked at", disturb)
+        read_one_by_one = recorded(Training(make, torch.float32), tmp_path / "read", disturb)
     sizes = rows["weight_norm"] * (rows["weight_norm"] + rows["undecayed_norm"].fillna(0))
     for column in rows:
-        one, other = rows[column], looked_at[column]
+        one, other = rows[column], read_one_by_one[column]
         if column == "layer":
             assert (one == other).all()
             continue
@@ -269,13 +269,15 @@ def test_the_rows_of_an_optimizer_that_makes_its_sums(
 
 
 @needs_compiler
-def test_an_undisturbed_training_is_looked_at_twice(planned: list[bool], tmp_path: Path) -> None:
-    recorded(Training(OPTIMIZERS["AdamW"], torch.float32), tmp_path / "run", nothing)
+def test_only_the_first_two_steps_of_an_undisturbed_training_are_read(
+    planned: list[bool], tmp_path: Path
+) -> None:
+    recorded(Training(OPTIMIZERS["AdamW"], torch.float32), tmp_path / "run", no_change)
     assert planned == [True] * (STEPS - 2)
 
 
 @needs_compiler
-def test_a_closure_is_no_disturbance(planned: list[bool], tmp_path: Path) -> None:
+def test_a_closure_does_not_prevent_planning(planned: list[bool], tmp_path: Path) -> None:
     training = Training(OPTIMIZERS["AdamW"], torch.float32)
     with trustlens.record(training.optimizer, tmp_path / "run"):
         for _ in range(5):
@@ -297,9 +299,9 @@ def test_an_error_in_the_fast_path_stops_the_recording(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is reported like any other; reading each layer instead would hide it for ever."""
+    """It is reported like any other error. Reading each layer instead would hide it."""
     alone = Training(OPTIMIZERS["AdamW"], torch.float32)
-    alone.train(nothing)
+    alone.train(no_change)
 
     def failing(*_: Any, **__: Any) -> Any:
         raise error("injected")

@@ -1,4 +1,4 @@
-"""A measurement is the same whichever way it was made, and has each layer's own numbers."""
+"""Both paths build the same measurement, and each layer gets its own numbers."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 def measured_steps(
     make: Callable[[Any], torch.optim.Optimizer], *, missing: bool, histograms: bool
 ) -> list[list[Measurement[Tensor]]]:
-    """What a probe returns for each step of a short training."""
-    chance = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape, generator=chance)) for shape in SHAPES]
+    """Return what a probe measures in each step of a short training."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     optimizer = make([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.002}])
     probe = OptimizerProbe(optimizer)
     probe.follow([(10 + i, each) for i, each in enumerate(find_layers([optimizer], None))])
     steps: list[list[Measurement[Tensor]]] = []
     for step in range(STEPS):
         for p in parameters:
-            p.grad = torch.randn(p.shape, generator=chance)
+            p.grad = torch.randn(p.shape, generator=generator)
         if missing and step == STEPS - 2:
             parameters[1].grad = None
         probe.before(((optimizer,), {}), measure=True, histograms=histograms)
@@ -64,13 +64,13 @@ def measured_steps(
 
 
 def joined(parts: Sequence[Measurement[Tensor]]) -> dict[str, Any]:
-    """The fields of all parts of a step, in the order of the layers."""
+    """Return the fields of all parts of a step, joined in the order of the layers."""
     order = np.argsort(np.concatenate([part.layers for part in parts]))
     columns: dict[str, Any] = {}
     for name in (field.name for field in fields(Measurement)):
         values = [getattr(part, name) for part in parts]
         if name == "device" and any(value is not None for value in values):
-            # A part in which every number is on the host has no such array.
+            # None if every number is on the host.
             nans = [np.full((len(part.layers), len(DEVICE_COLUMNS)), np.nan) for part in parts]
             values = [
                 nan if value is None else value for value, nan in zip(values, nans, strict=True)
@@ -98,7 +98,7 @@ def test_both_paths_build_equal_measurements(
 
     monkeypatch.setattr(CachedPlan, "measure", counting)
     by_plan = measured_steps(OPTIMIZERS[name], missing=missing, histograms=histograms)
-    if not (histograms and name in {"Lamb", "Lars"}):  # whose fused step counts no elements
+    if not (histograms and name in {"Lamb", "Lars"}):  # their fused step counts no elements
         assert used.count(True) >= 2
     monkeypatch.setattr(CachedPlan, "of", lambda *_: None)
     by_reading = measured_steps(OPTIMIZERS[name], missing=missing, histograms=histograms)
@@ -116,8 +116,8 @@ def on_device(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def test_each_layer_gets_its_own_of_the_shared_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here numbers that are tensors count as being on the device; no such device is needed."""
+def test_each_layer_gets_the_shared_numbers_assigned_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tensors count as being on an accelerator here, so that the test needs none."""
     monkeypatch.setattr(module, "is_on_accelerator", lambda value: isinstance(value, Tensor))
     rule = RatioRule.of(lamb_ratio, {})
     known = tuple(i % 2 == 0 for i in range(len(KNOWN)))
@@ -139,7 +139,7 @@ def test_each_layer_gets_its_own_of_the_shared_numbers(monkeypatch: pytest.Monke
         sums=torch.zeros(4, len(SUMS), dtype=torch.float64),
     )
     nan = float("nan")
-    # learning rate and decay, debias factors: of the host, then of the device
+    # the numbers on the host, then those on the device
     assert HOST_COLUMNS == ("debias1", "debias2", "learning_rate", "weight_decay")
     np.testing.assert_array_equal(
         made.host,

@@ -1,4 +1,4 @@
-"""What is copied before a step, and what unknown optimizers show through it."""
+"""Which weights and gradients are copied before a step, and what is measured with them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from trustlens.trust_ratio import LAMB_VARIANTS
 LARGE = (SMALL + 1,)
 
 
-def kept_bytes(optimizer, steps=2):
-    """Bytes held between the hooks of the last of some steps, by a recorder of this optimizer."""
+def copied_bytes(optimizer, steps=2):
+    """Return the bytes that a recorder of this optimizer copies for the last of some steps."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     copies = WeightSnapshots(optimizer, family_of(optimizer))
     copies.follow(find_layers([optimizer], None))
@@ -40,8 +40,8 @@ def kept_bytes(optimizer, steps=2):
     return held
 
 
-class Unheard(torch.optim.Optimizer):
-    """Sign descent that also pulls what has no gradient, and leaves its own thing in p.grad."""
+class SignDescent(torch.optim.Optimizer):
+    """Sign descent that also shrinks weights without a gradient, and overwrites p.grad."""
 
     def __init__(self, params, lr=0.01):
         super().__init__(params, {"lr": lr})
@@ -53,33 +53,33 @@ class Unheard(torch.optim.Optimizer):
                 if p.grad is None:
                     p.mul_(0.5)
                 else:
-                    p.grad.data.sign_()  # past torch's own count of changes
+                    p.grad.data.sign_()  # `.data` bypasses torch's version counter
                     p.add_(p.grad, alpha=-group["lr"])
 
 
-COPIES = {  # copies of 4 bytes a parameter, after a layer's first step
+COPIES = {  # number of copies of 4 bytes a parameter, after a layer's first step
     "AdamW": (torch.optim.AdamW, {}, 0),
     "Adam, coupled decay": (torch.optim.Adam, {"weight_decay": 0.1}, 0),
     "SGD": (torch.optim.SGD, {"momentum": 0.9}, 0),
-    "SGD that keeps nothing": (torch.optim.SGD, {}, 0),
+    "SGD without state": (torch.optim.SGD, {}, 0),
     "Adafactor": (torch.optim.Adafactor, {}, 0),
     "RMSprop": (torch.optim.RMSprop, {}, 0),
     "RMSprop, coupled decay": (torch.optim.RMSprop, {"weight_decay": 0.1}, 1),
-    "a rate so high that the decay turns w round": (
+    "a rate so high that the decay changes the sign of w": (
         torch.optim.AdamW,
         {"lr": 1.0, "weight_decay": 1.0},
         1,
     ),
     "no rate": (torch.optim.AdamW, {"lr": 0.0}, 1),
     "LAMB": (trustlens.optim.Lamb, {"weight_decay": 0.1}, 0),
-    "LAMB whose decay may turn w round": (
+    "LAMB whose decay may change the sign of w": (
         trustlens.optim.Lamb,
         {"weight_decay": 0.1, "clip_ratio": None},
         1,
     ),
-    "LARS, which yields its sums": (trustlens.optim.Lars, {}, 0),
+    "LARS, which provides its sums": (trustlens.optim.Lars, {}, 0),
     "LARS, which copies weights itself": (trustlens.optim.Lars, {"fused": False}, 0),
-    "unknown": (Unheard, {}, 2),
+    "unknown": (SignDescent, {}, 2),
 }
 
 
@@ -87,20 +87,20 @@ COPIES = {  # copies of 4 bytes a parameter, after a layer's first step
 def test_only_what_is_needed_is_copied(name):
     kind, options, copies = COPIES[name]
     (p,) = parameters_of(LARGE)
-    assert kept_bytes(kind([p], **options)) == copies * p.nbytes
+    assert copied_bytes(kind([p], **options)) == copies * p.nbytes
 
 
 def test_what_is_always_copied():
     small, half = torch.randn(SMALL), torch.randn(*LARGE).bfloat16()
     for w in (small, half):
-        assert kept_bytes(torch.optim.AdamW([torch.nn.Parameter(w)])) == w.nbytes
+        assert copied_bytes(torch.optim.AdamW([torch.nn.Parameter(w)])) == w.nbytes
     large = torch.nn.Parameter(torch.randn(*LARGE))
-    assert kept_bytes(torch.optim.AdamW([large]), steps=1) == large.nbytes  # its first step
-    assert kept_bytes(torch.optim.SGD([large]), steps=1) == large.nbytes
+    assert copied_bytes(torch.optim.AdamW([large]), steps=1) == large.nbytes  # its first step
+    assert copied_bytes(torch.optim.SGD([large]), steps=1) == large.nbytes
 
 
-def test_a_large_layer_that_starts_at_zero_has_its_ratio(tmp_path):
-    """In its first step it is copied; what it weighed then could not be told from the state."""
+def test_the_ratio_of_a_large_layer_that_starts_at_zero_is_recorded(tmp_path):
+    """Its weights are copied in its first step, since the state could not show that they were 0."""
     (p,) = parameters_of(LARGE)
     torch.nn.init.zeros_(p)
     optimizer = torch.optim.AdamW([p], lr=0.01)
@@ -114,8 +114,8 @@ def test_a_large_layer_that_starts_at_zero_has_its_ratio(tmp_path):
     )
 
 
-def test_weights_that_cannot_be_told_are_null(tmp_path):
-    """A large layer set to 0 in mid-run: after its next step w is lost in Δw's rounding."""
+def test_quantities_of_weights_that_cannot_be_recovered_are_null(tmp_path):
+    """A large layer is set to 0 during the run: after its next step w is lost in Δw's rounding."""
     (p,) = parameters_of(LARGE)
     optimizer = torch.optim.AdamW([p], lr=0.01)
     with trustlens.record(optimizer, tmp_path / "run"):
@@ -130,9 +130,9 @@ def test_weights_that_cannot_be_told_are_null(tmp_path):
     assert row["update_norm"] == pytest.approx(norm(wide(p)), rel=0.8)
 
 
-def test_an_optimizer_nobody_has_heard_of(tmp_path):
+def test_an_unknown_optimizer_is_measured(tmp_path):
     used, idle = parameters_of((30, 4), (5,))
-    optimizer = Unheard([used, idle], lr=0.01)
+    optimizer = SignDescent([used, idle], lr=0.01)
     before = [wide(used), wide(idle)]
     g = torch.randn(30, 4)
     rows = record_steps(tmp_path / "run", optimizer, [[g, None]])
@@ -153,8 +153,8 @@ def test_an_optimizer_nobody_has_heard_of(tmp_path):
     assert (info.family, info.variant) == ("", None)
 
 
-def test_an_unknown_optimizer_that_has_no_rate(tmp_path):
-    class Rateless(Unheard):
+def test_an_unknown_optimizer_without_a_learning_rate(tmp_path):
+    class Rateless(SignDescent):
         def __init__(self, params):
             super().__init__(params)
             del self.param_groups[0]["lr"]
@@ -172,7 +172,7 @@ def test_an_unknown_optimizer_that_has_no_rate(tmp_path):
 
 @pytest.mark.parametrize("by_keyword", [False, True])
 @pytest.mark.parametrize("search", [None, "strong_wolfe"])
-def test_lbfgs_shows_the_gradient_at_the_weights_it_started_from(by_keyword, search, tmp_path):
+def test_the_gradient_of_lbfgs_is_that_at_the_weights_before_the_step(by_keyword, search, tmp_path):
     def train(recorded):
         (p,) = parameters_of((3, 4))
         optimizer = torch.optim.LBFGS([p], lr=0.1, max_iter=4, line_search_fn=search)
@@ -205,7 +205,7 @@ def test_lbfgs_shows_the_gradient_at_the_weights_it_started_from(by_keyword, sea
 
 
 def test_asgd_under_a_schedule(tmp_path, monkeypatch):
-    """The rate that it uses is the one that the step before worked out: it is noted in time."""
+    """A step uses the rate that the previous step computed, so it is copied before the step."""
     monkeypatch.setattr(snapshots, "SMALL", 0)
     (p,) = parameters_of((40, 30), dtype=torch.float64)
     optimizer = torch.optim.ASGD([p], lr=0.1, lambd=0.1, alpha=0.5, weight_decay=0.05)
@@ -231,8 +231,10 @@ def test_asgd_under_a_schedule(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", LAMB_VARIANTS)
-def test_a_lamb_is_told_from_its_state_as_from_a_copy(variant, tmp_path, monkeypatch):
-    """Whatever it does with its rate, ratio and decay; of weights large, small and 0."""
+def test_rows_of_lamb_computed_from_its_state_equal_those_from_copied_weights(
+    variant, tmp_path, monkeypatch
+):
+    """For every variant of rate, ratio and decay, and for large, small and zero weights."""
     made = {}
     for way, small in (("undone", -1), ("copied", 1 << 30)):
         monkeypatch.setattr(snapshots, "SMALL", small)

@@ -1,4 +1,4 @@
-"""Options and state by which the direction of some steps, and the weights undone, were wrong."""
+"""Options and states with which directions or recovered weights were once wrong."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 import trustlens
 
-LARGE = (160, 128)  # more elements than are copied always
+LARGE = (160, 128)  # more elements than a layer that is always copied
 
 
 def recorded(tmp_path, optimizer, parameter, change=None, *, seed=0):
-    """Do five steps; return what was recorded, and ‖w‖, ‖Δw‖ and ‖g‖ of each."""
+    """Do five steps; return the recorded rows, and ‖w‖, ‖Δw‖ and ‖g‖ of each step."""
     torch.manual_seed(seed)
     seen = []
     with trustlens.record(optimizer, tmp_path / "run"):
@@ -32,8 +32,8 @@ def recorded(tmp_path, optimizer, parameter, change=None, *, seed=0):
 
 @pytest.mark.parametrize("closure", [False, True])
 @pytest.mark.parametrize("foreach", [None, False, True])
-def test_nesterovs_gradient_is_the_one_before_the_step(tmp_path, foreach, closure):
-    # torch's loop over lists adds the momentum to p.grad itself.
+def test_the_gradient_of_nesterov_sgd_is_the_one_before_the_step(tmp_path, foreach, closure):
+    # torch's foreach step adds the momentum to p.grad in place.
     parameter = torch.nn.Parameter(torch.randn(LARGE))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, nesterov=True, foreach=foreach)
     grads, updates = [], []
@@ -57,7 +57,7 @@ def test_nesterovs_gradient_is_the_one_before_the_step(tmp_path, foreach, closur
     assert rows["direction_norm"].tolist() == pytest.approx([u / 0.1 for u in updates], rel=1e-5)
 
 
-def test_a_momentum_that_was_taken_away_leaves_an_unused_buffer(tmp_path):
+def test_the_buffer_is_not_used_after_momentum_is_set_to_zero(tmp_path):
     parameter = torch.nn.Parameter(torch.randn(LARGE))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
 
@@ -70,7 +70,7 @@ def test_a_momentum_that_was_taken_away_leaves_an_unused_buffer(tmp_path):
     np.testing.assert_allclose(rows["direction_norm"][2:], seen[2:, 2], rtol=2e-5)
 
 
-def test_adafactors_steps_longer_than_its_weights(tmp_path):
+def test_adafactor_steps_longer_than_the_weights(tmp_path):
     parameter = torch.nn.Parameter(torch.randn(LARGE))
     optimizer = torch.optim.Adafactor([parameter], lr=5.0, d=10.0, beta2_decay=-0.1)
 
@@ -81,7 +81,7 @@ def test_adafactors_steps_longer_than_its_weights(tmp_path):
     np.testing.assert_allclose(rows[["weight_norm", "update_norm"]], seen[:, :2], rtol=2e-5)
 
 
-def test_adadelta_without_memory(tmp_path):
+def test_adadelta_with_rho_zero(tmp_path):
     parameter = torch.nn.Parameter(torch.randn(LARGE))
     optimizer = torch.optim.Adadelta([parameter], lr=0.1, rho=0.0)
     initial = copy.deepcopy(parameter.detach())

@@ -1,4 +1,4 @@
-"""Which family an optimizer's class has."""
+"""The family that each optimizer class gets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def of(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_optimizer_of_torch_has_the_family_of_its_own_name(kind):
+def test_every_optimizer_of_torch_has_a_family_of_its_name(kind):
     assert of(kind) is FAMILIES["torch", kind.__name__]
     assert of(kind).name == kind.__name__
 
@@ -43,7 +43,7 @@ def test_a_subclass_has_its_parents_family_only_with_its_parents_step():
     assert of(Lars).name == "LARS"
 
 
-def test_a_class_of_the_same_name_elsewhere_is_unknown():
+def test_a_class_of_the_same_name_in_another_package_is_unknown():
     class Adam(torch.optim.Optimizer):
         def __init__(self, params):
             super().__init__(params, {"lr": 0.1})

@@ -1,4 +1,4 @@
-"""Other packages' LAMB and LARS: r as they applied it, told from the weights that they moved."""
+"""LAMB and LARS of other packages: the recorded r equals the one that the weights show."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def names_of(optimizer):
 
 
 def everything(optimizer, parameters):
-    """All that a training leaves behind, as bytes."""
+    """Return the weights, gradients and states after a training, as bytes."""
     kept = [p.detach() for p in parameters] + [p.grad for p in parameters]
     for p in parameters:
         kept += [value for value in optimizer.state[p].values() if isinstance(value, torch.Tensor)]
@@ -85,7 +85,7 @@ def test_the_recorded_ratio_is_the_one_that_was_applied(tmp_path, patched, name)
     optimizer = made(case, parameters)
     names, expected, groups = names_of(optimizer), {}, optimizer.param_groups
 
-    def step_and_look(step, grads):
+    def step_and_observe(step, grads):
         before = [wide(p) for p in parameters]
         old = [
             {
@@ -102,11 +102,11 @@ def test_the_recorded_ratio_is_the_one_that_was_applied(tmp_path, patched, name)
             did = case.seen(seen)
             row = expected_row(before[i], wide(p), wide(g), did, rate=seen.lr, eps=case.eps)
             if "state1" in seen.state and seen.state["state1"].dtype == torch.uint8:
-                row["swallowed"] = None  # measured: d is 0 where the change is
+                row["swallowed"] = None  # measured: d is 0 if the change is 0
             expected[step, names[i]] = row, sizes_of_products(before[i], wide(p), wide(g), did)
 
     with trustlens.record(optimizer, tmp_path / "run"):
-        train(optimizer, parameters, step_and_look)
+        train(optimizer, parameters, step_and_observe)
     rows = rows_of(tmp_path / "run")
     assert rows.keys() == expected.keys()
     for place, (row, products) in expected.items():
@@ -115,27 +115,29 @@ def test_the_recorded_ratio_is_the_one_that_was_applied(tmp_path, patched, name)
     assert (info["family"], info["variant"]) == (case.family, case.variant)
 
     alone = parameters_of(case.shapes)
-    left_alone = made(case, alone)
-    train(left_alone, alone, lambda *_: left_alone.step())
-    assert everything(optimizer, parameters) == everything(left_alone, alone)
+    unrecorded = made(case, alone)
+    train(unrecorded, alone, lambda *_: unrecorded.step())
+    assert everything(optimizer, parameters) == everything(unrecorded, alone)
 
 
-class Marked(list):
-    """Ratios that can be told from those of the rule."""
+class Doubled(list):
+    """A list that doubles the ratios, to distinguish them from those of the rule."""
 
     def append(self, ratio):
         super().append(2 * ratio)
 
 
 class Longer(list):
-    """As many ratios as when gradients were handed to `step` for layers without one."""
+    """A list longer than the layers with a gradient, as if gradients had been passed to `step`."""
 
     def append(self, ratio):
         self += [ratio, ratio]
 
 
-@pytest.mark.parametrize(("kind", "every"), [(Marked, 1), (Longer, 2)])
-def test_deepspeeds_ratios_are_of_the_layers_that_have_a_gradient(tmp_path, patched, kind, every):
+@pytest.mark.parametrize(("kind", "every"), [(Doubled, 1), (Longer, 2)])
+def test_deepspeeds_ratios_are_assigned_to_the_layers_with_a_gradient(
+    tmp_path, patched, kind, every
+):
     patched(CASES["DeepSpeed"])
     parameters = parameters_of(((4, 3), (3,), (6,), (2,)))
     optimizer = made(CASES["DeepSpeed"], parameters)
@@ -157,8 +159,8 @@ def test_deepspeeds_ratios_are_of_the_layers_that_have_a_gradient(tmp_path, patc
         assert rows[place]["trust_ratio"] == (ratio and pytest.approx(ratio, rel=1e-6)), place
 
 
-def test_a_rectified_lamb_is_measured_with_the_ratio_that_it_kept(tmp_path):
-    # Its first steps only decay. n_sma passes 5 in step 6, of a β₂ of 0.99.
+def test_a_rectified_lamb_is_measured_with_its_stored_ratio(tmp_path):
+    # Its first five steps only decay: with β₂ = 0.99, n_sma exceeds 5 from step 6 on.
     (p,) = parameters = parameters_of(SHAPES)[3:4]
     optimizer = pytorch_optimizer.Lamb(
         parameters, lr=0.02, betas=BETAS, weight_decay=0.1, rectify=True
@@ -184,11 +186,11 @@ def test_a_rectified_lamb_is_measured_with_the_ratio_that_it_kept(tmp_path):
         assert row["swallowed"] is None
 
 
-def test_a_copy_of_pytorch_lamb_is_told_by_its_state(tmp_path):
+def test_a_copy_of_pytorch_lamb_is_recognized_by_its_state(tmp_path):
     for adam in (False, True):
         p, _ = parameters = parameters_of(SHAPES[:2])
         optimizer = stand_ins.Copied(parameters, lr=0.05, weight_decay=0.1, adam=adam)
-        assert family_of(optimizer).name == ""  # its class may be anything
+        assert family_of(optimizer).name == ""  # of unknown class
         seen = {}
         with trustlens.record(optimizer, tmp_path / f"run-{adam}"):
             for step in (1, 2, 3):
@@ -211,7 +213,7 @@ def test_a_copy_of_pytorch_lamb_is_told_by_its_state(tmp_path):
         assert rows[1, "group0.param1"]["trust_ratio"] == (1.0 if adam else 0.0)
 
 
-def test_a_gradient_that_is_written_over_was_read_in_the_closure(tmp_path):
+def test_a_gradient_that_the_step_overwrites_is_copied_after_the_closure(tmp_path):
     (p,) = parameters = parameters_of(((4, 3),))
     optimizer = stand_ins.FusedLAMB(parameters, lr=0.05, **NO_CLIP)
 
@@ -221,13 +223,13 @@ def test_a_gradient_that_is_written_over_was_read_in_the_closure(tmp_path):
 
     with trustlens.record(optimizer, tmp_path / "run"):
         optimizer.step(closure)
-    assert not (p.grad == 0.5).any()  # it is the update now
+    assert not (p.grad == 0.5).any()  # it holds the update now
     row = rows_of(tmp_path / "run")[1, "group0.param0"]
     assert row["grad_norm"] == pytest.approx(0.5 * 12**0.5)
     assert row["grad_max"] == 0.5
 
 
-def test_what_is_overridden_for_a_parameter_is_not_made_up(tmp_path, monkeypatch):
+def test_quantities_are_null_if_a_parameter_overrides_its_groups_options(tmp_path, monkeypatch):
     (p,) = parameters = parameters_of(SHAPES[:1])
     optimizer = bitsandbytes.optim.LAMB(parameters, lr=0.05)
     monkeypatch.setitem(optimizer.mng.pid2config, id(p), {"betas": (0.5, 0.5)})
@@ -239,7 +241,7 @@ def test_what_is_overridden_for_a_parameter_is_not_made_up(tmp_path, monkeypatch
     assert row["update_norm"] > 0
 
 
-def test_adam_with_states_of_8_bits_is_measured(tmp_path):
+def test_adam_with_8_bit_states_is_measured(tmp_path):
     (p,) = parameters = parameters_of(((70, 60),))
     optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=0.02, weight_decay=0.0)
     with trustlens.record(optimizer, tmp_path / "run"):
@@ -252,7 +254,7 @@ def test_adam_with_states_of_8_bits_is_measured(tmp_path):
 
 
 class MyLamb(torch_optimizer.Lamb):
-    """One that inherits the step."""
+    """Inherits its parent's step."""
 
 
 class OtherStep(torch_optimizer.Lamb):
@@ -260,7 +262,7 @@ class OtherStep(torch_optimizer.Lamb):
         return super().step(closure)
 
 
-def test_a_subclass_counts_as_its_parent_only_with_its_step():
+def test_a_subclass_has_its_parents_variant_only_with_its_parents_step():
     parameters = parameters_of(SHAPES)
     assert family_of(MyLamb(parameters)).variant == "torch-optimizer"
     assert family_of(torch_optimizer.Lamb(parameters)).variant == "torch-optimizer"
@@ -269,8 +271,8 @@ def test_a_subclass_counts_as_its_parent_only_with_its_step():
     assert family_of(bitsandbytes.optim.AdamW(parameters)).name == ""
 
 
-def test_what_larc_did_to_the_gradient_comes_before_the_step(tmp_path):
-    # It is no optimizer: it changes the gradient and takes the decay away, for SGD to step on.
+def test_the_gradient_recorded_with_larc_is_the_one_it_scaled(tmp_path):
+    # LARC is no optimizer: it scales the gradient, sets the decay to 0 and calls SGD's step.
     (p,) = parameters = parameters_of(SHAPES)[3:4]
     inner = torch.optim.SGD(parameters, lr=0.1, weight_decay=0.1)
     larc = stand_ins.LARC(inner)

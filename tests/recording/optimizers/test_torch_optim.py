@@ -1,4 +1,4 @@
-"""All of torch.optim, with every option: the numbers are true, and the training is the same."""
+"""All of torch.optim, with every option: correct rows, and bit-identical training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from trustlens.recording.measuring.probe import OptimizerProbe
 from trustlens.recording.measuring.snapshots import WeightSnapshots
 from trustlens.recording.optimizers import direction as form
 
-RATES = (1, 5, 1)  # times the case's, by group
-DOUBLE = 1e-6  # of float64 parameters: the files, and rates that are tensors, are of float32
+RATES = (1, 5, 1)  # factor of the case's learning rate, by group
+DOUBLE = 1e-6  # bound for float64 parameters: files and tensor rates are float32
 SPARSE = {"SparseAdam"}
 REAL_ONLY = {"Muon", "Adafactor", "SparseAdam"}
 LBFGS = [case for case in CASES if case.kind.__name__ == "LBFGS"]
@@ -42,7 +42,7 @@ def draw(generator, shape, dtype, scale=1.0):
 
 def a_layer(generator, name, shape, *, dtype=torch.float32, scale=1.0, group=0, steps=4, late=0,
             faint=1.0, sparse=False):  # fmt: skip
-    """A layer whose gradients begin after `late` steps, each with an element 0 and one −0."""
+    """Return a layer without gradients in the first `late` steps; each has elements 0 and −0."""
     weights = draw(generator, shape, dtype, scale)
     grads = []
     for t in range(steps):
@@ -57,23 +57,23 @@ def a_layer(generator, name, shape, *, dtype=torch.float32, scale=1.0, group=0, 
 
 
 def layers_of(case, seed=0):
-    """Layers of all kinds that this optimizer takes."""
+    """Return layers of all kinds that this optimizer accepts."""
     make = torch.Generator().manual_seed(seed)
     kind, f64, c64 = case.kind.__name__, torch.float64, torch.complex64
     sparse = kind in SPARSE
-    steps = 8 if kind == "RAdam" else 4  # it divides from its sixth on
+    steps = 8 if kind == "RAdam" else 4  # RAdam divides from its sixth step on
     layer = partial(a_layer, make, sparse=sparse, steps=steps)
     found = [
         layer("matrix", (30, 25)),
         layer("wide", (20, 10), dtype=f64, group=1),
-        # Alone in its group: torch's fused SGD cannot start the momentum of one later than others.
+        # Alone in its group: torch's fused SGD must start all momentum buffers of a group at once.
         layer("late", (8, 5), late=2, group=2),
         layer("zero", (5, 40), scale=0.0, group=1),
         layer("tiny", (12, 3), scale=1e-5),
         layer("unused", (4, 2), late=steps),
     ]
     if not (kind == "Adafactor" and case.options.get("foreach")):
-        # There torch takes for all the smallest number of a dtype that it finds in no known order.
+        # The foreach Adafactor uses one ε for all layers, of a dtype in unspecified order.
         found.append(layer("faint", (6, 5), faint=1e-5, group=1))
     if kind == "Muon":
         return found
@@ -91,14 +91,14 @@ def layers_of(case, seed=0):
     return found
 
 
-def choose_way(way, monkeypatch):
-    """Whether the weights before a step are copied where they need not be, or undone."""
+def choose_copies(way, monkeypatch):
+    """Copy all weights before each step ('copied'), or only those that must be ('undone')."""
     monkeypatch.setattr(snapshots, "SMALL", -1 if way == "undone" else 1 << 30)
 
 
 @contextmanager
-def watching_copies():
-    """Yield which layers' weights were copied, as they are: (step, place)."""
+def observed_copies():
+    """Yield the set of (step, place) of the copied weights, which grows with each step."""
     taken = set()
     step = 0
     take = WeightSnapshots.take
@@ -117,12 +117,12 @@ def watching_copies():
 
 @pytest.fixture
 def copies():
-    with watching_copies() as taken:
+    with observed_copies() as taken:
         yield taken
 
 
 def runs():
-    """Each case; and one of a kind with all weights copied, as most are in their first step."""
+    """Yield each case, and one case of each kind also with all weights copied."""
     met = set()
     for case in PAIRS:
         yield pytest.param(case, "undone", id=f"{case}")
@@ -133,17 +133,17 @@ def runs():
 
 @pytest.mark.parametrize(("case", "way"), list(runs()))
 def test_every_column_is_its_definition(case, way, copies, tmp_path, monkeypatch):
-    choose_way(way, monkeypatch)
+    choose_copies(way, monkeypatch)
     layers, random = layers_of(case), torch.get_rng_state()
     optimizer, parameters, seen = train(case, layers, tmp_path / "run", rates=RATES)
     assert torch.equal(torch.get_rng_state(), random)
     check(case, rows_of(tmp_path / "run"), seen, copies=copies, layers=layers, way=way)
     plain_optimizer, plain, _ = train(case, layers, rates=RATES)
-    same(plain_optimizer, plain, optimizer, parameters)
+    check_identical(plain_optimizer, plain, optimizer, parameters)
 
 
 def check(case, rows, seen, *, copies, layers, way=None):
-    """Hold all rows to the oracle; and what was copied to what the page says, if `way` is given."""
+    """Compare all rows with the oracle, and if `way` is given the copies with those documented."""
     names = [la.name for group in range(3) for la in layers if la.group == group]
     begun = set()
     assert rows.keys() == seen.keys()
@@ -161,8 +161,8 @@ def check(case, rows, seen, *, copies, layers, way=None):
         )
 
 
-def same(plain_optimizer, plain, optimizer, parameters):
-    """No bit differs."""
+def check_identical(plain_optimizer, plain, optimizer, parameters):
+    """Check that parameters and states are bit-identical."""
     for name, p in parameters.items():
         assert equal(p.detach(), plain[name].detach()), name
         ours, theirs = optimizer.state.get(p, {}), plain_optimizer.state.get(plain[name], {})
@@ -179,40 +179,40 @@ def equal(one, other):
     return one == other
 
 
-def on_a_device(monkeypatch):
-    """Have numbers that are tensors treated as if they lay on a device; reading one then fails."""
+def as_if_on_a_device(monkeypatch):
+    """Treat all tensors as if they were on an accelerator, and fail if a number is read."""
     for module in (form, snapshots, measurement, cached_plan):
         monkeypatch.setattr(module, "is_on_accelerator", torch.is_tensor)
 
-    def waiting(*_):
-        raise AssertionError("a number that lies on a device was read")
+    def fail(*_):
+        raise AssertionError("a number on a device was read")
 
-    def unread(work):
-        def working(*args, **kwargs):
+    def without_reads(work):
+        def wrapped(*args, **kwargs):
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
-                    patch.setattr(torch.Tensor, name, waiting)
+                    patch.setattr(torch.Tensor, name, fail)
                 return work(*args, **kwargs)
 
-        return working
+        return wrapped
 
-    monkeypatch.setattr(OptimizerProbe, "before", unread(OptimizerProbe.before))
-    monkeypatch.setattr(OptimizerProbe, "after", unread(OptimizerProbe.after))
+    monkeypatch.setattr(OptimizerProbe, "before", without_reads(OptimizerProbe.before))
+    monkeypatch.setattr(OptimizerProbe, "after", without_reads(OptimizerProbe.after))
 
 
-KEEPS_ITS_COUNT_ON_THE_HOST = {"SGD", "Adafactor", "RMSprop", "Adadelta", "Rprop", "Muon"}
+COUNT_ON_THE_HOST = {"SGD", "Adafactor", "RMSprop", "Adadelta", "Rprop", "Muon"}
 RATES_ON_A_DEVICE = [
     replace(case, copies=case.copies or case.kind is torch.optim.Adafactor)
     for case in PAIRS
     if isinstance(case.options.get("lr"), torch.Tensor)
-    and (case.kind.__name__ in KEEPS_ITS_COUNT_ON_THE_HOST or "fused" in case.options)
+    and (case.kind.__name__ in COUNT_ON_THE_HOST or "fused" in case.options)
 ]
 
 
 @pytest.mark.parametrize("case", [*ACCELERATOR, *RATES_ON_A_DEVICE], ids=str)
-def test_numbers_that_lie_on_a_device(case, copies, tmp_path, monkeypatch):
-    choose_way("undone", monkeypatch)
-    on_a_device(monkeypatch)
+def test_rates_and_counts_on_a_device(case, copies, tmp_path, monkeypatch):
+    choose_copies("undone", monkeypatch)
+    as_if_on_a_device(monkeypatch)
     if "capturable" in case.options:
         module = inspect.getmodule(inspect.unwrap(case.kind.step))
         monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda **_: ["cpu"])
@@ -220,7 +220,7 @@ def test_numbers_that_lie_on_a_device(case, copies, tmp_path, monkeypatch):
     optimizer, parameters, seen = train(case, layers, tmp_path / "run", rates=RATES)
     check(case, rows_of(tmp_path / "run"), seen, copies=copies, layers=layers, way="undone")
     plain_optimizer, plain, _ = train(case, layers, rates=RATES)
-    same(plain_optimizer, plain, optimizer, parameters)
+    check_identical(plain_optimizer, plain, optimizer, parameters)
 
 
 @given(
@@ -239,7 +239,7 @@ def test_any_optimizer(*, case, way, shapes, dtype, steps, rate, sizes, seed, tm
     if dtype.is_complex and (kind in REAL_ONLY or case.options.get("fused")):
         dtype = torch.float32
     if min(map(math.prod, shapes)) < 30 and dtype == torch.float32:
-        dtype = torch.float64  # few elements may cancel all at once and show float32's rounding
+        dtype = torch.float64  # few elements may all cancel, leaving float32's rounding
     if kind == "Muon":
         shapes = [(*shape, 3, 2)[:2] for shape in shapes]
     weight, grad = (10.0**size for size in sizes)
@@ -254,15 +254,15 @@ def test_any_optimizer(*, case, way, shapes, dtype, steps, rate, sizes, seed, tm
     if kind == "SparseAdam":
         layers = [Layer(la.name, la.weights, [g.to_sparse(1) for g in la.grads]) for la in layers]
     directory = tmp_path_factory.mktemp("any") / "run"
-    with watching_copies() as copies, pytest.MonkeyPatch.context() as patch:
-        choose_way(way, patch)
+    with observed_copies() as copies, pytest.MonkeyPatch.context() as patch:
+        choose_copies(way, patch)
         _, _, seen = train(case, layers, directory, rates=(10.0**rate,))
     check(case, rows_of(directory), seen, copies=copies, layers=layers)
 
 
 @pytest.mark.parametrize("case", LBFGS, ids=str)
 def test_lbfgs_is_measured(case, tmp_path):
-    """Its gradient is the one at w, though it asks for others on its way; d is −Δw/η."""
+    """The recorded gradient is that of the first closure call, at w; d is −Δw/η."""
     make = torch.Generator().manual_seed(0)
     target, matrix = draw(make, (6, 4), torch.float32), draw(make, (6, 6), torch.float32)
 
@@ -294,10 +294,10 @@ def test_lbfgs_is_measured(case, tmp_path):
         assert rows[t, "group0.param1"]["update_norm"] == 0
         assert rows[t, "group0.param1"]["grad_norm"] is None
     plain_optimizer, plain, _ = training(None)
-    same(plain_optimizer, plain, optimizer, parameters)
+    check_identical(plain_optimizer, plain, optimizer, parameters)
 
 
-def test_a_parameter_added_later_frozen_or_shared(tmp_path):
+def test_parameters_that_are_added_later_frozen_or_shared(tmp_path):
     make = torch.Generator().manual_seed(0)
     model = torch.nn.ModuleDict({"one": torch.nn.Linear(3, 3), "two": torch.nn.Linear(3, 3)})
     model["two"].weight = model["one"].weight
@@ -324,8 +324,8 @@ def test_a_parameter_added_later_frozen_or_shared(tmp_path):
     assert rows[4, "one.bias"]["debias1"] == pytest.approx(1 / (1 - 0.9**2))
 
 
-def test_a_step_that_is_differentiated(tmp_path):
-    """The rate learns through the steps, recorded as not."""
+def test_a_differentiable_step(tmp_path):
+    """Gradients of the rate and betas through the steps do not depend on recording."""
 
     def learned(directory):
         make = torch.Generator().manual_seed(0)
@@ -347,10 +347,10 @@ def test_a_step_that_is_differentiated(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_an_accelerator(tmp_path, monkeypatch):
-    choose_way("undone", monkeypatch)
+    choose_copies("undone", monkeypatch)
     for i, case in enumerate(ACCELERATOR):
         layers = [on_cuda(la) for la in layers_of(case)]
-        with watching_copies() as copies:
+        with observed_copies() as copies:
             _, _, seen = train(case, layers, tmp_path / f"run{i}", rates=RATES)
         check(case, rows_of(tmp_path / f"run{i}"), seen, copies=copies, layers=layers)
 
@@ -376,7 +376,7 @@ def test_no_optimizer_of_torch_is_missing():
     assert there == {case.kind for case in CASES}
 
 
-def test_the_page_is_generated_from_these_cases():
+def test_the_documentation_page_is_generated_from_these_cases():
     made = supported.page(supported.torch_rows(), layerwise_rows())
     written = supported.PAGE.read_text(encoding="utf-8")
     assert written == made, "regenerate it: python tests/support/supported.py"

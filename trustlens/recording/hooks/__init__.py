@@ -1,1 +1,1 @@
-"""What trustlens attaches to torch: step hooks, gradient scaling, and the failsafe around them."""
+"""Hooks into torch: optimizer steps, gradient scaling, and the failsafe around the recorder."""

@@ -1,4 +1,4 @@
-"""Keeps errors of the recorder away from the training loop."""
+"""Keep errors of the recorder out of the training loop."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _log: Final = logging.getLogger("trustlens")
 
 
 class Failsafe:
-    """Calls functions until one of them raises or the recording is over; never raises itself.
+    """Calls functions until one of them raises or recording has ended; never raises itself.
 
-    The first error becomes one warning: recording stops, and the training goes on.
+    After the first error it logs one warning, recording stops and training continues.
 
     Parameters
     ----------
     directory : Location
-        The run, named in the warning.
+        Directory of the run, for the warning.
     release : callable
         Frees what measuring needs; called after the first error.
     """
@@ -37,7 +37,7 @@ class Failsafe:
 
     @property
     def is_fork(self) -> bool:
-        """Whether this process is a fork of the one that records; it has no writer thread."""
+        """Whether this process is a fork of the recording process; a fork has no writer thread."""
         return self._process != os.getpid()
 
     def __call__(self, work: Callable[[], Result], /) -> Result | None:
@@ -49,8 +49,8 @@ class Failsafe:
                 self.fail(error)
         return None
 
-    def at_last(self, work: Callable[[], None]) -> None:
-        """Call a function when the recorder is closed, also if recording has failed before."""
+    def call_while_closing(self, work: Callable[[], None]) -> None:
+        """Call a function while the recorder is being closed, even if recording has failed."""
         try:
             work()
         except Exception as error:  # noqa: BLE001 — the training must not see it
@@ -58,13 +58,13 @@ class Failsafe:
 
     def fail(self, error: BaseException) -> None:
         """Stop recording."""
-        # The hooks stay until `close`, since torch may be iterating over them now.
+        # The hooks are removed by `close`: torch may be iterating over them now.
         if self.failure is not None:
             return
-        self.failure = f"{type(error).__name__}: {error}"  # the error refers to tensors
+        self.failure = f"{type(error).__name__}: {error}"  # text only: the error refers to tensors
         self._release()
         _log.warning(
-            "trustlens stopped recording into '%s'; the training goes on. %s",
+            "trustlens stopped recording into '%s'; training continues. %s",
             self.directory,
             self.failure,
         )

@@ -15,7 +15,7 @@ class Follower(Protocol):
     """An object that :func:`follow_scalers` informs about skipped steps."""
 
     fired: int
-    """How many hooks of its optimizer were called so far."""
+    """Number of calls of its optimizer's hooks so far."""
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
         """Handle a call of ``GradScaler.step`` that called no hook; must not raise."""
@@ -24,22 +24,22 @@ class Follower(Protocol):
 
 _lock: Final = threading.Lock()
 _followers: Final[list[Follower]] = []
-_ours: Callable[..., Any] | None = None
-_theirs: Callable[..., Any] = GradScaler.step
+_wrapper: Callable[..., Any] | None = None
+_wrapped: Callable[..., Any] = GradScaler.step
 
 
 def follow_scalers(follower: Follower) -> None:
     """Inform a follower of skipped steps, until :func:`leave_scalers`.
 
-    If an optimizer is not fused, the scaler itself checks for infinite gradients and does not call
-    the optimizer, so ``GradScaler.step`` is wrapped while there are followers.
+    For an optimizer that is not fused, the scaler itself checks for infinite gradients and does not
+    call the optimizer's step. So ``GradScaler.step`` is wrapped while there are followers.
     """
-    global _ours, _theirs  # noqa: PLW0603 — the class is one for the whole process
+    global _wrapper, _wrapped  # noqa: PLW0603 — the class is shared by the process
     with _lock:
         _followers.append(follower)
-        if GradScaler.step is not _ours:
-            _theirs = GradScaler.step
-            _ours = GradScaler.step = _observing(_theirs)
+        if GradScaler.step is not _wrapper:
+            _wrapped = GradScaler.step
+            _wrapper = GradScaler.step = _observe(_wrapped)
 
 
 def leave_scalers(follower: Follower) -> None:
@@ -47,25 +47,25 @@ def leave_scalers(follower: Follower) -> None:
     with _lock:
         if follower in _followers:
             _followers.remove(follower)
-        # If somebody else has wrapped our wrapper, it stays and only passes the call on.
-        if not _followers and GradScaler.step is _ours:
-            GradScaler.step = _theirs
+        # If other code has wrapped our wrapper, it must stay; without followers it only calls on.
+        if not _followers and GradScaler.step is _wrapper:
+            GradScaler.step = _wrapped
 
 
 def found_inf(scaler: GradScaler, optimizer: Any) -> bool:
-    """Return whether the scaler found infinities among the optimizer's gradients.
+    """Return whether the scaler found infinite or NaN gradients of the optimizer.
 
-    It has just read the same numbers to decide, so this does not synchronize again.
+    The scaler has just read the same numbers, so this does not wait for the device again.
     """
-    # torch has no public way to ask
+    # torch has no public function for this
     found = scaler._found_inf_per_device(optimizer)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return any(one.item() for one in found.values())
 
 
-def _observing(step: Callable[..., Any]) -> Callable[..., Any]:
+def _observe(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def observed_step(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        before = _fired()
+        before = _hook_calls()
         result = step(scaler, optimizer, *args, **kwargs)
         _inform(before, scaler, optimizer)
         return result
@@ -73,11 +73,11 @@ def _observing(step: Callable[..., Any]) -> Callable[..., Any]:
     return observed_step
 
 
-# torch.compile must not trace these with a compiled training step: its guards would fail.
+# torch.compile must not trace these within a compiled training step: its guards would fail.
 
 
 @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
-def _fired() -> list[tuple[Follower, int]]:
+def _hook_calls() -> list[tuple[Follower, int]]:
     return [(follower, follower.fired) for follower in _followers]
 
 

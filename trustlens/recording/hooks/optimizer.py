@@ -1,4 +1,4 @@
-"""Calls the recorder before and after each step of one optimizer, once per step."""
+"""Call the recorder before and after each step of one optimizer, once per step."""
 
 # ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false
@@ -24,8 +24,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 _TORCH_STEP: Final[CodeType] = Optimizer.profile_hook_step(lambda _: None).__code__
 """Code of the wrapper that torch puts around each class's ``step``, and that calls the hooks.
 
-torch has no public way to ask whether an optimizer's step is running. A frame on the stack with
-this code is one that is, see :meth:`StepHooks._running_steps`.
+torch has no public function that says whether an optimizer's step is running. A frame on the stack
+with this code is a running step, see :meth:`StepHooks._running_steps`.
 """
 
 
@@ -50,7 +50,7 @@ class StepHooks:
     guard : Guard
         All functions are called through it.
     before : callable
-        Called before each step with its arguments; may return others to use instead.
+        Called before each step with its arguments; may return arguments to use instead.
     after : callable
         Called after each step that did not raise.
     skipped : callable
@@ -84,12 +84,15 @@ class StepHooks:
         self._captured = captured
         self._in_step = False
         self._nested = False
-        hooks: tuple[Any, Any] = (_Hook(optimizer, self._begins), _Hook(optimizer, self._ends))
+        hooks: tuple[Any, Any] = (
+            _Hook(optimizer, self._before_step),
+            _Hook(optimizer, self._after_step),
+        )
         self._handles = [
             optimizer.register_step_pre_hook(hooks[0]),
             optimizer.register_step_post_hook(hooks[1]),
         ]
-        # Before all other post hooks, since one of them may change the weights that the step left.
+        # Run before all other post hooks, since one of them may change the weights.
         present: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
         present.move_to_end(self._handles[1].id, last=False)
         follow_scalers(self)
@@ -112,10 +115,10 @@ class StepHooks:
 
         self.guard(check)
 
-    def _begins(self, call: Call) -> Call | None:
+    def _before_step(self, call: Call) -> Call | None:
         self.fired += 1
-        # After a step that raised, torch calls no post hook, and `_in_step` is still set: only the
-        # stack shows whether this step is nested in another one.
+        # torch calls no post hook for a step that raised, so `_in_step` may still be set from it.
+        # Then only the stack shows whether this step is nested in another one.
         self._nested = self._in_step and self._running_steps() > 1
         if self._nested:
             return None
@@ -127,7 +130,7 @@ class StepHooks:
             return None
         return self.guard(lambda: self._before(call))
 
-    def _ends(self, _: Call) -> None:
+    def _after_step(self, _: Call) -> None:
         if not self._in_step or (self._nested and self._running_steps() > 1):
             return
         self._in_step = False
@@ -155,12 +158,11 @@ def _is_captured(optimizer: Optimizer) -> bool:
 
 
 def _initializes_state() -> bool:
-    """Return whether the current step only makes the optimizer's state, and trains nothing.
+    """Return whether the current step only creates the optimizer's state, without training.
 
-    Before it loads a checkpoint into an optimizer without state, torch.distributed.checkpoint does
-    a step with learning rate 0, so that there is a state to load into. Nothing else distinguishes
-    that step from one of the training, so its function is looked for on the stack. It is called
-    only while the optimizer has no state.
+    To load a checkpoint into an optimizer without state, torch.distributed.checkpoint first does a
+    step with learning rate 0, which creates the state. Only the calling function on the stack
+    distinguishes it from a step of the training. Called only if the optimizer has no state.
     """
     module = sys.modules.get("torch.distributed.checkpoint.state_dict")
     code = getattr(getattr(module, "_init_optim_state", None), "__code__", None)
@@ -175,7 +177,7 @@ _not_compiled: Any = torch.compiler.disable(lambda work, call: work(call))
 
 
 class _Hook:
-    """The hook that torch calls. Its copies, made with the optimizer, and pickles do nothing."""
+    """The hook that torch calls. Its copies and pickles, made with the optimizer's, do nothing."""
 
     def __init__(
         self,
@@ -190,7 +192,7 @@ class _Hook:
     ) -> Call | None:
         if self._work is None or optimizer is not self._optimizer:
             return None
-        if torch.compiler.is_dynamo_compiling():  # not always, since it takes 10 µs
+        if torch.compiler.is_dynamo_compiling():  # only then, since it takes 10 µs
             return _not_compiled(self._work, (args, kwargs))
         return self._work((args, kwargs))
 

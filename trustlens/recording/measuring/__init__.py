@@ -1,1 +1,1 @@
-"""Measuring one step of one optimizer, on the device."""
+"""Measure one step of one optimizer on the device."""

@@ -1,9 +1,9 @@
-"""Fast path: measure layers again without reading each one, while their layout is the same.
+"""Fast path: measure layers without reading each one, as long as their layout does not change.
 
-Most layers of a model have the same numbers in their direction (those of one parameter group and
-step count), and every tensor but the gradients stays at its address. What one step found out then
-holds in the next. Before each step's sums, explicit checks compare every tensor with the one that
-was there when the plan was made; if any check fails, the layers are read one by one again.
+Layers of one parameter group and step count share the numbers of their direction, and every tensor
+except the gradients usually stays at its address. What was read in one step is then still valid in
+the next. Before the sums of each step are computed, every tensor is compared with the one that was
+there when the plan was made. If any check fails, the layers are read one by one again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trustlens.recording.measuring.measurement import (
 from trustlens.recording.optimizers import Direction, is_on_accelerator
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.statistics.backend import PreparingBackend
-from trustlens.recording.statistics.cpu_backend import gather, is_at_hand
+from trustlens.recording.statistics.cpu_backend import gather, is_on_host
 from trustlens.recording.statistics.triton_backend import TritonBackend
 from trustlens.schema import ELEMENTS
 
@@ -45,7 +45,7 @@ _address: Final = Tensor.data_ptr
 
 @dataclass(frozen=True, slots=True)
 class ReadLayer:
-    """A layer whose step was read: its place in the probe, its index in the run."""
+    """A layer whose step was read, its place in the probe and its index in the run."""
 
     place: int
     index: int
@@ -55,7 +55,7 @@ class ReadLayer:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What the layers have in common whose numbers can be computed together."""
+    """Properties that layers must share for their numbers to be computed together."""
 
     group: int
     known: tuple[bool, ...]
@@ -66,7 +66,7 @@ class _Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class _Alike:
+class _LayersOfKind:
     """The layers of one kind: their rows in the plan, and the addresses of their step counts."""
 
     kind: _Kind
@@ -75,10 +75,10 @@ class _Alike:
     counts: NDArray[np.int64] | None
 
     def by_count(self, rows: NDArray[np.int64], prepared: Any) -> _RowsWithCounts:
-        """Split some of the rows by step count, so that each part shares its numbers.
+        """Split rows by step count, so that the layers of each part share their numbers.
 
-        Counts on the device are not compared, since that would synchronize: beside the rows come
-        all their counts, of which the numbers are computed on the device.
+        Counts on the device are not compared, since that would synchronize. All rows are then
+        returned together with a tensor of their counts, to compute the numbers on the device.
         """
         if self.counts is None or not len(rows):
             return [(rows, None)] if len(rows) else []
@@ -95,7 +95,7 @@ _RowsWithCounts = list[tuple[NDArray[np.int64], Tensor | None]]
 
 
 class CachedPlan:
-    """Measures some layers of one device step after step; ``places`` are those in the probe."""
+    """Measures some layers of one device in each step; ``places`` are their places in the probe."""
 
     @classmethod
     def of(
@@ -105,12 +105,12 @@ class CachedPlan:
         layers: Sequence[ReadLayer],
         backend: PreparingBackend | None,
     ) -> CachedPlan | None:
-        """Return a plan for those of these layers that can be measured by one, or None.
+        """Return a plan for those of the layers that a plan can measure, or None.
 
         Parameters
         ----------
         optimizer : Optimizer
-            Its family must be ``cacheable``, or ``provides_sums``.
+            An optimizer whose family is ``cacheable`` or ``provides_sums``.
         reader : LayerReader
             Reads one layer of each kind in each step.
         layers : sequence of ReadLayer
@@ -151,7 +151,7 @@ class CachedPlan:
         self._parameters = [one.layer.parameter for one in ordered]
         self._sizes = np.array([p.numel() for p in self._parameters], np.float64)
         self._dtypes = [p.dtype for p in self._parameters]
-        # The layout: what must be the same objects at the same addresses.
+        # The layout: these must stay the same objects at the same addresses.
         self._state, self._states = optimizer.state, list(optimizer.state.values())
         self._own_states = [optimizer.state.get(p, {}) for p in self._parameters]
         self._entries = list(_entries(self._own_states))
@@ -165,7 +165,7 @@ class CachedPlan:
         self._addresses = list(map(_address, self._tensors))
         self._alike = [*self._grouped(kinds)]
 
-    def _grouped(self, kinds: Mapping[_Kind, Sequence[ReadLayer]]) -> Iterator[_Alike]:
+    def _grouped(self, kinds: Mapping[_Kind, Sequence[ReadLayer]]) -> Iterator[_LayersOfKind]:
         first = 0
         for kind, alike in kinds.items():
             rows = np.arange(first, first + len(alike))
@@ -174,12 +174,12 @@ class CachedPlan:
                 s["step"].data_ptr() for s in self._own_states[rows[0] : first] if "step" in s
             ]
             at = np.array(counts, np.int64) if counts else None
-            yield _Alike(kind, alike[0].layer.group, rows, at)
+            yield _LayersOfKind(kind, alike[0].layer.group, rows, at)
 
     def measure(self, *, histograms: bool = False) -> Measurement[Tensor] | None:
-        """Measure the step that was done; None if the layout has changed since the plan was made.
+        """Measure the last step, or return None if the layout has changed since the plan was made.
 
-        The layers must then be read one by one.
+        After None, the layers must be read one by one.
         """
         grads = self._grad_addresses()
         if grads is None or not self._is_unchanged():
@@ -196,7 +196,7 @@ class CachedPlan:
         else:
             directions = [each.direction for each in numbers if each.direction is not None]
             form_of = shared_of
-            if len(directions) < len(numbers):  # those of layers without a gradient come last
+            if len(directions) < len(numbers):  # layers without a gradient come last
                 form_of = np.where(shared_of < len(directions), shared_of, -1)
             if histograms:
                 shape = len(self.places), len(ELEMENTS), ELEMENT_BUCKETS
@@ -213,7 +213,10 @@ class CachedPlan:
         )
 
     def _grad_addresses(self) -> NDArray[np.int64] | None:
-        """Return the gradients' addresses, 0 for none; None if one cannot be read like before."""
+        """Return the gradients' addresses, with 0 for a missing gradient.
+
+        Return None if a gradient is not contiguous or not of its parameter's dtype.
+        """
         grads = there = list(map(_gradient, self._parameters))
         dtypes = self._dtypes
         if any(map(operator.is_, grads, itertools.repeat(None))):
@@ -244,14 +247,14 @@ class CachedPlan:
     def _shared_numbers(
         self, grads: NDArray[np.int64]
     ) -> tuple[list[SharedNumbers], NDArray[np.int64]] | None:
-        """Return the numbers that occur in this step, and the index of each layer's among them.
+        """Return the distinct numbers of this step, and for each layer the index of its numbers.
 
-        Those of layers without a gradient come last. None if a direction has another form than
-        when the plan was made.
+        Numbers of layers without a gradient come last. Return None if a direction has another form
+        than when the plan was made.
         """
         numbers: list[SharedNumbers] = []
         shared_of = np.empty(len(grads), np.int64)
-        without: list[tuple[_Alike, NDArray[np.int64]]] = []
+        without: list[tuple[_LayersOfKind, NDArray[np.int64]]] = []
         whole = bool(grads.all())
         for alike in self._alike:
             rows = alike.rows
@@ -271,9 +274,9 @@ class CachedPlan:
         return numbers, shared_of
 
     def _direction(self, kind: _Kind, row: int, counts: Tensor | None) -> Direction | None:
-        """Read the direction of one layer, whose numbers are those of all that are alike.
+        """Read the direction of one layer, whose numbers all layers of its part share.
 
-        None if it is of another kind than before, or uses other tensors.
+        Return None if the layer is of another kind than before or uses other tensors.
         """
         layer, fused = self._layers[row], self._fused is not None
         step = self._reader.read(self.places[row], fused=fused, counts=counts)
@@ -286,19 +289,19 @@ class CachedPlan:
 def _kind_of(
     layer: Layer, step: LayerStep, state: Mapping[str, Any], *, fused: bool
 ) -> _Kind | None:
-    """Return a layer's kind; None if its next step has to be read like this one.
+    """Return a layer's kind, or None if the layer must be read in every step.
 
-    If the optimizer's ``fused`` step computes the sums, the direction's numbers are not needed
-    for them.
+    If ``fused``, the optimizer's fused step computes the sums, so it does not matter whether the
+    direction's numbers are on the device.
     """
     direction, parameter = step.direction, layer.parameter
-    # An empty layer has no address. Another gradient than the parameter's is made for one step.
+    # An empty layer has no address. A gradient that is not `p.grad` was made for this step only.
     if direction is None or step.grad is not parameter.grad or not parameter.numel():
         return None
     entries = list(state.values())
     for tensor in _tensors_of(direction):
         if tensor is not None and not any(tensor is entry for entry in entries):
-            return None  # made for one step
+            return None  # made for this step only
     ratio = direction.trust_ratio
     if ratio is not None:
         entry = state.get("trust_ratio")
@@ -309,13 +312,13 @@ def _kind_of(
         known=known_of(step),
         has_base=direction.base is not None,
         has_ratio=ratio is not None,
-        numbers_on_device=not (fused or is_at_hand(direction)),
+        numbers_on_device=not (fused or is_on_host(direction)),
         count_on_device=is_on_accelerator(state.get("step")),
     )
 
 
 def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> bool:
-    """Return whether the numbers of a layer of this kind can be computed with those of others."""
+    """Return whether a plan can compute the numbers of the layers of this kind."""
     if kind.numbers_on_device and not isinstance(backend, TritonBackend):
         return False
     if not isinstance(state, dict):
@@ -328,12 +331,12 @@ def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> 
 
 
 def _tensors_of(direction: Direction | None) -> tuple[Tensor | None, ...]:
-    """Return the tensors of the layer's size that a direction is computed from."""
+    """Return the tensors of the layer's shape from which a direction is computed."""
     if direction is None:
         return (None, None, None)
     return (direction.base, direction.variance, direction.momentum)
 
 
 def _entries(states: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """Return all entries of these states, one after another."""
+    """Yield all entries of these states."""
     return itertools.chain.from_iterable(map(dict.values, states))  # pyright: ignore[reportArgumentType]

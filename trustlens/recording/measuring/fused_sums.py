@@ -1,4 +1,4 @@
-"""Sums that an optimizer of this package computed in its own fused step."""
+"""Sums that an optimizer of this package computed during its fused step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustlens.kernels.device import brought
+from trustlens.kernels.device import upload
 
 
 def fused_parameters(optimizer: Any) -> set[int]:
@@ -25,13 +25,13 @@ class FusedSums:
         self._optimizer = optimizer
         self._parameters = list(parameters)
         self._device = parameters[0].device
-        self._last: list[Tensor] = []  # the parameters that the last step's sums are of
+        self._last: list[Tensor] = []  # parameters of the last step's sums
         self._rows = torch.empty(0, dtype=torch.int64)
 
     def read(self) -> Tensor | None:
         """Return the sums of the last step, float64 of shape (parameters, len(SUMS)).
 
-        None if the step did not compute those of every parameter.
+        Return None if the step did not compute the sums of every parameter.
         """
         measured = [each for each in self._optimizer.measured if each[1].device == self._device]
         stepped = [parameter for parameters, _ in measured for parameter in parameters]
@@ -40,6 +40,6 @@ class FusedSums:
             rows = [row_of.get(id(parameter), -1) for parameter in self._parameters]
             if -1 in rows:
                 return None
-            self._rows = brought(np.array(rows, np.int64), self._device)
+            self._rows = upload(np.array(rows, np.int64), self._device)
             self._last = stepped
         return torch.cat([sums for _, sums in measured])[self._rows]

@@ -1,4 +1,4 @@
-"""What one optimizer did to each of its layers in the step that was just done."""
+"""Read what one optimizer did to each of its layers in its last step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LayerReader:
         self._grad_factor: float | Tensor = 1.0
 
     def follow(self, layers: Sequence[Layer]) -> None:
-        """Read these layers from now on; they are identified by their places in this list."""
+        """Set the layers to read. The other methods take a layer's place in this list."""
         self._layers = list(layers)
 
     def find_grad_factor(self) -> None:
@@ -45,13 +45,13 @@ class LayerReader:
         Parameters
         ----------
         place : int
-            The layer.
+            Place of the layer in the list given to :meth:`follow`.
         fused : bool
-            Whether the optimizer computed the layer's sums itself. The weights before the step
-            were then at hand, so the result is that of a layer whose weights were copied.
+            Whether the optimizer's fused step computed the layer's sums. That step had the weights
+            before it, so the result is that of a layer whose weights were copied.
         counts : Tensor, optional
-            Step counts of several layers, used instead of the layer's own: the numbers of the
-            direction then describe all of them.
+            Step counts of several layers, to use instead of the layer's own. The numbers of the
+            direction then describe all these layers.
         """
         layer = self._layers[place]
         parameter, group = layer.parameter, layer.group
@@ -85,11 +85,11 @@ class LayerReader:
         grad = _dense_real(given)
         scale = getattr(self._optimizer, "grad_scale", None)
         if copied and scale is not None:
-            grad = grad / scale  # GradScaler leaves unscaling to some optimizers
+            grad = grad / scale  # some optimizers unscale in their step, not in GradScaler
         if group.get("maximize"):
             grad = -grad
         if group.get("max_grad_norm") and "grad_divisor" in state:
-            # Lamb's own clipping leaves p.grad as it was, and divides halves in float32.
+            # Lamb's internal clipping does not change p.grad, and divides 16-bit floats in float32.
             grad = (upcast_half([grad])[0] / state["grad_divisor"]).to(grad.dtype)
         factor = self._grad_factor
         if isinstance(factor, Tensor) or factor != 1:

@@ -1,4 +1,4 @@
-"""From the parameters of optimizers to layers with stable names."""
+"""Find the layers of optimizers and give them stable names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.optim import Optimizer
 from trustlens.store.run_info import LayerInfo, storable
 
 _COMPILED: Final = "_orig_mod."
-"""What torch.compile prepends to the names within a module."""
+"""Prefix that torch.compile adds to the parameter names of a module, at any level."""
 
 _PARALLEL: Final = "module."
-"""The same of DistributedDataParallel, which wraps a whole model."""
+"""Prefix that DistributedDataParallel adds to all parameter names of a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A parameter, the group whose options hold for it, and what ``run.json`` says of it."""
+    """A parameter, its parameter group, and its description in ``run.json``."""
 
     parameter: Tensor
     group: dict[str, Any]
@@ -28,27 +28,27 @@ class Layer:
 
 
 def find_layers(optimizers: Sequence[Optimizer], model: nn.Module | None) -> list[Layer]:
-    """Return the layers of the optimizers, in the order of the model where there is one.
+    """Return the layers of the optimizers, in the order of the model if there is one.
 
-    A name comes from the model; without one, from the names that the optimizer was given
-    (``model.named_parameters()``); else it is made of the places, ``group0.param3``.
+    Names come from the model; without a model, from the names given to the optimizer
+    (``model.named_parameters()``); without those, from the position (``group0.param3``).
     """
     names = _model_names(model) if model is not None else {}
-    order = {identity: place for place, identity in enumerate(names)}
+    order = {identity: number for number, identity in enumerate(names)}
     found = [
         (parameter, group, group_index, position, index)
         for index, optimizer in enumerate(optimizers)
         for group_index, group in enumerate(optimizer.param_groups)
         for position, parameter in enumerate(group["params"])
     ]
-    found.sort(key=lambda place: order.get(id(place[0]), len(order)))
+    found.sort(key=lambda entry: order.get(id(entry[0]), len(order)))
     taken: set[str] = set()
     layers: list[Layer] = []
     for parameter, group, group_index, position, index in found:
-        made = f"group{group_index}.param{position}"
+        default = f"group{group_index}.param{position}"
         if len(optimizers) > 1:
-            made = f"optimizer{index}.{made}"
-        name = storable(names.get(id(parameter)) or _given_name(group, position) or made)
+            default = f"optimizer{index}.{default}"
+        name = storable(names.get(id(parameter)) or _given_name(group, position) or default)
         dtype = str(parameter.dtype).removeprefix("torch.")
         info = LayerInfo(_unique(name, taken), tuple(parameter.shape), dtype, group_index, index)
         layers.append(Layer(parameter, group, info))
@@ -57,8 +57,8 @@ def find_layers(optimizers: Sequence[Optimizer], model: nn.Module | None) -> lis
 
 def _model_names(model: nn.Module) -> dict[int, str]:
     names: dict[int, str] = {}
-    for given, parameter in model.named_parameters():  # a shared one comes once: its first name
-        names[id(parameter)] = given.replace(_COMPILED, "").removeprefix(_PARALLEL)
+    for name, parameter in model.named_parameters():  # a shared parameter: its first name only
+        names[id(parameter)] = name.replace(_COMPILED, "").removeprefix(_PARALLEL)
     return names
 
 

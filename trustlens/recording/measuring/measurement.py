@@ -1,4 +1,4 @@
-"""What was measured of some layers in one step: one type, made in one place."""
+"""The measurement of some layers in one step: one type, and the one function that builds it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trustlens.kernels.device import brought
+from trustlens.kernels.device import upload
 from trustlens.recording.optimizers import Direction, is_on_accelerator
 from trustlens.recording.statistics import LayerStep
 from trustlens.recording.transfer import Parcel, send
 from trustlens.trust_ratio import RatioRule
 
 HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
-"""Numbers of a layer that are known without reading from the device."""
+"""Numbers of a layer that are known on the host, without reading from the device."""
 
 DEVICE_COLUMNS: Final = ("trust_ratio", "learning_rate", "debias1", "debias2")
 """Numbers of a layer that may be on the device."""
@@ -33,20 +33,20 @@ KNOWN: Final = (
     "applied",  # the optimizer's own trust ratio
     "undone",  # w was computed from the state after the step
 )
-"""What a layer may lack in a step; the quantities that need it are then null."""
+"""What a layer may have in a step. Quantities that need something it lacks are null."""
 
 _NAN: Final = float("nan")
 
 Values = TypeVar("Values", Tensor, Parcel)
-"""Where the large arrays are: on the device, or on their way to the host."""
+"""Type of the large arrays: tensors on the device, or pending copies to the host."""
 
 
 @dataclass(slots=True)  # not frozen, as `Direction`
 class Measurement(Generic[Values]):
-    """Some layers of one step that are on one device, n of them.
+    """What was measured in one step of n layers of one device.
 
-    A ``Measurement[Tensor]`` is on the device; :func:`send_to_host` makes a
-    ``Measurement[Parcel]`` of it.
+    A ``Measurement[Tensor]`` is on the device; :func:`send_to_host` converts it to a
+    ``Measurement[Parcel]``.
 
     Attributes
     ----------
@@ -55,17 +55,18 @@ class Measurement(Generic[Values]):
     sizes : float64 (n,)
         Number of elements of each layer.
     known : bool (n, len(KNOWN))
-        What each layer had.
+        Which of `KNOWN` each layer had.
     host : float64 (n, len(HOST_COLUMNS))
-        NaN where there is no such number, or where it is on the device.
+        The numbers of `HOST_COLUMNS`; NaN if a layer has no such number or it is on the device.
     sums : float (n, len(SUMS))
         The sums.
     device : float (n, len(DEVICE_COLUMNS)), optional
-        The trust ratio that the optimizer applied, and those of the learning rate and the debias
-        factors that are on the device; NaN elsewhere. None if all are NaN.
+        The numbers of `DEVICE_COLUMNS`: the trust ratio that the optimizer applied, and the
+        learning rate and debias factors that are on the device. NaN where there is no such number
+        or it is on the host. None instead of an array of NaN.
     rules : (n,), optional
-        How to compute the trust ratio that the optimizer applied, or None; empty if no layer has
-        such a rule.
+        For each layer the rule of the trust ratio that the optimizer applied, or None; empty if no
+        layer has such a rule.
     counts : int64 (n, len(ELEMENTS), buckets), optional
         Element histograms.
     """
@@ -81,7 +82,7 @@ class Measurement(Generic[Values]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """Total size of the arrays in bytes."""
         held = self.layers.nbytes + self.sizes.nbytes + self.known.nbytes + self.host.nbytes
         for values in (self.sums, self.device, self.counts):
             held += 0 if values is None else values.nbytes
@@ -90,17 +91,17 @@ class Measurement(Generic[Values]):
 
 @dataclass(slots=True)  # not frozen, as `Direction`
 class SharedNumbers:
-    """What one layer, or several of one parameter group and step count, had in a step.
+    """Numbers of one layer, or of several layers of one parameter group and step count, in a step.
 
     Attributes
     ----------
     direction : Direction or None
         The numbers of the direction. A tensor among them may have one element, or one for each
-        layer in their order; the tensors of the layer's size are not looked at.
+        layer in their order. The tensors of the layer's shape are not used.
     rate : float, Tensor or None
-        The learning rate of the group, as its options have it.
+        The option ``lr`` of the group.
     known : tuple of bool
-        What the layers had, in the order of `KNOWN`.
+        Which of `KNOWN` the layers had.
     """
 
     direction: Direction | None
@@ -109,11 +110,11 @@ class SharedNumbers:
 
 
 NOTHING_KNOWN: Final = (False,) * len(KNOWN)
-"""What is known of a layer without a gradient."""
+"""``SharedNumbers.known`` of a layer without a gradient."""
 
 
 def known_of(step: LayerStep) -> tuple[bool, ...]:
-    """Return what a layer had in a step, in the order of `KNOWN`."""
+    """Return which of `KNOWN` a layer had in a step."""
     d = step.direction
     there = d is not None
     return (
@@ -149,8 +150,8 @@ def build_measurement(
     shared_of : int64 (n,)
         Index of each layer's numbers in ``shared``.
     ratios : sequence of (Tensor or None)
-        The trust ratio that the optimizer applied to each layer, without dimensions and on the
-        device; empty if it applied none that it kept.
+        The trust ratio that the optimizer applied to each layer, as a tensor without dimensions on
+        the device; empty if the optimizer does not store its ratio.
     """
     rules = [None if each.direction is None else each.direction.ratio_rule for each in shared]
     has_rules = any(rule is not None for rule in rules)
@@ -172,7 +173,7 @@ def send_to_host(measurement: Measurement[Tensor]) -> Measurement[Parcel]:
     Raises
     ------
     NoRoomError
-        Too many measurements wait on the device.
+        If too many measurements wait on the device.
     """
     device, counts = measurement.device, measurement.counts
     return Measurement(
@@ -206,7 +207,7 @@ def _device_columns(
     ratios: Sequence[Tensor | None],
     like: Tensor,
 ) -> Tensor | None:
-    """Return ``Measurement.device``, of the dtype and on the device of ``like``."""
+    """Return ``Measurement.device``, with the dtype and device of ``like``."""
     columns: list[Sequence[Any]] = [
         [each.rate for each in shared],
         [each.direction and each.direction.debias1 for each in shared],
@@ -226,7 +227,7 @@ def _device_columns(
 
 
 def _spread(values: Sequence[Any], shared_of: NDArray[np.int64], missing: Tensor) -> Tensor:
-    """Return those of the shared values that are on the device as one value a layer."""
+    """Return one value per layer: its shared value if that is on the device, else ``missing``."""
     there = [value.detach() if is_on_accelerator(value) else missing for value in values]
     layers_of = np.bincount(shared_of, minlength=len(values)).tolist()
     by_shared = torch.cat(
@@ -238,4 +239,4 @@ def _spread(values: Sequence[Any], shared_of: NDArray[np.int64], missing: Tensor
     order = np.argsort(shared_of, kind="stable")
     if (order[1:] > order[:-1]).all():
         return by_shared
-    return by_shared[brought(np.argsort(order), missing.device)]
+    return by_shared[upload(np.argsort(order), missing.device)]

@@ -29,11 +29,11 @@ from trustlens.recording.statistics.torch_backend import TorchBackend
 from trustlens.recording.transfer import Parcel, host_scalar
 
 _PART: Final = 1 << 20
-"""Elements that are measured together, unless a layer alone has more."""
+"""Maximum number of elements that are measured together. A larger layer is measured alone."""
 
 
 class _Cached(NamedTuple):
-    """Plans that hold as long as the copies do, and the places of the layers that have none."""
+    """The cached plans, valid for one ``copy_plan``, and the places of layers without a plan."""
 
     copy_plan: object
     plans: list[CachedPlan]
@@ -41,14 +41,14 @@ class _Cached(NamedTuple):
 
 
 class OptimizerProbe:
-    """Measures each step of one optimizer: call :meth:`before` it and :meth:`after` it."""
+    """Measures each step of one optimizer, between :meth:`before` and :meth:`after`."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer: Any = optimizer
         self.family = family_of(optimizer)
         self._snapshots = WeightSnapshots(optimizer, self.family)
         self._reader = LayerReader(optimizer, self.family, self._snapshots)
-        # Not shared: several models may be trained in threads of one process.
+        # Not shared between probes: threads of one process may train different models.
         self._backends: dict[torch.device, PreparingBackend | TorchBackend] = {}
         self._hooks: StepHooks | None = None
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
@@ -57,7 +57,7 @@ class OptimizerProbe:
         self._cached: dict[bool, _Cached] = {}  # by whether elements are counted
 
     def attach(self, hooks: StepHooks) -> None:
-        """Own the optimizer's hooks, to remove them with :meth:`detach`."""
+        """Store the optimizer's hooks, which :meth:`detach` removes."""
         self._hooks = hooks
 
     def detach(self) -> None:
@@ -84,9 +84,9 @@ class OptimizerProbe:
 
     @property
     def has_changed(self) -> bool:
-        """Whether the optimizer has other parameters or groups than those that are followed.
+        """Whether the optimizer's parameters or groups differ from those that are followed.
 
-        After ``load_state_dict`` it has other groups with the same parameters.
+        ``load_state_dict`` replaces the groups and keeps their parameters.
         """
         groups = self.optimizer.param_groups
         return len(groups) != len(self._groups) or not all(
@@ -102,9 +102,9 @@ class OptimizerProbe:
         return sorted({self._backend(at.parameter.device).name for _, at in self._layers})
 
     def before(self, call: Call, *, measure: bool, histograms: bool) -> Call | None:
-        """Copy what the step will overwrite, if it is to be measured.
+        """Copy what the step will overwrite, if ``measure`` is True.
 
-        Returns arguments to call the step with instead of its own, or None.
+        Return the arguments to call the step with, or None to keep its own.
         """
         self._measures = measure
         if not measure:
@@ -116,13 +116,13 @@ class OptimizerProbe:
         self._snapshots.take(closure, everything=histograms)
         if closure is None or not self.family.uses_first_grad:
             return None
-        first = self._copying_first_grads(closure)
+        wrapped = self._copy_grads_after_first_call(closure)
         if len(args) > 1:
-            return (args[0], first, *args[2:]), kwargs
-        return args, {**kwargs, "closure": first}
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
 
     def skipped(self) -> float | Parcel:
-        """Return 1 if the step changed nothing, else 0; maybe still on its way to the host.
+        """Return 1 if the step changed nothing, else 0: a float, or a pending copy from the device.
 
         With gradient scaling, a fused optimizer itself skips a step whose gradients overflowed.
         """
@@ -130,9 +130,9 @@ class OptimizerProbe:
         return 0.0 if found is None else host_scalar(found)
 
     def after(self, *, histograms: bool) -> list[Measurement[Tensor]]:
-        """Measure the step that was done, if :meth:`before` was told to.
+        """Measure the last step, if :meth:`before` was called with ``measure=True``.
 
-        Each measurement is of some layers of one device, and is still there.
+        Each measurement covers some layers of one device, and is still on that device.
         """
         if not self._measures:
             return []
@@ -147,7 +147,7 @@ class OptimizerProbe:
         return measured
 
     def _measure_by_plan(self, *, histograms: bool) -> list[Measurement[Tensor]] | None:
-        """Measure by the cached plans; None if there are none, or the layout has changed."""
+        """Measure by the cached plans; return None if there are none or the layout has changed."""
         cached = self._cached.get(histograms)
         if cached is None or not cached.plans:
             return None
@@ -168,7 +168,7 @@ class OptimizerProbe:
         ]
 
     def _measure_and_plan(self, *, histograms: bool) -> list[Measurement[Tensor]]:
-        """Read and measure every layer, and plan the next step from what was read."""
+        """Read and measure every layer, and make plans for the next steps."""
         self._reader.find_grad_factor()
         measured: list[Measurement[Tensor]] = []
         to_plan: list[ReadLayer] = []
@@ -180,7 +180,7 @@ class OptimizerProbe:
     def _measure_part(
         self, part: Sequence[int], to_plan: list[ReadLayer], *, fused: bool, histograms: bool
     ) -> Measurement[Tensor]:
-        # What was read may hold tensors as large as the layers: it is freed after each part.
+        # `layers` may hold tensors as large as the layers; as a local it is freed after each part.
         layers = self._read(part, fused=fused)
         if self._snapshots.copy_plan is not None:
             to_plan.extend(layers)
@@ -190,10 +190,10 @@ class OptimizerProbe:
         fused = self._fused_places()
         together: dict[tuple[torch.device, bool], list[ReadLayer]] = {}
         for one in layers:
-            which = one.step.after.device, one.place in fused
-            together.setdefault(which, []).append(one)
-        made = [self._plan_of(those, *which) for which, those in together.items()]
-        plans = [plan for plan in made if plan is not None]
+            key = one.step.after.device, one.place in fused
+            together.setdefault(key, []).append(one)
+        plans_of_parts = [self._plan_of(members, *key) for key, members in together.items()]
+        plans = [plan for plan in plans_of_parts if plan is not None]
         planned = {place for plan in plans for place in plan.places}
         rest = [i for i in range(len(self._layers)) if i not in planned]
         return _Cached(self._snapshots.copy_plan, plans, rest)
@@ -209,22 +209,22 @@ class OptimizerProbe:
         return CachedPlan.of(self.optimizer, self._reader, layers, backend)
 
     def _parts(self, places: Iterable[int]) -> list[tuple[list[int], bool]]:
-        """Split the layers by device and size, so that temporary tensors of few exist at once.
+        """Split the layers by device and size, to limit the temporary tensors that exist at once.
 
-        With each part: whether the optimizer computed its sums itself.
+        Return for each part its places, and whether the optimizer computed the sums itself.
         """
         fused = self._fused_places()
         parts: list[tuple[list[int], bool]] = []
         last: dict[tuple[torch.device, bool], tuple[list[int], int]] = {}
         for place in places:
             parameter = self._layers[place][1].parameter
-            which = parameter.device, place in fused
-            part, room = last.get(which, ([], 0))
+            key = parameter.device, place in fused
+            part, room = last.get(key, ([], 0))
             if not part or parameter.numel() > room:
                 part, room = [], _PART
-                parts.append((part, which[1]))
+                parts.append((part, key[1]))
             part.append(place)
-            last[which] = part, room - parameter.numel()
+            last[key] = part, room - parameter.numel()
         return parts
 
     def _fused_places(self) -> set[int]:
@@ -247,7 +247,7 @@ class OptimizerProbe:
         counts = None
         if fused:
             sums = FusedSums(self.optimizer, [one.layer.parameter for one in layers]).read()
-            assert sums is not None  # noqa: S101 — they were split by who has sums
+            assert sums is not None  # noqa: S101 — `_parts` puts only layers with sums here
         elif histograms:
             sums, counts = self._backend(steps[0].after.device).measure_and_count(steps)
         else:
@@ -271,10 +271,11 @@ class OptimizerProbe:
             self._backends[device] = backend_for(device)
         return self._backends[device]
 
-    def _copying_first_grads(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _copy_grads_after_first_call(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a closure that calls this one, and copies the gradients after its first call."""
         calls = 0
 
-        def calling() -> Any:
+        def wrapped() -> Any:
             nonlocal calls
             loss = closure()
             calls += 1
@@ -282,4 +283,4 @@ class OptimizerProbe:
                 self._hooks.guard(self._snapshots.take_grads)
             return loss
 
-        return calling
+        return wrapped

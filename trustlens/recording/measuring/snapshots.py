@@ -1,6 +1,6 @@
-"""Copies of weights and gradients that a step will overwrite, made only where they are needed."""
+"""Copies of the weights and gradients that a step will overwrite, made only if needed."""
 
-# torch offers its operations on lists of tensors under private names only:
+# torch has its operations on lists of tensors only under private names:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trustlens.recording.measuring.layers import Layer
 from trustlens.recording.optimizers import Family, Group, float_or_tensor, is_on_accelerator
 
 SMALL: Final = 1 << 8
-"""Number of elements up to which a layer's weights are always copied. It costs little, and so few
-are more likely to be all near 0, where computing them from the state is inexact."""
+"""Layers of at most this many elements are always copied. Copying them costs little, and a few
+elements are more likely to be all near 0, where computing them from the state is inexact."""
 
 _INVERTIBLE: Final = frozenset({torch.float32, torch.float64})
 """Dtypes with enough digits to compute the weights before a step from those after it."""
@@ -27,7 +27,7 @@ _INVERTIBLE: Final = frozenset({torch.float32, torch.float64})
 @contextmanager
 def untraced() -> Generator[None]:
     """Keep autograd from recording the tensor operations of the recorder."""
-    # Inference mode is left too: tensors made in it could not be written to by later steps.
+    # Also leave inference mode: later steps could not write to tensors that are made in it.
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
 
@@ -35,8 +35,8 @@ def untraced() -> Generator[None]:
 class WeightSnapshots:
     """Copies of what one optimizer's step will overwrite.
 
-    The weights before a step of most layers can be computed from the optimizer's state after it.
-    They are copied where they cannot: see :meth:`_can_undo`. Gradients are copied where the
+    The weights of most layers before a step can be computed from the optimizer's state after it.
+    Weights of the other layers are copied, see :meth:`_can_undo`. Gradients are copied if the
     optimizer may overwrite them.
     """
 
@@ -52,7 +52,7 @@ class WeightSnapshots:
         self._copy_plans: dict[bool, _CopyPlan] = {}  # by whether everything is copied
 
     def follow(self, layers: Sequence[Layer]) -> None:
-        """Copy these layers' weights from now on; they are identified by their places here."""
+        """Set the layers to copy. The other methods take a layer's place in this list."""
         self._layers = list(layers)
         self._weights = [None] * len(layers)
         self._grads = [None] * len(layers)
@@ -62,20 +62,20 @@ class WeightSnapshots:
 
     @property
     def copy_plan(self) -> object:
-        """An object that stays the same while each step copies the same tensors to the same place.
+        """An object that is the same in all steps that copy the same tensors to the same place.
 
-        None while that may change from step to step.
+        None as long as the copies may differ from step to step.
         """
         return self._copy_plans.get(self._everything)
 
     def take(self, closure: Callable[[], Any] | None, *, everything: bool = False) -> None:
-        """Copy what is needed, or everything, before a step that is called with this closure."""
+        """Make the needed copies, or copy everything, before a step called with this closure."""
         invertible = [self._is_invertible(group) for group in self._optimizer.param_groups]
         self._everything = everything
         if not everything:
-            self._copy_plans.pop(True, None)  # as large as the model: freed until the next use
+            self._copy_plans.pop(True, None)  # as large as the model: free it until the next use
         plan = self._copy_plans.get(everything)
-        if plan is not None and plan.still_holds(invertible):
+        if plan is not None and plan.is_valid(invertible):
             self._weights = plan.weights
             _copy(plan.sources, plan.copies)
         else:
@@ -88,19 +88,19 @@ class WeightSnapshots:
         of_group = {id(group): it for group, it in zip(groups, of_groups, strict=True)}
         self._new = {i for i in self._new if _is_new(state.get(self._layers[i].parameter))}
         sources: list[Tensor] = []
-        still: list[Tensor] = []
+        unchanged: list[Tensor] = []
         self._weights = list(self._weights)
         for i, layer in enumerate(self._layers):
             parameter = layer.parameter
             invertible = of_group[id(layer.group)] and self._can_undo(i, layer)
             if (invertible or self._family.provides_weights_before) and not self._everything:
                 self._weights[i] = None
-            elif self._everything or closure is not None or self._moves(parameter):
+            elif self._everything or closure is not None or self._may_change(parameter):
                 sources.append(parameter)
                 if self._weights[i] is None:
                     self._weights[i] = torch.empty_like(parameter)
             else:
-                still.append(parameter)
+                unchanged.append(parameter)
                 self._weights[i] = None
         copies = [copy for copy in self._weights if copy is not None]
         _copy(sources, copies)
@@ -108,21 +108,21 @@ class WeightSnapshots:
         overwrites = any(self._family.overwrites_grad(group) for group in groups)
         self._copy_plans.pop(self._everything, None)
         if not (self._new or entry or overwrites):
-            plan = _CopyPlan(of_groups, still, self._weights, sources, copies)
+            plan = _CopyPlan(of_groups, unchanged, self._weights, sources, copies)
             self._copy_plans[self._everything] = plan
         if closure is None:
             self.take_grads()
         if entry is not None:
             self._state_entries = [
-                _copied(state.get(layer.parameter, {}).get(entry)) for layer in self._layers
+                _copy_of(state.get(layer.parameter, {}).get(entry)) for layer in self._layers
             ]
 
     def take_grads(self) -> None:
-        """Copy the current gradients where the step may overwrite them."""
+        """Copy the current gradients that the step may overwrite."""
         overwrites = self._family.overwrites_grad
         with untraced():
             self._grads = [
-                _copied(layer.parameter.grad) if overwrites(layer.group) else None
+                _copy_of(layer.parameter.grad) if overwrites(layer.group) else None
                 for layer in self._layers
             ]
 
@@ -142,11 +142,11 @@ class WeightSnapshots:
         return self._state_entries[place]
 
     def done(self) -> None:
-        """Forget what was only needed for the step that has been measured."""
+        """Forget what was needed only to measure the last step."""
         if self.copy_plan is not None:
             return
-        self._grads = [None] * len(self._layers)  # copies of weights are reused, these are not
-        # Some optimizers keep no state that would distinguish a second step from the first.
+        self._grads = [None] * len(self._layers)  # not reused, unlike copies of weights
+        # The state of some optimizers does not show whether a step is the first.
         stepped = (self._layers[i].parameter.grad is not None for i in range(len(self._layers)))
         self._new -= {i for i, did in enumerate(stepped) if did and self._weights[i] is not None}
 
@@ -160,13 +160,13 @@ class WeightSnapshots:
         decay = sum(float(group.get(name, 0.0)) for name in ("weight_decay", "lambd"))
         return rate > 0 and rate * decay < 0.5  # else dividing by 1 − ηλ is not safe
 
-    def _moves(self, parameter: Tensor) -> bool:
+    def _may_change(self, parameter: Tensor) -> bool:
         # Another hook may still set the gradient; an unknown optimizer may step without one.
         return parameter.grad is not None or parameter.requires_grad or not self._family.name
 
     def _can_undo(self, place: int, layer: Layer) -> bool:
         return (
-            place not in self._new  # weights that start at 0 and move far cannot be computed back
+            place not in self._new  # weights that start at 0 and move far cannot be recovered
             and layer.parameter.numel() > SMALL
             and layer.parameter.dtype in _INVERTIBLE
         )
@@ -174,14 +174,14 @@ class WeightSnapshots:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _CopyPlan:
-    """The copies to make before each step, as long as :meth:`still_holds`.
+    """The copies to make before each step, as long as :meth:`is_valid`.
 
     Attributes
     ----------
     invertible : list of bool
         For each group, whether its weights can be computed from the state.
-    still : list of Tensor
-        The parameters that do not move; the plan holds only as long as they do not.
+    unchanged : list of Tensor
+        Parameters that no step changes. The plan is valid only as long as this is so.
     weights : list of Tensor or None
         The copy of each layer.
     sources, copies : list of Tensor
@@ -189,15 +189,15 @@ class _CopyPlan:
     """
 
     invertible: list[bool]
-    still: list[Tensor]
+    unchanged: list[Tensor]
     weights: list[Tensor | None]
     sources: list[Tensor]
     copies: list[Tensor]
 
-    def still_holds(self, invertible: list[bool]) -> bool:
+    def is_valid(self, invertible: list[bool]) -> bool:
         """Return whether a step in which these groups are invertible needs the same copies."""
         return invertible == self.invertible and not any(
-            p.requires_grad or p.grad is not None for p in self.still
+            p.requires_grad or p.grad is not None for p in self.unchanged
         )
 
 
@@ -205,7 +205,7 @@ def _is_new(state: Mapping[str, Any] | None) -> bool:
     """Return whether a layer's next step is its first, without synchronizing."""
     if not state:
         return True
-    count = state.get("step")  # Adagrad makes its state in advance
+    count = state.get("step")  # Adagrad creates its state before its first step
     return count is not None and not is_on_accelerator(count) and int(count) == 0
 
 
@@ -215,5 +215,5 @@ def _copy(sources: list[Tensor], copies: list[Tensor]) -> None:
             torch._foreach_copy_(copies, sources)
 
 
-def _copied(value: Any) -> Tensor | None:
+def _copy_of(value: Any) -> Tensor | None:
     return value.detach().clone() if isinstance(value, Tensor) else None

@@ -1,9 +1,9 @@
-"""Computes what an optimizer did in a step from its state, for every optimizer family.
+"""Compute what an optimizer did in a step from its state, for every optimizer family.
 
-``direction`` has the formula that all share and describes a family; ``torch_optim``, ``own`` and
-``third_party`` have the families' directions in closed form; ``measured`` computes a direction
-from the change of the weights. ``registry`` has the one table of optimizers and says how to add
-one.
+``direction`` has the formula that all optimizers share and the description of a family.
+``torch_optim``, ``own`` and ``third_party`` have the directions in closed form; ``measured``
+computes a direction from the change of the weights. ``registry`` has the table of optimizers and
+says how to add one.
 """
 
 from trustlens.recording.optimizers.direction import (

@@ -9,8 +9,8 @@ The denominator is 1 if the optimizer does not divide. d is defined by what the 
 decay. Other factors of the learning rate (Adagrad's decay of the rate, Adafactor's scale) are part
 of d; only LAMB and LARS have a trust ratio, and factors of the rate, outside d.
 
-``x`` and ``v`` are the tensors of the optimizer's state themselves wherever the formula allows it,
-so that computing the sums over a layer allocates nothing of the layer's size.
+If the formula allows it, ``x`` and ``v`` are the optimizer's state tensors themselves, so that
+computing the sums over a layer allocates nothing of the layer's size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ State = Mapping[str, Any]
 Group = Mapping[str, Any]
 
 
-@dataclass(slots=True)  # not frozen: one is made per layer and step, and that triples the time
+@dataclass(slots=True)  # not frozen, which would triple the time: one is made per layer and step
 class Direction:
     """The coefficients of one layer's direction d, and what the optimizer applied besides d.
 
@@ -66,7 +66,7 @@ class Direction:
     ratio_rule : RatioRule, optional
         How to compute that ratio from the recorded norms, if its state does not hold it.
     measured : bool
-        Whether d was computed from the change of the weights, and so has their rounding error.
+        Whether d was computed from the change of the weights and has their rounding error.
     """
 
     rate: float | Tensor = math.nan
@@ -162,8 +162,8 @@ class Family:
     name : str
         The name in the literature (``"Adam"``, ``"LAMB"``); empty if the optimizer is unknown.
     direction : callable
-        Takes a :class:`Stepped` and returns the layer's :class:`Direction`, or None if it is not
-        known in this step.
+        Takes a :class:`Stepped` and returns the layer's :class:`Direction`, or None if d cannot be
+        computed for this step.
     invertible : callable
         Whether the weights before a step can be computed from the state after it, as
         ``w = (w' + η·(a·g + b·x)/(√v̂ + ε)) / (1 − η(c + λ))``. If not, the recorder copies them
@@ -175,7 +175,7 @@ class Family:
         step scales them without writing it back to ``p.grad`` (internal clipping, for example).
         Returns 1 if the step scales ``p.grad`` in place.
     uses_first_grad : bool
-        Whether the gradient to copy is the one after the first call of a step's closure.
+        Whether to copy the gradient after the first call of a step's closure.
     cacheable : bool
         Whether the directions of layers of the same group and step count differ only in their
         tensors, all of which are entries of the state. If not, the direction of each layer is
@@ -184,11 +184,11 @@ class Family:
         Whether the optimizer's fused step can compute the recorded sums itself; see
         ``Lamb.measured``.
     provides_weights_before : bool
-        Whether such an optimizer also keeps the weights before the step of the layers that it did
-        not step fused; see ``Lars.before``.
+        Whether such an optimizer keeps the weights before the step of those layers whose step was
+        not fused; see ``Lars.before``.
     state_entry_before : str, optional
-        A state entry (a tensor without dimensions) whose value before the step ``direction``
-        needs.
+        Name of a state entry (a tensor without dimensions) whose value before the step
+        ``direction`` needs.
     variant : str, optional
         The key of ``LAMB_VARIANTS`` or ``LARS_VARIANTS`` that describes the optimizer.
     """

@@ -11,9 +11,9 @@ from trustlens.recording.optimizers.direction import Direction, Stepped, float_o
 
 
 def measured(s: Stepped, decay: float | None = None) -> Direction | None:
-    """Return −Δw/η as the direction: d + λw, or d if ``decay`` gives λ.
+    """Return the direction −Δw/η = d + λw, or d if ``decay`` gives λ.
 
-    None if the group has no learning rate or it is 0.
+    Return None if the group has no learning rate or it is 0.
     """
     rate = s.group.get("lr")
     if rate is None:
@@ -35,7 +35,7 @@ def measured(s: Stepped, decay: float | None = None) -> Direction | None:
     )
 
 
-# What these two do with the gradient could only be reproduced by running them again.
+# The next two are measured: only running the optimizer again would reproduce their directions.
 def muon(s: Stepped) -> Direction | None:
     """Return the measured direction of `torch.optim.Muon`."""
     return measured(s, float(s.group["weight_decay"]))

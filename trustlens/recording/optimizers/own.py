@@ -1,4 +1,4 @@
-"""Directions of ``trustlens.optim.Lamb`` and ``Lars``, which other packages' variants reuse."""
+"""Directions of ``trustlens.optim.Lamb`` and ``Lars``; ``third_party`` reuses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trustlens.recording.optimizers.direction import (
 def lamb_direction(s: Stepped, options: Group) -> Direction:
     """Return the direction of a LAMB with the options of ``trustlens.optim.Lamb``.
 
-    The state must hold ``exp_avg`` and ``exp_avg_sq``. ``trust_ratio`` is recorded if it is there.
+    The state must hold ``exp_avg`` and ``exp_avg_sq``; it may hold ``trust_ratio``.
     """
     factor1, factor2 = debias_factors(options, s.steps)
     debias = options["debias"]  # "rate" and "first" apply the factors outside the direction
@@ -57,7 +57,7 @@ def lars_direction(s: Stepped) -> Direction:
 def applied_ratio(s: Stepped, ratio: Any) -> Tensor | None:
     """Return a trust ratio (number, tensor or None) as a tensor without dimensions, or None.
 
-    A number becomes float32 on the layer's device; a tensor stays on its own.
+    A number becomes float32 on the layer's device; a tensor stays on its device.
     """
     if ratio is None or isinstance(ratio, Tensor):
         return None if ratio is None else ratio.detach().reshape(())
@@ -65,13 +65,13 @@ def applied_ratio(s: Stepped, ratio: Any) -> Tensor | None:
 
 
 def own_lamb(s: Stepped) -> Direction:
-    """Return the direction of ``trustlens.optim.Lamb`` with the rate that it applied to it."""
+    """Return the direction of ``trustlens.optim.Lamb``, with the rate that the step gave d."""
     d, debias = lamb_direction(s, s.group), s.group["debias"]
     applied: Any = s.rate if d.trust_ratio is None else s.rate * float_or_tensor(d.trust_ratio)
     if debias in ("rate", "first"):
         factor1, factor2 = debias_factors(s.group, s.steps)
         applied = applied * factor1 / (factor2**0.5 if debias == "rate" else 1)
-    first = s.group["decay"] != "inside"  # before the ratio, by the rate alone
+    first = s.group["decay"] != "inside"  # the decay multiplies w by 1 − ηλ, without the ratio
     kept = 1 - s.rate * float(s.group["weight_decay"]) if first else None
     return replace(d, rate=applied, kept=kept)
 

@@ -52,7 +52,7 @@ FAMILIES: Final[Mapping[tuple[str, str], Family | Callable[[], Family]]] = {
     ("pytorch_optimizer", "Lamb"): Family(
         LAMB, third_party.pytorch_optimizer_lamb, variant="pytorch_optimizer"
     ),
-    # Older versions of timm clip p.grad in place: its norm is then within the bound.
+    # Older versions of timm clip p.grad in place, so that its norm is within the bound here.
     ("timm", "Lamb"): Family(
         LAMB, third_party.timm_lamb, variant="timm", grad_factor=third_party.clip_factor
     ),
@@ -77,9 +77,9 @@ FAMILIES: Final[Mapping[tuple[str, str], Family | Callable[[], Family]]] = {
     ),
     ("bitsandbytes", "lars"): Family(LARS, third_party.bitsandbytes_lars),
 }
-"""The family of each optimizer by package and class, or a function that returns it per optimizer.
+"""Family of each optimizer by (package, class), or a function that makes one per optimizer object.
 
-bitsandbytes has one class for all: its key is the name that the optimizer has there.
+bitsandbytes has one class for several optimizers: the key holds its ``optimizer_name`` instead.
 """
 
 UNKNOWN: Final = Family("", third_party.unknown, overwrites_grad=always)
@@ -87,7 +87,7 @@ UNKNOWN: Final = Family("", third_party.unknown, overwrites_grad=always)
 
 
 def family_of(optimizer: Optimizer) -> Family:
-    """Return the family of an optimizer, :data:`UNKNOWN` if the table does not contain it.
+    """Return the family of an optimizer, or :data:`UNKNOWN` if the table does not contain it.
 
     A subclass has its parent's family only if it inherits its parent's ``step``.
     """

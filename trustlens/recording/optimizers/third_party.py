@@ -1,8 +1,8 @@
 """LAMB and LARS of other packages, and optimizers of unknown class.
 
 The recorded trust ratio is the one that the optimizer applied. It is read from the optimizer's
-state, or, if the state does not hold it, computed from the recorded norms by the package's own
-rule (:class:`trustlens.trust_ratio.RatioRule`).
+state. If the state does not hold it, it is computed from the recorded norms by the package's rule
+(:class:`trustlens.trust_ratio.RatioRule`).
 """
 
 from __future__ import annotations
@@ -56,27 +56,30 @@ def _measured_by_ratio(s: Stepped, ratio: Any, decay: float | None = None) -> Di
 
 
 def _stored_ratio(s: Stepped) -> Any:
-    """Return the ratio in the state, or 1 if the option `adam` switches the ratio off."""
+    """Return the ratio in the state, or 1 if the option `adam` turns the ratio off."""
     unused = s.group.get("adam", getattr(s.optimizer, "adam", False))
     return 1.0 if unused is True else s.state.get("trust_ratio")
 
 
 def pytorch_lamb(s: Stepped) -> Direction:
-    """Return the direction of pytorch-lamb's LAMB, and of torch-optimizer's, which can debias."""
+    """Return the direction of the LAMB of pytorch-lamb, or of torch-optimizer, which can debias."""
     debias = "rate" if getattr(s.optimizer, "debias", False) else False
     d = lamb_direction(s, {**s.group, "debias": debias})
     return replace(d, trust_ratio=applied_ratio(s, _stored_ratio(s)))
 
 
 def pytorch_optimizer_lamb(s: Stepped) -> Direction | None:
-    """Return the direction of pytorch_optimizer's LAMB; None if its rate is not known."""
+    """Return the direction of pytorch_optimizer's LAMB.
+
+    Return None if it needs a learning rate that is 0 or on a device, or a ratio that is missing.
+    """
     group, decay = s.group, float(s.group["weight_decay"])
-    if group["weight_decouple"] and group.get("fixed_decay") and decay:  # λ in place of ηλ
+    if group["weight_decouple"] and group.get("fixed_decay") and decay:  # w decays by λ, not by ηλ
         if isinstance(s.rate, Tensor) or s.rate == 0:
             return None
         decay /= s.rate
     ratio = _stored_ratio(s)
-    if group.get("rectify"):  # RAdam's rate, which may skip the update, and with it a λ inside
+    if group.get("rectify"):  # RAdam's rate; may skip the update and a decay inside it
         return _measured_by_ratio(s, ratio, decay if group["weight_decouple"] else 0.0)
     options = {
         **group,
@@ -87,11 +90,11 @@ def pytorch_optimizer_lamb(s: Stepped) -> Direction | None:
 
 
 def timm_lamb(s: Stepped) -> Direction | None:
-    """Return the direction of timm's LAMB; None if its decay depends on a rate on a device."""
+    """Return the direction of timm's LAMB, or None if its decay depends on a rate on a device."""
     group, decay = s.group, float(s.group["weight_decay"])
     decoupled = bool(group.get("decoupled_decay"))
     adapts = bool(group["always_adapt"] or decay)
-    if decoupled and group.get("corrected_weight_decay"):  # η²/η_max in place of η
+    if decoupled and group.get("corrected_weight_decay"):  # η²/η_max instead of η
         if isinstance(s.rate, Tensor):
             return None
         decay *= s.rate / group.get("max_lr_snapshot", s.optimizer.defaults["lr"])
@@ -106,7 +109,7 @@ def timm_lamb(s: Stepped) -> Direction | None:
     )
     if not group.get("caution"):
         return d
-    momentum = s.state["exp_avg"]  # only elements whose sign agrees with g's; Liang et al. 2024
+    momentum = s.state["exp_avg"]  # keep elements of g's sign; Liang et al. 2024
     cautious = (momentum.sign() * s.grad.sign() > 0).to(momentum.dtype)
     return replace(d, base=momentum * cautious / cautious.mean().clamp(min=1e-3))
 
@@ -118,26 +121,26 @@ def apex_lamb(s: Stepped) -> Direction:
         s,
         "apex",
         debias=bool(s.group["bias_correction"]),
-        weight_decay=decay if s.optimizer.adam_w_mode else 0.0,  # else it is in the gradient
+        weight_decay=decay if s.optimizer.adam_w_mode else 0.0,  # else it is added to the gradient
         always_adapt=bool(s.optimizer.use_nvlamb or decay),
     )
 
 
 def deepspeed_lamb() -> Family:
-    """Return the family of one of DeepSpeed's FusedLamb."""
+    """Return a family for one FusedLamb object of DeepSpeed."""
     direction = _DeepSpeedLamb()
     return Family(LAMB, direction, variant="deepspeed" if direction.is_old else None)
 
 
 class _DeepSpeedLamb:
-    """The direction of one FusedLamb of DeepSpeed, one object an optimizer.
+    """Computes the directions of one FusedLamb object of DeepSpeed.
 
     The optimizer stores its ratios in a list, in the order of the parameters with a gradient.
     """
 
     def __init__(self) -> None:
         version = str(getattr(sys.modules.get("deepspeed"), "__version__", ""))
-        # Until 0.19.8 the debias factors were part of the rate; since then as in the article.
+        # Up to 0.19.8 the debias factors are part of the rate; later, part of the direction.
         self.is_old = [int(n) for n in re.findall(r"\d+", version)[:3]] <= [0, 19, 8]
         self._last: Tensor | None = None
         self._by_state: dict[int, Tensor] = {}
@@ -162,24 +165,24 @@ class _DeepSpeedLamb:
         )
 
     def _read(self, optimizer: Any) -> None:
-        """Look up the ratios, once per step."""
+        """Assign the optimizer's list of ratios to its states, once per step."""
         ratios: list[Tensor] = optimizer.lamb_coeffs
         if ratios and self._last is ratios[-1]:
             return
         stepped = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         self._last, self._by_state = (ratios[-1] if ratios else None), {}
-        if len(stepped) == len(ratios):  # not if gradients were passed to `step`
+        if len(stepped) == len(ratios):  # differs if gradients were passed to `step`
             pairs = zip(stepped, ratios, strict=True)
             self._by_state = {id(optimizer.state[p]): ratio for p, ratio in pairs}
 
 
 def bitsandbytes_lamb(s: Stepped) -> Direction | None:
-    """Return the direction of bitsandbytes' LAMB; None if a parameter overrides its group."""
+    """Return the direction of bitsandbytes' LAMB, or None if a parameter overrides its group."""
     if not _follows_its_group(s):
         return None
     decay = float(s.group["weight_decay"])
     first = s.state["state1"]
-    if first.dtype != torch.float32:  # an 8-bit state: the step is Adam's, without a ratio
+    if first.dtype != torch.float32:  # 8-bit states: an Adam step, without a ratio
         d = measured(s, decay)
         return d and replace(d, trust_ratio=applied_ratio(s, 1.0))
     state = {**s.state, "exp_avg": first, "exp_avg_sq": s.state["state2"]}
@@ -190,7 +193,7 @@ def bitsandbytes_lamb(s: Stepped) -> Direction | None:
 def bitsandbytes_lars(s: Stepped) -> Direction | None:
     """Return the direction of bitsandbytes' LARS: the momentum, which contains λw but not r.
 
-    None if a parameter overrides its group.
+    Return None if a parameter overrides its group.
     """
     if not _follows_its_group(s):
         return None
@@ -209,7 +212,7 @@ def bitsandbytes_lars(s: Stepped) -> Direction | None:
 
 
 def _follows_its_group(s: Stepped) -> bool:
-    """Return whether the group's options hold for each parameter, without the old 8-bit format."""
+    """Return whether all parameters use their group's options, and 8-bit states are in blocks."""
     manager = s.optimizer.mng
     overrides = [*manager.pid2config.values(), *manager.index2config.values()]
     harmless = {"optim_bits", "min_8bit_size"}
@@ -226,7 +229,7 @@ def _bitsandbytes_ratio(s: Stepped) -> Tensor | None:
     norm: Tensor = s.state["unorm_vec"].reshape(())
     if norm.device.type != "cpu":
         norm = norm.sqrt()
-    most = bound * s.before.float().norm()  # in the optimizer's own precision
+    most = bound * s.before.float().norm()  # float32 as in the optimizer
     return torch.where(norm > most, most / norm, 1.0)
 
 
@@ -257,7 +260,7 @@ def _lars_with_rule(s: Stepped, variant: str, switches: dict[str, Any]) -> Direc
 def pytorch_optimizer_lars(s: Stepped) -> Direction:
     """Return the direction of pytorch_optimizer's LARS."""
     d = lars_direction(s)
-    if s.given_grad.dim() <= 1:  # plain SGD, without decay
+    if s.given_grad.dim() <= 1:  # the step is SGD's, without decay or ratio
         return replace(d, decay=0.0, trust_ratio=applied_ratio(s, 1.0))
     options = {"trust_coefficient": s.group["trust_coefficient"]}
     return replace(d, ratio_rule=RatioRule.of(pytorch_optimizer_lars_ratio, options))
@@ -272,13 +275,16 @@ def clip_factor(optimizer: Any, grads: Sequence[Tensor]) -> float | Tensor:
     return 1 / (total / bound).clamp(min=1)
 
 
-def sign_factor(optimizer: Any, grads: Sequence[Tensor]) -> float:  # noqa: ARG001 — as above
+def sign_factor(optimizer: Any, grads: Sequence[Tensor]) -> float:  # noqa: ARG001 — signature of `Family.grad_factor`
     """Return −1 if the optimizer maximizes, else 1."""
     return -1.0 if getattr(optimizer, "maximize", False) else 1.0
 
 
 def unknown(s: Stepped) -> Direction | None:
-    """Return the direction of an optimizer of unknown class; its code may be copied from a LAMB."""
+    """Return the measured direction of an optimizer of unknown class.
+
+    If its state has the entries of pytorch-lamb, it is a copy of that code: its ratio is recorded.
+    """
     if s.state.keys() >= {"exp_avg", "exp_avg_sq", "weight_norm", "adam_norm", "trust_ratio"}:
         return _measured_by_ratio(s, _stored_ratio(s))
     return measured(s)

@@ -1,8 +1,8 @@
-"""The directions of the optimizers of torch.optim, which have no trust ratio of their own.
+"""Directions of the optimizers of torch.optim, which apply no trust ratio.
 
 The formulas are those of torch's documentation, or of its code where the two differ. A coupled
-weight decay is added to the gradient before the averages are computed: it is contained in the
-averages, and appears as ``c·w`` only where the formula uses the gradient itself.
+weight decay is added to the gradient before the averages are computed. The averages contain it, and
+``c·w`` has it only if the formula uses the gradient itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def _coupled(group: Group) -> float:
 
 
 def _kept(s: Stepped, decay: float) -> float | Tensor | None:
-    """Return 1 − ηλ as `Tensor.mul_` uses it: rounded to the weights' float32 or the rate's."""
+    """Return 1 − ηλ as rounded by `Tensor.mul_`: to float32 if the weights or the rate are float32.
+
+    Return None for a fused step, which does not round it.
+    """
     if s.group.get("fused"):
         return None
     kept = float_or_tensor(1 - s.group["lr"] * decay)
@@ -50,8 +53,8 @@ def _kept(s: Stepped, decay: float) -> float | Tensor | None:
 def _applied_debias_factor(s: Stepped, which: int, *, tensor: Any = None) -> float | Tensor:
     """Return 1/(1 − βᵗ) with the rounding of torch's step.
 
-    If the step computes with t as a tensor (`tensor`), or β is a tensor, βᵗ and 1 − βᵗ are rounded
-    to its float32; else this is :func:`debias_factor`.
+    If the step uses t as a tensor (`tensor`), or β is a tensor, βᵗ and 1 − βᵗ are rounded to
+    float32. Otherwise this is :func:`debias_factor`.
     """
     beta = s.group["betas"][which]
     if s.group.get("fused") or not (tensor or isinstance(beta, Tensor)):
@@ -60,7 +63,7 @@ def _applied_debias_factor(s: Stepped, which: int, *, tensor: Any = None) -> flo
 
 
 def without_coupled_decay(group: Group) -> bool:
-    """Return whether no decay is added to the gradient; if one is, d contains w nonlinearly."""
+    """Return whether no decay is added to the gradient. If one is, d is not linear in w."""
     return _coupled(group) == 0
 
 
@@ -80,7 +83,7 @@ def adam(s: Stepped) -> Direction:
         variance_share=factor2,
         epsilon=s.group["eps"],
         momentum=momentum,
-        # The groups say whether the decay is decoupled: AdamW is a subclass of Adam.
+        # The group says whether the decay is decoupled, as AdamW is a subclass of Adam.
         decay=_decoupled(s.group),
         kept=_kept(s, _decoupled(s.group)),
         debias1=factor1,
@@ -90,8 +93,8 @@ def adam(s: Stepped) -> Direction:
 
 def nadam(s: Stepped) -> Direction:
     """Return the direction of NAdam (Dozat 2016)."""
-    # Gradient and momentum have a factor each. In place of β₁ᵗ they use the product of the decay
-    # rates of all steps up to this one, and for m up to the next.
+    # g and m have a factor each. Instead of β₁ᵗ, that of g uses the product of the momentum decay
+    # rates of the steps up to this one, and that of m the product up to the next step.
     group, t = s.group, s.steps
     beta1, decay = float_or_tensor(group["betas"][0]), group["momentum_decay"]
     mu, following = (beta1 * (1 - 0.5 * 0.96 ** (n * decay)) for n in (t, t + 1))
@@ -120,21 +123,19 @@ def nadam(s: Stepped) -> Direction:
 def radam(s: Stepped) -> Direction:
     """Return the direction of RAdam (Liu et al. 2020, Algorithm 2).
 
-    It is divided by √v̂ only from the step on in which the variance can be estimated.
+    It is divided by √v̂ only in steps in which the variance can be estimated.
     """
     group = s.group
     t = s.state["step"] if group["capturable"] else s.steps
     beta2 = group["betas"][1]
     factor1, factor2 = (_applied_debias_factor(s, n, tensor=group["capturable"]) for n in (0, 1))
     longest = 2 / (1 - beta2) - 1
-    # A small difference of large numbers, therefore computed in torch's order.
+    # A small difference of large numbers, so it is computed in the same order as in torch.
     length = float_or_tensor(longest - 2 * t * (beta2**t) / (1 - beta2**t))
     above, below = (length - 4) * (length - 2) * longest, (longest - 4) * (longest - 2) * length
     momentum, variance, eps = s.state["exp_avg"], s.state["exp_avg_sq"], group["eps"]
     share, base, divides = factor1, momentum, False
-    if isinstance(
-        length, Tensor
-    ):  # on an accelerator: both cases, since reading `length` would synchronize
+    if isinstance(length, Tensor):  # on a device: reading it to choose a case would synchronize
         steady = length > 5
         scale = ((above / below) ** 0.5).nan_to_num() / factor2**0.5
         base = torch.where(steady, scale / (upcast(variance).sqrt() + eps), 1.0) * momentum
@@ -162,7 +163,7 @@ def radam(s: Stepped) -> Direction:
 def adamax(s: Stepped) -> Direction:
     """Return the direction of Adamax (Kingma and Ba 2015, section 7.1).
 
-    It is divided by an infinity norm, which is not a second moment and not recorded.
+    It is divided by an infinity norm, which is not a second moment and is not recorded.
     """
     factor1 = _applied_debias_factor(s, 0, tensor=s.group["capturable"])
     momentum = s.state["exp_avg"]
@@ -194,7 +195,7 @@ def rmsprop(s: Stepped) -> Direction:
     if s.group["centered"]:
         mean = s.state["grad_avg"]
         variance = variance.addcmul(mean, mean, value=-1)
-    if s.group["momentum"] > 0:  # the buffer contains the quotients
+    if s.group["momentum"] > 0:  # the buffer is a sum of the quotients g/(√v + ε)
         buffer = s.state["momentum_buffer"]
         return Direction(
             rate=s.rate,
@@ -220,7 +221,7 @@ def rmsprop(s: Stepped) -> Direction:
 def adadelta(s: Stepped) -> Direction | None:
     """Return the direction of Adadelta (Zeiler 2012, Algorithm 1).
 
-    None if a coupled decay needs the weights before the step and they were not copied.
+    Return None if there is a coupled decay and the weights before the step were not copied.
     """
     # The state's average of δ² already contains this step's δ, so the old average is computed
     # from it: δ² = (old + ε)·x, new = ρ·old + (1 − ρ)·δ².
@@ -232,7 +233,7 @@ def adadelta(s: Stepped) -> Direction | None:
             return None
         grad = grad + decay * upcast(s.before)
     x = grad**2 / (upcast(square) + eps)
-    below = (rho + (1 - rho) * x).clamp_(min=torch.finfo(x.dtype).tiny)  # ρ may be 0, and g
+    below = (rho + (1 - rho) * x).clamp_(min=torch.finfo(x.dtype).tiny)  # 0 if ρ and g are 0
     old = ((upcast(s.state["acc_delta"]) - (1 - rho) * eps * x) / below).clamp_(min=0)
     return Direction(
         rate=s.rate,
@@ -246,8 +247,8 @@ def adadelta(s: Stepped) -> Direction | None:
 
 
 def rprop(s: Stepped) -> Direction | None:
-    """Return the direction of Rprop (Riedmiller and Braun 1993); None if the rate is 0."""
-    # `prev` is the gradient with 0 for the elements whose sign changed.
+    """Return the direction of Rprop (Riedmiller and Braun 1993), or None if the rate is 0."""
+    # `prev` is the gradient, with 0 in the elements whose sign changed.
     rate = s.rate
     if not isinstance(rate, Tensor) and rate == 0:
         return None
@@ -259,7 +260,7 @@ def rprop(s: Stepped) -> Direction | None:
 
 
 def asgd(s: Stepped) -> Direction | None:
-    """Return the direction of ASGD (Polyak and Juditsky 1992); None if the rate is 0."""
+    """Return the direction of ASGD (Polyak and Juditsky 1992), or None if the rate is 0."""
     # w ← w − η'·(λw + g), where η' is the state's `eta` after the previous step.
     rate, decay = s.rate, s.group["lambd"]
     if not isinstance(rate, Tensor) and rate == 0:
@@ -284,7 +285,7 @@ def adafactor(s: Stepped) -> Direction:
     """
     group, t = s.group, s.steps
     eps1, eps2 = group["eps"]
-    if eps1 is None:  # torch uses that of the first parameter's dtype for the whole group
+    if eps1 is None:  # torch takes it from the first parameter's dtype, for the whole group
         first = next(p for p in group["params"] if p.grad is not None)
         eps1 = torch.finfo(first.dtype).eps
     rate, decay = s.rate, float(group["weight_decay"])
@@ -295,7 +296,7 @@ def adafactor(s: Stepped) -> Direction:
         variance = upcast(s.state["variance"])
     update = upcast(s.grad) * variance.clamp(min=eps1**2).rsqrt_()
     size = update.numel()
-    share = _least(1 / (rate * t**0.5)) if isinstance(rate, Tensor) or rate else 1.0
+    share = _at_most_one(1 / (rate * t**0.5)) if isinstance(rate, Tensor) or rate else 1.0
     share = share / _at_least(1.0, update.norm() / (size**0.5 * group["d"]))
     kept = 1 - rate * decay
     if s.before is None:
@@ -316,17 +317,17 @@ def adafactor(s: Stepped) -> Direction:
 
 
 def takes_short_steps(group: Group) -> bool:
-    """Return whether ‖Δw‖ < ‖w‖ is certain; if not, ‖w‖ before the step may be ambiguous."""
+    """Return whether ‖Δw‖ < ‖w‖ is certain. If not, ‖w‖ before the step may be ambiguous."""
     rate, most = float_or_tensor(group["lr"]), group["d"] + group["weight_decay"]
     return not isinstance(rate, Tensor) and rate * most < 0.9
 
 
-def _least(value: Any) -> Any:
+def _at_most_one(value: Any) -> Any:
     return value.clamp(max=1) if isinstance(value, Tensor) else min(value, 1.0)
 
 
 def _at_least(least: float, value: Tensor) -> Tensor:
-    """Return max(least, value), and `least` for NaN as Python's `max` in torch's code."""
+    """Return max(least, value), and `least` for NaN, like Python's `max` in torch's code."""
     return torch.fmax(value, torch.full_like(value, least))
 
 
@@ -338,7 +339,7 @@ def _norm_before(after: Tensor, update: Tensor, share: Any, kept: Any) -> Tensor
 
 
 def sparse_adam(s: Stepped) -> Direction:
-    """Return the direction of SparseAdam: Adam's for the rows that have a gradient, else 0."""
+    """Return the direction of SparseAdam: that of Adam in rows with a gradient, 0 in the others."""
     # torch adds ε to √v, not to √v̂.
     factor1, factor2 = debias_factors(s.group, s.steps)
     given = s.given_grad.coalesce()
@@ -361,17 +362,17 @@ def sparse_adam(s: Stepped) -> Direction:
 
 
 def adds_momentum_to_grad(group: Group) -> bool:
-    """Return whether torch may add the momentum to ``p.grad`` itself, as its foreach loop does."""
+    """Return whether torch may add the momentum to ``p.grad`` in place, as its foreach does."""
     copies = group["weight_decay"] or group["maximize"] or group["fused"]
     return group["nesterov"] and not copies and group["foreach"] is not False
 
 
 def sgd(s: Stepped) -> Direction | None:
-    """Return the direction of SGD; None if it must be measured and the rate is 0."""
-    # A buffer may be left from an earlier setting with momentum.
+    """Return the direction of SGD, or None if it must be measured and the rate is 0."""
+    # The state may still hold a buffer of earlier steps with momentum.
     buffer = s.state.get("momentum_buffer") if s.group["momentum"] else None
     if buffer is not None and s.group.get("fused") and s.after.dtype in _HALF:
-        return measured(s, 0.0)  # torch's fused step stores another buffer than it applies
+        return measured(s, 0.0)  # torch's fused step applies another buffer than it stores
     decay = _coupled(s.group)
     if buffer is None:
         return Direction(rate=s.rate, grad_share=1.0, weight_share=decay)
@@ -389,5 +390,5 @@ def sgd(s: Stepped) -> Direction | None:
 
 
 def is_rmsprop_invertible(group: Group) -> bool:
-    """Return whether RMSprop's weights before a step follow from the state after it."""
+    """Return whether RMSprop's weights before a step can be computed from the state after it."""
     return group["momentum"] > 0 or without_coupled_decay(group)

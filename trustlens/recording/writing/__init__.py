@@ -1,1 +1,1 @@
-"""From measured steps to files and listeners, on the writer thread."""
+"""Write measured steps to files and pass them to listeners, on the writer thread."""

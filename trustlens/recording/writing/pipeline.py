@@ -1,4 +1,4 @@
-"""From the training thread to the run's files: writer thread, sink, store and upload as one."""
+"""The path from the training thread to a run's files: writer thread, sink, store and upload."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ def open_for_writing(
     fsync: bool,
     precision: int | None,
 ) -> OpenedRun:
-    """Create the run in a directory, or resume the one that is there.
+    """Create a run in a directory, or resume the existing one.
 
     Parameters
     ----------
     directory : Location
         Where the run is written.
     info : RunInfo
-        What its ``run.json`` says if it begins now.
+        Contents of ``run.json`` for a new run.
     resume : bool
-        Whether to resume a run that is there.
+        Whether to resume an existing run.
     keep : sequence of str
         Fields of ``run.json`` that a resumed run keeps.
     fsync : bool
-        Whether each flush waits until the rows are on the disk.
+        Whether each flush waits until the rows are on disk.
     precision : int, optional
         Mantissa bits that the floats of ``layers`` keep.
 
     Raises
     ------
     UsageError
-        There is a run that is not to be resumed or is being recorded; the directory cannot be
-        written; or the run that is there does not fit ``info``.
+        If the directory holds a run and ``resume`` is False; if that run is being recorded or
+        does not fit ``info``; or if the directory cannot be written to.
     RunError
-        The run to be resumed cannot be read.
+        If the run to resume cannot be read.
     """
     history: History | None = None
     local, lease = prepare_folder(directory, resume=resume)
@@ -92,7 +92,7 @@ def open_for_writing(
 
 
 class WritePipeline:
-    """Takes records from the training thread to the run's files, without making it wait.
+    """Passes records from the training thread to the run's files, without blocking it.
 
     Parameters
     ----------
@@ -101,32 +101,36 @@ class WritePipeline:
     names : sequence of str
         Names of the layers, by the index that the records give them. It may grow.
     listeners : sequence of Listener
-        Others that receive the rows.
-    safely : Failsafe
-        Is told when writing has failed or is too slow.
+        Objects that also receive the rows.
+    failsafe : Failsafe
+        Receives errors of writing, and warns if writing is too slow.
     """
 
     def __init__(
-        self, run: OpenedRun, names: Sequence[str], listeners: Sequence[Listener], safely: Failsafe
+        self,
+        run: OpenedRun,
+        names: Sequence[str],
+        listeners: Sequence[Listener],
+        failsafe: Failsafe,
     ) -> None:
         self._store = run.store
         self._uploader = run.uploader
-        self._safely = safely
+        self._failsafe = failsafe
         several = len(run.store.info.optimizers) > 1
-        self._sink = RowSink(run.store, names, listeners, safely.warn, several=several)
+        self._sink = RowSink(run.store, names, listeners, failsafe.warn, several=several)
         self._thread: WriterThread[Record | Rollback] = WriterThread(self._sink.write)
 
     @property
     def info(self) -> RunInfo:
-        """What ``run.json`` says."""
+        """The contents of ``run.json``."""
         return self._store.info
 
     def change_info(self, change: Callable[[RunInfo], RunInfo]) -> None:
-        """Write ``run.json`` again with what ``change`` makes of it."""
+        """Replace the contents of ``run.json`` by what ``change`` returns for them."""
         self._store.change_info(change)
 
     def put(self, item: Record | Rollback, nbytes: int = 0) -> None:
-        """Hand over a record that holds so many bytes. It is dropped if too much is waiting.
+        """Queue a record of ``nbytes`` bytes, or drop it if too much is queued.
 
         A rollback is never dropped.
         """
@@ -135,7 +139,7 @@ class WritePipeline:
         self._check_thread()
 
     def drop(self) -> None:
-        """Count a record that had no room on its device."""
+        """Count a record as dropped, since the ring buffer of its device was full."""
         self._thread.drop()
         self._warn_of_drops()
         self._check_thread()
@@ -148,26 +152,26 @@ class WritePipeline:
             self._uploader.flush()
 
     def close(self) -> None:
-        """Write what is left and seal the run. Errors go to the failsafe."""
+        """Write what is queued and seal the run. The failsafe handles errors."""
         self._thread.close()
         self._check_thread()
-        said = self._store.info
-        closed = said.closed_at(
+        info = self._store.info
+        closed = info.closed_at(
             datetime.now(UTC).isoformat(),
-            dropped=said.recording.dropped + self._thread.dropped,
-            stopped=self._safely.failure or said.recording.stopped,
+            dropped=info.recording.dropped + self._thread.dropped,
+            stopped=self._failsafe.failure or info.recording.stopped,
         )
-        self._safely.at_last(self._sink.close)
-        self._safely.at_last(lambda: self._store.close(closed))
+        self._failsafe.call_while_closing(self._sink.close)
+        self._failsafe.call_while_closing(lambda: self._store.close(closed))
         if self._uploader is not None:
-            self._safely.at_last(self._uploader.close)
+            self._failsafe.call_while_closing(self._uploader.close)
 
     def _warn_of_drops(self) -> None:
-        self._safely.warn(
-            f"trustlens: writing to '{self._safely.directory}' is slower than the training; "
-            "some steps are not recorded (run.json will say how many)"
+        self._failsafe.warn(
+            f"trustlens: writing to '{self._failsafe.directory}' is slower than the training; "
+            "some steps are not recorded (`dropped` in run.json will be their number)"
         )
 
     def _check_thread(self) -> None:
         if self._thread.failure is not None:
-            self._safely.fail(self._thread.failure)
+            self._failsafe.fail(self._thread.failure)

@@ -20,11 +20,12 @@ class StepRecord:
     time : int
         Microseconds since 1970, in UTC.
     first : bool
-        Whether no other optimizer did a step of that number before.
+        Whether this is the first of the optimizers to do a step of that number.
     measured : sequence of Measurement
-        What was measured of its layers.
+        Measurements of its layers.
     skipped : float or Parcel
-        0 unless the step changed nothing: then it has a row in ``steps`` and no others.
+        0 if the step was done. Otherwise the step changed nothing: it has a row in ``steps``, and
+        no rows in other tables.
     """
 
     step: int
@@ -36,7 +37,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class MetricRecord:
-    """The metrics that one call logged."""
+    """The metrics logged by one call."""
 
     step: int
     values: Mapping[str, float | Parcel]

@@ -21,8 +21,9 @@ class Listener(Protocol):
 
     Its methods are called on the writer thread, about once a second, with a `pyarrow.Table` that
     has the columns of the table in the run's files. Rows come in the order of recording. If the run
-    is rolled back to an earlier step, the rows of the steps after it come again, without notice. A
-    listener that raises an exception receives nothing more, with one warning; recording goes on.
+    is rolled back to an earlier step, the rows of the steps after it come again, without notice. If
+    a listener raises an exception, one warning is logged, the listener receives no more rows, and
+    recording continues.
 
     Examples
     --------
@@ -48,14 +49,14 @@ class Listener(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish: the recorder is closed, and no more rows follow."""
+        """Finish: the recorder is being closed, and no more rows follow."""
         ...
 
 
 class RowSink:
     """Writes the records of one optimizer, or of several, to a run and to listeners.
 
-    ``names`` has the name of each layer at the index that the records use; it may grow.
+    ``names[i]`` is the name of the layer with index i in the records; the list may grow.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class RowSink:
         self._held: dict[int, StepRecord] | None = {} if several else None
 
     def write(self, items: Sequence[Record | Rollback]) -> None:
-        """Write records and do rollbacks, in the order of the items."""
+        """Write the records and perform the rollbacks, in the order of the items."""
         records: list[Record] = []
         for item in items:
             if isinstance(item, Rollback):
@@ -108,11 +109,11 @@ class RowSink:
 
     def _roll_back(self, rollback: Rollback) -> None:
         self._write_held()
-        kept = self._store.rewind(rollback.step, rollback.last_steps(self._store.info.layers))
+        kept = self._store.rollback(rollback.step, rollback.last_steps(self._store.info.layers))
         if kept is not None:
             _log.log(
-                logging.INFO if rollback.step else logging.WARNING,  # all of it: is that meant?
-                "trustlens: '%s' goes on after step %d; later rows were taken away, and the files "
+                logging.INFO if rollback.step else logging.WARNING,  # at 0 it may be a mistake
+                "trustlens: '%s' resumes after step %d; later rows were removed, and the files "
                 "that held them are kept in '%s'",
                 self._store.directory,
                 rollback.step,
@@ -122,9 +123,9 @@ class RowSink:
     def _call(self, listener: Listener, method: str, *table: pa.Table) -> None:
         try:
             getattr(listener, method)(*table)
-        except Exception as error:  # noqa: BLE001 — a listener must not end the recording
+        except Exception as error:  # noqa: BLE001 — a listener must not stop the recording
             self._listeners.remove(listener)
             self._warn(
-                f"trustlens: {type(listener).__name__} failed and gets nothing more "
-                f"({type(error).__name__}: {error}); the recording goes on"
+                f"trustlens: {type(listener).__name__} failed and receives no more rows "
+                f"({type(error).__name__}: {error}); recording continues"
             )

@@ -28,15 +28,15 @@ _NEEDS: Final[Mapping[str, str]] = {
     "trust_ratio": "direction",
     **{each.quantity: each.needs for each in DECLARED if each.needs is not None},
 }
-"""For each quantity, which of `KNOWN` it needs."""
+"""The one of `KNOWN` that each quantity needs."""
 
 _FLOATS: Final = tuple(name for name in RECORDED if name not in COUNTS)
 
 _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight")
 """Quantities that are computed from the weights before the step."""
 
-_UNSURE: Final = 2.0**-6
-"""‖w‖ / ‖Δw‖ below which w, computed from the state, has fewer digits than are recorded."""
+_MIN_WEIGHT_TO_UPDATE: Final = 2.0**-6
+"""Smallest ‖w‖ / ‖Δw‖ at which w, if computed from the state, has all the digits recorded."""
 
 
 def tables(
@@ -44,10 +44,10 @@ def tables(
     layer_names: Sequence[str],
     held: dict[int, StepRecord] | None = None,
 ) -> dict[str, pa.Table]:
-    """Return the rows of the records by table; a table without rows is left out.
+    """Return the rows of the records by table, without empty tables.
 
-    With several optimizers, ``held`` keeps the steps that the first one skipped until it is known
-    whether another one did them.
+    With several optimizers, ``held`` keeps the steps that the first optimizer skipped until it is
+    known whether another optimizer did them.
     """
     steps = [
         record
@@ -59,7 +59,7 @@ def tables(
     measured = [
         (record.step, part) for record in steps if not record.skipped for part in record.measured
     ]
-    rows = _one_a_step(steps, held)
+    rows = _one_record_per_step(steps, held)
     logged = [record for record in records if isinstance(record, MetricRecord) and record.values]
     made: dict[str, pa.Table] = {}
     if measured:
@@ -115,14 +115,14 @@ def _device_columns(part: Measurement[Parcel]) -> NDArray[np.float64]:
 def _null(
     values: Mapping[str, NDArray[np.float64]], known: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Return, by quantity, in which rows it is null; quantities that never are may be missing."""
+    """Return for each quantity in which rows it is null; it may be missing if it is in none."""
     absent = {need: ~there for need, there in known.items() if not there.all()}
     null = {name: absent[need] for name, need in _NEEDS.items() if need in absent}
     null |= {name: np.isnan(values[name]) for name in HOST_COLUMNS}
-    unsure = _unsure(values, known["undone"])
-    if unsure.any():
+    inaccurate = _is_inaccurate(values, known["undone"])
+    if inaccurate.any():
         for name in _OF_WEIGHTS:
-            lost = unsure & ~known["applied"] if name == "trust_ratio" else unsure
+            lost = inaccurate & ~known["applied"] if name == "trust_ratio" else inaccurate
             null[name] = lost | null[name] if name in null else lost
     empty = values["size"] == 0
     if empty.any():
@@ -167,7 +167,7 @@ def _quantities(
 
 
 def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np.float64]]) -> None:
-    """Compute the trust ratios of optimizers that apply one but do not keep it in their state."""
+    """Compute the trust ratios of optimizers whose state does not hold the ratio they applied."""
     rows_of: dict[RatioRule, list[int]] = {}
     for row, rule in enumerate(rules):
         if rule is not None:
@@ -187,12 +187,12 @@ def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np
         )
 
 
-def _unsure(
+def _is_inaccurate(
     values: Mapping[str, NDArray[np.float64]], undone: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return where the weights before the step cannot be computed accurately from the state."""
+    """Return the rows whose weights before the step cannot be computed accurately enough."""
     with np.errstate(all="ignore"):
-        lost = values["weight_norm"] < _UNSURE * values["update_norm"]
+        lost = values["weight_norm"] < _MIN_WEIGHT_TO_UPDATE * values["update_norm"]
     return undone & (lost | ~np.isfinite(values["weight_norm"]))
 
 
@@ -206,7 +206,7 @@ def _histograms(
         counts = part.counts.open().reshape(len(part.layers) * len(ELEMENTS), -1)
         layers = np.repeat(part.layers, len(ELEMENTS))
         quantities = np.tile(np.arange(len(ELEMENTS), dtype=np.int32), len(part.layers))
-        # A layer without gradient has no histogram of one; an empty layer has none of anything.
+        # A layer without a gradient has no gradient histogram; an empty layer has no histograms.
         there = counts.any(axis=1)
         counts, layers, quantities = counts[there], layers[there], quantities[there]
         row, bucket = np.nonzero(counts)
@@ -225,14 +225,14 @@ def _histograms(
     return pa.concat_tables(rows)
 
 
-def _one_a_step(
+def _one_record_per_step(
     records: Sequence[StepRecord], held: dict[int, StepRecord] | None
 ) -> list[StepRecord]:
-    """Return one record per step, which counts as skipped if no optimizer did it."""
+    """Return one record per step; a step counts as skipped if no optimizer did it."""
     rows: list[StepRecord] = []
     for record in records:
         if record.first:
-            if held:  # all optimizers are past these steps
+            if held:  # no optimizer will do these steps any more
                 rows += held.values()
                 held.clear()
             if record.skipped and held is not None:

@@ -13,20 +13,20 @@ CAPACITY: Final = 4096
 """Maximum number of queued items; further ones are dropped and counted."""
 
 MEMORY: Final = 1 << 28
-"""Maximum bytes of queued items: a hanging disk must not use up the memory that training needs."""
+"""Maximum total bytes of queued items, so that a hanging disk does not exhaust the memory."""
 
 BATCH: Final = 64
-"""Maximum number of items in a batch: an Arrow batch costs about the same for 1 or 64 steps."""
+"""Maximum number of items in a batch. An Arrow batch costs about the same for 1 or 64 steps."""
 
 LINGER: Final = 0.8
-"""Seconds for which the thread collects items before it writes them. Writing takes at least half a
-millisecond, and a killed process must not lose more than the last second."""
+"""Seconds for which the thread collects items before it writes them. Each write takes at least half
+a millisecond, and a killed process must not lose more than its last second."""
 
 
 class WriterThread(Generic[Item]):
-    """Passes items, in order and in batches, to a function on a thread of its own.
+    """Passes items, in order and in batches, to a function on a separate thread.
 
-    After the function has raised, it is not called again; :attr:`failure` is the error.
+    If the function raises, it is not called again; :attr:`failure` is the error.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class WriterThread(Generic[Item]):
         self._held = 0
         self._lock = threading.Lock()
         self._capacity = capacity
-        # Not queue.Queue, which wakes its reader at each put: training would wait for the lock.
+        # Not queue.Queue: it wakes its reader at each put, and training would wait for the lock.
         self._entries: collections.deque[tuple[Item, int] | threading.Event | None]
         self._entries = collections.deque()
         self._urgent = 0  # entries that a caller waits for
@@ -113,7 +113,7 @@ class WriterThread(Generic[Item]):
         return more
 
     def _fail(self, error: BaseException) -> None:
-        self.failure = error.with_traceback(None)  # which refers to the items
+        self.failure = error.with_traceback(None)  # the traceback refers to the items
 
     def _collect(self) -> tuple[list[tuple[Item, int]], list[threading.Event], bool]:
         """Return the next items and their sizes, callers' events, and whether more may come."""
