@@ -14,7 +14,7 @@ from benchmarks.common.tables import FAILS, MISSING, shown
 RESULT = RESULTS / "files.json"
 
 HOW = (
-    "Medians of repeated queries; trustlens caches up to 64 MiB of decompressed overview data. "
+    "Medians of repeated queries; trustlens caches decompressed overview data. "
     "The first time is measured in a process that has just opened the run. pyarrow, DuckDB and "
     "Polars query the same Parquet files. TensorBoard's time is extrapolated: the time that its "
     "EventAccumulator needs for one scalar, times the number of scalars of the quantity, since it "
