@@ -1,4 +1,4 @@
-"""Test curves: logged values, thinning, axes, and marks for values that are not finite."""
+"""Test curves: logged values, downsampling, axes, and marks for values that are not finite."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from trustlens.analysis.discovery import open_run
 from trustlens.errors import UsageError
 from trustlens.figures import curves, curves_data
-from trustlens.figures.sampling import thin
+from trustlens.figures.sampling import downsample_indices
 
 Maker = Callable[..., Path]
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=400), st.integers(3, 60))
-def test_thinning_keeps_extremes_and_nonfinite_values(values: list[float], points: int) -> None:
+def test_downsampling_keeps_extremes_and_nonfinite_values(values: list[float], points: int) -> None:
     array = np.array(values)
-    kept = thin(array, points)
+    kept = downsample_indices(array, points)
     assert len(kept) <= points + 2 or len(array) <= points
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert {0, len(array) - 1} <= set(kept.tolist())

@@ -22,7 +22,7 @@ from trustlens.figures.axis import (
     view_range,
 )
 from trustlens.figures.panels import Panel, caption, panels, step_ticks
-from trustlens.figures.sampling import run_list, thin
+from trustlens.figures.sampling import downsample_indices, run_list
 from trustlens.figures.theme import (
     Theme,
     ThemeName,
@@ -234,7 +234,7 @@ def _curve(run: Run, color: str, series: _Series, points: int) -> Curve:
     bad = ~np.isfinite(series.values)
     # A quantity that is NaN at all steps was not recorded; do not mark it as not finite.
     missing = bad.all() and not np.isinf(series.values).any()
-    kept = np.empty(0, np.intp) if missing else thin(series.values, points)
+    kept = np.empty(0, np.intp) if missing else downsample_indices(series.values, points)
     broken = np.where(bad, np.nan, series.values)
     return Curve(
         name=run.name,

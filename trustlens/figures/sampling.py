@@ -1,4 +1,4 @@
-"""Read a quantity for a figure at a bounded number of steps; choose scale and thin curves."""
+"""Read a quantity for a figure at a bounded number of steps; choose a scale; downsample curves."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def why_empty(run: Run, read: LayerValues, quantity: Quantity) -> str:
     return f"No {quantity.title} was recorded: {run.family} does not have it."
 
 
-def thin(values: NDArray[np.float64], points: int) -> NDArray[np.intp]:
+def downsample_indices(values: NDArray[np.float64], points: int) -> NDArray[np.intp]:
     """Return the indices of about ``points`` values, including the extremes.
 
     The series is divided into ``points // 3`` intervals of equal length. Of each interval the
