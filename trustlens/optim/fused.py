@@ -1,8 +1,10 @@
-"""Selects the parameters of LAMB and LARS that are stepped fused: in two passes, no temporaries.
+"""Select the parameters of `Lamb` and `Lars` that a fused step can update.
 
-A compiled loop (:mod:`trustlens.optim.fused_cpu`) steps dense contiguous float32 tensors on the
-CPU; Triton kernels (:mod:`trustlens.optim.fused_cuda`) step float32, float16 and bfloat16 on a GPU.
-For all other tensors, or if these cannot be built, the optimizers use torch's foreach operations.
+A fused step takes two passes over a layer and allocates no temporary tensors. A compiled loop
+(:mod:`trustlens.optim.fused_cpu`) steps dense contiguous float32 tensors on the CPU; Triton kernels
+(:mod:`trustlens.optim.fused_cuda`) step float32, float16 and bfloat16 tensors on a GPU. The
+optimizers step all other parameters with torch's foreach operations, as they do if the loop or the
+kernels cannot be built.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _MISSING: Final = {
 
 
 class Fused:
-    """Divides an optimizer's groups into fused and other layers; caches addresses between steps."""
+    """Divides an optimizer's parameters into fused and others; caches addresses between steps."""
 
     def __init__(self, optimizer: str) -> None:
         self._optimizer = optimizer
@@ -38,41 +40,41 @@ class Fused:
 
     def divide(
         self,
-        place: int,
+        group_index: int,
         group: Mapping[str, Any],
         state: Mapping[Tensor, State],
         make_state: Callable[[Tensor], State],
         entries: tuple[str, ...],
     ) -> tuple[list[Rows], list[Tensor]]:
-        """Return the layers to step fused, by device, and the other parameters.
+        """Return the parameters of a group to step fused, by device, and the other parameters.
 
         Parameters
         ----------
-        place : int
+        group_index : int
             The group's index.
         group : mapping
             The group's parameters and options.
         state : mapping
             The optimizer's state.
         make_state : callable
-            Takes a parameter and returns its state, with new tensors if it has none yet.
+            Returns the state of a parameter; creates it at the parameter's first step.
         entries : tuple of str
-            The state entries that the fused step reads and writes.
+            Names of the state entries that the fused step reads or writes.
 
         Raises
         ------
         UsageError
-            The group has ``fused=True``, and a parameter cannot be stepped fused.
+            If the group has ``fused=True`` and a parameter cannot be stepped fused.
         """
         params: list[Tensor] = group["params"]
         if group["fused"] is False or torch.compiler.is_compiling() or _is_captured():
             return [], params
-        known = self._groups.get(place)
-        rows = known.rows(state) if known and known.is_of(params, entries) else None
-        if known is None or rows is None:
-            known = self._groups[place] = _Group(params, state, make_state, entries)
-            rows = known.rows(state)
-        rest = params if rows is None else known.rest
+        cached = self._groups.get(group_index)
+        rows = cached.rows(state) if cached and cached.is_valid(params, entries) else None
+        if cached is None or rows is None:
+            cached = self._groups[group_index] = _Group(params, state, make_state, entries)
+            rows = cached.rows(state)
+        rest = params if rows is None else cached.rest
         if group["fused"]:
             self._require(rest, state, entries)
         return rows or [], rest
@@ -83,15 +85,18 @@ class Fused:
         for p in rest:
             if p.grad is not None:
                 _require_rows(self._optimizer, p.device)
-                what = _obstacle(p, state.get(p, {}), entries) or "what its loop cannot read"
+                obstacle = _obstacle(p, state.get(p, {}), entries) or "a tensor it cannot read"
                 raise UsageError(
-                    f"{self._optimizer} got fused=True and {what}: "
-                    "leave fused out, so that only what can be fused is"
+                    f"{self._optimizer} got fused=True and {obstacle}: "
+                    "leave fused out to step such parameters with foreach operations"
                 )
 
 
 class _Group:
-    """The layers of a group that can be stepped fused: those that have or had a gradient."""
+    """The parameters of a group that can be stepped fused, and the others (``rest``).
+
+    Parameters that never had a gradient are among the others.
+    """
 
     def __init__(
         self,
@@ -100,31 +105,31 @@ class _Group:
         make_state: Callable[[Tensor], State],
         entries: tuple[str, ...],
     ) -> None:
-        self._of, self._names = list(params), entries
+        self._params, self._names = list(params), entries
         self.rest: list[Tensor] = []
-        fit: dict[torch.device, list[Tensor]] = {}
+        fused: dict[torch.device, list[Tensor]] = {}
         for p in params:
             if (p.grad is None and p not in state) or _obstacle(p):
                 self.rest.append(p)
                 continue
-            of_layer = make_state(p)
-            ratio = of_layer.get("trust_ratio")
+            layer = make_state(p)
+            ratio = layer.get("trust_ratio")
             if ratio is None:
-                of_layer["trust_ratio"] = torch.ones((), dtype=torch.float32, device=p.device)
-            elif ratio.dtype is not torch.float32:  # a checkpoint gave it the parameter's dtype
-                of_layer["trust_ratio"] = ratio.float()
-            chosen = self.rest if _obstacle(p, of_layer, entries) else fit.setdefault(p.device, [])
+                layer["trust_ratio"] = torch.ones((), dtype=torch.float32, device=p.device)
+            elif ratio.dtype is not torch.float32:  # loading converted it to the parameter's dtype
+                layer["trust_ratio"] = ratio.float()
+            chosen = self.rest if _obstacle(p, layer, entries) else fused.setdefault(p.device, [])
             chosen.append(p)
         self._tables = [
-            _Table(device, of_device, [state[p] for p in of_device], entries)
-            for device, of_device in fit.items()
+            _Table(device, on_device, [state[p] for p in on_device], entries)
+            for device, on_device in fused.items()
         ]
 
-    def is_of(self, params: list[Tensor], entries: tuple[str, ...]) -> bool:
-        """Return whether this object still describes the group's parameters and entries."""
+    def is_valid(self, params: list[Tensor], entries: tuple[str, ...]) -> bool:
+        """Return whether the group has the same parameters and entries, divided in the same way."""
         return (
-            len(params) == len(self._of)
-            and all(map(is_, params, self._of))
+            len(params) == len(self._params)
+            and all(map(is_, params, self._params))
             and entries == self._names
             and not any(p.grad is not None and not _obstacle(p) for p in self.rest)
         )
@@ -132,12 +137,12 @@ class _Group:
     def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
         """Return the layers with a gradient; None if a tensor has moved or was replaced."""
         found = [table.rows(state) for table in self._tables]
-        rows = [of_device for each in found if each is not None for of_device in each]
+        rows = [on_device for each in found if each is not None for on_device in each]
         return None if None in found else rows
 
 
 class _Table:
-    """Layers of a group on one device, with the addresses and types of their tensors."""
+    """Fused parameters of a group on one device, with the addresses and dtypes of their tensors."""
 
     def __init__(
         self,
@@ -149,18 +154,18 @@ class _Table:
         self._names, self._params = entries, params
         self._entries = [[s[name] for s in states] for name in entries]
         self._sizes, self._dtypes = [p.numel() for p in params], [p.dtype for p in params]
-        self._addresses = self._addresses_now()
-        self._index = params[0].get_device()
-        self._make = _require_rows("", device)
-        self._all = self._some = self._rows_of(range(len(params)))
-        self._which: list[int] = list(range(len(params)))
+        self._addresses = self._current_addresses()
+        self._device_index = params[0].get_device()
+        self._rows_class = _require_rows("", device)
+        self._all = self._subset = self._rows_of(range(len(params)))
+        self._subset_indices: list[int] = list(range(len(params)))
 
-    def _rows_of(self, which: Any) -> Rows:
+    def _rows_of(self, indices: Any) -> Rows:
         entries = {
-            name: [each[i] for i in which]
+            name: [each[i] for i in indices]
             for name, each in zip(self._names, self._entries, strict=True)
         }
-        return self._make([self._params[i] for i in which], entries)
+        return self._rows_class([self._params[i] for i in indices], entries)
 
     def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
         """Return the layers with a gradient; None if a tensor has moved or was replaced."""
@@ -172,15 +177,15 @@ class _Table:
             return []
         rows, sizes, dtypes = self._all, self._sizes, self._dtypes
         if len(grads) < len(given):
-            which = [i for i, g in enumerate(given) if g is not None]
-            if which != self._which:
-                self._which, self._some = which, self._rows_of(which)
-            rows = self._some
-            sizes, dtypes = [sizes[i] for i in which], [dtypes[i] for i in which]
-        addresses = _readable(grads, sizes, self._index)
+            indices = [i for i, g in enumerate(given) if g is not None]
+            if indices != self._subset_indices:
+                self._subset_indices, self._subset = indices, self._rows_of(indices)
+            rows = self._subset
+            sizes, dtypes = [sizes[i] for i in indices], [dtypes[i] for i in indices]
+        addresses = _gradient_addresses(grads, sizes, self._device_index)
         if addresses is None or [g.dtype for g in grads] != dtypes:
             return None
-        rows.take(addresses)
+        rows.set_gradients(addresses)
         return [rows]
 
     def _is_unchanged(self, state: Mapping[Tensor, State]) -> bool:
@@ -195,17 +200,17 @@ class _Table:
         return (
             all(all(map(is_, now, then)) for now, then in zip(entries, self._entries, strict=True))
             and all(map(Tensor.is_contiguous, self._params))
-            and self._addresses_now() == self._addresses
+            and self._current_addresses() == self._addresses
         )
 
-    def _addresses_now(self) -> list[list[int]]:
+    def _current_addresses(self) -> list[list[int]]:
         return [list(map(Tensor.data_ptr, each)) for each in (self._params, *self._entries)]
 
 
-def _readable(grads: list[Tensor], sizes: list[int], device: int) -> list[int] | None:
-    """Return the addresses of gradients, or None if a fused step cannot read one.
+def _gradient_addresses(grads: list[Tensor], sizes: list[int], device: int) -> list[int] | None:
+    """Return the addresses of gradients; None if a fused step cannot read one of them.
 
-    Runs in every step, so it uses only calls that are mapped over lists.
+    This runs in every step, hence the calls mapped over lists instead of a loop.
     """
     if not {Tensor, Parameter}.issuperset(map(type, grads)) or any(g.is_sparse for g in grads):
         return None
@@ -220,11 +225,11 @@ def _readable(grads: list[Tensor], sizes: list[int], device: int) -> list[int] |
 
 
 def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = ()) -> str:
-    """Return why a layer cannot be stepped fused; empty if it can."""
+    """Return which tensor prevents a fused step of a parameter, in words; empty if none does."""
     rows = _rows_class(p.device)
-    of_layer: dict[str, Any] = {"parameter": p, "gradient": p.grad}
-    of_layer |= {name: state[name] for name in entries if state and name in state}
-    for name, t in of_layer.items():
+    tensors: dict[str, Any] = {"parameter": p, "gradient": p.grad}
+    tensors |= {name: state[name] for name in entries if state and name in state}
+    for name, t in tensors.items():
         if t is None:
             continue
         if type(t) not in (Tensor, Parameter):
@@ -243,14 +248,14 @@ def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = 
 
 @functools.cache
 def _rows_class(device: torch.device) -> type[Rows] | None:
-    """Return the class that steps layers fused on a device; None if there is none or it fails."""
+    """Return the class that steps parameters fused on a device; None if fused steps fail there."""
     if device.type == "cuda" or (device.type == "cpu" and is_interpreted()):
-        return fused_cuda.Rows if fused_cuda.is_there(device) else None
+        return fused_cuda.Rows if fused_cuda.is_usable(device) else None
     return fused_cpu.Rows if device.type == "cpu" and fused_cpu.library() is not None else None
 
 
 def _is_captured() -> bool:
-    """Return whether a CUDA graph is being captured, which would freeze the addresses."""
+    """Return whether a CUDA graph is being captured, whose replays would use old addresses."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
@@ -263,12 +268,12 @@ def _require_rows(optimizer: str, device: torch.device) -> type[Rows]:
 
 
 def check(optimizer: str, group: Mapping[str, Any]) -> None:
-    """Check that a group's ``fused`` is None, True or False.
+    """Check the option ``fused`` of a group.
 
     Raises
     ------
     UsageError
-        It is something else.
+        If it is not None, True or False.
     """
     fused = group["fused"]
     if not (fused is None or isinstance(fused, bool)):
@@ -276,12 +281,12 @@ def check(optimizer: str, group: Mapping[str, Any]) -> None:
 
 
 def check_devices(optimizer: str, group: Mapping[str, Any]) -> None:
-    """Check that a group with ``fused=True`` can be stepped fused on its parameters' devices.
+    """Check that fused steps work on the devices of a group's parameters, if it has ``fused=True``.
 
     Raises
     ------
     UsageError
-        A device has no fused step.
+        If they do not work on one of the devices.
     """
     if group["fused"]:
         for device in {p.device for p in group["params"]}:

@@ -1,4 +1,4 @@
-"""The compiled loop of LAMB's and LARS's step, ``fused.c``, and the layers that it is given."""
+"""Fused steps of LAMB and LARS on the CPU: the compiled loop ``fused.c`` and its arguments."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _log: Final = logging.getLogger("trustlens")
 _SOURCE: Final = Path(__file__).with_name("fused.c")
 
 LAMB: Final = 0
-"""The first of an optimizer's passes; the second comes behind it."""
+"""Number of LAMB's first pass in ``fused.c``; the second pass has the next number."""
 LARS: Final = 2
+"""Number of LARS's first pass, likewise."""
 _GRADIENTS: Final = 4
 
 DEBIAS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "rate": 2, "first": 3}
-"""``Options.debias`` by Lamb's option."""
+"""``Options.debias`` by the value of Lamb's option ``debias``."""
 
-_PLACES: Final = {  # of `Layer`, fused.c
+_COLUMNS: Final = {  # fields of `Layer` in fused.c
     "weight": 0,
     "grad": 1,
     "exp_avg": 2,
@@ -41,15 +42,15 @@ _PLACES: Final = {  # of `Layer`, fused.c
     "trust_ratio": 5,
     "size": 6,
 }
-_OF_MOMENTUM: Final = columns_of("momentum")
-_OF_VARIANCE: Final = columns_of("variance")
+_MOMENTUM_SUMS: Final = columns_of("momentum")
+_VARIANCE_SUMS: Final = columns_of("variance")
 
 _PARALLEL: Final = 1 << 20
-"""Elements from which on several threads are faster than one."""
+"""Number of elements from which several threads are faster than one."""
 
 
 class _Options(ctypes.Structure):
-    """``Options`` of fused.c."""
+    """The struct ``Options`` of fused.c."""
 
     _fields_ = (
         ("rate", ctypes.c_double),
@@ -68,21 +69,24 @@ class _Options(ctypes.Structure):
 
 @dataclass(slots=True)
 class Options:
-    """A group's options in this step; LARS's momentum is β₁. Numbers may be tensors of one."""
+    """A group's options in a step. ``beta1`` is LARS's momentum, too.
+
+    Numbers may be tensors of one element.
+    """
 
     rate: float | Tensor
     beta1: float | Tensor
     beta2: float | Tensor = 0.0
     epsilon: float | Tensor = 0.0
     decay: float | Tensor = 0.0
-    divisor: float | Tensor = 1.0  # of the gradients
+    divisor: float | Tensor = 1.0  # the gradients are divided by it
     debias: int = 0
-    decays_inside: bool = True  # else the weights are decayed first
+    decays_inside: bool = True  # if False, w is decayed before the step
     ratio_before_decay: bool = True
     ratio_of_sum: bool = False
 
     def packed(self) -> _Options:
-        """Return them as the loop reads them."""
+        """Return the options as the struct that the loop reads; may synchronize with a device."""
         rate, decay = to_float(self.rate), to_float(self.decay)
         return _Options(
             rate=rate,
@@ -100,29 +104,29 @@ class Options:
 
 
 class Rows:
-    """Layers on the CPU that are stepped together: n of one group, each with a gradient.
+    """n parameters of one group on the CPU that are stepped together; each has a gradient.
 
     Parameters
     ----------
     params : list of Tensor
-        Dense, contiguous, of one of `dtypes`; the same list in each step, as long as the same
-        layers have a gradient.
+        Dense contiguous parameters, with one of `dtypes`. This list itself is put into
+        ``optimizer.measured``.
     entries : mapping of str to list of Tensor
-        What of their state is read and written.
+        State entries that the step reads or writes, one tensor for each parameter.
     """
 
     dtypes: Final = frozenset({torch.float32})
 
     def __init__(self, params: list[Tensor], entries: Mapping[str, list[Tensor]]) -> None:
         self.params = params
-        self._packed = np.zeros((len(params), len(set(_PLACES.values()))), np.int64)
-        self._packed[:, _PLACES["size"]] = [p.numel() for p in params]
+        self._packed = np.zeros((len(params), len(set(_COLUMNS.values()))), np.int64)
+        self._packed[:, _COLUMNS["size"]] = [p.numel() for p in params]
         for name, tensors in {"weight": params, **entries}.items():
-            self._packed[:, _PLACES[name]] = list(map(Tensor.data_ptr, tensors))
+            self._packed[:, _COLUMNS[name]] = list(map(Tensor.data_ptr, tensors))
 
-    def take(self, grads: list[int]) -> None:
-        """Take the gradients that lie at these addresses, as long as parameters keep them."""
-        self._packed[:, _PLACES["grad"]] = grads
+    def set_gradients(self, grads: list[int]) -> None:
+        """Set the addresses of the gradients for the next step."""
+        self._packed[:, _COLUMNS["grad"]] = grads
 
     def grad_norms(self) -> Tensor:
         """Return the norms of the gradients, float64 (n,)."""
@@ -138,40 +142,47 @@ class Rows:
         *,
         measures: bool,
     ) -> Tensor | None:
-        """Step the layers; return their sums, float64 (n, len(SUMS)), if asked for.
+        """Step the parameters.
 
         Parameters
         ----------
         optimizer : int
             ``LAMB`` or ``LARS``.
         options : Options
-            Those of the group.
+            Options of the group.
         ratios : callable
-            Makes the trust ratios of the norms above and below the line, all float64 (n,).
+            Returns the trust ratios from the norms of the weights and of the directions, all
+            float64 (n,).
         measures : bool
-            Whether to return the sums.
+            Whether to return the recorded sums.
+
+        Returns
+        -------
+        Tensor, optional
+            The recorded sums, float64 (n, len(SUMS)); None unless `measures`.
         """
-        sums = self._no_sums(optimizer) if measures else None
+        sums = self._initial_sums(optimizer) if measures else None
         packed = options.packed()
         squares = _zeros(len(self.params), 2)
         self._run(optimizer, packed, squares, None, sums)
-        above, below = squares.sqrt_().unbind(1)
-        self._run(optimizer + 1, packed, None, ratios(above, below).contiguous(), sums)
+        weight_norms, direction_norms = squares.sqrt_().unbind(1)
+        applied = ratios(weight_norms, direction_norms).contiguous()
+        self._run(optimizer + 1, packed, None, applied, sums)
         increment_version(self.params)
         return sums
 
-    def _no_sums(self, optimizer: int) -> Tensor:
-        """Return zeros to add to; NaN, which stays so, for what the optimizer does not have."""
+    def _initial_sums(self, optimizer: int) -> Tensor:
+        """Return zeros for the loop to add to; NaN for averages that LARS does not have."""
         sums = _zeros(len(self.params), len(SUMS))
         if optimizer == LARS:
-            sums[:, _OF_VARIANCE] = torch.nan
-            if not self._packed[0, _PLACES["momentum_buffer"]]:
-                sums[:, _OF_MOMENTUM] = torch.nan
+            sums[:, _VARIANCE_SUMS] = torch.nan
+            if not self._packed[0, _COLUMNS["momentum_buffer"]]:
+                sums[:, _MOMENTUM_SUMS] = torch.nan
         return sums
 
     def _run(
         self,
-        which: int,
+        pass_number: int,
         options: _Options,
         squares: Tensor | None,
         ratios: Tensor | None,
@@ -179,10 +190,10 @@ class Rows:
     ) -> None:
         loop = library()
         if loop is None:
-            raise RuntimeError("the loop of the fused step is not there")
-        elements = int(self._packed[:, _PLACES["size"]].sum())
+            raise RuntimeError("the loop of the fused step could not be built")
+        elements = int(self._packed[:, _COLUMNS["size"]].sum())
         done = loop.trustlens_pass(
-            which,
+            pass_number,
             self._packed.ctypes.data,
             len(self._packed),
             ctypes.addressof(options),
@@ -190,12 +201,12 @@ class Rows:
             *(None if t is None else t.data_ptr() for t in (squares, ratios, sums)),
         )
         if not done:
-            raise MemoryError("for the step of the optimizer")
+            raise MemoryError("not enough memory for the step of the optimizer")
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the loop, built at its first use; None where it cannot be had."""
+    """Return the compiled loop; build it on first use. None if it cannot be built or is wrong."""
     try:
         loop = load(_SOURCE)
         pointer = ctypes.c_void_p
@@ -204,18 +215,19 @@ def library() -> ctypes.CDLL | None:
             *(pointer, pointer, pointer),
         )
         _check(loop)
-    except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
+    except Exception as error:  # noqa: BLE001 — foreach operations work in any case
         _log.info("trustlens: no fused step (%s: %s)", type(error).__name__, error)
         return None
     return loop
 
 
 def _check(loop: ctypes.CDLL) -> None:
-    """Raise ArithmeticError if it does not step right."""
-    w = torch.linspace(-1, 2, 19, dtype=torch.float32, device="cpu")  # no random numbers are drawn
+    """Raise ArithmeticError if the loop computes a wrong step."""
+    # No random numbers are drawn: this would change those of the training.
+    w = torch.linspace(-1, 2, 19, dtype=torch.float32, device="cpu")
     g, m, v, expected = w.cos(), torch.zeros_like(w), torch.zeros_like(w), w.clone()
     step, ratio = (torch.zeros((), dtype=torch.float32, device="cpu") for _ in range(2))
-    # 19 elements, of which some do not fill a vector
+    # 19 elements: the last ones do not fill a vector
     layer = np.array([[t.data_ptr() for t in (w, g, m, v, step, ratio)] + [19]], np.int64)
     options = _Options(
         rate=0.5, beta1=0.9, beta2=0.99, epsilon=1e-3, decay=0.1, kept=1, divisor=1, debias=1,
@@ -229,7 +241,7 @@ def _check(loop: ctypes.CDLL) -> None:
     norms = torch.stack([expected.square().sum(), u.square().sum()]).double()
     stepped = torch.allclose(w, expected - u, rtol=1e-5, atol=1e-5) and step == 1 and ratio == 2
     if not (stepped and torch.allclose(squares[0], norms, rtol=1e-5)):
-        raise ArithmeticError("the compiled step is not right")
+        raise ArithmeticError("the compiled step gives wrong results")
 
 
 def _zeros(*shape: int) -> Tensor:
