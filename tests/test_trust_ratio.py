@@ -1,4 +1,4 @@
-"""Ratios from norms against what the optimizers applied, and against numbers made by hand."""
+"""Compare ratios from norms with those that the optimizers applied, and with fixed numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import support.lamb_formulas as of
+import support.lamb_formulas as formulas
 from trustlens.errors import UsageError
 from trustlens.optim import LAMB_VARIANTS, LARS_VARIANTS, Lamb, Lars
 from trustlens.trust_ratio import (
@@ -34,15 +34,15 @@ LAMB_CASES = {
     "eps": {"ratio_eps": 0.5},
     "decay first": {"decay": "first"},
     "decay beside": {"decay": "beside"},
-    "no decay, no ratio": {"always_adapt": False},
-    "zero stays": {"unit_at_zero": False},
-    "zero stays, but for the bound": {"unit_at_zero": False, "clip_ratio": (0.2, 1.0)},
+    "1 without decay": {"always_adapt": False},
+    "0 at zero weights": {"unit_at_zero": False},
+    "0 at zero weights, with a lower bound": {"unit_at_zero": False, "clip_ratio": (0.2, 1.0)},
     "timm, decoupled_decay": {**LAMB_VARIANTS["timm"], "decay": "first"},
 }
 LARS_CASES = {
     **LARS_VARIANTS,
     "eps": {"eps": 0.5},
-    "combined, no decay no ratio": {"norm": "combined", "always_adapt": False},
+    "combined, 1 without decay": {"norm": "combined", "always_adapt": False},
 }
 
 
@@ -55,13 +55,13 @@ def defaults_of(kind, names):
     return {name: parameters[name].default for name in names}
 
 
-def test_what_holds_by_default_is_the_optimizers_own():
+def test_the_defaults_are_those_of_the_optimizers():
     keyword_only = {
         name
         for name, parameter in inspect.signature(Lamb).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    assert set(LAMB_DEFAULTS) == keyword_only - {"fused"}  # by what it is done, not what
+    assert set(LAMB_DEFAULTS) == keyword_only - {"fused"}  # `fused` does not affect the ratio
     assert defaults_of(Lamb, LAMB_DEFAULTS) == LAMB_DEFAULTS
     of_lars = {name: value for name, value in LARS_DEFAULTS.items() if name != "trust_clip"}
     assert defaults_of(Lars, of_lars) == of_lars
@@ -69,58 +69,77 @@ def test_what_holds_by_default_is_the_optimizers_own():
     assert all(set(options) <= set(LARS_DEFAULTS) for options in LARS_VARIANTS.values())
 
 
-def stepped(optimizer, params, of_step):
-    """Weights before a step, in float64, and the ratios that the step applied, by name."""
+def stepped(optimizer, params, step_grads):
+    """Do a step; return the weights before it and the applied ratios, by name."""
     before = {name: p.detach().numpy().copy() for name, p in params.items()}
     for name, p in params.items():
-        p.grad = torch.tensor(of_step[name])
+        p.grad = torch.tensor(step_grads[name])
     optimizer.step()
     return before, {name: optimizer.state[p]["trust_ratio"].item() for name, p in params.items()}
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("case", LAMB_CASES)
-def test_lamb_ratio_is_what_lamb_applied(case, decay):
+def test_lamb_ratio_agrees_with_the_ratio_that_lamb_applied(case, decay):
     options = LAMB_CASES[case]
-    weights, grads = of.problem()
+    weights, grads = formulas.problem()
     params = {n: torch.nn.Parameter(torch.tensor(w)) for n, w in weights.items()}
     optimizer = Lamb(
-        params.values(), of.LR, (of.BETA1, of.BETA2), eps=of.EPS, weight_decay=decay, **options
+        params.values(),
+        formulas.LR,
+        (formulas.BETA1, formulas.BETA2),
+        eps=formulas.EPS,
+        weight_decay=decay,
+        **options,
     )
     seen = set()
-    for of_step in grads:
-        before, applied = stepped(optimizer, params, of_step)
+    for step_grads in grads:
+        before, applied = stepped(optimizer, params, step_grads)
         rows = []
         for name, w in before.items():
             state = optimizer.state[params[name]]
             m, v, t = (state[key].numpy() for key in ("exp_avg", "exp_avg_sq", "step"))
-            adam = of.Adam(m, v, int(t), of.LR, decay)
+            adam = formulas.Adam(m, v, int(t), formulas.LR, decay)
             d = adam.debiased if options.get("debias", True) is True else adam.plain
-            rows.append((of.norm(w), of.norm(d), of.norm(d + decay * w), of.LR, decay))
+            rows.append(
+                (
+                    formulas.norm(w),
+                    formulas.norm(d),
+                    formulas.norm(d + decay * w),
+                    formulas.LR,
+                    decay,
+                )
+            )
         names = ("weight_norm", "undecayed_norm", "direction_norm", "learning_rate", "weight_decay")
         ratio = lamb_ratio(
             options, **columns(**dict(zip(names, zip(*rows, strict=True), strict=True)))
         )
-        np.testing.assert_allclose(ratio, list(applied.values()), rtol=2e-7, err_msg=str(of_step))
+        np.testing.assert_allclose(
+            ratio, list(applied.values()), rtol=2e-7, err_msg=str(step_grads)
+        )
         seen |= set(applied.values())
     assert len(seen) > 1 or (decay == 0 and not options.get("always_adapt", True))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("case", LARS_CASES)
-def test_lars_ratio_is_what_lars_applied(case, decay):
+def test_lars_ratio_agrees_with_the_ratio_that_lars_applied(case, decay):
     options = LARS_CASES[case]
-    weights, grads = of.problem()
+    weights, grads = formulas.problem()
     params = {n: torch.nn.Parameter(torch.tensor(w)) for n, w in weights.items()}
-    optimizer = Lars(params.values(), of.LR, weight_decay=decay, **options)
-    for of_step in grads:
-        before, applied = stepped(optimizer, params, of_step)
+    optimizer = Lars(params.values(), formulas.LR, weight_decay=decay, **options)
+    for step_grads in grads:
+        before, applied = stepped(optimizer, params, step_grads)
         ratio = lars_ratio(
             options,
-            weight_norm=np.array([of.norm(w) for w in before.values()]),
-            undecayed_norm=np.array([of.norm(of_step[n]) for n in before]),
-            direction_norm=np.array([of.norm(of_step[n] + decay * w) for n, w in before.items()]),
-            **columns(learning_rate=[of.LR] * len(before), weight_decay=[decay] * len(before)),
+            weight_norm=np.array([formulas.norm(w) for w in before.values()]),
+            undecayed_norm=np.array([formulas.norm(step_grads[n]) for n in before]),
+            direction_norm=np.array(
+                [formulas.norm(step_grads[n] + decay * w) for n, w in before.items()]
+            ),
+            **columns(
+                learning_rate=[formulas.LR] * len(before), weight_decay=[decay] * len(before)
+            ),
         )
         np.testing.assert_allclose(ratio, list(applied.values()), rtol=2e-7)
 
@@ -128,14 +147,14 @@ def test_lars_ratio_is_what_lars_applied(case, decay):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # c·r₁/(‖g‖ + λr₁) = 0.5·4/(1 + 1) = 1, over η = 2; then the zeros' 1; then λ = 0's 1.
+        # c·r₁/(‖g‖ + λr₁) = 0.5·4/(1 + 1) = 1, divided by η = 2; 1 where a norm or λ is 0.
         ({"trust_clip": True}, [0.5, 0.5, 0.5, 1.0]),
         ({"trust_clip": True, "always_adapt": False}, [0.5, 0.5, 0.5, 1.0]),
         ({"always_adapt": False}, [1.0, 1.0, 1.0, 1.0]),
         ({}, [1.0, 1.0, 1.0, 4.0]),
     ],
 )
-def test_trust_clip_is_that_of_larc(options, expected):
+def test_trust_clip_gives_the_ratio_of_larc(options, expected):
     ratio = lars_ratio(
         {"trust_coefficient": 0.5, **options},
         **columns(
@@ -153,14 +172,14 @@ norms = st.sampled_from([0.0, 1e-30, 0.3, 1.0, 70.0, 1e30, np.inf, np.nan])
 
 
 def article(r1, r2):
-    """The article's convention, in Python's floats."""
+    """Return the article's ratio, computed with Python floats."""
     if math.isnan(r1) or math.isnan(r2) or (math.isinf(r1) and math.isinf(r2)):
         return math.nan
     return 1.0 if r1 == 0 or r2 == 0 else min(r1 / r2, 10.0)
 
 
 @given(weight=norms, direction=norms)
-def test_without_options_it_is_the_articles(weight, direction):
+def test_the_default_options_give_the_articles_ratio(weight, direction):
     r1, r2 = np.array([weight]), np.array([direction])
     rest = columns(undecayed_norm=[np.nan], learning_rate=[np.nan], weight_decay=[np.nan])
     expected = [article(weight, direction)]
@@ -186,12 +205,12 @@ def test_without_options_it_is_the_articles(weight, direction):
         (1.0, np.inf, 0.0),
     ],
 )
-def test_the_articles_ratio_at_its_edges(weight_norm, direction_norm, expected):
+def test_the_articles_ratio_of_zero_infinite_and_nan_norms(weight_norm, direction_norm, expected):
     ratio = article_trust_ratio(np.array([weight_norm]), np.array([direction_norm]))
     np.testing.assert_array_equal(ratio, [expected])
 
 
-def test_pytorch_optimizers_lars_keeps_its_ratio_where_the_gradient_is_zero():
+def test_the_ratio_of_pytorch_optimizers_lars_is_not_1_for_a_zero_gradient():
     rule = RatioRule.of(pytorch_optimizer_lars_ratio, {"trust_coefficient": 0.5})
     ratio = rule(
         **columns(
@@ -205,7 +224,7 @@ def test_pytorch_optimizers_lars_keeps_its_ratio_where_the_gradient_is_zero():
     np.testing.assert_array_equal(ratio, [1.0, 1.0, 2.0, 1.0])
 
 
-def test_equal_rules_are_one_key():
+def test_equal_rules_have_the_same_hash():
     options = {**LAMB_VARIANTS["timm"], "clip_ratio": (0.0, 1.0)}
     first, again = RatioRule.of(lamb_ratio, options), RatioRule.of(lamb_ratio, dict(options))
     other = RatioRule.of(lamb_ratio, LAMB_VARIANTS["timm"])
@@ -214,7 +233,7 @@ def test_equal_rules_are_one_key():
 
 @pytest.mark.parametrize("case", LAMB_CASES)
 @pytest.mark.parametrize("missing", ["weight_norm", "undecayed_norm", "direction_norm"])
-def test_what_is_not_known_stays_so(case, missing):
+def test_the_ratio_is_nan_if_a_norm_that_it_needs_is_nan(case, missing):
     given = columns(
         weight_norm=[1, 0],
         undecayed_norm=[1, 0],
@@ -227,7 +246,7 @@ def test_what_is_not_known_stays_so(case, missing):
     assert np.isnan(lamb_ratio(LAMB_CASES[case], **given)).all() == (missing != unused)
 
 
-def test_options_that_the_ratio_does_not_depend_on_may_be_among_them():
+def test_other_options_are_ignored():
     given = columns(
         weight_norm=[3.0],
         undecayed_norm=[2.0],
@@ -239,7 +258,7 @@ def test_options_that_the_ratio_does_not_depend_on_may_be_among_them():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("debias", "yes", "x got debias='yes': choose one of True, False, 'rate', 'first'"),
         ("always_adapt", 1, "x got always_adapt=1: choose one of True, False"),
@@ -251,14 +270,14 @@ def test_options_that_the_ratio_does_not_depend_on_may_be_among_them():
         ("clip_ratio", ("0", "1"), "a lower and an upper bound, such as (0, 10), or None"),
     ],
 )
-def test_an_option_out_of_its_range_is_told(name, value, told):
+def test_an_option_out_of_range_is_refused(name, value, message):
     with pytest.raises(UsageError) as caught:
         check_option("x", name, value)
-    assert str(caught.value).endswith(told)
+    assert str(caught.value).endswith(message)
 
 
 @pytest.mark.parametrize("options", LAMB_CASES.values())
-def test_the_variants_options_are_in_their_ranges(options):
+def test_the_options_of_all_variants_are_in_range(options):
     for name, value in options.items():
         check_option("x", name, value)
     check_option("x", "weight_decay", np.float32(0.1))

@@ -1,4 +1,4 @@
-"""The compiled step of LAMB and LARS: against float64, against torch's operations, and its sums."""
+"""Compare the compiled steps of LAMB and LARS with float64 formulas and with foreach."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 
 from support.fused_checks import (
     CHANGES,
+    CONFIGURATIONS,
+    EXAMPLE_CONFIGURATIONS,
     SHAPES,
-    SOME,
-    STEPPED,
     assert_measured,
     check_change,
-    check_odd_numbers,
+    check_extreme_numbers,
     check_steps,
     check_sums,
     check_swallowed_exactly,
-    directions,
+    extreme_elements,
     is_same,
-    odd_elements,
+    layer_steps,
 )
 from support.fused_steps import give_gradients, layers, needs_compiler, values
 from trustlens.errors import UsageError
@@ -39,30 +39,34 @@ from trustlens.recording.statistics.reference import measure
 pytestmark = needs_compiler
 
 
-@given(stepped=STEPPED, shapes=st.lists(st.sampled_from(SHAPES), min_size=1), seed=st.integers(0))
+@given(
+    configuration=CONFIGURATIONS,
+    shapes=st.lists(st.sampled_from(SHAPES), min_size=1),
+    seed=st.integers(0),
+)
 @settings(max_examples=60, deadline=None)
-def test_each_step_is_its_formula_and_that_of_the_lists(stepped, shapes, seed):
-    check_steps(stepped, shapes, seed)
+def test_each_step_agrees_with_its_formula_and_with_foreach(configuration, shapes, seed):
+    check_steps(configuration, shapes, seed)
 
 
-@given(stepped=STEPPED, eps=st.sampled_from([0.0, 1e-6]), elements=odd_elements())
+@given(configuration=CONFIGURATIONS, eps=st.sampled_from([0.0, 1e-6]), elements=extreme_elements())
 @settings(max_examples=300, deadline=None)
-def test_odd_numbers_become_what_the_lists_make_of_them(stepped, eps, elements):
-    check_odd_numbers(stepped, eps, elements)
+def test_extreme_numbers_give_the_same_results_as_foreach(configuration, eps, elements):
+    check_extreme_numbers(configuration, eps, elements)
 
 
 @given(
-    stepped=STEPPED,
+    configuration=CONFIGURATIONS,
     scales=st.tuples(*(st.sampled_from([1.0, 1.0, 1e-12, 1e-25, 1e12, 0.0]) for _ in range(2))),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_sums_are_those_of_the_reference(stepped, scales, seed):
-    check_sums(stepped, scales, seed)
+def test_the_sums_agree_with_the_reference(configuration, scales, seed):
+    check_sums(configuration, scales, seed)
 
 
-@pytest.mark.parametrize(("kind", "options"), SOME)
-def test_bits_depend_on_neither_threads_nor_measuring(kind, options):
+@pytest.mark.parametrize(("kind", "options"), EXAMPLE_CONFIGURATIONS)
+def test_results_do_not_depend_on_threads_or_measuring(kind, options):
     shapes = [(1_000_003,), (300, 301), (7,), ()]
     results = []
     threads = torch.get_num_threads()
@@ -77,7 +81,7 @@ def test_bits_depend_on_neither_threads_nor_measuring(kind, options):
             for step in range(3):
                 give_gradients(params, step, 1e-28 if step == 2 else 1.0)
                 optimizer.step()
-                sums += [made for _, made in optimizer.measured]
+                sums += [result for _, result in optimizer.measured]
             results.append((values(optimizer, params), sums))
     finally:
         torch.set_num_threads(threads)
@@ -88,8 +92,8 @@ def test_bits_depend_on_neither_threads_nor_measuring(kind, options):
         assert all(map(is_same, measured, sums))
 
 
-@pytest.mark.parametrize(("kind", "options"), SOME)
-def test_what_is_not_finite_is_counted(kind, options):
+@pytest.mark.parametrize(("kind", "options"), EXAMPLE_CONFIGURATIONS)
+def test_elements_that_are_not_finite_are_counted(kind, options):
     params = layers([(40,), (70_000,), (3,)])
     optimizer = kind(params, fused=True, **options)
     optimizer.measures = True
@@ -100,14 +104,14 @@ def test_what_is_not_finite_is_counted(kind, options):
     optimizer.step()
     sums = optimizer.measured[0][1]
     assert sums[:, SUMS.index("nonfinite")].tolist()[:2] == (
-        [1, 2] if options.get("max_grad_norm") is None else [40, 70_000]  # clipped by NaN
+        [1, 2] if options.get("max_grad_norm") is None else [40, 70_000]  # divided by NaN
     )
-    expected = measure(list(directions(kind, optimizer, params, before)))
+    expected = measure(list(layer_steps(kind, optimizer, params, before)))
     assert torch.equal(sums.isfinite(), expected.isfinite())
 
 
-@pytest.mark.parametrize(("kind", "options"), SOME)
-def test_a_weight_too_large_to_move_is_counted(kind, options):
+@pytest.mark.parametrize(("kind", "options"), EXAMPLE_CONFIGURATIONS)
+def test_updates_lost_to_rounding_are_counted(kind, options):
     params = [torch.nn.Parameter(torch.full((37,), 1e6))]
     params[0].data[::2] = 1.0
     optimizer = kind(params, lr=1e-9, fused=True, **options)
@@ -115,27 +119,27 @@ def test_a_weight_too_large_to_move_is_counted(kind, options):
     give_gradients(params, 0)
     before = [p.detach().clone() for p in params]
     optimizer.step()
-    expected = measure(list(directions(kind, optimizer, params, before)))
+    expected = measure(list(layer_steps(kind, optimizer, params, before)))
     assert expected[0, SUMS.index("swallowed")] > 0
     assert_measured(optimizer.measured[0][1], expected)
 
 
 @pytest.mark.parametrize("kind", [Lamb, Lars])
-def test_an_update_is_swallowed_only_if_one_was_wanted(kind):
+def test_updates_are_counted_as_swallowed_only_if_the_direction_is_not_zero(kind):
     check_swallowed_exactly(kind)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", [Lamb, Lars])
-def test_nothing_is_kept_that_has_changed(kind, change):
+def test_cached_addresses_are_not_used_after_a_change(kind, change):
     check_change(kind, change)
 
 
-def test_what_it_cannot_read_is_stepped_by_the_lists():
+def test_tensors_the_loop_cannot_read_are_stepped_with_foreach():
     plain, half, wide = (torch.nn.Parameter(torch.randn(4, 6).to(d)) for d in
                          (torch.float32, torch.bfloat16, torch.float64))  # fmt: skip
-    turned = torch.nn.Parameter(torch.randn(4, 6).t())
-    params = [plain, half, wide, turned]
+    transposed = torch.nn.Parameter(torch.randn(4, 6).t())
+    params = [plain, half, wide, transposed]
     optimizer = Lamb(params, lr=0.1)
     optimizer.measures = True
     before = [p.detach().clone() for p in params]
@@ -145,7 +149,7 @@ def test_what_it_cannot_read_is_stepped_by_the_lists():
     assert [len(stepped) for stepped, _ in optimizer.measured] == [1]
     assert optimizer.measured[0][0][0] is plain
     assert not any(torch.equal(p, w) for p, w in zip(params, before, strict=True))
-    for p in (half, wide, turned):
+    for p in (half, wide, transposed):
         with pytest.raises(UsageError, match="Lamb got fused=True and a parameter of torch"):
             Lamb([p], fused=True).step()
     optimizer.measures = False
@@ -153,7 +157,7 @@ def test_what_it_cannot_read_is_stepped_by_the_lists():
     assert optimizer.measured == []
 
 
-def test_the_list_of_layers_is_the_same_while_they_are():
+def test_the_list_of_parameters_is_reused_while_the_same_ones_have_a_gradient():
     params = layers([(3,), (4,), (5,)])
     optimizer = Lamb(params)
     optimizer.measures = True
@@ -170,7 +174,7 @@ def test_the_list_of_layers_is_the_same_while_they_are():
     assert optimizer.state[params[1]]["step"].item() == 3
 
 
-def test_gradients_are_let_go():
+def test_no_reference_to_a_gradient_remains():
     params = layers([(3,), (4,)])
     optimizer = Lamb(params, fused=True)
     for step in range(2):
@@ -181,7 +185,7 @@ def test_gradients_are_let_go():
         assert grad() is None
 
 
-def test_the_weights_version_moves_as_autograd_must_know():
+def test_a_step_increments_the_version_of_the_weights_for_autograd():
     p = torch.nn.Parameter(torch.ones(3))
     loss = (p * p).sum()
     p.grad = torch.ones(3)
@@ -191,33 +195,33 @@ def test_the_weights_version_moves_as_autograd_must_know():
 
 
 @pytest.mark.parametrize("kind", [Lamb, Lars])
-def test_copies_and_old_checkpoints_go_on(kind):
+def test_pickled_copies_and_checkpoints_without_fused_continue(kind):
     params = layers([(6, 4), (5,)])
     optimizer = kind(params, lr=0.1)
     optimizer.measures = True
     give_gradients(params, 0)
     optimizer.step()
-    their_params, other = pickle.loads(pickle.dumps((params, optimizer)))
+    other_params, other = pickle.loads(pickle.dumps((params, optimizer)))
     assert other.measured == []
     old = optimizer.state_dict()
     for group in old["param_groups"]:
         del group["fused"]
     optimizer.load_state_dict(copy.deepcopy(old))
-    for each, its in ((optimizer, params), (other, their_params)):
-        give_gradients(its, 1)
+    for each, its_params in ((optimizer, params), (other, other_params)):
+        give_gradients(its_params, 1)
         each.step()
-    assert all(map(torch.equal, params, their_params))
+    assert all(map(torch.equal, params, other_params))
     assert optimizer.measured
     assert optimizer.param_groups[0]["fused"] is None
 
 
 @pytest.mark.parametrize("kind", [Lamb, Lars])
-def test_a_bad_choice_is_told(kind):
+def test_an_invalid_value_of_fused_is_refused(kind):
     with pytest.raises(UsageError, match="got fused='yes': give None, True or False"):
         kind(layers([(3,)]), fused="yes")
 
 
-def test_without_a_compiler_the_lists_step():
+def test_without_a_compiler_foreach_is_used():
     program = """
 import torch
 from trustlens.errors import UsageError
@@ -241,5 +245,5 @@ for kind in (Lamb, Lars):
         text=True,
         check=True,
     )
-    told = "got fused=True, and there is no C compiler here to build its loop: install one, or"
-    assert done.stdout.count(told) == 2
+    message = "got fused=True, and there is no C compiler here to build its loop: install one, or"
+    assert done.stdout.count(message) == 2

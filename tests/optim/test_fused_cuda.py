@@ -1,6 +1,6 @@
-"""LAMB's and LARS's steps as Triton kernels: interpreted, on a GPU, and as the compiler has them.
+"""Triton kernels for the steps of LAMB and LARS: interpreted, on a GPU, and compiled only.
 
-What is checked stands in `cuda_step_checks.py`; each way to run it needs a process of its own.
+The tests are in `support/fused_cuda_checks.py`; each way to run them needs a new process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 CHECKS = Path(__file__).parents[1] / "support" / "fused_cuda_checks.py"
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="there is no Triton here"
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
 
 
@@ -36,20 +36,20 @@ def run(*arguments: str, **environment: str) -> str:
 
 
 def check(**environment: str) -> None:
-    # The interpreter computes with numpy, which warns of infinities.
+    # The interpreter computes with numpy, which warns about infinities.
     options = ("-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
     run("-m", "pytest", *options, str(CHECKS), **environment)
 
 
 @needs_triton
-def test_interpreted_they_step_as_the_lists_do():
+def test_interpreted_kernels():
     check(TRITON_INTERPRET="1", TRUSTLENS_CHECKED_DEVICE="cpu")
 
 
 @needs_triton
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_on_a_gpu_they_do_so_and_never_wait():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_kernels_on_a_gpu_without_synchronizing():
     check(TRITON_INTERPRET="0", TRUSTLENS_CHECKED_DEVICE="cuda:0")
 
 
@@ -79,7 +79,7 @@ COMPILE = """
     ]:
         for kernel in (kernels.first_pass, kernels.second_pass):
             ptx = built(kernel, RULE=rule, DTYPE=dtype, MEASURE=measure, **sizes)["ptx"]
-            # Denormals are numbers, roundings are the same everywhere, and reads are wide.
+            # Denormals are not flushed to 0, no multiplication is fused, and reads are vectorized.
             assert "ftz" not in ptx and "fma.rn.f32" not in ptx
             assert dtype != tl.float32 or ptx.count("ld.global.v4.b32") >= 2
             assert dtype != tl.bfloat16 or "cvt.rn.bf16" in ptx
@@ -95,12 +95,12 @@ COMPILE = """
 @needs_triton
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
 @pytest.mark.parametrize("capability", ["80", "90"])
-def test_they_compile_without_a_gpu(tmp_path: Path, capability: str):
+def test_kernels_compile_without_a_gpu(tmp_path: Path, capability: str):
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     run("-c", textwrap.dedent(COMPILE), capability, **environment)
 
 
-def test_without_triton_the_lists_step():
+def test_without_triton_foreach_is_used():
     program = """
         import sys, types, torch
         sys.modules["triton"] = None
@@ -120,10 +120,10 @@ def test_without_triton_the_lists_step():
             except UsageError as error:
                 print(error)
     """
-    told = run("-c", textwrap.dedent(program), TRITON_INTERPRET="1")
-    assert told.splitlines() == [
-        f"Lamb got fused=True, and there is {what} leave fused out"
-        for what in (
+    output = run("-c", textwrap.dedent(program), TRITON_INTERPRET="1")
+    assert output.splitlines() == [
+        f"Lamb got fused=True, and there is {missing} leave fused out"
+        for missing in (
             "no Triton here that builds its kernels: install triton, or",
             "no fused step for meta:",
         )

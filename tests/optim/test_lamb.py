@@ -1,4 +1,4 @@
-"""LAMB against float64 formulas, one for each way of writing it, that share no code with it."""
+"""Compare LAMB and its variants with independent float64 formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import support.lamb_formulas as of
+import support.lamb_formulas as formulas
 from support.fused_steps import FUSED, needs_compiler
 from support.lamb_formulas import (
     BETA1,
@@ -30,27 +30,27 @@ from trustlens.optim import LAMB_VARIANTS, Lamb
 
 V = LAMB_VARIANTS
 CASES = {
-    "article": (of.article, V["article"]),
-    "pytorch-lamb": (of.pytorch_lamb, V["pytorch-lamb"]),
-    "torch-optimizer": (of.pytorch_lamb, V["torch-optimizer"]),
+    "article": (formulas.article, V["article"]),
+    "pytorch-lamb": (formulas.pytorch_lamb, V["pytorch-lamb"]),
+    "torch-optimizer": (formulas.pytorch_lamb, V["torch-optimizer"]),
     "torch-optimizer, debias": (
-        of.torch_optimizer_debiased,
+        formulas.torch_optimizer_debiased,
         {**V["torch-optimizer"], "debias": "rate"},
     ),
-    "pytorch_optimizer": (of.kozistr, V["pytorch_optimizer"]),
-    "apex": (of.apex, V["apex"]),
-    "apex, use_nvlamb": (of.apex_nvlamb, {**V["apex"], "always_adapt": True}),
-    "deepspeed": (of.deepspeed, V["deepspeed"]),
-    "timm": (of.apex, V["timm"]),
-    "timm, trust_clip": (of.timm_trust_clip, {**V["timm"], "clip_ratio": (0.0, 1.0)}),
-    "timm, decoupled_decay": (of.timm_decoupled, {**V["timm"], "decay": "first"}),
-    "bitsandbytes": (of.bitsandbytes, V["bitsandbytes"]),
+    "pytorch_optimizer": (formulas.pytorch_optimizer, V["pytorch_optimizer"]),
+    "apex": (formulas.apex, V["apex"]),
+    "apex, use_nvlamb": (formulas.apex_nvlamb, {**V["apex"], "always_adapt": True}),
+    "deepspeed": (formulas.deepspeed, V["deepspeed"]),
+    "timm": (formulas.apex, V["timm"]),
+    "timm, trust_clip": (formulas.timm_trust_clip, {**V["timm"], "clip_ratio": (0.0, 1.0)}),
+    "timm, decoupled_decay": (formulas.timm_decoupled, {**V["timm"], "decay": "first"}),
+    "bitsandbytes": (formulas.bitsandbytes, V["bitsandbytes"]),
     "bitsandbytes, max_unorm": (
-        of.bitsandbytes_half,
+        formulas.bitsandbytes_half,
         {**V["bitsandbytes"], "trust_coefficient": 0.5},
     ),
-    "optax": (of.optax, V["optax"]),
-    "tensorflow-addons": (of.optax, V["tensorflow-addons"]),
+    "optax": (formulas.optax, V["optax"]),
+    "tensorflow-addons": (formulas.optax, V["tensorflow-addons"]),
 }
 
 
@@ -58,9 +58,9 @@ def parameters(weights, dtype):
     return {n: torch.nn.Parameter(torch.tensor(w, dtype=dtype)) for n, w in weights.items()}
 
 
-def step(optimizer, params, of_step):
+def step(optimizer, params, step_grads):
     for name, p in params.items():
-        p.grad = torch.tensor(of_step[name], dtype=p.dtype) if name in of_step else None
+        p.grad = torch.tensor(step_grads[name], dtype=p.dtype) if name in step_grads else None
     optimizer.step()
 
 
@@ -74,7 +74,7 @@ def step(optimizer, params, of_step):
 )
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("case", CASES)
-def test_each_variant_is_its_formula(case, decay, dtype, tolerance, fused):
+def test_each_variant_agrees_with_its_formula(case, decay, dtype, tolerance, fused):
     formula, options = CASES[case]
     weights, grads = problem()
     params = parameters(weights, dtype)
@@ -82,11 +82,11 @@ def test_each_variant_is_its_formula(case, decay, dtype, tolerance, fused):
     optimizer = Lamb(params.values(), LR, (BETA1, BETA2), eps=EPS, **options)
     bound = options.get("max_grad_norm")
     expected = simulate(formula, weights, grads, decay, max_grad_norm=bound)
-    for of_step, (after, ratios) in zip(grads, expected, strict=True):
-        step(optimizer, params, of_step)
+    for step_grads, (after, ratios) in zip(grads, expected, strict=True):
+        step(optimizer, params, step_grads)
         for name, p in params.items():
             moved = p.detach().double().numpy()
-            # relative to the layer: an element near 0 keeps the rounding of the others' size
+            # relative to the layer's norm, since elements near 0 have larger relative errors
             assert norm(moved - after[name]) <= tolerance * max(norm(after[name]), LR), name
             applied = optimizer.state[p]["trust_ratio"]
             assert applied.dtype == torch.float32
@@ -94,7 +94,7 @@ def test_each_variant_is_its_formula(case, decay, dtype, tolerance, fused):
             assert applied.item() == pytest.approx(ratios[name], rel=2e-5), name
 
 
-def test_the_problem_reaches_the_conventions():
+def test_the_problem_contains_layers_with_zero_norms_and_ratios_beyond_the_bounds():
     weights, grads = problem()
     _, ratios = simulate(article, weights, grads, 0.0)[0]
     assert ratios["zero"] == 1  # r₁ = 0
@@ -105,7 +105,7 @@ def test_the_problem_reaches_the_conventions():
     assert unclipped["small"] < 0.01
 
 
-def test_every_package_of_the_table_is_tested():
+def test_every_variant_is_tested():
     assert set(LAMB_VARIANTS) <= set(CASES)
 
 
@@ -116,14 +116,14 @@ def test_every_package_of_the_table_is_tested():
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=25, deadline=None)
-def test_any_shape_and_length(shape, steps, decay, seed):
+def test_random_shapes_and_numbers_of_steps(shape, steps, decay, seed):
     rng = np.random.default_rng(seed)
     weights = {"w": rng.normal(size=shape)}
     grads = [{"w": rng.normal(size=shape)} for _ in range(steps)]
     params = parameters(weights, torch.float64)
     optimizer = Lamb(params.values(), LR, (BETA1, BETA2), eps=EPS, weight_decay=decay)
-    for of_step in grads:
-        step(optimizer, params, of_step)
+    for step_grads in grads:
+        step(optimizer, params, step_grads)
     after, ratios = simulate(article, weights, grads, decay)[-1]
     np.testing.assert_allclose(params["w"].detach().numpy(), after["w"], rtol=1e-9, atol=1e-12)
     assert optimizer.state[params["w"]]["trust_ratio"].item() == pytest.approx(ratios["w"])
@@ -131,7 +131,7 @@ def test_any_shape_and_length(shape, steps, decay, seed):
 
 @pytest.mark.parametrize("fused", FUSED)
 def test_the_ratio_of_a_large_layer_is_exact(fused):
-    # float32 summed in one go would be off by 1e-5 here
+    # a plain float32 sum has an error of 1e-5 here
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(1_000_000))
     weight, grad = p.detach().double().numpy(), torch.randn(1_000_000)
@@ -144,7 +144,7 @@ def test_the_ratio_of_a_large_layer_is_exact(fused):
     assert optimizer.state[p]["trust_ratio"].item() == pytest.approx(expected, rel=5e-7)
 
 
-def test_groups_keep_their_options():
+def test_each_group_uses_its_own_options():
     weights, grads = problem()
     params = parameters(weights, torch.float64)
     first, second = ["matrix", "large"], ["bias", "scalar", "zero", "small", "idle"]
@@ -157,8 +157,8 @@ def test_groups_keep_their_options():
         (BETA1, BETA2),
         eps=EPS,
     )
-    for of_step in grads:
-        step(optimizer, params, of_step)
+    for step_grads in grads:
+        step(optimizer, params, step_grads)
     a, _ = simulate(article, weights, grads, 0.1)[-1]
     b, _ = simulate(optax, weights, grads, 0.0, rates=[0.5] * STEPS)[-1]
     for name, p in params.items():
@@ -167,7 +167,7 @@ def test_groups_keep_their_options():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_gradient_bound_counts_every_group(dtype):
+def test_max_grad_norm_applies_to_the_gradients_of_all_groups(dtype):
     weights, grads = problem()
     params = parameters(weights, dtype)
     params["matrix"] = torch.nn.Parameter(params["matrix"].detach().double())  # never fused
@@ -178,19 +178,19 @@ def test_a_gradient_bound_counts_every_group(dtype):
     step(optimizer, params, grads[0])
     total = np.sqrt(sum((g * g).sum() for g in grads[0].values()))
     for name, p in params.items():
-        assert torch.equal(p.grad, torch.tensor(grads[0][name], dtype=p.dtype))  # left as it is
+        assert torch.equal(p.grad, torch.tensor(grads[0][name], dtype=p.dtype))  # unchanged
         assert optimizer.state[p]["grad_divisor"].item() == pytest.approx(total, rel=1e-6)
         np.testing.assert_allclose(
             optimizer.state[p]["exp_avg"], (1 - BETA1) * grads[0][name] / total, rtol=1e-6
         )
 
 
-def test_a_layer_counts_its_own_steps():
+def test_each_layer_has_its_own_step_count():
     weights, grads = problem()
     params = parameters(weights, torch.float64)
     optimizer = Lamb(params.values(), LR, (BETA1, BETA2), eps=EPS)
-    for i, of_step in enumerate(grads):
-        step(optimizer, params, of_step if i % 2 == 0 else {"bias": of_step["bias"]})
+    for i, step_grads in enumerate(grads):
+        step(optimizer, params, step_grads if i % 2 == 0 else {"bias": step_grads["bias"]})
     always, _ = simulate(article, weights, grads, 0.0)[-1]
     sometimes, _ = simulate(article, weights, grads[::2], 0.0)[-1]
     assert optimizer.state[params["bias"]]["step"].item() == STEPS
@@ -199,7 +199,7 @@ def test_a_layer_counts_its_own_steps():
     np.testing.assert_allclose(params["matrix"].detach().numpy(), sometimes["matrix"], rtol=1e-9)
 
 
-def test_a_parameter_without_gradient_is_left_alone():
+def test_a_parameter_without_gradient_does_not_change():
     used, unused = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     optimizer = Lamb([used, unused], max_grad_norm=1.0)
     optimizer.step()  # nothing has a gradient yet
@@ -211,26 +211,26 @@ def test_a_parameter_without_gradient_is_left_alone():
 
 @pytest.mark.parametrize("case", ["article", "pytorch_optimizer", "bitsandbytes"])
 @pytest.mark.parametrize("shape", [(), (1,)])
-def test_the_rate_may_be_a_tensor(case, shape):
+def test_the_learning_rate_may_be_a_tensor(case, shape):
     weights, grads = problem()
     options = {**LAMB_VARIANTS[case], "weight_decay": 0.1}
     as_number, as_tensor = (parameters(weights, torch.float64) for _ in range(2))
     lr = torch.full(shape, LR, dtype=torch.float64)
     optimizers = Lamb(as_number.values(), LR, **options), Lamb(as_tensor.values(), lr, **options)
-    for of_step in grads:
-        step(optimizers[0], as_number, of_step)
-        step(optimizers[1], as_tensor, of_step)
+    for step_grads in grads:
+        step(optimizers[0], as_number, step_grads)
+        step(optimizers[1], as_tensor, step_grads)
     for name in weights:
         torch.testing.assert_close(as_tensor[name], as_number[name], rtol=1e-12, atol=0)
 
 
-def test_a_schedule_moves_the_rate():
+def test_a_schedule_changes_the_learning_rate():
     weights, grads = problem()
     params = parameters(weights, torch.float64)
     optimizer = Lamb(params.values(), LR, (BETA1, BETA2), eps=EPS)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
-    for of_step in grads:
-        step(optimizer, params, of_step)
+    for step_grads in grads:
+        step(optimizer, params, step_grads)
         schedule.step()
     rates = [LR * 0.5 ** (i // 2) for i in range(STEPS)]
     after, _ = simulate(article, weights, grads, 0.0, rates=rates)[-1]
@@ -256,22 +256,22 @@ def test_a_closure_computes_loss_and_gradients():
 @pytest.mark.parametrize(
     "options", [{}, {"fused": False}, LAMB_VARIANTS["timm"], {"decay": "first"}]
 )
-def test_a_restored_optimizer_goes_on_with_the_same_bits(tmp_path, dtype, options):
+def test_a_restored_optimizer_continues_with_identical_results(tmp_path, dtype, options):
     weights, grads = problem(steps=8)
     options = {"lr": LR, "weight_decay": 0.01, **options}
     params = parameters(weights, dtype)
     optimizer = Lamb(params.values(), **options)
-    for of_step in grads[:4]:
-        step(optimizer, params, of_step)
+    for step_grads in grads[:4]:
+        step(optimizer, params, step_grads)
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     others = {n: torch.nn.Parameter(p.detach().clone()) for n, p in params.items()}
     restored = Lamb(others.values(), **options)
     restored.load_state_dict(torch.load(tmp_path / "state.pt"))
     cloned_params, cloned = copy.deepcopy((params, optimizer))
-    for of_step in grads[4:]:
-        step(optimizer, params, of_step)
-        step(restored, others, of_step)
-        step(cloned, cloned_params, of_step)
+    for step_grads in grads[4:]:
+        step(optimizer, params, step_grads)
+        step(restored, others, step_grads)
+        step(cloned, cloned_params, step_grads)
     for name, p in params.items():
         for other, its in ((others[name], restored), (cloned_params[name], cloned)):
             assert torch.equal(p, other)
@@ -279,7 +279,7 @@ def test_a_restored_optimizer_goes_on_with_the_same_bits(tmp_path, dtype, option
                 assert torch.equal(value, its.state[other][key]), key
 
 
-def test_half_precision_steps_in_float32_and_rounds_once():
+def test_half_precision_is_stepped_in_float32_and_rounded_once():
     weights, grads = problem()
     params = parameters(weights, torch.bfloat16)
     start = {n: p.detach().double().numpy() for n, p in params.items()}
@@ -292,13 +292,13 @@ def test_half_precision_steps_in_float32_and_rounds_once():
         after, r = article(start[name], Adam(m, v, 1, LR, 0.0))
         assert state["trust_ratio"].dtype == torch.float32
         assert state["trust_ratio"].item() == pytest.approx(r, rel=1e-6)
-        # half a unit in the last of 8 bits, and what float32 adds to it
+        # half a unit in the last of 8 bits, and the error of float32
         np.testing.assert_allclose(p.detach().double().numpy(), after, rtol=2**-8, err_msg=name)
 
 
 @pytest.mark.parametrize("case", LAMB_VARIANTS)
-def test_nothing_waits_for_the_device(case):
-    # a meta tensor has no values: whatever asked for one would raise
+def test_a_step_does_not_synchronize(case):
+    # a meta tensor has no values: reading one raises an error
     params = [torch.nn.Parameter(torch.empty(3, 2, device="meta")) for _ in range(2)]
     optimizer = Lamb(params, weight_decay=0.1, **LAMB_VARIANTS[case])
     for _ in range(2):
@@ -330,18 +330,18 @@ def test_nothing_waits_for_the_device(case):
         ({"always_adapt": "no"}, "always_adapt='no'"),
     ],
 )
-def test_a_bad_option_is_told_in_one_line(options, received):
+def test_an_option_out_of_range_is_refused_with_one_line(options, received):
     p = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(UsageError) as default:
         Lamb([p], **options)
     with pytest.raises(UsageError) as of_group:
         Lamb([{"params": [p], **options}])
-    for told in (str(default.value), str(of_group.value)):
-        assert told.startswith(f"Lamb got {received}")
-        assert "\n" not in told
+    for message in (str(default.value), str(of_group.value)):
+        assert message.startswith(f"Lamb got {received}")
+        assert "\n" not in message
 
 
-def test_gradients_it_cannot_use_are_refused():
+def test_sparse_gradients_and_complex_parameters_are_refused():
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3).to_sparse()
     with pytest.raises(UsageError, match="sparse gradient of shape \\(3,\\)"):

@@ -1,4 +1,4 @@
-"""LARS against float64 formulas that share no code with it."""
+"""Compare LARS and its variants with independent float64 formulas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def norm(x):
     return float(np.sqrt((x * x).sum()))
 
 
-# The ratio of one layer from its weights, its gradient and the decay.
+# The trust ratio of one layer from its weights w, gradient g and decay lam.
 
 
 def article(w, g, lam):
@@ -56,7 +56,7 @@ FORMULAS = {
 
 
 def problem(seed=0, steps=STEPS):
-    """A matrix, a bias, a scalar, zero weights, and a layer whose gradients are 0."""
+    """Return weights, and gradients of each step, by name; some are 0."""
     rng = np.random.default_rng(seed)
     shapes = {"matrix": (6, 4), "bias": (5,), "scalar": (), "zero": (3,), "idle": (3, 2)}
 
@@ -67,16 +67,17 @@ def problem(seed=0, steps=STEPS):
 
     weights, grads = draw(), [draw() for _ in range(steps)]
     weights["zero"] *= 0
-    for of_step in grads:
-        of_step["idle"] *= 0
+    for step_grads in grads:
+        step_grads["idle"] *= 0
     return weights, grads
 
 
 def simulate(ratio, weights, grads, *, decay, momentum, rates=None):
+    """Return, for each step, weights and ratios by name, computed with one of the ratios above."""
     w, buffers, trace = dict(weights), {}, []
-    for i, of_step in enumerate(grads):
+    for i, step_grads in enumerate(grads):
         ratios = {}
-        for name, g in of_step.items():
+        for name, g in step_grads.items():
             ratios[name] = ratio(w[name], g, decay)
             scaled = ratios[name] * (g + decay * w[name])
             buffers[name] = momentum * buffers.get(name, 0.0) + scaled
@@ -89,9 +90,9 @@ def parameters(weights, dtype):
     return {n: torch.nn.Parameter(torch.tensor(w, dtype=dtype)) for n, w in weights.items()}
 
 
-def step(optimizer, params, of_step):
+def step(optimizer, params, step_grads):
     for name, p in params.items():
-        p.grad = torch.tensor(of_step[name], dtype=p.dtype)
+        p.grad = torch.tensor(step_grads[name], dtype=p.dtype)
     optimizer.step()
 
 
@@ -106,14 +107,14 @@ def step(optimizer, params, of_step):
 @pytest.mark.parametrize("momentum", [0.0, MOMENTUM])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("case", LARS_VARIANTS)
-def test_each_variant_is_its_formula(case, decay, momentum, dtype, fused):
+def test_each_variant_agrees_with_its_formula(case, decay, momentum, dtype, fused):
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
     weights, grads = problem()
     params = parameters(weights, dtype)
     optimizer = Lars(params.values(), LR, momentum, decay, fused=fused, **LARS_VARIANTS[case])
     expected = simulate(FORMULAS[case], weights, grads, decay=decay, momentum=momentum)
-    for of_step, (after, ratios) in zip(grads, expected, strict=True):
-        step(optimizer, params, of_step)
+    for step_grads, (after, ratios) in zip(grads, expected, strict=True):
+        step(optimizer, params, step_grads)
         for name, p in params.items():
             moved = p.detach().double().numpy()
             assert norm(moved - after[name]) <= tolerance * norm(after[name]), name
@@ -123,14 +124,14 @@ def test_each_variant_is_its_formula(case, decay, momentum, dtype, fused):
             assert ("momentum_buffer" in state) == (momentum != 0)
 
 
-def test_a_schedule_and_a_tensor_rate():
+def test_a_schedule_changes_a_learning_rate_that_is_a_tensor():
     weights, grads = problem()
     params = parameters(weights, torch.float64)
     lr = torch.tensor(LR, dtype=torch.float64)
     optimizer = Lars(params.values(), lr, MOMENTUM, 0.1)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
-    for of_step in grads:
-        step(optimizer, params, of_step)
+    for step_grads in grads:
+        step(optimizer, params, step_grads)
         schedule.step()
     rates = [LR * 0.5 ** (i // 2) for i in range(STEPS)]
     after, _ = simulate(article, weights, grads, decay=0.1, momentum=MOMENTUM, rates=rates)[-1]
@@ -139,21 +140,21 @@ def test_a_schedule_and_a_tensor_rate():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_restored_optimizer_goes_on_with_the_same_bits(tmp_path, dtype):
+def test_a_restored_optimizer_continues_with_identical_results(tmp_path, dtype):
     weights, grads = problem(steps=8)
     params = parameters(weights, dtype)
     optimizer = Lars(params.values(), LR, weight_decay=0.01)
-    for of_step in grads[:4]:
-        step(optimizer, params, of_step)
+    for step_grads in grads[:4]:
+        step(optimizer, params, step_grads)
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     others = {n: torch.nn.Parameter(p.detach().clone()) for n, p in params.items()}
     restored = Lars(others.values(), LR, weight_decay=0.01)
     restored.load_state_dict(torch.load(tmp_path / "state.pt"))
     cloned_params, cloned = copy.deepcopy((params, optimizer))
-    for of_step in grads[4:]:
-        step(optimizer, params, of_step)
-        step(restored, others, of_step)
-        step(cloned, cloned_params, of_step)
+    for step_grads in grads[4:]:
+        step(optimizer, params, step_grads)
+        step(restored, others, step_grads)
+        step(cloned, cloned_params, step_grads)
     for name, p in params.items():
         for other, its in ((others[name], restored), (cloned_params[name], cloned)):
             assert torch.equal(p, other)
@@ -176,7 +177,7 @@ def test_a_closure_computes_loss_and_gradients(fused):
     assert p.square().sum().item() < 25
 
 
-def test_a_parameter_without_gradient_is_left_alone():
+def test_a_parameter_without_gradient_does_not_change():
     used, unused = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     optimizer = Lars([used, unused], weight_decay=0.1)
     optimizer.step()
@@ -187,8 +188,8 @@ def test_a_parameter_without_gradient_is_left_alone():
 
 
 @pytest.mark.parametrize("case", LARS_VARIANTS)
-def test_nothing_waits_for_the_device(case):
-    # a meta tensor has no values: whatever asked for one would raise
+def test_a_step_does_not_synchronize(case):
+    # a meta tensor has no values: reading one raises an error
     p = torch.nn.Parameter(torch.empty(3, 2, device="meta"))
     optimizer = Lars([p], weight_decay=0.1, **LARS_VARIANTS[case])
     for _ in range(2):
@@ -209,18 +210,18 @@ def test_nothing_waits_for_the_device(case):
         ({"always_adapt": 1}, "always_adapt=1"),
     ],
 )
-def test_a_bad_option_is_told_in_one_line(options, received):
+def test_an_option_out_of_range_is_refused_with_one_line(options, received):
     p = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(UsageError) as default:
         Lars([p], **options)
     with pytest.raises(UsageError) as of_group:
         Lars([{"params": [p], **options}])
-    for told in (str(default.value), str(of_group.value)):
-        assert told.startswith(f"Lars got {received}")
-        assert "\n" not in told
+    for message in (str(default.value), str(of_group.value)):
+        assert message.startswith(f"Lars got {received}")
+        assert "\n" not in message
 
 
-def test_gradients_it_cannot_use_are_refused():
+def test_sparse_gradients_are_refused():
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3).to_sparse()
     with pytest.raises(UsageError, match="Lars got a sparse gradient"):

@@ -1,4 +1,4 @@
-"""The compiled sums, where this machine has a C compiler."""
+"""The compiled CPU backend, if a C compiler is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trustlens.recording.statistics.cpu_backend import CpuBackend
 
 COMPILED = CpuBackend.if_possible()
 
-needs_compiler = pytest.mark.skipif(COMPILED is None, reason="there is no C compiler here")
+needs_compiler = pytest.mark.skipif(COMPILED is None, reason="no C compiler")
 
 
 def measure_compiled(steps):

@@ -1,4 +1,4 @@
-"""The device that kernels are checked on: a GPU, or the CPU, on which they are interpreted."""
+"""The device for tests of Triton kernels: a GPU, or the CPU for Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ DEVICE = torch.device(os.environ.get("TRUSTLENS_CHECKED_DEVICE", "cpu"))
 
 
 @contextlib.contextmanager
-def no_waiting():
-    """On a GPU, whatever waits for it raises."""
+def forbid_synchronization():
+    """Make a synchronization with the GPU raise an error; do nothing on the CPU."""
     if DEVICE.type != "cuda":
         yield
         return

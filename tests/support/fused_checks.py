@@ -1,4 +1,4 @@
-"""What a fused step is to do, on the CPU and on a GPU: checked by `test_fused.py` and others."""
+"""Checks of fused steps for the CPU (`test_fused.py`) and for a GPU (`fused_cuda_checks.py`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from support.devices import DEVICE, no_waiting
-from support.fused_steps import CHECKS, give_gradients, layers, state_of, twins, values
+from support.devices import DEVICE, forbid_synchronization
+from support.fused_steps import CHECKS, fused_and_foreach, give_gradients, layers, state_of, values
 from trustlens.optim import LAMB_VARIANTS, Lamb, Lars
 from trustlens.recording.optimizers.direction import Stepped
 from trustlens.recording.optimizers.own import lamb_direction, lars_direction
@@ -50,9 +50,11 @@ LARS_OPTIONS = st.fixed_dictionaries(
     }
 )
 
-STEPPED = st.one_of(st.tuples(st.just(Lamb), LAMB_OPTIONS), st.tuples(st.just(Lars), LARS_OPTIONS))
+CONFIGURATIONS = st.one_of(
+    st.tuples(st.just(Lamb), LAMB_OPTIONS), st.tuples(st.just(Lars), LARS_OPTIONS)
+)
 
-SOME = [
+EXAMPLE_CONFIGURATIONS = [
     (Lamb, {"weight_decay": 0.01}),
     (Lamb, {"weight_decay": 0.01, "eps": 0.0}),
     *((Lamb, {"weight_decay": 0.1, **LAMB_VARIANTS[v]}) for v in ("apex", "pytorch_optimizer")),
@@ -62,67 +64,71 @@ SOME = [
 
 
 def is_same(a, b):
-    """Whether tensors have the same bits, but for those of NaN."""
+    """Return whether tensors are equal, where NaN equals NaN."""
     return torch.equal(a, b) or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
-def on_the_cpu(state):
+def to_cpu(state):
     return {name: value.cpu() for name, value in state.items()}
 
 
-def check_steps(stepped, shapes, seed, dtype=torch.float32):
-    """Each step is its formula and, in float32, that of the lists."""
-    kind, options = stepped
+def check_steps(configuration, shapes, seed, dtype=torch.float32):
+    """Compare each step with its formula and, in float32, with foreach."""
+    kind, options = configuration
     params = layers(shapes, seed=seed % 1000, dtype=dtype)
     params[0].data.zero_()
-    optimizer, lists, others = twins(lambda p, **fused: kind(p, **options, **fused), params)
+    optimizer, foreach, others = fused_and_foreach(
+        lambda p, **fused: kind(p, **options, **fused), params
+    )
     for step in range(3):
         give_gradients(params, step)
         for p, other in zip(params, others, strict=True):
-            other.data.copy_(p)  # the step is compared, not where many of them lead
+            other.data.copy_(p)  # single steps are compared, without accumulated differences
             other.grad = p.grad.cpu().clone()
-            lists.state[other] = on_the_cpu(state_of(optimizer, p))
+            foreach.state[other] = to_cpu(state_of(optimizer, p))
         before = [(p.detach().clone(), state_of(optimizer, p)) for p in params]
-        with no_waiting():
+        with forbid_synchronization():
             optimizer.step()
-        lists.step()
+        foreach.step()
         for p, (w, state) in zip(params, before, strict=True):
             CHECKS[kind](w, p.grad, state, p, optimizer)
-        found, expected = values(optimizer, params), values(lists, others)
+        found, expected = values(optimizer, params), values(foreach, others)
         assert found.keys() == expected.keys()
         for name, value in found.items() if dtype == torch.float32 else ():
             torch.testing.assert_close(value.cpu(), expected[name], rtol=1e-3, atol=1e-6)
 
 
-ODD = [0.0, -0.0, 1.0, -3.0, 1e25, -1e25, 1e-25, 1e-40, 3e38, 2e19, 1e-20, math.inf, -math.inf]
+EXTREME = [0.0, -0.0, 1.0, -3.0, 1e25, -1e25, 1e-25, 1e-40, 3e38, 2e19, 1e-20, math.inf, -math.inf]
 
 
 def largest(values):
     return values.nan_to_num(0, 0, 0).abs().max().item()
 
 
-def odd_elements():
-    """Return weights and two gradients, elements each."""
-    one = st.sampled_from([*ODD, math.nan, 1.0, 0.5])
+def extreme_elements():
+    """Return a strategy for lists of (weight, first gradient, second gradient)."""
+    one = st.sampled_from([*EXTREME, math.nan, 1.0, 0.5])
     return st.lists(st.tuples(one, one, one), min_size=1, max_size=40)
 
 
-def check_odd_numbers(stepped, eps, elements):
-    """Odd numbers become what the lists make of them."""
-    kind, options = stepped
+def check_extreme_numbers(configuration, eps, elements):
+    """Compare steps of extreme numbers with foreach."""
+    kind, options = configuration
     options = {**options, "eps": eps}
     w, *grads = torch.tensor(elements).T.contiguous()
     params = [torch.nn.Parameter(w.to(DEVICE, copy=True))]
-    optimizer, lists, others = twins(lambda p, **fused: kind(p, **options, **fused), params)
+    optimizer, foreach, others = fused_and_foreach(
+        lambda p, **fused: kind(p, **options, **fused), params
+    )
     for grad in grads:
         params[0].grad, others[0].grad = grad.to(DEVICE, copy=True), grad.clone()
         others[0].data.copy_(params[0])
         before = largest(params[0].detach())
-        lists.state[others[0]] = on_the_cpu(state_of(optimizer, params[0]))
-        with no_waiting():
+        foreach.state[others[0]] = to_cpu(state_of(optimizer, params[0]))
+        with forbid_synchronization():
             optimizer.step()
-        lists.step()
-        found, expected = values(optimizer, params), values(lists, others)
+        foreach.step()
+        found, expected = values(optimizer, params), values(foreach, others)
         for name, value in found.items():
             scale = max(largest(expected[name]), before if name[0] == "weight" else 0)
             torch.testing.assert_close(
@@ -130,7 +136,8 @@ def check_odd_numbers(stepped, eps, elements):
             )
 
 
-def directions(kind, optimizer, params, before):
+def layer_steps(kind, optimizer, params, before):
+    """Yield the steps of the parameters in the form that the reference measures."""
     for p, w in zip(params, before, strict=True):
         state, group = optimizer.state[p], optimizer.param_groups[0]
         grad = p.grad
@@ -142,7 +149,7 @@ def directions(kind, optimizer, params, before):
 
 
 def assert_measured(measured, expected):
-    """Compare to 2e-5: sums of products of either sign to that of what they are made of."""
+    """Assert relative errors of at most 2e-5; for inner products, relative to ‖a‖·‖b‖."""
     at = {name: i for i, name in enumerate(SUMS)}
     tolerance = 2e-5 * expected.abs()
     for name, a, b in (
@@ -152,15 +159,15 @@ def assert_measured(measured, expected):
     ):
         tolerance[:, at[name]] = 2e-5 * (expected[:, at[a]] * expected[:, at[b]]).sqrt()
     u, d = (expected[:, at[name]] for name in ("direction_squares", "undecayed_squares"))
-    tolerance[:, at["direction_squares"]] += 1e-6 * (u * d).sqrt()  # d and λw may cancel
+    tolerance[:, at["direction_squares"]] += 1e-6 * (u * d).sqrt()  # d and λw may cancel in u
     same = (measured == expected) | ((measured - expected).abs() <= tolerance)
     same |= measured.isnan() & expected.isnan()
     assert same.all(), [(SUMS[j], measured[i, j], expected[i, j]) for i, j in (~same).nonzero()]
 
 
-def check_sums(stepped, scales, seed, shapes=SHAPES, dtype=torch.float32):
-    """The sums are those of the reference."""
-    kind, options = stepped
+def check_sums(configuration, scales, seed, shapes=SHAPES, dtype=torch.float32):
+    """Compare the sums with the reference."""
+    kind, options = configuration
     params = layers([s for s in shapes if s != (0,)], scales[0], seed, dtype)
     optimizer = kind(params, fused=True, **options)
     optimizer.measures = True
@@ -168,18 +175,18 @@ def check_sums(stepped, scales, seed, shapes=SHAPES, dtype=torch.float32):
         give_gradients(params, step, scales[1])
         params[0].grad.view(-1)[0] = 0.0
         before = [p.detach().clone() for p in params]
-        with no_waiting():
+        with forbid_synchronization():
             optimizer.step()
         ((stepped_params, sums),) = optimizer.measured
         assert all(a is b for a, b in zip(stepped_params, params, strict=True))
-        assert_measured(sums, measure(list(directions(kind, optimizer, params, before))))
+        assert_measured(sums, measure(list(layer_steps(kind, optimizer, params, before))))
 
 
 def replace_data(optimizer, params):
     params[0].data = params[0].data.clone()
 
 
-def turn_data(optimizer, params):
+def transpose_data(optimizer, params):
     params[0].data = params[0].data.t()
 
 
@@ -214,7 +221,7 @@ def lose_gradient(optimizer, params):
     params[1].grad = None
 
 
-def turn_gradient(optimizer, params):
+def make_gradient_noncontiguous(optimizer, params):
     params[0].grad = params[0].grad.t().contiguous().t()
 
 
@@ -247,10 +254,18 @@ def change_option(optimizer, params):
 
 CHANGES = [
     empty_last_state,
-    *(replace_data, turn_data, load_state, clear_state, clear_one_state, replace_entry, move_entry),
+    *(
+        replace_data,
+        transpose_data,
+        load_state,
+        clear_state,
+        clear_one_state,
+        replace_entry,
+        move_entry,
+    ),
     *(
         lose_gradient,
-        turn_gradient,
+        make_gradient_noncontiguous,
         give_a_parameter_as_gradient,
         add_group,
         add_parameter,
@@ -261,27 +276,29 @@ CHANGES = [
 
 
 def check_change(kind, change):
-    """Nothing is kept that has changed."""
+    """Compare steps with foreach when something changes between them."""
     params = layers([(6, 6), (5,), (33, 61)])
-    optimizer, lists, others = twins(lambda p, fused: kind(p, lr=0.1, weight_decay=0.01), params)
-    lists.param_groups[0]["fused"] = False
-    lists.defaults["fused"] = False
+    optimizer, foreach, others = fused_and_foreach(
+        lambda p, fused: kind(p, lr=0.1, weight_decay=0.01), params
+    )
+    foreach.param_groups[0]["fused"] = False
+    foreach.defaults["fused"] = False
     for step in range(6):
-        for each, its in ((optimizer, params), (lists, others)):
+        for each, its in ((optimizer, params), (foreach, others)):
             give_gradients(its, step)
             if step in (2, 3):
                 change(each, its)
             each.step()
         for name, value in values(optimizer, params).items():
             torch.testing.assert_close(
-                value.cpu(), values(lists, others)[name], rtol=1e-5, atol=1e-6, msg=str(name)
+                value.cpu(), values(foreach, others)[name], rtol=1e-5, atol=1e-6, msg=str(name)
             )
 
 
 def check_swallowed_exactly(kind):
-    """Where d and λw cancel, nothing was to be applied; where they vanish in float32, something."""
+    """Updates are swallowed where d + λw underflows in float32, but not where it is 0."""
     options = {"eps": 1.0, "betas": (0.0, 0.0), "debias": False} if kind is Lamb else {}
-    cancelling = -2.0 if kind is Lamb else -4.0  # of g = 1, d is 1/2 or 1
+    cancelling = -2.0 if kind is Lamb else -4.0  # for g = 1, d is 1/2 or 1
     weights, grads = [3.0, cancelling, cancelling, 1e-45], [1.0, 1.0, 1.0, 0.0]
     params = [torch.nn.Parameter(torch.tensor(weights, device=DEVICE).repeat(500))]
     optimizer = kind(params, lr=0.0, weight_decay=0.25, fused=True, **options)

@@ -1,6 +1,6 @@
-"""The kernels' steps: run by `test_fused_cuda.py` in a process of its own.
+"""Tests of the Triton kernels for LAMB and LARS; `test_fused_cuda.py` runs them in a new process.
 
-There they are interpreted, or run on a GPU: Triton must be told before it is imported.
+The environment of the process, read when Triton is imported, selects interpreter or GPU.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from support.devices import DEVICE, no_waiting
+from support.devices import DEVICE, forbid_synchronization
 from support.fused_checks import (
     CHANGES,
-    SOME,
-    STEPPED,
+    CONFIGURATIONS,
+    EXAMPLE_CONFIGURATIONS,
     assert_measured,
     check_change,
-    check_odd_numbers,
+    check_extreme_numbers,
     check_steps,
     check_sums,
     check_swallowed_exactly,
-    directions,
+    extreme_elements,
     is_same,
-    odd_elements,
+    layer_steps,
 )
 from support.fused_steps import give_gradients, layers, values
 from trustlens.errors import UsageError
@@ -37,64 +37,66 @@ from trustlens.recording.statistics import SUMS
 from trustlens.recording.statistics.reference import measure
 
 EXAMPLES = int(os.environ.get("TRUSTLENS_EXAMPLES", "1"))
-HALVES = [torch.float16, torch.bfloat16]  # to which the interpreter does not round, but cuts
+HALF_DTYPES = [torch.float16, torch.bfloat16]  # the interpreter truncates to them
 SHAPES = [(), (0,), (1,), (33, 61), (5,), (1024,), (7, 293)]
-STILL = {"lr": 0.0, "weight_decay": 0.0, "always_adapt": False, "unit_at_zero": False}
+NO_UPDATE = {"lr": 0.0, "weight_decay": 0.0, "always_adapt": False, "unit_at_zero": False}
 
 
-def test_it_is_the_kernels_that_step():
+def test_the_kernels_are_used():
     assert fused._rows_class(DEVICE) is cuda.Rows
 
 
-@given(stepped=STEPPED, shapes=st.permutations(SHAPES), seed=st.integers(0))
+@given(configuration=CONFIGURATIONS, shapes=st.permutations(SHAPES), seed=st.integers(0))
 @settings(max_examples=12 * EXAMPLES, deadline=None)
-def test_each_step_is_its_formula_and_that_of_the_lists(stepped, shapes, seed):
-    check_steps(stepped, shapes[:4], seed)
+def test_each_step_agrees_with_its_formula_and_with_foreach(configuration, shapes, seed):
+    check_steps(configuration, shapes[:4], seed)
 
 
 @given(
-    stepped=STEPPED,
+    configuration=CONFIGURATIONS,
     shapes=st.permutations(SHAPES),
     seed=st.integers(0),
-    dtype=st.sampled_from(HALVES),
+    dtype=st.sampled_from(HALF_DTYPES),
 )
-@example(  # clipped gradients, of which v is nothing but the square
-    stepped=(Lamb, {"betas": (0.3, 0.0), "max_grad_norm": 1.0, **STILL}),
+@example(  # clipped gradients, with v = g²
+    configuration=(Lamb, {"betas": (0.3, 0.0), "max_grad_norm": 1.0, **NO_UPDATE}),
     shapes=SHAPES,
     seed=0,
     dtype=torch.bfloat16,
 )
 @settings(max_examples=10 * EXAMPLES, deadline=None)
-def test_halves_are_stepped_in_float32_and_rounded_once(stepped, shapes, seed, dtype):
-    kind, options = stepped  # with an ε that keeps float16 from running over where v becomes 0
+def test_half_precision_is_stepped_in_float32_and_rounded_once(configuration, shapes, seed, dtype):
+    kind, options = configuration  # an ε that avoids overflow of float16 where v is 0
     check_steps((kind, {**options, "eps": 0.01}), shapes[:4], seed, dtype)
 
 
-@given(stepped=STEPPED, eps=st.sampled_from([0.0, 1e-6]), elements=odd_elements())
+@given(configuration=CONFIGURATIONS, eps=st.sampled_from([0.0, 1e-6]), elements=extreme_elements())
 @settings(max_examples=50 * EXAMPLES, deadline=None)
-def test_odd_numbers_become_what_the_lists_make_of_them(stepped, eps, elements):
-    check_odd_numbers(stepped, eps, elements)
+def test_extreme_numbers_give_the_same_results_as_foreach(configuration, eps, elements):
+    check_extreme_numbers(configuration, eps, elements)
 
 
 @given(
-    stepped=STEPPED,
+    configuration=CONFIGURATIONS,
     shapes=st.permutations([s for s in SHAPES if s != (0,)]),
     scales=st.tuples(*(st.sampled_from([1.0, 1.0, 1e-12, 1e-25, 1e12, 0.0]) for _ in range(2))),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=10 * EXAMPLES, deadline=None)
-def test_the_sums_are_those_of_the_reference(stepped, shapes, scales, seed):
-    check_sums(stepped, scales, seed, shapes[:4])
+def test_the_sums_agree_with_the_reference(configuration, shapes, scales, seed):
+    check_sums(configuration, scales, seed, shapes[:4])
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1.0), (torch.bfloat16, 1e-3)])
-@pytest.mark.parametrize(("kind", "options"), SOME)
-def test_the_sums_of_halves_are_those_of_the_reference(kind, options, scale, dtype):
+@pytest.mark.parametrize(("kind", "options"), EXAMPLE_CONFIGURATIONS)
+def test_the_sums_of_half_precision_agree_with_the_reference(kind, options, scale, dtype):
     check_sums((kind, options), (1.0, scale), 3, [(40, 30), (7,)], dtype)
 
 
-@pytest.mark.parametrize(("kind", "options"), SOME)
-def test_layers_of_many_chunks_and_kinds_and_odd_addresses(monkeypatch, kind, options):
+@pytest.mark.parametrize(("kind", "options"), EXAMPLE_CONFIGURATIONS)
+def test_layers_of_many_chunks_and_several_dtypes_and_unaligned_addresses(
+    monkeypatch, kind, options
+):
     monkeypatch.setattr(cuda, "CHUNK", 1024)
     monkeypatch.setattr(cuda, "_ROWS", 2)
     params = layers([(3 * 1024 + 500,), (1024,), (5,)])
@@ -107,17 +109,17 @@ def test_layers_of_many_chunks_and_kinds_and_odd_addresses(monkeypatch, kind, op
         odd = torch.zeros(1262, device=DEVICE)[1 + step :][:1259]
         params[5].grad = odd.copy_(params[5].grad)
         before = [p.detach().clone() for p in params]
-        with no_waiting():
+        with forbid_synchronization():
             optimizer.step()
         ((stepped, sums),) = optimizer.measured
         assert all(a is b for a, b in zip(stepped, params, strict=True))
         assert sums.dtype == torch.float64
         assert sums.device.type == DEVICE.type
-        assert_measured(sums, measure(list(directions(kind, optimizer, params, before))))
+        assert_measured(sums, measure(list(layer_steps(kind, optimizer, params, before))))
 
 
-@pytest.mark.parametrize(("kind", "options"), SOME)
-def test_bits_do_not_depend_on_measuring(monkeypatch, kind, options):
+@pytest.mark.parametrize(("kind", "options"), EXAMPLE_CONFIGURATIONS)
+def test_results_do_not_depend_on_measuring(monkeypatch, kind, options):
     monkeypatch.setattr(cuda, "CHUNK", 1024)
     results = []
     for measures in (True, False):
@@ -129,15 +131,15 @@ def test_bits_do_not_depend_on_measuring(monkeypatch, kind, options):
         for step in range(2):
             give_gradients(params, step, 1e-28 if step else 1.0)
             optimizer.step()
-            sums += [made for _, made in optimizer.measured]
+            sums += [result for _, result in optimizer.measured]
         results.append((values(optimizer, params), sums))
     (found, sums), (unmeasured, none) = results
     assert all(is_same(value, unmeasured[name]) for name, value in found.items())
     assert (len(sums), none) == (2, [])
 
 
-@pytest.mark.parametrize(("kind", "options"), SOME)
-def test_what_is_not_finite_or_rounded_away_is_counted(kind, options):
+@pytest.mark.parametrize(("kind", "options"), EXAMPLE_CONFIGURATIONS)
+def test_elements_that_are_not_finite_and_swallowed_updates_are_counted(kind, options):
     params = layers([(40,), (2049,), (3,), (37,)])
     optimizer = kind(params, lr=1e-9, fused=True, **options)
     optimizer.measures = True
@@ -149,54 +151,54 @@ def test_what_is_not_finite_or_rounded_away_is_counted(kind, options):
     before = [p.detach().clone() for p in params]
     optimizer.step()
     sums = optimizer.measured[0][1]
-    expected = measure(list(directions(kind, optimizer, params, before)))
+    expected = measure(list(layer_steps(kind, optimizer, params, before)))
     assert torch.equal(sums.isfinite(), expected.isfinite())
     for name in ("nonfinite", "zero_grad"):
         assert torch.equal(sums[:, SUMS.index(name)], expected[:, SUMS.index(name)])
-    if options.get("max_grad_norm") is None:  # clipped by NaN
+    if options.get("max_grad_norm") is None:  # else divided by NaN
         assert sums[3, SUMS.index("swallowed")] > 0
         assert_measured(sums[2:], expected[2:])
 
 
 @pytest.mark.parametrize("kind", [Lamb, Lars])
-def test_an_update_is_swallowed_only_if_one_was_wanted(kind):
+def test_updates_are_counted_as_swallowed_only_if_the_direction_is_not_zero(kind):
     check_swallowed_exactly(kind)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_is_kept_that_has_changed(change):
+def test_cached_addresses_are_not_used_after_a_change(change):
     check_change(Lamb, change)
 
 
 @pytest.mark.parametrize("decay", ["inside", "first"])
 @pytest.mark.parametrize("kind", [Lamb, Lars])
-def test_numbers_that_lie_on_the_device(kind, decay):
+def test_options_that_are_tensors_on_the_device(kind, decay):
     numbers = {"lr": 0.25, "weight_decay": 0.125, "eps": 2**-10}
     options = {"decay": decay, "max_grad_norm": 1.0} if kind is Lamb else {}
-    there = {name: torch.tensor([value], device=DEVICE) for name, value in numbers.items()}
-    made = []
-    for given_numbers in (numbers, there):
+    on_device = {name: torch.tensor([value], device=DEVICE) for name, value in numbers.items()}
+    results = []
+    for given_numbers in (numbers, on_device):
         params = layers([(50, 30), (7,)])
         optimizer = kind(params, always_adapt=False, fused=True, **given_numbers, **options)
-        if kind is Lamb and given_numbers is there:
+        if kind is Lamb and given_numbers is on_device:
             betas = (torch.tensor(0.5), torch.tensor(0.75).double())
             optimizer.param_groups[0]["betas"] = tuple(b.to(DEVICE) for b in betas)
         elif kind is Lamb:
             optimizer.param_groups[0]["betas"] = (0.5, 0.75)
         for step in range(3):
             give_gradients(params, step)
-            with no_waiting():
+            with forbid_synchronization():
                 optimizer.step()
-        made.append(values(optimizer, params))
-    for name, value in made[0].items():
-        torch.testing.assert_close(made[1][name], value, rtol=2e-6, atol=1e-7, msg=str(name))
+        results.append(values(optimizer, params))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=2e-6, atol=1e-7, msg=str(name))
 
 
-def test_what_they_cannot_read_is_stepped_by_the_lists():
+def test_tensors_the_kernels_cannot_read_are_stepped_with_foreach():
     kinds = (torch.float32, torch.bfloat16, torch.float64)
     plain, half, wide = (torch.nn.Parameter(torch.ones(4, 6, device=DEVICE).to(d)) for d in kinds)
-    turned = torch.nn.Parameter(torch.ones(6, 4, device=DEVICE).t())
-    params = [wide, plain, turned, half]
+    transposed = torch.nn.Parameter(torch.ones(6, 4, device=DEVICE).t())
+    params = [wide, plain, transposed, half]
     optimizer = Lamb(params, lr=0.1)
     optimizer.measures = True
     for p in params:
@@ -207,12 +209,12 @@ def test_what_they_cannot_read_is_stepped_by_the_lists():
     assert stepped[1] is half
     assert sums.shape == (2, len(SUMS))
     assert not any(bool((p == 1).any()) for p in params)
-    for p in (wide, turned):
+    for p in (wide, transposed):
         with pytest.raises(UsageError, match="Lamb got fused=True and a parameter of torch"):
             Lamb([p], fused=True).step()
 
 
-def test_layers_without_a_gradient_stay_as_they_are():
+def test_parameters_without_a_gradient_do_not_change():
     params = layers([(3,), (4,), (5,)])
     optimizer = Lamb(params, fused=True)
     optimizer.measures = True
@@ -231,9 +233,9 @@ def test_layers_without_a_gradient_stay_as_they_are():
     assert optimizer.measured == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_DTYPES])
 @pytest.mark.parametrize("kind", [Lamb, Lars])
-def test_a_checkpoint_goes_on(kind, dtype):
+def test_a_restored_optimizer_continues_with_identical_results(kind, dtype):
     params = layers([(6, 4), (5,)], dtype=dtype)
     optimizer = kind(params, lr=0.1, fused=True)
     give_gradients(params, 0)
@@ -248,7 +250,7 @@ def test_a_checkpoint_goes_on(kind, dtype):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_the_ratio_stays_where_it_is_and_gradients_are_let_go():
+def test_the_ratio_tensor_is_reused_and_no_reference_to_a_gradient_remains():
     params = layers([(3,), (4,)])
     optimizer = Lamb(params, fused=True)
     ratios = []
@@ -264,7 +266,7 @@ def test_the_ratio_stays_where_it_is_and_gradients_are_let_go():
     assert ratios[0].device == params[0].device
 
 
-def test_the_weights_version_moves_as_autograd_must_know():
+def test_a_step_increments_the_version_of_the_weights_for_autograd():
     p = torch.nn.Parameter(torch.ones(3, device=DEVICE))
     loss = (p * p).sum()
     p.grad = torch.ones_like(p)
@@ -273,7 +275,7 @@ def test_the_weights_version_moves_as_autograd_must_know():
         loss.backward()
 
 
-def test_while_a_graph_is_captured_the_lists_step(monkeypatch):
+def test_foreach_is_used_while_a_graph_is_captured(monkeypatch):
     params = layers([(3,)])
     give_gradients(params, 0)
     optimizer = Lamb(params)
@@ -287,7 +289,7 @@ def test_while_a_graph_is_captured_the_lists_step(monkeypatch):
     assert len(optimizer.measured) == 1
 
 
-def test_kernels_that_step_wrong_are_not_used(monkeypatch, caplog):
+def test_kernels_that_give_wrong_results_are_not_used(monkeypatch, caplog):
     monkeypatch.setattr(cuda, "is_usable", cuda.is_usable.__wrapped__)
     monkeypatch.setattr(cuda, "all_true", lambda _: False)
     with caplog.at_level("INFO", "trustlens"):

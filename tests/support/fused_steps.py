@@ -1,4 +1,4 @@
-"""Layers to step by the compiled loop and otherwise, and one step of each in float64."""
+"""Parameters for fused and foreach steps, and checks of one step against float64 formulas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.devices import DEVICE
 from trustlens.optim import Lamb, Lars
 from trustlens.optim.fused_cpu import library
 
-needs_compiler = pytest.mark.skipif(library() is None, reason="there is no C compiler here")
+needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler")
 
 FUSED = [pytest.param(True, marks=needs_compiler), False]
 
@@ -28,14 +28,14 @@ def give_gradients(params, seed, scale=1.0):
         p.grad = (scale * torch.randn(p.shape, generator=draw)).to(p.device, p.dtype)
 
 
-def twins(make, params):
-    """The same layers and optimizer twice: fused, and on the CPU by torch's operations on lists."""
+def fused_and_foreach(make, params):
+    """Return a fused optimizer, a foreach optimizer of copies on the CPU, and these copies."""
     others = [torch.nn.Parameter(p.detach().cpu().clone()) for p in params]
     return make(params, fused=True), make(others, fused=False), others
 
 
 def values(optimizer, params):
-    """All that a step writes, by name."""
+    """Return the weights and all state of the parameters, by (name, index)."""
     found = {("weight", i): p.detach() for i, p in enumerate(params)}
     for i, p in enumerate(params):
         found |= {(name, i): value for name, value in optimizer.state[p].items()}
@@ -47,11 +47,12 @@ def state_of(optimizer, p):
 
 
 def close(actual, expected, scale, roundings=2):
-    """Whether numbers agree to a few of float32's last places of what they were summed from.
+    """Return whether numbers agree up to rounding errors.
 
-    Or, in a narrower dtype, to one of its last places for each rounding to it: of the gradient,
-    where it was clipped, and of the result. A rounding is off by half a place on a GPU, and by up
-    to a whole one in Triton's interpreter, which truncates.
+    The tolerance is a few units in the last place (ulp) of float32, relative to `scale`, the sum of
+    the absolute values of the terms. For a narrower dtype, it is one ulp of it for each rounding to
+    it: of the clipped gradient, and of the result. A rounding has an error of half an ulp on a GPU,
+    and of up to one ulp in Triton's interpreter, which truncates.
     """
     kept = torch.finfo(actual.dtype)
     unit, least = max(6e-7, roundings * kept.eps if kept.bits < 32 else 0), kept.tiny * kept.eps
@@ -59,15 +60,19 @@ def close(actual, expected, scale, roundings=2):
 
 
 def assert_ratio(state, ratio, of, norm):
-    """Compare the ratio as exactly as its norm is known, whose terms may cancel."""
+    """Compare the trust ratio to 1e-6, times what its norm lost by cancellation.
+
+    `of` is the norm of the sum of the terms' absolute values.
+    """
     lost = 1 if norm == 0 else max(1, float(of / norm))
     assert state["trust_ratio"].item() == pytest.approx(float(ratio), rel=1e-6 * lost)
 
 
 def check_lamb_step(w, g, before, p, optimizer):
-    """Check one step of LAMB against float64: each result from what the loop itself started from.
+    """Check one step of LAMB against float64 formulas.
 
-    You et al. 2019, Algorithm 2, with the options of `Lamb`.
+    You et al. 2019, Algorithm 2, with the options of `Lamb`. Each result is compared with a formula
+    of the stored results that it depends on.
     """
     state, group = optimizer.state[p], optimizer.param_groups[0]
     w, g, after = w.double(), g.double(), p.detach()
@@ -75,9 +80,9 @@ def check_lamb_step(w, g, before, p, optimizer):
     (b1, b2), eta, lam = group["betas"], float(group["lr"]), group["weight_decay"]
     m, v = (before[k].double() if before else 0 * w for k in ("exp_avg", "exp_avg_sq"))
     assert close(state["exp_avg"], b1 * m + (1 - b1) * g, m.abs() + g.abs())
-    # The square of a clipped gradient has its rounding twice, the stored v one more: with a
-    # relative error of up to δ each, |v - b2·v₀ - (1-b2)·g²| ≤ 2δ·(1-b2)·g² + δ·(b2·v₀ + (1-b2)·g²)
-    # ≤ 3δ·(v₀ + g²). (Truncated, all of them are downward: there is no term of δ².)
+    # Squaring a clipped gradient doubles its relative rounding error δ, and storing v adds another:
+    # |v - b2·v₀ - (1-b2)·g²| ≤ 2δ·(1-b2)·g² + δ·(b2·v₀ + (1-b2)·g²) ≤ 3δ·(v₀ + g²). (With
+    # truncation, all errors are negative: there is no term in δ².)
     assert close(state["exp_avg_sq"], b2 * v + (1 - b2) * g * g, v + g * g, roundings=3)
 
     m, v, t = state["exp_avg"].double(), state["exp_avg_sq"].double(), state["step"].item()
@@ -95,14 +100,14 @@ def check_lamb_step(w, g, before, p, optimizer):
         ratio = group["trust_coefficient"] * r1 / (r2 + group["ratio_eps"])
         low, high = group["clip_ratio"] or (0, math.inf)
         ratio = min(max(ratio, low), high)
-    of_u = d.abs() + (lam * w.abs() if decay == "inside" else 0)
-    assert_ratio(state, ratio, of_u.norm(), r2)
+    abs_u = d.abs() + (lam * w.abs() if decay == "inside" else 0)
+    assert_ratio(state, ratio, abs_u.norm(), r2)
     share = eta * factor * state["trust_ratio"].double()
-    assert close(after, kept - share * u, w.abs() + 2 * share * of_u)
+    assert close(after, kept - share * u, w.abs() + 2 * share * abs_u)
 
 
 def check_lars_step(w, g, before, p, optimizer):
-    """Check one step of LARS likewise: You et al. 2017, Algorithm 1."""
+    """Check one step of LARS in the same way: You et al. 2017, Algorithm 1."""
     state, group = optimizer.state[p], optimizer.param_groups[0]
     w, g = w.double(), g.double()
     eta, mu, lam = float(group["lr"]), group["momentum"], group["weight_decay"]

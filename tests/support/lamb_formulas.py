@@ -1,4 +1,4 @@
-"""LAMB in float64, one formula for each way of writing it; it shares no code with the optimizer."""
+"""Float64 formulas of LAMB and its variants, which share no code with the optimizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ BETA1, BETA2, EPS, LR = 0.9, 0.99, 1e-6, 0.02
 STEPS = 5
 
 
-def ratio_or_one(above, below):
-    return above / below if above != 0 and below != 0 else 1.0
+def ratio_or_one(r1, r2):
+    return r1 / r2 if r1 != 0 and r2 != 0 else 1.0
 
 
 def norm(x):
@@ -20,7 +20,7 @@ def norm(x):
 
 @dataclass
 class Adam:
-    """One layer's moving averages after its t-th gradient, with the rate and the decay."""
+    """One layer's moving averages m and v after t steps, with learning rate eta and decay lam."""
 
     m: np.ndarray
     v: np.ndarray
@@ -45,7 +45,7 @@ class Adam:
         return self.m / (np.sqrt(self.v) + EPS)
 
 
-# Each takes the weights and returns the new ones and the ratio.
+# Each function returns the new weights and the trust ratio from the weights and the averages.
 
 
 def article(w, a):
@@ -66,7 +66,7 @@ def torch_optimizer_debiased(w, a):
     return w - a.eta * np.sqrt(a.c2) / a.c1 * r * u, r
 
 
-def kozistr(w, a):
+def pytorch_optimizer(w, a):
     w = w - a.eta * a.lam * w
     r1, r2 = min(norm(w), 10.0), norm(a.plain)
     r = r1 / (r2 + EPS) if r1 != 0 and r2 != 0 else 1.0
@@ -120,14 +120,14 @@ def optax(w, a):
     return w - a.eta * r * u, r
 
 
-# A matrix, a bias, a scalar, weights of zero, weights so large that r passes 10 and ‖w‖ passes
-# 10, weights so small that r falls below 0.01, and a layer whose gradients are 0.
+# The weights of "zero" are 0; those of "large" give r > 10 and ‖w‖ > 10, those of "small" r < 0.01;
+# the gradients of "idle" are 0.
 SCALES = {"matrix": 1, "bias": 0.3, "scalar": 2, "zero": 0, "large": 60, "small": 1e-3, "idle": 1}
 SHAPES = {"matrix": (6, 4), "bias": (5,), "scalar": ()}
 
 
 def problem(seed=0, steps=STEPS):
-    """Weights by name, and for each step gradients by name, in float32 values held as float64."""
+    """Return weights, and gradients of each step, by name: float64 arrays of float32 values."""
     rng = np.random.default_rng(seed)
     weights = {
         name: (scale * rng.normal(size=SHAPES.get(name, (3, 5)))).astype(np.float32)
@@ -138,24 +138,26 @@ def problem(seed=0, steps=STEPS):
         {name: rng.normal(size=w.shape).astype(np.float32) for name, w in weights.items()}
         for _ in range(steps)
     ]
-    for of_step in grads:
-        of_step["idle"][...] = 0
+    for step_grads in grads:
+        step_grads["idle"][...] = 0
     wide = {name: w.astype(np.float64) for name, w in weights.items()}
-    return wide, [{name: g.astype(np.float64) for name, g in of_step.items()} for of_step in grads]
+    return wide, [
+        {name: g.astype(np.float64) for name, g in step_grads.items()} for step_grads in grads
+    ]
 
 
 def simulate(formula, weights, grads, decay, *, max_grad_norm=None, rates=None):
-    """Run one of the formulas above; return, for each step, weights and ratios by name."""
+    """Return, for each step, weights and ratios by name, computed with a formula above."""
     w = {name: value.copy() for name, value in weights.items()}
     m = {name: np.zeros_like(value) for name, value in weights.items()}
     v = {name: np.zeros_like(value) for name, value in weights.items()}
     t = dict.fromkeys(weights, 0)
     trace = []
-    for i, of_step in enumerate(grads):
-        total = np.sqrt(sum((g * g).sum() for g in of_step.values()))
+    for i, step_grads in enumerate(grads):
+        total = np.sqrt(sum((g * g).sum() for g in step_grads.values()))
         divisor = 1.0 if max_grad_norm is None else max(1.0, total / max_grad_norm)
         ratios = {}
-        for name, g in of_step.items():
+        for name, g in step_grads.items():
             t[name] += 1
             m[name] = BETA1 * m[name] + (1 - BETA1) * g / divisor
             v[name] = BETA2 * v[name] + (1 - BETA2) * (g / divisor) ** 2

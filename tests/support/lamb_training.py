@@ -1,6 +1,6 @@
-"""Trainings that are recorded, and what another LAMB would have applied in them, beside it.
+"""Recorded trainings, and the ratios that other LAMB variants would have applied in them.
 
-In float64, from the state that the optimizer keeps, by the formulas of `optim.lamb_formulas`.
+The ratios are computed in float64 from the optimizer's state by the formulas of `lamb_formulas`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-import support.lamb_formulas as of
+import support.lamb_formulas as formulas
 import trustlens
 from trustlens.optim import LAMB_VARIANTS, Lamb
 
-BETAS, DECAY, STEPS = (of.BETA1, of.BETA2), 0.1, 6
+BETAS, DECAY, STEPS = (formulas.BETA1, formulas.BETA2), 0.1, 6
 DECAYED = ("matrix", "zero", "large", "idle")
 
 
-class Adam(of.Adam):
-    """The same with an ε of its own, so small that its place makes no difference."""
+class Adam(formulas.Adam):
+    """`lamb_formulas.Adam` with an ε so small that its position in the formula does not matter."""
 
     eps = 1e-12
 
@@ -31,25 +31,32 @@ class Adam(of.Adam):
         return self.m / (np.sqrt(self.v) + self.eps)
 
 
-def make_optimizer(own, groups, **options):
-    if own == "AdamW":
-        return torch.optim.AdamW(groups, lr=of.LR, betas=BETAS, **{"eps": Adam.eps, **options})
-    return Lamb(groups, of.LR, BETAS, **{"eps": Adam.eps, **LAMB_VARIANTS[own], **options})
+def make_optimizer(variant, groups, **options):
+    if variant == "AdamW":
+        return torch.optim.AdamW(
+            groups, lr=formulas.LR, betas=BETAS, **{"eps": Adam.eps, **options}
+        )
+    return Lamb(
+        groups, formulas.LR, BETAS, **{"eps": Adam.eps, **LAMB_VARIANTS[variant], **options}
+    )
 
 
 def problem(scale=0.05):
-    """Weights by name and gradients by step, whose norm all together is about 9 × scale."""
-    weights, grads = of.problem(steps=STEPS)
+    """Return weights, and gradients of each step, by name.
+
+    The norm of a step's gradients together is about 9 · scale.
+    """
+    weights, grads = formulas.problem(steps=STEPS)
     weights["still"], weights["unused"] = np.ones(3), np.ones(2)
-    for of_step in grads:
-        of_step["still"], of_step["unused"] = np.zeros(3), None
+    for step_grads in grads:
+        step_grads["still"], step_grads["unused"] = np.zeros(3), None
     return weights, [
-        {n: None if g is None else scale * g for n, g in of_step.items()} for of_step in grads
+        {n: None if g is None else scale * g for n, g in step_grads.items()} for step_grads in grads
     ]
 
 
 def train(path, make, grads=None, *, decay=DECAY, **recording):
-    """Train and record; return what each step's ratio is made of, by (step, layer)."""
+    """Train and record; return weights before the step and `Adam` state, by (step, layer)."""
     weights, given = problem()
     grads = given if grads is None else grads
     model = torch.nn.ParameterDict(
@@ -59,13 +66,13 @@ def train(path, make, grads=None, *, decay=DECAY, **recording):
         {"params": [model[n] for n in DECAYED], "weight_decay": decay},
         {"params": [p for n, p in model.items() if n not in DECAYED], "weight_decay": 0.0},
     ]
-    made = make(groups)
-    optimizers = made if isinstance(made, list) else [made]
+    result = make(groups)
+    optimizers = result if isinstance(result, list) else [result]
     seen = {}
     with trustlens.record(optimizers, path, model=model, **recording):
-        for step, of_step in enumerate(grads, start=1):
+        for step, step_grads in enumerate(grads, start=1):
             before = {n: p.detach().double().numpy().copy() for n, p in model.items()}
-            for name, g in of_step.items():
+            for name, g in step_grads.items():
                 model[name].grad = None if g is None else torch.tensor(g, dtype=torch.float32)
             for optimizer in optimizers:
                 optimizer.step()
@@ -76,6 +83,7 @@ def train(path, make, grads=None, *, decay=DECAY, **recording):
 
 
 def states(step, model, optimizer, group, before):
+    """Return weights before the step and `Adam` state of a group's layers, by (step, layer)."""
     names = {id(p): name for name, p in model.items()}
     seen = {}
     for p in group["params"]:
@@ -88,6 +96,7 @@ def states(step, model, optimizer, group, before):
 
 
 def assert_ratios(frame, seen, formula, rel=1e-5):
+    """Assert that a frame of ratios by step and layer agrees with a formula."""
     assert frame.notna().sum().sum() == len(seen)
     for (step, name), (w, adam) in seen.items():
         assert frame.loc[step, name] == pytest.approx(formula(w, adam)[1], rel=rel), (step, name)

@@ -1,4 +1,4 @@
-"""Steps of one layer, drawn of any kind, and how exactly their sums are held to the reference."""
+"""Random steps of one layer, and assertions that compare their sums with the reference."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics import SUMS, LayerStep, reference
 
 EXACT = 2e-5
+"""Largest relative error of a sum."""
+
 COUNTED = ("nonfinite", "zero_grad", "swallowed")
-LOST = ("update_squares", "update_dot_weight", "update_max", "swallowed")
+UPDATE_SUMS = ("update_squares", "update_dot_weight", "update_max", "swallowed")
 PRODUCTS = {
     "undecayed_dot_weight": ("undecayed_squares", "weight_squares"),
     "update_dot_weight": ("update_squares", "weight_squares"),
@@ -35,14 +37,17 @@ def adam(m, v, kept=1.0):
     )  # fmt: skip
 
 
-# Of numbers that binary holds exactly, where terms may cancel: then they do so in any order.
+# Where terms may cancel, the factors are exact binary numbers: then the result does not depend on
+# the order of the operations.
 FORMS = {
     "none": lambda _m, _v: None,
     "no gradient": adam,
     "adam": adam,
-    "adam, undone": lambda m, v: adam(m, v, kept=float(np.float32(0.999))),
+    "adam, weights reconstructed": lambda m, v: adam(m, v, kept=float(np.float32(0.999))),
     "sgd": lambda _m, _v: Direction(grad_share=1.0, weight_share=0.25),
-    "sgd, undone": lambda _m, _v: Direction(grad_share=1.0, weight_share=0.25, rate=0.125),
+    "sgd, weights reconstructed": lambda _m, _v: Direction(
+        grad_share=1.0, weight_share=0.25, rate=0.125
+    ),
     "nesterov": lambda m, _v: Direction(grad_share=1.0, base=m, base_share=0.875, momentum=m),
     "measured": lambda _m, _v: Direction(update_share=-8.0, weight_share=-0.125, decay=0.125),
     "recorded only": lambda _m, v: Direction(
@@ -53,17 +58,17 @@ FORMS = {
     ),
 }
 ROUNDED_FORMS = {
-    "adam of a kept part float32 cannot hold, undone": lambda m, v: adam(m, v, kept=0.999),
-    "measured by a rate binary cannot hold": lambda _m, _v: Direction(
+    "adam, inexact factor, weights reconstructed": lambda m, v: adam(m, v, kept=0.999),
+    "measured, inexact rate": lambda _m, _v: Direction(
         update_share=-1 / 0.3, weight_share=-0.01, decay=0.01
     ),
 }
 
 
-def step_of(*, seed, shape, dtypes, scales, form, layouts=("plain",) * 4, special=()):
+def make_step(*, seed, shape, dtypes, scales, form, layouts=("plain",) * 4, special=()):
     make = torch.Generator().manual_seed(seed)
 
-    def drawn(i, scale, *, positive=False):
+    def draw(i, scale, *, positive=False):
         values = torch.randn(shape, generator=make, dtype=torch.float64) * 10**scale
         values = values.square() if positive else values
         for value in special[:1] if i % 2 else special[1:]:
@@ -71,17 +76,18 @@ def step_of(*, seed, shape, dtypes, scales, form, layouts=("plain",) * 4, specia
                 values.view(-1)[seed % values.numel()] = abs(value) if positive else value
         return LAYOUTS[layouts[i]](values.to(dtypes[i]).to(DEVICE))
 
-    w, g, m = drawn(0, scales[0]), drawn(1, scales[1]), drawn(2, scales[1])
-    v = drawn(3, scales[1], positive=True)
+    w, g, m = draw(0, scales[0]), draw(1, scales[1]), draw(2, scales[1])
+    v = draw(3, scales[1], positive=True)
     after = (w.double() + 10 ** scales[2] * g.double()).to(w.dtype)
-    undone = form.endswith("undone") and w.dtype in {torch.float32, torch.float64}
+    exact = w.dtype in {torch.float32, torch.float64}
+    reconstructed = exact and form.endswith("weights reconstructed")
     grad = None if form == "no gradient" else g
     direction = (FORMS | ROUNDED_FORMS)[form](m, v)
-    return LayerStep(None if undone else w, after, grad, direction)
+    return LayerStep(None if reconstructed else w, after, grad, direction)
 
 
-def kinds(shapes, forms):
-    """What `step_of` takes, drawn: any dtypes, layouts and sizes of numbers."""
+def step_arguments(shapes, forms):
+    """Return a strategy for the arguments of `make_step`: any dtypes, layouts and magnitudes."""
     return st.fixed_dictionaries(
         {
             "seed": st.integers(0, 2**31),
@@ -95,32 +101,41 @@ def kinds(shapes, forms):
     )
 
 
-def agree(sums, steps):
-    """Hold the sums of steps to the reference."""
+def assert_agree(sums, steps):
+    """Assert that the sums of steps agree with the reference."""
     for got, truth in zip(sums.cpu().numpy(), reference.measure(steps).cpu().numpy(), strict=True):
-        close(got, truth)
+        assert_close(got, truth)
 
 
-def agree_where_undone(sums, step):
-    """Hold the sums of a step to the reference, but for the update's if float32 had to undo it.
+def assert_agree_except_reconstructed(sums, step):
+    """Assert that the sums of a step agree with the reference.
 
-    What float32 and float64 make of η·d may differ by a rounding, and w then by a last place.
+    If w is reconstructed in float32, do not compare the sums of the update: η·d may differ by a
+    rounding from that in float64, and w by a unit in its last place.
     """
-    undone = step.before is None and step.after.dtype == torch.float32
+    reconstructed = step.before is None and step.after.dtype == torch.float32
     (truth,) = reference.measure([step]).cpu().numpy()
-    close(sums[0].cpu().numpy(), truth, LOST if undone else ())
+    assert_close(sums[0].cpu().numpy(), truth, UPDATE_SUMS if reconstructed else ())
 
 
-def close(got, truth, left_out=()):
-    """Hold sums to `EXACT`, inner products to that share of what their terms amount to."""
+def assert_close(got, truth, ignored=()):
+    """Assert a relative error of at most `EXACT`; for inner products, relative to ‖a‖·‖b‖."""
     of = dict(zip(SUMS, np.abs(np.nan_to_num(truth)), strict=True))
-    for name, mine, true in zip(SUMS, got, truth, strict=True):
-        if name in left_out:
+    for name, found, expected in zip(SUMS, got, truth, strict=True):
+        if name in ignored:
             continue
-        if not np.isfinite(true):
-            assert mine == true or (np.isnan(mine) and np.isnan(true)), (name, mine, true)
+        if not np.isfinite(expected):
+            assert found == expected or (np.isnan(found) and np.isnan(expected)), (
+                name,
+                found,
+                expected,
+            )
         elif name in COUNTED:
-            assert mine == true, (name, mine, true)
+            assert found == expected, (name, found, expected)
         else:
             a, b = PRODUCTS.get(name, (name, name))
-            assert abs(mine - true) <= EXACT * of[a] ** 0.5 * of[b] ** 0.5, (name, mine, true)
+            assert abs(found - expected) <= EXACT * of[a] ** 0.5 * of[b] ** 0.5, (
+                name,
+                found,
+                expected,
+            )

@@ -259,7 +259,7 @@ def first_pass(
     RULE: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
     MEASURE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Process the chunks from index `first` on, one in each program: the first pass.
+    """Run the first pass over the chunks from index `first` on, one chunk in each program.
 
     `ALIGNED`: whether the addresses of (all tensors but gradients, gradients) are multiples of 16.
     """
@@ -356,7 +356,7 @@ def second_pass(
     RULE: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
     MEASURE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Process chunks like `first_pass`, given the layers' ratios, float64: the second pass."""
+    """Run the second pass in the same way, given the layers' ratios, float64."""
     chunk, index, layer, size = _chunk_of(layers, grads, chunks, first, CHUNK)
     n = numbers_of(numbers + index * NUMBERS)
     ratio = tl.load(ratios + index).to(tl.float32)
