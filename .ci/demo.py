@@ -1,6 +1,6 @@
-"""Run `make demo` as a newcomer does: wait for its page, press Ctrl+C, see it end.
+"""Check `make demo` as a new user runs it: it serves a page, and ends cleanly on Ctrl+C.
 
-python3 .ci/demo.py
+Usage: python3 .ci/demo.py
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SECONDS_TO_END = 20
 
 
 def main() -> str | None:
-    """Return what went wrong, or None."""
-    # A session of its own: Ctrl+C in a terminal reaches the whole process group, and so does this.
+    """Return an error message, or None."""
+    # In a new process group: Ctrl+C in a terminal signals the whole group, as os.killpg below.
     demo = subprocess.Popen(
         ["make", "demo"],
         stdout=subprocess.PIPE,
@@ -56,21 +56,21 @@ def _check_page(demo: subprocess.Popen[str], output: list[str]) -> str | None:
             continue
         with urllib.request.urlopen(address[0], timeout=10) as page:
             text = page.read().decode()
-        return None if "trustlens" in text else f"{address[0]} served another page: {text[:200]}"
+        return None if "trustlens" in text else f"{address[0]} served a wrong page: {text[:200]}"
     return "make demo served no page"
 
 
 def _check_end(demo: subprocess.Popen[str], output: list[str]) -> str | None:
-    time.sleep(5)  # so that it trains and writes runs
+    time.sleep(5)  # let it train and write runs
     if demo.poll() is not None:
-        return "make demo ended by itself"
+        return "make demo ended before Ctrl+C"
     os.killpg(demo.pid, signal.SIGINT)
     deadline = time.monotonic() + SECONDS_TO_END
     while _is_group_alive(demo.pid) and time.monotonic() < deadline:
         demo.poll()
         time.sleep(0.2)
     if _is_group_alive(demo.pid):
-        return f"make demo still ran {SECONDS_TO_END} s after Ctrl+C"
+        return f"make demo was still running {SECONDS_TO_END} s after Ctrl+C"
     return "make demo ended with a traceback" if "Traceback" in "".join(output) else None
 
 

@@ -1,4 +1,4 @@
-"""Print constraints.txt with each declared dependency at the oldest version that is declared."""
+"""Print constraints.txt with each declared dependency pinned to its minimum version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Print one constraint a line."""
+    """Print one constraint per line."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     declared = [*project["dependencies"], *(one for extra in extras for one in extra)]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from support.leaks import fails_on_leaks  # noqa: F401 — over every test
+from support.leaks import fails_on_leaks  # noqa: F401 — autouse fixture
 from support.runs import make_run
 
-# In CI the same examples each time: what fails there fails again.
+# Draw the same examples in every CI run, so that failures are reproducible.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
@@ -21,7 +21,7 @@ if os.environ.get("CI"):
 
 @pytest.fixture
 def synthetic_run(tmp_path: Path) -> Callable[..., Path]:
-    """`runs.make_run` below the test's own folder: `synthetic_run("adam", steps=20)`."""
+    """A function that makes a run in the test's folder: `synthetic_run("adam", steps=20)`."""
 
     def make(name: str = "synthetic", **options: Any) -> Path:
         return make_run(tmp_path / name, **options)

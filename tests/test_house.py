@@ -1,7 +1,7 @@
-"""What each part imports in a fresh process, and what the wheel brings.
+"""Packages that each module imports in a fresh process, and the content of the wheel.
 
-Which module may import which is checked without running them: ``tool.importlinter`` in
-pyproject.toml, by ``make lint``.
+The order of imports between our modules is checked statically by ``make lint``: see
+``tool.importlinter`` in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_what_is_forbidden_is_not_imported_in_a_fresh_process(package: str) -> None:
+def test_no_module_imports_a_forbidden_package(package: str) -> None:
     chosen = [
         module
         for module, _ in modules()
         if f"{module}.".startswith(tuple(f"{name}." for name in FORBIDDEN[package]))
         and module != "trustlens"
         and not module.endswith(".__main__")
-        # Triton comes with torch where there are GPUs, and is not made for every system.
+        # Triton is installed only with PyTorch's GPU builds.
         and (".triton_" not in module or importlib.util.find_spec("triton"))
     ]
     code = f"""
         import importlib, json, sys
-        brought = []
+        offenders = []
         for module in {chosen}:
             importlib.import_module(module)
             if {package!r} in sys.modules:
-                brought.append(module)
+                offenders.append(module)
                 break
-        print(json.dumps(brought))
+        print(json.dumps(offenders))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
@@ -67,7 +67,7 @@ def test_what_is_forbidden_is_not_imported_in_a_fresh_process(package: str) -> N
     assert json.loads(done.stdout) == []
 
 
-def test_importing_trustlens_brings_nothing_heavy() -> None:
+def test_importing_trustlens_imports_no_slow_package() -> None:
     heavy = {"torch", "pandas", "numpy", "pyarrow", "plotly", "dash"}
     code = f"import trustlens, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -76,12 +76,12 @@ def test_importing_trustlens_brings_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("options", ["", "histograms_every=2", "precision=12", "resume=True"])
 @pytest.mark.parametrize("logged", [False, True])
-def test_a_whole_recording_brings_no_pandas(tmp_path: Path, options: str, logged: bool) -> None:
-    """pyarrow imports it behind one's back: the training would wait for a fifth of a second."""
+def test_a_recording_does_not_import_pandas(tmp_path: Path, options: str, logged: bool) -> None:
+    """Some pyarrow functions import pandas, which would delay the training by about 0.2 s."""
     code = f"""
         import sys, torch, trustlens
         import trustlens.store.writer
-        trustlens.store.writer.SEGMENT_ROWS = 4  # so that the overview has files to join
+        trustlens.store.writer.SEGMENT_ROWS = 4  # so that overview files are merged
         parameter = torch.nn.Parameter(torch.ones(300))
         optimizer = torch.optim.AdamW([parameter])
         for more in range(1 + ("resume" in {options!r})):
@@ -110,7 +110,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_what_users_need_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_what_users_need(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "trustlens/py.typed" in names
     assert any(name.startswith("trustlens/recorded/") for name in names)
@@ -120,16 +120,16 @@ def test_the_wheel_holds_what_users_need_and_nothing_else(wheel: Path) -> None:
     )
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
-    assert wheel.name.endswith("-py3-none-any.whl"), "compiled loops only where they are asked for"
+    assert wheel.name.endswith("-py3-none-any.whl"), "compiled loops only on request"
     assert not any(name.endswith(".so") for name in names)
     assert wheel.stat().st_size < 5 * 2**20
 
 
-def test_the_wheel_works_in_a_bare_environment(wheel: Path, tmp_path: Path) -> None:
-    """Installed alone, with no plotly, dash or torch to be found: reading and the shell work.
+def test_the_wheel_works_without_optional_packages(wheel: Path, tmp_path: Path) -> None:
+    """Reading and the command line work without torch, plotly, dash and tensorboard.
 
-    The environment has the packages that the wheel requires and no others: they are linked from
-    this one, so that the test needs no network.
+    The wheel is unpacked into a folder, and these packages are blocked in ``sys.modules``, so that
+    the test needs no network.
     """
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
@@ -137,7 +137,7 @@ def test_the_wheel_works_in_a_bare_environment(wheel: Path, tmp_path: Path) -> N
     code = """
         import sys
 
-        # As if they were not installed:
+        # Makes importing these packages fail:
         sys.modules |= dict.fromkeys({"torch", "plotly", "dash", "tensorboard"})
         import trustlens
         from trustlens.cli import main
@@ -165,11 +165,11 @@ def test_the_wheel_works_in_a_bare_environment(wheel: Path, tmp_path: Path) -> N
     assert "pip install 'trustlens-optim[tensorboard]'" in done.stderr
 
 
-def test_the_recorder_runs_without_what_only_the_read_side_needs(tmp_path: Path) -> None:
+def test_the_recorder_runs_without_the_packages_of_the_read_side(tmp_path: Path) -> None:
     code = """
         import sys
 
-        # As if they were not installed:
+        # Makes importing these packages fail:
         sys.modules |= dict.fromkeys({"plotly", "dash", "pandas", "tensorboard"})
         import torch, trustlens
         model = torch.nn.Linear(2, 2)

@@ -1,4 +1,4 @@
-"""The top level: each public name, lazy, once, and the same for type checkers."""
+"""The public names of `trustlens`: complete, importable, and visible to type checkers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import pytest
 
 import trustlens
 
-# As the design names them.
 PUBLIC = {
     "Listener", "Recorder", "Run", "TrustlensError", "__version__", "dataset", "export", "figures",
     "find_runs", "open_run", "optim", "record",
 }  # fmt: skip
 
 
-def test_the_public_names_are_these_and_each_can_be_had() -> None:
+def test_the_public_names_are_complete_and_importable() -> None:
     assert set(trustlens.__all__) == PUBLIC
     assert len(trustlens.__all__) == len(PUBLIC)
     assert set(dir(trustlens)) >= PUBLIC
@@ -26,7 +25,7 @@ def test_the_public_names_are_these_and_each_can_be_had() -> None:
         trustlens.quantity  # noqa: B018
 
 
-def test_type_checkers_see_every_name_where_it_comes_from() -> None:
+def test_type_checkers_see_every_name_in_its_module() -> None:
     source = Path(trustlens.__file__).read_text(encoding="utf-8")
     seen = {
         alias.asname: node.module

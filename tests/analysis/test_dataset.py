@@ -1,4 +1,4 @@
-"""Many runs as one data set, and the lines of docs/remote.md that open it elsewhere."""
+"""Many runs as one data set, and the code of docs/remote.md for other query engines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Three runs, one of which has a layer that explodes."""
+    """Three runs; a layer of one of them explodes."""
     for number, name in enumerate(["adam", "lamb", "deep/sgd"]):
         values = {}
         if name == "lamb":
@@ -41,7 +41,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def test_the_data_set_has_the_rows_of_all_runs_and_says_which(sweep: Path) -> None:
+def test_the_data_set_has_all_rows_and_the_name_of_their_run(sweep: Path) -> None:
     data = trustlens.dataset(f"{sweep}/*")
     frame = data.to_table().to_pandas().astype({"layer": str})
     assert sorted(frame["run"].unique()) == ["adam", "deep/sgd", "lamb"]
@@ -69,7 +69,7 @@ def test_patterns(sweep: Path, pattern: str, names: list[str]) -> None:
     assert sorted(set(table["run"].to_pylist())) == names
 
 
-def test_what_does_not_match_is_said(sweep: Path) -> None:
+def test_an_unknown_pattern_or_table_is_rejected(sweep: Path) -> None:
     with pytest.raises(UsageError, match="no run matches"):
         trustlens.dataset(f"{sweep}/nothing*")
     with pytest.raises(UsageError, match="'rows' is not a table"):
@@ -87,8 +87,8 @@ def cluster() -> Iterator[Client]:
         yield client
 
 
-def in_page(text: str, names: dict[str, Any]) -> Any:
-    """Run the block of the page that has the text; return what its last line gives."""
+def run_block(text: str, names: dict[str, Any]) -> Any:
+    """Run the page's code block that contains the text; return the value of its last line."""
     (block,) = [block for block in BLOCKS if text in block]
     *lines, last = ast.parse(block).body
     assert isinstance(last, ast.Expr)
@@ -96,25 +96,25 @@ def in_page(text: str, names: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), str(PAGE), "eval"), names)  # noqa: S307
 
 
-def test_the_lines_of_the_page(sweep: Path, cluster: Client) -> None:
+def test_the_code_of_the_page(sweep: Path, cluster: Client) -> None:
     data = trustlens.dataset(f"{sweep}/*")
     names = {"data": data, "trustlens": trustlens, "duckdb": duckdb, "pl": pl, "dd": dd, "db": db}
     whole = data.to_table().to_pandas().astype({"layer": str})
     largest = whole.groupby(["run", "layer"])["grad_norm"].max()
 
-    rows = in_page("duckdb.sql", names).df().set_index(["run", "layer"])["worst"].sort_index()
+    rows = run_block("duckdb.sql", names).df().set_index(["run", "layer"])["worst"].sort_index()
     ratio = (whole["update_norm"] / whole["weight_norm"]).groupby([whole["run"], whole["layer"]])
     np.testing.assert_allclose(rows.to_numpy(), ratio.max().to_numpy(), rtol=1e-6)
 
-    rows = in_page("scan_pyarrow_dataset", names).sort("run", "layer")
+    rows = run_block("scan_pyarrow_dataset", names).sort("run", "layer")
     np.testing.assert_array_equal(rows["grad_norm"].to_numpy(), largest.to_numpy())
 
-    rows = in_page("from_map", names)
+    rows = run_block("from_map", names)
     rows.index = rows.index.set_levels(rows.index.levels[1].astype(str), level=1)
     np.testing.assert_array_equal(rows.sort_index().to_numpy(), largest.to_numpy())
 
     names["addresses"] = [str(sweep / name) for name in ("adam", "lamb", "deep/sgd")]
-    found = pd.concat(in_page("from_sequence", names))
+    found = pd.concat(run_block("from_sequence", names))
     assert found.iloc[0][["layer", "kind"]].tolist() == ["block1.weight", "exploding"]
     assert found.iloc[0]["run"] == str(sweep / "lamb")
     assert cluster.status == "running"

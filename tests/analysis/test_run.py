@@ -1,4 +1,4 @@
-"""`Run`: selections, derived quantities, order, and runs with nothing in them."""
+"""`Run`: selections, derived quantities, order, and empty runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trustlens.store.reader import fingerprint
 Make = Callable[..., Path]
 
 
-def test_layers_come_by_step_then_in_the_order_of_the_model(synthetic_run: Make) -> None:
+def test_layers_are_sorted_by_step_then_in_model_order(synthetic_run: Make) -> None:
     names = ["z.weight", "a.weight", "m.bias"]
     run = trustlens.open_run(synthetic_run(layers=names, steps=4))
     frame = run.layers(["trust_ratio"])
@@ -76,7 +76,7 @@ def test_a_layer_of_zeros_has_no_update_ratio_and_no_warning(synthetic_run: Make
 
 @pytest.mark.parametrize(("layers", "steps"), [(0, 5), (3, 0), (0, 0), (3, 1)])
 @pytest.mark.parametrize("close", [True, False])
-def test_runs_with_little_in_them(
+def test_runs_with_few_or_no_rows(
     synthetic_run: Make, layers: int, steps: int, close: bool
 ) -> None:
     run = trustlens.open_run(synthetic_run(layers=layers, steps=steps, close=close))
@@ -89,14 +89,14 @@ def test_runs_with_little_in_them(
     assert run.status == ("closed" if close else "recording")
 
 
-def test_what_was_not_recorded_is_nan(synthetic_run: Make) -> None:
+def test_quantities_that_were_not_recorded_are_nan(synthetic_run: Make) -> None:
     run = trustlens.open_run(synthetic_run(values={"debias2": None, "swallowed": None}))
     assert run.matrix("debias2").isna().all(axis=None)
     assert run.matrix("swallowed").isna().all(axis=None)
     assert run.matrix("debias1").notna().all(axis=None)
 
 
-def test_fingerprint_changes_with_what_a_reader_would_see(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_when_the_rows_change(tmp_path: Path) -> None:
     from support.runs import layers_table, run_info
     from trustlens.store.writer import RunWriter
 
@@ -114,14 +114,14 @@ def test_fingerprint_changes_with_what_a_reader_would_see(tmp_path: Path) -> Non
     assert run.status == "closed"
 
 
-def test_a_run_follows_its_run_json(tmp_path: Path) -> None:
+def test_a_run_reads_a_changed_run_json(tmp_path: Path) -> None:
     from support.runs import layers_table, run_info
     from trustlens.store.writer import RunWriter
 
     writer = RunWriter(tmp_path, run_info(layers=["a"]))
     run = trustlens.open_run(tmp_path)
     info = run_info(layers=["b", "a"])
-    writer.change_info(lambda _: info)  # as when a layer is added in front
+    writer.change_info(lambda _: info)  # a layer is added in front
     writer.append("layers", layers_table(np.array([1]), ["a", "b"], {}))
     writer.flush()
     assert run.downsample("trust_ratio").rows.shape == (1, 2)
@@ -135,7 +135,7 @@ def test_a_run_follows_its_run_json(tmp_path: Path) -> None:
     assert run.status == "closed"
 
 
-def test_a_run_json_that_did_not_change_is_not_read_again(
+def test_an_unchanged_run_json_is_not_read_again(
     synthetic_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed, left = (trustlens.open_run(synthetic_run(f"{c}", close=c)) for c in (True, False))
@@ -146,21 +146,23 @@ def test_a_run_json_that_did_not_change_is_not_read_again(
 
 
 @pytest.mark.parametrize("steps", [(100, 50), (1, 2**70), (1,), (1, 2, 3), (1, 2.5), ("a", 3), 7])
-def test_spans_that_are_none_are_named(synthetic_run: Make, steps: Any) -> None:
+def test_invalid_spans_are_rejected(synthetic_run: Make, steps: Any) -> None:
     run = trustlens.open_run(synthetic_run())
-    with pytest.raises(UsageError, match=rf"steps={re.escape(repr(steps))} is no span"):
+    with pytest.raises(
+        UsageError, match=rf"steps={re.escape(repr(steps))} is not a range of steps"
+    ):
         run.downsample("trust_ratio", steps=steps)
 
 
 @pytest.mark.parametrize("points", [0, -1, 2.5, "7", None])
-def test_points_that_are_no_number_of_them_are_named(synthetic_run: Make, points: Any) -> None:
+def test_invalid_numbers_of_points_are_rejected(synthetic_run: Make, points: Any) -> None:
     run = trustlens.open_run(synthetic_run())
     with pytest.raises(UsageError, match=rf"points={points!r} cannot be shown"):
         run.downsample("trust_ratio", points)
 
 
 @pytest.mark.parametrize("number", [2**70, 1.5, "1", True])
-def test_numbers_that_no_step_has_are_named(synthetic_run: Make, number: Any) -> None:
+def test_invalid_step_numbers_are_rejected(synthetic_run: Make, number: Any) -> None:
     run = trustlens.open_run(synthetic_run())
     for read in (run.layers, partial(run.matrix, "grad_norm"), run.trust_ratio):
         with pytest.raises(UsageError, match=r"steps=\[.*\] has a value that is not a step number"):
@@ -168,7 +170,7 @@ def test_numbers_that_no_step_has_are_named(synthetic_run: Make, number: Any) ->
     assert run.downsample("trust_ratio", np.int64(3), steps=(-5, 2**53)).rows.sum() > 0
 
 
-def test_a_run_that_fell_silent_was_interrupted(synthetic_run: Make) -> None:
+def test_a_run_without_recent_writes_was_interrupted(synthetic_run: Make) -> None:
     path = synthetic_run(close=False)
     run = trustlens.open_run(path)
     assert run.status == "recording"
@@ -181,7 +183,7 @@ def test_find_runs(synthetic_run: Make, tmp_path: Path) -> None:
     synthetic_run("b")
     synthetic_run("deep/a")
     assert [path.name for path in trustlens.find_runs(tmp_path)] == ["b", "a"]
-    synthetic_run("b/nested")  # a run holds no runs
+    synthetic_run("b/nested")  # runs are not nested
     assert [path.name for path in trustlens.find_runs(tmp_path)] == ["b", "a"]
     assert trustlens.find_runs(tmp_path / "b") == [tmp_path / "b"]
     with pytest.raises(UsageError, match="does not exist"):
@@ -190,7 +192,7 @@ def test_find_runs(synthetic_run: Make, tmp_path: Path) -> None:
         trustlens.find_runs(tmp_path / "b" / "run.json")
 
 
-def test_rows_that_belong_to_another_run_are_not_given_to_its_layers(
+def test_rows_of_layers_that_run_json_lacks_are_an_error(
     synthetic_run: Make,
 ) -> None:
     path, other = synthetic_run("one"), synthetic_run("other", layers=["x", "y"])
@@ -199,7 +201,7 @@ def test_rows_that_belong_to_another_run_are_not_given_to_its_layers(
         trustlens.open_run(path).matrix("trust_ratio")
 
 
-def test_a_message_names_only_the_first_of_many_layers(synthetic_run: Make) -> None:
+def test_an_error_message_lists_only_the_first_of_many_layers(synthetic_run: Make) -> None:
     run = trustlens.open_run(synthetic_run(layers=300, steps=1))
     with pytest.raises(UsageError, match=r"block0\.weight.*… \(300 in total\)$") as caught:
         run.layers(layers=["nope"])
@@ -213,9 +215,9 @@ def test_labels(synthetic_run: Make, rate: Any, label: str) -> None:
     assert trustlens.open_run(synthetic_run("a", lr=rate)).label == f"a · {label}"
 
 
-def test_a_process_that_ends_right_after_reading_ends_well(synthetic_run: Make) -> None:
-    # Arrow's threads let go of what they read a little later: what they hold must not be Python's,
-    # or one process in five is aborted.
+def test_a_process_that_exits_right_after_reading_does_not_abort(synthetic_run: Make) -> None:
+    # Arrow's threads release what they read a little later. If they held Python objects, about one
+    # process in five would abort at its exit.
     path = synthetic_run("run", layers=300, steps=2)
     code = (
         "import sys, trustlens; trustlens.open_run(sys.argv[1]).layers(['trust_ratio'], steps=[2])"

@@ -1,4 +1,4 @@
-"""A run at a bounded number of steps: single steps if it is short, buckets if it is long."""
+"""Samples of a run: single steps if it is short, buckets of steps if it is long."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_short_run_is_thinned_to_recorded_steps(
 
 
 @pytest.mark.parametrize("thin", [True, False])
-def test_layers_are_columns_in_the_order_asked_for(
+def test_layers_are_columns_in_the_requested_order(
     run: trustlens.Run, values: dict[str, np.ndarray], thin: bool
 ) -> None:
     names = [run.layer_names[2], run.layer_names[0], run.layer_names[2]]
@@ -90,7 +90,9 @@ def test_a_long_run_has_the_buckets_of_downsample(long_run: trustlens.Run) -> No
         np.testing.assert_array_equal(sample.largest(), np.where(broken, np.inf, largest))
 
 
-def test_a_series_keeps_extremes_and_marks_what_is_not_finite(long_run: trustlens.Run) -> None:
+def test_a_series_keeps_extremes_and_marks_not_finite_values(
+    long_run: trustlens.Run,
+) -> None:
     sample = long_run.sample(["grad_norm"], 10)["grad_norm"]
     steps, values = sample.series(1)
     bucket = (11 - 1) // sample.width  # step 11 is infinite
@@ -100,7 +102,7 @@ def test_a_series_keeps_extremes_and_marks_what_is_not_finite(long_run: trustlen
     assert values[1] == sample.high[0, 1]
 
 
-def test_a_series_of_single_steps_is_what_was_recorded(
+def test_a_series_of_single_steps_has_the_recorded_values(
     run: trustlens.Run, values: dict[str, np.ndarray]
 ) -> None:
     steps, series = run.sample(["grad_norm"], 5, thin=False)["grad_norm"].series(2)
@@ -108,7 +110,7 @@ def test_a_series_of_single_steps_is_what_was_recorded(
     np.testing.assert_array_equal(series, values["grad_norm"][:, 2].astype(np.float32))
 
 
-def test_what_the_optimizer_does_not_have_is_not_called_broken(
+def test_quantities_that_the_optimizer_lacks_do_not_count_as_not_finite(
     synthetic_run: Callable[..., Path],
 ) -> None:
     nonfinite = np.zeros((30, 2))

@@ -1,4 +1,4 @@
-"""`Run.trust_ratio`: any LAMB's ratio from stored norms, against the optimizer's own state."""
+"""`Run.trust_ratio`: ratios from stored norms, compared with ratios from the optimizer's state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES = {
     "article": (of.article, {}),
     "pytorch-lamb": (of.pytorch_lamb, {}),
     "torch-optimizer": (of.pytorch_lamb, {}),
-    "pytorch_optimizer": (of.kozistr, {}),
+    "pytorch_optimizer": (of.pytorch_optimizer, {}),
     "apex": (of.apex, {}),
     "deepspeed": (of.deepspeed, {}),
     "timm": (of.apex, {}),
@@ -45,7 +45,7 @@ NOT_DEBIASED = ("pytorch-lamb", "torch-optimizer", "pytorch_optimizer")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A recorded training of each optimizer, made once: the run, and what was seen beside it."""
+    """A function that returns the run of an optimizer, and the states observed in its training."""
     folder, made = tmp_path_factory.mktemp("trained"), {}
 
     def get(own):
@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("own", OWN)
-def test_each_variant_is_what_it_would_have_applied(trained, own, case):
+def test_each_variants_ratio_agrees_with_its_formula(trained, own, case):
     run, seen = trained(own)
     formula, options = CASES[case]
     variant = case.partition(",")[0]
@@ -76,7 +76,7 @@ def test_each_variant_is_what_it_would_have_applied(trained, own, case):
     assert (frame.dtypes == np.float64).all()
 
 
-def test_the_training_reaches_the_conventions(trained):
+def test_the_training_includes_the_special_cases(trained):
     run, _ = trained("AdamW")
     article, optax = (run.trust_ratio(name, weight_decay=0) for name in ("article", "optax"))
     assert article["unused"].isna().all()  # it never stepped
@@ -86,7 +86,8 @@ def test_the_training_reaches_the_conventions(trained):
     assert optax.loc[1, "large"] > 10
     assert optax.loc[1, "small"] < 0.01
     assert (run.trust_ratio("timm")["bias"] == 1).all()  # λ = 0
-    # m and v of a first step are short by 1 − β₁ and 1 − β₂, so ‖m/(√v+ε)‖ by their 0.1/√0.01.
+    # In the first step, m and v are smaller than m̂ and v̂ by 1 − β₁ and 1 − β₂, so ‖m/(√v+ε)‖ is
+    # smaller by 0.1/√0.01.
     plain = run.trust_ratio("optax", weight_decay=0, debias=False)
     assert plain.loc[1, "bias"] == pytest.approx(optax.loc[1, "bias"] / (0.1 / 0.01**0.5))
     assert plain.loc[2, "bias"] < 0.9 * optax.loc[2, "bias"]
@@ -97,13 +98,13 @@ def test_every_variant_is_tested():
 
 
 @pytest.mark.parametrize("own", V)
-def test_a_lambs_own_variant_is_the_ratio_that_it_applied(trained, own):
+def test_a_lambs_own_variant_gives_the_ratio_that_it_applied(trained, own):
     run, _ = trained(own)
     recorded = run.matrix("trust_ratio")
     np.testing.assert_allclose(run.trust_ratio(own), recorded, rtol=5e-7)
 
 
-def test_another_decay_may_be_asked_for(trained):
+def test_another_weight_decay(trained):
     run, seen = trained("AdamW")
     other = {at: (w, replace(adam, lam=0.7)) for at, (w, adam) in seen.items()}
     for variant in ("article", "pytorch_optimizer", "bitsandbytes", "timm", "deepspeed"):
@@ -115,7 +116,7 @@ def test_another_decay_may_be_asked_for(trained):
     assert (without.drop(columns="unused") == 1).all(axis=None)
 
 
-def test_steps_may_be_chosen(trained):
+def test_selections_of_steps(trained):
     run, _ = trained("AdamW")
     for steps in (slice(2, 4), [1, 5], []):
         frame = run.trust_ratio("apex", steps=steps)
@@ -124,7 +125,7 @@ def test_steps_may_be_chosen(trained):
 
 
 @pytest.mark.parametrize(("own", "asked"), [("AdamW", "pytorch-lamb"), ("deepspeed", "optax")])
-def test_epsilons_place_is_off_by_what_the_docstring_says(tmp_path, monkeypatch, own, asked):
+def test_the_error_of_epsilon_is_within_the_documented_bound(tmp_path, monkeypatch, own, asked):
     monkeypatch.setattr(Adam, "eps", 1e-3)
     options = {"eps": 1e-3}
     seen = train(tmp_path / own, lambda groups: make_optimizer(own, groups, **options), decay=0)
@@ -139,7 +140,7 @@ def test_epsilons_place_is_off_by_what_the_docstring_says(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("variant", "options", "told"),
+    ("variant", "options", "message"),
     [
         ("nvlamb", {}, r"variant='nvlamb'; choose one of: article, .*tensorflow-addons$"),
         ("apex", {"trust_clip": True}, r"trust_clip=True; choose from: debias, .*weight_decay$"),
@@ -148,12 +149,12 @@ def test_epsilons_place_is_off_by_what_the_docstring_says(tmp_path, monkeypatch,
         ("apex", {"steps": slice(0, 9, 2)}, "skips steps"),
     ],
 )
-def test_a_bad_request_is_told(trained, variant, options, told):
-    with pytest.raises(UsageError, match=told):
+def test_invalid_arguments_are_rejected(trained, variant, options, message):
+    with pytest.raises(UsageError, match=message):
         trained("AdamW")[0].trust_ratio(variant, **options)
 
 
-def test_a_direction_that_the_decay_cancels_is_not_made_up(tmp_path):
+def test_a_direction_that_the_decay_cancels_is_nan(tmp_path):
     values = {
         "weight_norm": np.full(1, 2.0),
         "undecayed_norm": np.ones(1),
@@ -167,7 +168,7 @@ def test_a_direction_that_the_decay_cancels_is_not_made_up(tmp_path):
     assert run.trust_ratio("optax").to_numpy() == pytest.approx(2e5)  # as recorded
 
 
-def test_what_was_not_recorded_is_nan(tmp_path):
+def test_columns_that_were_not_recorded_give_nan(tmp_path):
     run = trustlens.open_run(make_run(tmp_path / "run", values={"weight_norm": None}))
     assert run.trust_ratio().isna().all(axis=None)
     empty = trustlens.open_run(make_run(tmp_path / "empty", steps=0, layers=3))

@@ -1,4 +1,4 @@
-"""`Run.trust_ratio` where a variant cannot be had from what is stored: it says why."""
+"""`Run.trust_ratio` raises if the stored columns do not determine a variant's ratio."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from trustlens.optim import Lars
 from trustlens.store.run_info import OptimizerInfo, read_info, write_info
 from trustlens.store.writer import RunWriter
 
-# What clips all gradients together.
+# Variants that clip all gradients together.
 
 
 @pytest.mark.parametrize("variant", ["apex", "timm"])
-def test_a_bound_of_the_gradients_holds_up_to_the_first_step_that_passes_it(tmp_path, variant):
+def test_steps_before_the_first_clipped_one_can_be_computed(tmp_path, variant):
     _, grads = problem()
     grads[3]["matrix"] = grads[3]["matrix"] * 20
     seen = train(tmp_path, lambda groups: make_optimizer("AdamW", groups), grads)
     run = trustlens.open_run(tmp_path)
-    with pytest.raises(UsageError, match=r"the norm \d\.\d+ at step 4.*max_grad_norm=None") as told:
+    with pytest.raises(
+        UsageError, match=r"the norm \d\.\d+ at step 4.*max_grad_norm=None"
+    ) as message:
         run.trust_ratio(variant)
-    assert "steps=slice(None, 4)" in str(told.value)
+    assert "steps=slice(None, 4)" in str(caught.value)
     with pytest.raises(UsageError, match="at step 4"):
         run.trust_ratio(variant, steps=[6])
     formula = of.apex
@@ -47,7 +49,7 @@ def test_a_bound_of_the_gradients_holds_up_to_the_first_step_that_passes_it(tmp_
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_lamb_that_clipped_by_itself_has_its_own_ratio(tmp_path, every):
+def test_a_lamb_that_clipped_has_the_ratio_that_it_applied(tmp_path, every):
     _, grads = problem(scale=2.0)
     train(tmp_path, lambda groups: make_optimizer("timm", groups), grads, every=every)
     run = trustlens.open_run(tmp_path)
@@ -56,7 +58,7 @@ def test_a_lamb_that_clipped_by_itself_has_its_own_ratio(tmp_path, every):
         run.trust_ratio("timm", max_grad_norm=0.5)
 
 
-def test_two_optimizers_bound_their_gradients_each_for_itself(tmp_path):
+def test_two_optimizers_clip_separately(tmp_path):
     def make(groups):
         return [make_optimizer("AdamW", [group]) for group in groups]
 
@@ -80,7 +82,7 @@ def keep(name, decayed, g):
     return g is not None and (name in DECAYED) == decayed
 
 
-def test_steps_that_were_not_recorded_may_have_been_clipped(tmp_path):
+def test_unrecorded_steps_are_rejected_with_clipping(tmp_path):
     seen = train(tmp_path, lambda groups: make_optimizer("AdamW", groups), every=2)
     run = trustlens.open_run(tmp_path)
     with pytest.raises(UsageError, match=r"step 2 were not recorded.*max_grad_norm=None"):
@@ -91,7 +93,7 @@ def test_steps_that_were_not_recorded_may_have_been_clipped(tmp_path):
     assert_ratios(run.trust_ratio("apex", steps=[1]), first, of.apex)
 
 
-def test_steps_before_the_recording_may_have_been_clipped(tmp_path):
+def test_steps_before_the_recording_are_rejected_with_clipping(tmp_path):
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([p])
     p.grad = torch.full((3,), 0.1)
@@ -104,14 +106,14 @@ def test_steps_before_the_recording_may_have_been_clipped(tmp_path):
     assert run.trust_ratio("apex", max_grad_norm=None).notna().all(axis=None)
 
 
-def test_a_recording_that_began_late_is_known_by_its_debias_factors(tmp_path):
+def test_a_late_start_is_detected_by_the_debias_factors(tmp_path):
     values = {name: np.ones(1) for name in ("debias1", "debias2")}  # of step 10,000, say
     run = trustlens.open_run(make_run(tmp_path / "run", values=values | {"grad_norm": np.ones(1)}))
     with pytest.raises(UsageError, match="had taken steps before the recording began"):
         run.trust_ratio("apex", max_grad_norm=1e6)
 
 
-def test_so_are_those_of_a_lamb_that_applies_them_to_its_rate(tmp_path):
+def test_a_late_start_of_a_lamb_that_debiases_in_its_rate_is_detected(tmp_path):
     rate = OptimizerInfo("elsewhere.Lamb", ({"betas": [0.9, 0.99]},), "LAMB", "deepspeed")
     values = {"debias1": np.full(1, 2.0), "debias2": np.full(1, 9.0), "grad_norm": np.ones(1)}
     path = make_run(tmp_path / "run", values=values)
@@ -121,19 +123,19 @@ def test_so_are_those_of_a_lamb_that_applies_them_to_its_rate(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["apex", "timm", "pytorch_optimizer"])
-def test_only_a_lamb_that_clips_is_taken_at_its_word(tmp_path, variant):
+def test_max_grad_norm_counts_only_for_a_lamb_that_clips(tmp_path, variant):
     path = make_run(tmp_path / "run", values={"grad_norm": np.ones(1)})
     other = OptimizerInfo("elsewhere.Lamb", ({"max_grad_norm": 1.0},), "LAMB", variant)
     write_info(path, replace(read_info(path), optimizers=(other,)))
     run = trustlens.open_run(path)
     if variant != "pytorch_optimizer":
         assert run.trust_ratio("apex").notna().all(axis=None)
-    else:  # it clips only if another switch says so
+    else:  # it clips only with another option
         with pytest.raises(UsageError, match=r"the norm 2\.828 at step 1"):
             run.trust_ratio("apex")
 
 
-def test_a_step_that_was_lost_may_have_been_clipped(tmp_path):
+def test_lost_steps_are_rejected_with_clipping(tmp_path):
     steps, names = np.array([1, 2, 4]), ["a.weight", "a.bias"]
     values = synthetic_values(3, 2) | {"grad_norm": np.full(1, 0.1)}
     writer = RunWriter(tmp_path, run_info())
@@ -148,14 +150,14 @@ def test_a_step_that_was_lost_may_have_been_clipped(tmp_path):
 
 def test_gradients_clipped_to_the_bound_are_within_it(tmp_path):
     _, grads = problem()
-    for of_step in grads:  # norm 1 as exactly as float32 can say it: above or below
+    for of_step in grads:  # norm 1, up to rounding in float32
         total = of.norm(np.concatenate([g.ravel() for g in of_step.values() if g is not None]))
         of_step |= {n: g / total for n, g in of_step.items() if g is not None}
     seen = train(tmp_path, lambda groups: make_optimizer("AdamW", groups), grads)
     assert_ratios(trustlens.open_run(tmp_path).trust_ratio("apex"), seen, of.apex)
 
 
-def test_a_gradient_that_is_not_finite_has_passed_any_bound(tmp_path):
+def test_a_gradient_that_is_not_finite_exceeds_any_bound(tmp_path):
     _, grads = problem()
     grads[1]["bias"] = np.full_like(grads[1]["bias"], np.nan)
     train(tmp_path, lambda groups: make_optimizer("AdamW", groups), grads)
@@ -167,7 +169,7 @@ def test_a_gradient_that_is_not_finite_has_passed_any_bound(tmp_path):
     assert frame["matrix"].notna().all()
 
 
-# What cannot be had.
+# Runs whose direction differs from Adam's.
 
 REFUSED = {
     "SGD": (lambda g: torch.optim.SGD(g, 0.1), r"torch.optim.sgd.SGD whose direction is not"),
@@ -187,15 +189,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_had_is_told(tmp_path, case):
-    make, told = REFUSED[case]
+def test_the_error_says_why_a_run_is_rejected(tmp_path, case):
+    make, message = REFUSED[case]
     train(tmp_path / "mine", make)
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         trustlens.open_run(tmp_path / "mine").trust_ratio("deepspeed")
     assert str(caught.value).startswith("trust_ratio of run 'mine' cannot be computed")
 
 
-def test_adam_without_decay_is_as_good_as_adamw(tmp_path):
+def test_adam_without_decay_is_accepted(tmp_path):
     def make(groups):
         return torch.optim.Adam(groups, lr=of.LR, betas=BETAS, eps=Adam.eps)
 
@@ -213,7 +215,7 @@ OTHER_W = OptimizerInfo("elsewhere.AdamW", ({"weight_decay": 0.1},), "AdamW")
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "options", "values", "told"),
+    ("optimizer", "options", "values", "message"),
     [
         (TIMM, {"caution": True}, {}, "with caution=True: it zeroes"),
         (TIMM, {"rectify": True}, {}, "with rectify=True"),
@@ -226,24 +228,24 @@ OTHER_W = OptimizerInfo("elsewhere.AdamW", ({"weight_decay": 0.1},), "AdamW")
         (JETTIFY, {}, {"debias2": 1.0}, "does not debias"),
         (OTHER, {}, {"weight_decay": 0.1}, None),
         (OTHER, {}, {"weight_decay": 0.0}, "weight_decay=0.1 is added to the gradient"),
-        (OTHER_W, {}, {"weight_decay": 0.0}, None),  # a schedule's end
+        (OTHER_W, {}, {"weight_decay": 0.0}, None),  # decay scheduled to 0
         (replace(TIMM, groups=()), None, {}, "does not hold the options of group 0"),
     ],
 )
-def test_optimizers_of_other_packages(tmp_path, optimizer, options, values, told):
+def test_optimizers_of_other_packages(tmp_path, optimizer, options, values, message):
     path = make_run(tmp_path / "run", values={n: np.full(1, x) for n, x in values.items()})
     groups = () if options is None else ({**optimizer.groups[0], **options},)
     write_info(path, replace(read_info(path), optimizers=(replace(optimizer, groups=groups),)))
     run = trustlens.open_run(path)
     assert run.family == optimizer.family
-    if told is None:
+    if message is None:
         assert run.trust_ratio("optax").notna().all(axis=None)
     else:
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             run.trust_ratio("optax")
 
 
-def test_factors_that_a_lamb_applied_to_its_rate_debias_its_direction(tmp_path):
+def test_debias_factors_of_the_rate_also_debias_the_direction(tmp_path):
     factors = {"debias1": np.full(1, 10.0), "debias2": np.full(1, 4.0)}
     path = make_run(tmp_path / "run", values=factors)
     write_info(path, replace(read_info(path), optimizers=(JETTIFY,)))
@@ -254,7 +256,7 @@ def test_factors_that_a_lamb_applied_to_its_rate_debias_its_direction(tmp_path):
     )
 
 
-def test_a_direction_that_nobody_knew_is_told(tmp_path):
+def test_an_unknown_direction_is_rejected(tmp_path):
     unknown = dict.fromkeys(("weight_decay", "undecayed_norm", "debias1", "debias2"))
     run = trustlens.open_run(make_run(tmp_path / "run", values=unknown))
     assert (run.matrix("update_norm") > 0).all(axis=None)
@@ -262,7 +264,7 @@ def test_a_direction_that_nobody_knew_is_told(tmp_path):
         run.trust_ratio()
 
 
-def test_layers_that_never_stepped_have_no_direction_to_know(tmp_path):
+def test_layers_without_steps_need_no_direction(tmp_path):
     values = {"weight_decay": None, "undecayed_norm": None, "update_norm": np.zeros(1)}
     run = trustlens.open_run(make_run(tmp_path / "run", values=values))
     assert run.trust_ratio().isna().all(axis=None)

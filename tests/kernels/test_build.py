@@ -1,4 +1,4 @@
-"""The compiled loops: ready-built in a wheel or compiled at first use, with the same numbers."""
+"""Compiled loops, prebuilt in a wheel or compiled at first use, compute the same numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from trustlens.kernels import build
 REPOSITORY = Path(__file__).parents[2]
 
 X86_64 = pytest.mark.skipif(
-    os.uname().machine != "x86_64", reason="vector widths are told apart on x86-64 only"
+    os.uname().machine != "x86_64", reason="only x86-64 has several variants"
 )
 
-# Prints the loaded loops and every number that they make: AdamW's sums, and LAMB's own step.
+# Prints the loaded libraries, and every number that they compute: AdamW's sums, and LAMB's step.
 RECORD = """
     import sys
     from pathlib import Path
@@ -49,7 +49,7 @@ RECORD = """
 
 
 def record(out: Path, **environment: str) -> tuple[str, list[Path]]:
-    """Return the numbers recorded by a process, and the loops that it loaded."""
+    """Return the numbers that a process recorded, and the libraries that it loaded."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(RECORD), out],
         env={**os.environ, "XDG_CACHE_HOME": str(out / "cache"), **environment},
@@ -64,7 +64,7 @@ def record(out: Path, **environment: str) -> tuple[str, list[Path]]:
 
 @X86_64
 @needs_compiler
-def test_a_wheel_with_loops_needs_no_compiler_and_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_prebuilt_loops_need_no_compiler_and_give_the_same_numbers(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, "."],
         cwd=REPOSITORY,
@@ -81,7 +81,7 @@ def test_a_wheel_with_loops_needs_no_compiler_and_gives_the_same_numbers(tmp_pat
     for variant, name in (("AVX512", "avx512"), ("AVX2", "avx2"), ("DEFAULT", "baseline")):
         if list(narrower).index(variant) < list(narrower).index(widest):
             continue  # this processor cannot run it
-        capability = {"ATEN_CPU_CAPABILITY": variant.lower()}  # for the kernels of PyTorch too
+        capability = {"ATEN_CPU_CAPABILITY": variant.lower()}  # selects PyTorch's kernels too
         bare = {"PYTHONPATH": str(site), "PATH": "", "CC": ""}
         ready, loops = record(tmp_path / f"ready-{name}", **capability, **bare)
         folder = site / "trustlens" / "kernels" / "ready_built"
@@ -109,12 +109,12 @@ def source(tmp_path: Path) -> Path:
 
 @needs_compiler
 @pytest.mark.usefixtures("ready_built")
-def test_without_ready_built_loops_they_are_compiled(source: Path) -> None:
+def test_without_a_prebuilt_library_the_source_is_compiled(source: Path) -> None:
     assert build.load(source).answer() == 42
 
 
 @needs_compiler
-def test_a_ready_built_loop_that_cannot_be_loaded_is_compiled(
+def test_a_source_is_compiled_if_the_prebuilt_library_cannot_be_loaded(
     ready_built: Path, source: Path
 ) -> None:
     (ready_built / "loop-baseline.so").write_text("this is no library")
@@ -148,7 +148,7 @@ def test_the_widest_variant_that_the_processor_can_run_is_chosen(  # noqa: PLR09
 
 
 @needs_compiler
-def test_the_ready_built_loop_comes_before_the_compiler(
+def test_a_prebuilt_library_is_preferred_over_compiling(
     ready_built: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (ready_built / "loop-baseline.so").write_bytes(build.compiled_here(source).read_bytes())
@@ -160,7 +160,7 @@ def test_the_ready_built_loop_comes_before_the_compiler(
 
 
 @needs_compiler
-def test_what_a_compiler_says_is_in_the_error(ready_built: Path, tmp_path: Path) -> None:
+def test_the_error_contains_the_compilers_message(ready_built: Path, tmp_path: Path) -> None:
     assert ready_built.is_dir()
     wrong = tmp_path / "wrong.c"
     wrong.write_text("this is not C")

@@ -1,4 +1,4 @@
-"""The declaration of the recorded sums, and that one more line of it reaches every backend."""
+"""The declaration of the recorded sums; a sum added to it is computed by every backend."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_header_in_the_repository_is_the_generated_one():
     assert sums.HEADER.read_text(encoding="utf-8") == sums.c_header()
 
 
-def test_kinds_come_in_order_and_quantities_are_those_of_the_schema():
+def test_kinds_are_in_order_and_quantities_are_in_the_schema():
     kinds = [each.kind for each in sums.DECLARED]
     assert kinds == sorted(kinds, key=["sum", "count", "maximum"].index)
     assert kinds.index("count") == sums.FIRST_COUNT
@@ -39,7 +39,7 @@ def test_kinds_come_in_order_and_quantities_are_those_of_the_schema():
     assert counts == set(schema.COUNTS)
 
 
-def test_the_backends_have_no_bucket_constants_of_their_own():
+def test_backends_do_not_repeat_the_bucket_constants():
     for path in (PACKAGE / "recording" / "statistics").iterdir():
         if path.suffix in {".py", ".c"}:
             text = path.read_text(encoding="utf-8")
@@ -47,8 +47,8 @@ def test_the_backends_have_no_bucket_constants_of_their_own():
             assert f">> {ELEMENT_SHIFT}" not in text, path
 
 
-# What a developer writes to add Σ g·w: after which text, in which file. First the declaration,
-# then the arithmetic of each backend.
+# The edits of a developer who adds Σ g·w: for each file, pairs of an existing text and the text to
+# insert after it. First the declaration, then the arithmetic of each backend.
 GRAD_DOT_WEIGHT = {
     "kernels/sums.py": [
         (
@@ -75,8 +75,8 @@ GRAD_DOT_WEIGHT = {
     "recording/statistics/triton_kernels.py": [("g * m, m * m,", " g * w,")],
     "optim/fused.c": [
         (
-            "add(s, way, GRAD_SQUARES, g, g);\n",
-            "    add(s, way, GRAD_DOT_WEIGHT, g, w);\n",
+            "add(s, mode, GRAD_SQUARES, g, g);\n",
+            "    add(s, mode, GRAD_DOT_WEIGHT, g, w);\n",
         )
     ],
     "optim/triton_step.py": [
@@ -94,7 +94,7 @@ GRAD_DOT_WEIGHT = {
     ],
 }
 
-# Run in a fresh process, by the package in the current folder: the sums by every backend.
+# Run in a fresh process with the package in the current folder: the sums of every backend.
 MEASURE = """
     import sys
     import torch
@@ -135,7 +135,7 @@ MEASURE = """
 
     if "triton" in sys.argv or backends["cpu"]:
         for optimizer in (Lamb, Lars):
-            for scale in (1.0, 1e-25):  # the second one is summed again in float64
+            for scale in (1.0, 1e-25):  # the second is summed again in float64
                 name = f"{optimizer.__name__} {scale}"
                 results[name], results["truth of " + name] = fused(optimizer, scale)
     torch.save((SUMS, results), sys.argv[1])
@@ -156,7 +156,7 @@ def measured(folder: Path, *options: str):
     return torch.load(saved)
 
 
-def copied_with_one_more_sum(folder: Path) -> None:
+def add_sum_to_copy(folder: Path) -> None:
     for name, additions in GRAD_DOT_WEIGHT.items():
         path = folder / "trustlens" / name
         text = path.read_text(encoding="utf-8")
@@ -168,8 +168,8 @@ def copied_with_one_more_sum(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), pytest.param(("triton",), marks=needs_triton)], ids=str)
-def test_one_more_sum_is_a_line_and_its_arithmetic_in_each_backend(tmp_path: Path, options):
-    """A 17th: not a power of two, which Triton's columns must be. It changes no bit of others."""
+def test_an_added_sum_is_computed_by_every_backend_and_changes_no_other(tmp_path: Path, options):
+    """The 17th sum exceeds the power of two to which Triton pads the columns."""
     import torch
 
     results = []
@@ -179,7 +179,7 @@ def test_one_more_sum_is_a_line_and_its_arithmetic_in_each_backend(tmp_path: Pat
             PACKAGE, folder / "trustlens", ignore=shutil.ignore_patterns("ready_built", "*.pyc")
         )
         if results:
-            copied_with_one_more_sum(folder)
+            add_sum_to_copy(folder)
         results.append(measured(folder, *options))
     (names, before), (more_names, after) = results
     column = more_names.index("grad_dot_weight")

@@ -197,7 +197,7 @@ def _compiler() -> str:
             [*command.split(), "--version"], capture_output=True, text=True, timeout=10, check=True
         )
     except FileNotFoundError as error:
-        return f"none ({error}); needed only if no ready-built loops are installed"
+        return f"none ({error}); needed only if no prebuilt loops are installed"
     except (OSError, subprocess.SubprocessError) as error:
         return f"does not work: {error}"
     return f"{command} ({(done.stdout.splitlines() or [''])[0]})"

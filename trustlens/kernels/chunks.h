@@ -1,22 +1,22 @@
-/* How a layer is divided into blocks and chunks, and how the sums of chunks are joined: alike in
-   all libraries that compute the recorded sums. */
+/* The division of a layer into blocks and chunks, and the addition of chunks' sums. All C libraries
+   that compute the recorded sums use it. */
 #ifndef TRUSTLENS_CHUNKS_H
 #define TRUSTLENS_CHUNKS_H
 
 #include "sums.h"
 #include "vector.h"
 
-#define BLOCK (64 * LANES) /* elements: a lane adds 64 numbers in float32 */
-#define CHUNK 65536 /* elements, which one thread sums */
+#define BLOCK (64 * LANES) /* elements; each lane adds 64 numbers in float32 */
+#define CHUNK 65536 /* elements that a thread sums at a time */
 
 static inline int64_t chunks_in(int64_t size) { return (size + CHUNK - 1) / CHUNK; }
 
-/* Where the chunk ends that starts there. */
+/* Returns the end of the chunk that starts at element `start`. */
 static inline int64_t end_of_chunk(int64_t start, int64_t size) {
     return size - start < CHUNK ? size : start + CHUNK;
 }
 
-/* The larger one; NaN if one is. */
+/* Returns the larger number; NaN if one is NaN. */
 static inline double larger(double a, double b) { return a >= b || a != a ? a : b; }
 
 /* Adds a chunk's sums to a layer's. */

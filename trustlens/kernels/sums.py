@@ -85,7 +85,7 @@ def columns_of(tensor: str) -> list[int]:
 
 
 def mask_of(tensor: str) -> int:
-    """Return :func:`columns_of` as a mask: bit i stands for column i."""
+    """Return :func:`columns_of` as a bit mask: bit i is column i."""
     return sum(1 << i for i in columns_of(tensor))
 
 

@@ -16,7 +16,7 @@ SUMS = tl.constexpr(len(sums.SUMS))
 FIRST_COUNT = tl.constexpr(sums.FIRST_COUNT)
 FIRST_MAXIMUM = tl.constexpr(sums.FIRST_MAXIMUM)
 
-# Masks of the columns that are NaN without a gradient, and so on: bit i stands for column i.
+# Bit masks of the columns that are NaN without a gradient, and so on: bit i is column i.
 OF_GRADIENT = tl.constexpr(sums.mask_of("gradient"))
 OF_DIRECTION = tl.constexpr(sums.mask_of("direction"))
 OF_MOMENTUM = tl.constexpr(sums.mask_of("momentum"))

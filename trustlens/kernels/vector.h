@@ -1,5 +1,6 @@
-/* Vectors of float32: loads, a reciprocal and its square root good to the last place or two,
-   and sums in float64. With the compiler's own vector types, so that any of them builds it. */
+/* Vectors of float32: loads, reciprocals and reciprocal square roots with an error of one or two
+   units in the last place, and sums in float64. Uses the vector types of GCC and Clang, so that it
+   compiles for any processor. */
 #ifndef TRUSTLENS_VECTOR_H
 #define TRUSTLENS_VECTOR_H
 
@@ -22,8 +23,8 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef double wide __attribute__((vector_size(8 * LANES)));
-typedef float half_vec __attribute__((vector_size(2 * LANES))); /* half of a vector, */
-typedef double half __attribute__((vector_size(4 * LANES))); /* and that in float64 */
+typedef float half_vec __attribute__((vector_size(2 * LANES))); /* one half of the lanes */
+typedef double half __attribute__((vector_size(4 * LANES))); /* the same in float64 */
 
 static inline __attribute__((always_inline)) vec load(const float *p) {
     vec v;
@@ -35,31 +36,31 @@ static inline __attribute__((always_inline)) void store(float *p, vec v) {
     memcpy(p, &v, sizeof v);
 }
 
-static inline __attribute__((always_inline)) vec all(float x) { return x - (vec){0}; }
+static inline __attribute__((always_inline)) vec broadcast(float x) { return x - (vec){0}; }
 
 static inline __attribute__((always_inline)) ivec bits(vec v) { return (ivec)v; }
 
-/* A mask that is set everywhere or nowhere. */
+/* A mask that is set in all lanes or in none. */
 static inline __attribute__((always_inline)) ivec mask(int set) { return (ivec){0} - (set != 0); }
 
-/* a where the mask is set, else b. */
-static inline __attribute__((always_inline)) vec choose(ivec mask, vec a, vec b) {
+/* Returns a in the lanes where the mask is set, else b. */
+static inline __attribute__((always_inline)) vec blend(ivec mask, vec a, vec b) {
     return (vec)((mask & bits(a)) | (~mask & bits(b)));
 }
 
-static inline __attribute__((always_inline)) vec lower(vec a, vec b) {
+static inline __attribute__((always_inline)) vec minimum(vec a, vec b) {
 #if defined(__AVX512F__)
     return (vec)_mm512_min_ps((__m512)a, (__m512)b);
 #elif defined(__AVX__)
     return (vec)_mm256_min_ps((__m256)a, (__m256)b);
 #else
-    return choose(a < b, a, b);
+    return blend(a < b, a, b);
 #endif
 }
 
-/* The larger bits, as those of unsigned integers: of magnitudes in their order, NaN above all. What
-   has a sign, be it of NaN, is above what has none. */
-static inline __attribute__((always_inline)) ivec higher(ivec a, ivec b) {
+/* Returns the maximum of the bits as unsigned integers. For magnitudes this is the larger magnitude,
+   and NaN is the largest. A number whose sign bit is set, including NaN, is above any other. */
+static inline __attribute__((always_inline)) ivec max_bits(ivec a, ivec b) {
 #if defined(__AVX512F__)
     return (ivec)_mm512_max_epu32((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
@@ -67,7 +68,7 @@ static inline __attribute__((always_inline)) ivec higher(ivec a, ivec b) {
 #elif defined(__SSE4_1__) && !defined(__AVX__)
     return (ivec)_mm_max_epu32((__m128i)a, (__m128i)b);
 #else
-    return (ivec)choose((uvec)a > (uvec)b, (vec)a, (vec)b);
+    return (ivec)blend((uvec)a > (uvec)b, (vec)a, (vec)b);
 #endif
 }
 
@@ -77,14 +78,14 @@ static inline __attribute__((always_inline)) ivec is_finite(vec v) {
     return magnitude(v) < 0x7f800000;
 }
 
-/* x where the element is there, else 0. */
-static inline __attribute__((always_inline)) vec only(ivec there, vec x) {
+/* Returns x in the lanes where the mask is set, else 0. */
+static inline __attribute__((always_inline)) vec masked(ivec there, vec x) {
     return (vec)(there & bits(x));
 }
 
-/* a·b + c, rounded once where the processor can: said, not left to the compiler, so that it is the
-   same wherever it stands. */
-static inline __attribute__((always_inline)) vec plus_product(vec c, vec a, vec b) {
+/* Returns c + a·b, rounded once if the processor has fused multiply-add. Explicit, not left to the
+   compiler, so that the result does not depend on the surrounding code. */
+static inline __attribute__((always_inline)) vec add_product(vec c, vec a, vec b) {
 #if defined(__AVX512F__)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX__) && defined(__FMA__)
@@ -94,7 +95,7 @@ static inline __attribute__((always_inline)) vec plus_product(vec c, vec a, vec 
 #endif
 }
 
-/* 1/x: one Newton step behind the processor's estimate. */
+/* Returns 1/x: the processor's estimate, refined by one Newton step. */
 static inline __attribute__((always_inline)) vec reciprocal(vec x) {
 #if defined(__AVX512F__)
     vec y = (vec)_mm512_rcp14_ps((__m512)x);
@@ -107,8 +108,8 @@ static inline __attribute__((always_inline)) vec reciprocal(vec x) {
 #endif
 }
 
-/* 1/√x, for an x of at least 1e-37, likewise. (Half of x by its exponent: the units that multiply
-   are busy enough.) */
+/* Returns 1/√x for x ≥ 1e-37, likewise. (x is halved by decrementing its exponent, because the
+   multiplication units are the bottleneck.) */
 static inline __attribute__((always_inline)) vec inverse_root(vec x) {
 #if defined(__AVX512F__)
     vec y = (vec)_mm512_rsqrt14_ps((__m512)x), halved = (vec)(bits(x) - (1 << 23));
@@ -123,7 +124,7 @@ static inline __attribute__((always_inline)) vec inverse_root(vec x) {
 #endif
 }
 
-static inline __attribute__((always_inline)) vec roots(vec x) {
+static inline __attribute__((always_inline)) vec square_root(vec x) {
 #if defined(__AVX512F__)
     return (vec)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX__)
@@ -139,27 +140,28 @@ static inline __attribute__((always_inline)) void add_wide(wide *sum, vec v) {
     *sum += __builtin_convertvector(v, wide);
 }
 
-/* Half 0 or 1 of a vector, in float64. */
-static inline __attribute__((always_inline)) half widened(vec v, int which) {
+/* Converts half 0 or 1 of a vector to float64. */
+static inline __attribute__((always_inline)) half to_double(vec v, int which) {
     half_vec part;
     memcpy(&part, (const char *)&v + which * sizeof part, sizeof part);
     return __builtin_convertvector(part, half);
 }
 
-/* Adds a·b, which float64 holds exactly. */
+/* Adds a·b, which is exact in float64. */
 static inline __attribute__((always_inline)) void add_exactly(half *sum, vec a, vec b) {
-    *sum += widened(a, 0) * widened(b, 0);
-    *sum += widened(a, 1) * widened(b, 1);
+    *sum += to_double(a, 0) * to_double(b, 0);
+    *sum += to_double(a, 1) * to_double(b, 1);
 }
 
-static inline double across(const wide *sum) {
+/* Returns the sum of all lanes. */
+static inline double sum_lanes(const wide *sum) {
     double total = 0;
     for (int i = 0; i < LANES; i++) total += (*sum)[i];
     return total;
 }
 
-/* Whether a mask, as comparisons give, is set anywhere. */
-static inline int any(ivec mask) {
+/* Returns whether a mask, the result of a comparison, is set in any lane. */
+static inline int any_set(ivec mask) {
 #if defined(__AVX512F__)
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX__)
@@ -171,13 +173,15 @@ static inline int any(ivec mask) {
 #endif
 }
 
-static inline int count(ivec masks) { /* -1 for each hit, as comparisons give */
+/* Returns the sum of -masks: a comparison gives -1 in the lanes where it is true. */
+static inline int count_set(ivec masks) {
     int32_t total = 0;
     for (int i = 0; i < LANES; i++) total -= masks[i];
     return total;
 }
 
-static inline float largest(ivec magnitudes) {
+/* Returns the largest of the lanes' magnitudes. */
+static inline float largest_magnitude(ivec magnitudes) {
     int32_t most = 0;
     float f;
     for (int i = 0; i < LANES; i++) most = magnitudes[i] > most ? magnitudes[i] : most;

@@ -1,16 +1,16 @@
 /* The steps of LAMB and LARS, each in two passes over the layers, without temporaries.
 
-   The first pass moves LAMB's averages and sums the squares that the trust ratios are made of; the
-   second, given the ratios, makes a layer's direction again from the averages and applies it. Both
-   also yield the sums of trustlens/kernels/sums.py where these are asked for: what they write to
-   the tensors does not depend on that.
+   The first pass updates LAMB's moving averages and computes the squared norms of the trust ratios.
+   The second pass takes the ratios, computes each layer's direction again from the averages, and
+   applies it. On request both also compute the sums of trustlens/kernels/sums.py; the tensors are
+   the same either way.
 
-   Elements are float32. Sums are float32 over a vector lane of a block, and float64 from there on;
-   those that float32 cannot hold are made again in float64. */
+   Elements are float32. Each vector lane of a block is summed in float32, the rest in float64. Sums
+   outside of float32's range are computed again in float64. */
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off") /* a product is rounded, whoever else uses it */
+#pragma GCC optimize("fp-contract=off") /* round products: the same result in each context */
 #endif
 #include <math.h>
 #include <stdint.h>
@@ -21,11 +21,11 @@
 
 enum { LAMB_FIRST, LAMB_SECOND, LARS_FIRST, LARS_SECOND, GRADIENTS };
 enum { NO_DEBIAS, IN_DIRECTION, IN_RATE, FIRST_IN_RATE };
-enum { ABOVE = SUMS, BELOW, COLUMNS }; /* the squares of the ratio's norms */
-#define ENLARGED 0x1p50f
-#define WEIGHT_ENLARGED 0x1p30f /* what moves is below 2**25 times its update */
+enum { NUMERATOR = SUMS, DENOMINATOR, COLUMNS }; /* squared norms of the trust ratio */
+#define SCALE 0x1p50f
+#define WEIGHT_SCALE 0x1p30f /* a weight that changes is below 2**25 × its update */
 
-/* Where a layer's tensors lie; 0 for what it does not have. */
+/* Addresses of a layer's tensors; 0 for a missing tensor. */
 typedef struct {
     float *weight;
     const float *grad;
@@ -33,184 +33,188 @@ typedef struct {
     int64_t size;
 } Layer;
 
-/* A group's options; `kept` is what a decay that is applied first leaves of the weights. */
+/* Options of a group. `kept` is the factor that a decay before the step applies to the weights. */
 typedef struct {
     double rate, beta1, beta2, epsilon, decay, kept, divisor;
     int32_t debias, decays_inside, ratio_before_decay, ratio_of_sum;
 } Options;
 
-/* The numbers of one layer's step, in float32 as torch has them. Both terms of the denominator
-   contain 1 - β₁ᵗ where the direction is debiased. */
+/* The coefficients of one layer's step, in float32 as in PyTorch. If the direction is debiased, both
+   terms of the denominator, root_factor·√v + epsilon_term, contain the factor 1 - β₁ᵗ. */
 typedef struct {
     float rate, beta1, share1, beta2, share2, epsilon, decay, kept, divisor;
-    float of_root, added, inverse_share, variance_share, rate_factor, ratio;
+    float root_factor, epsilon_term, inverse_share, variance_share, rate_factor, ratio;
     int decays_inside, ratio_before_decay, ratio_of_sum;
-} Numbers;
+} Coefficients;
 
-/* How a chunk is gone over: constants wherever these are called. */
+/* How a chunk is processed; constant at each call. */
 typedef struct {
     int pass;
-    int measures; /* whether the recorded sums are made */
-    int again; /* only sums, in float64 throughout: nothing is moved */
-} Way;
+    int measures; /* compute the recorded sums */
+    int exact; /* sum in float64, and write to no tensor */
+} Mode;
 
-/* What the elements make, in lanes. */
+/* Results, per lane. */
 typedef struct {
     vec sum[COLUMNS]; /* of a block */
     half exact[COLUMNS];
-    ivec of_weight, of_direction; /* all bits of w, and of what d is 0 without: m or g */
-    ivec nonfinite, zero, swallowed, most_grad;
-    ivec most_update, most_enlarged; /* as measure_update has them */
+    ivec of_weight, of_direction; /* OR of the bits of w, and of m or g, without which d is 0 */
+    ivec nonfinite, zero, swallowed, max_grad;
+    ivec max_update, max_scaled; /* see measure_update */
 } Lanes;
 
-static inline __attribute__((always_inline)) void add(Lanes *s, Way way, int sum, vec a, vec b) {
-    if (way.again) add_exactly(&s->exact[sum], a, b);
-    else s->sum[sum] = plus_product(s->sum[sum], a, b);
+static inline __attribute__((always_inline)) void add(Lanes *s, Mode mode, int sum, vec a, vec b) {
+    if (mode.exact) add_exactly(&s->exact[sum], a, b);
+    else s->sum[sum] = add_product(s->sum[sum], a, b);
 }
 
 static inline __attribute__((always_inline)) void measure_grad(
-    vec w, vec g, ivec there, Way way, Lanes *s) {
-    add(s, way, GRAD_SQUARES, g, g);
-    if (way.again) s->nonfinite += ~(is_finite(w) & is_finite(g)) & there; /* always: is_lost */
-    s->zero += (g == 0) & there;
-    s->most_grad = higher(s->most_grad, magnitude(g));
+    vec w, vec g, ivec valid, Mode mode, Lanes *s) {
+    add(s, mode, GRAD_SQUARES, g, g);
+    /* An element that is not finite makes its sums not finite: they are always computed again. */
+    if (mode.exact) s->nonfinite += ~(is_finite(w) & is_finite(g)) & valid;
+    s->zero += (g == 0) & valid;
+    s->max_grad = max_bits(s->max_grad, magnitude(g));
 }
 
-/* Sums what was applied. (It cannot be made again: the weights are overwritten.) Enlarged, so that
-   float32 can square it, unless it is too large; returns 1 if it is that or 0 somewhere. */
+/* Adds the sums of the update, which cannot be computed again because the weights are overwritten.
+   The update is scaled up, so that its square does not underflow in float32. If that would
+   overflow, or an element is 0, the terms are added in float64, and the function returns 1. */
 static inline __attribute__((always_inline)) int measure_update(
-    vec before, vec after, ivec there, Lanes *s) {
-    vec update = only(there, after - before), enlarged = update * ENLARGED;
-    ivec size = magnitude(enlarged);
-    if (any((size == 0) | (size > bits(all(1e17f))))) {
-        s->most_update = higher(s->most_update, magnitude(update));
+    vec before, vec after, ivec valid, Lanes *s) {
+    vec update = masked(valid, after - before), scaled = update * SCALE;
+    ivec size = magnitude(scaled);
+    if (any_set((size == 0) | (size > bits(broadcast(1e17f))))) {
+        s->max_update = max_bits(s->max_update, magnitude(update));
         add_exactly(&s->exact[UPDATE_SQUARES], update, update);
         add_exactly(&s->exact[UPDATE_DOT_WEIGHT], update, before);
         return 1;
     }
-    s->most_enlarged = higher(s->most_enlarged, size);
-    s->sum[UPDATE_SQUARES] = plus_product(s->sum[UPDATE_SQUARES], enlarged, enlarged);
+    s->max_scaled = max_bits(s->max_scaled, size);
+    s->sum[UPDATE_SQUARES] = add_product(s->sum[UPDATE_SQUARES], scaled, scaled);
     s->sum[UPDATE_DOT_WEIGHT] =
-        plus_product(s->sum[UPDATE_DOT_WEIGHT], enlarged, before * WEIGHT_ENLARGED);
+        add_product(s->sum[UPDATE_DOT_WEIGHT], scaled, before * WEIGHT_SCALE);
     return 0;
 }
 
-/* m̂/(√v̂ + ε), and 1/√v: from the processor's estimate unless a v is 0, tiny or not finite. */
+/* Returns m̂/(√v̂ + ε), and sets `inverse` to 1/√v: refined from the processor's estimate unless a
+   v is 0, tiny or not finite. */
 static inline __attribute__((always_inline)) vec lamb_direction(
-    vec m, vec v, ivec there, const Numbers *c, vec *inverse) {
-    const uint32_t least = 0x02000000, most = 0x7f7fffff; /* 9.4e-38, and the largest */
-    if (any((uvec)bits(v) - least > most - least)) {
-        vec root = roots(v);
+    vec m, vec v, ivec valid, const Coefficients *c, vec *inverse) {
+    const uint32_t least = 0x02000000, most = 0x7f7fffff; /* 9.4e-38 and the largest float32 */
+    if (any_set((uvec)bits(v) - least > most - least)) {
+        vec root = square_root(v);
         *inverse = 1 / root;
-        return only(there, m / (root * c->of_root + c->added));
+        return masked(valid, m / (root * c->root_factor + c->epsilon_term));
     }
     *inverse = inverse_root(v);
-    return m / plus_product(all(c->added), v * *inverse, all(c->of_root));
+    return m / add_product(broadcast(c->epsilon_term), v * *inverse, broadcast(c->root_factor));
 }
 
-/* Where λw is a term of what a step applies. Terms that vanish or cancel in float32 may not do so in
-   float64, which therefore decides whether their sum is 0. */
-static inline __attribute__((always_inline)) ivec is_decayed(vec w, const Numbers *c) {
+/* Returns the lanes in which λw is a nonzero term of d + λw. If the terms underflow or cancel in
+   float32, float64 decides whether their sum is 0. */
+static inline __attribute__((always_inline)) ivec is_decayed(vec w, const Coefficients *c) {
     return mask(c->decay != 0) & (w != 0);
 }
 
-/* Whether the norms of LAMB's ratio are those of the weights, and of d + λw (else of d): these sums
-   are then made once. */
-static inline int ratio_has_weights(const Numbers *c) {
+/* Whether the numerator of LAMB's ratio is ‖w‖, and whether its denominator is ‖d + λw‖, else ‖d‖.
+   Sums that the ratio needs anyway are computed only once. */
+static inline int ratio_has_weights(const Coefficients *c) {
     return c->ratio_before_decay || c->kept == 1;
 }
-static inline int ratio_has_direction(const Numbers *c) {
+static inline int ratio_has_direction(const Coefficients *c) {
     return c->decays_inside || c->decay == 0;
 }
 
 static inline __attribute__((always_inline)) void lamb_first(
-    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    const Layer *l, int64_t i, const Coefficients *c, ivec valid, Mode mode, Lanes *s) {
     vec w = load(l->weight + i), g = load(l->grad + i), inverse;
     vec m = load(l->momentum + i), v = load(l->variance + i);
     if (c->divisor != 1) g /= c->divisor;
-    if (!way.again) {
-        m = c->share1 < 0.5f ? plus_product(m, all(c->share1), g - m)
-                             : plus_product(g, all(-c->beta1), g - m);
-        v = plus_product(v * c->beta2, c->share2 * g, g);
+    if (!mode.exact) {
+        m = c->share1 < 0.5f ? add_product(m, broadcast(c->share1), g - m)
+                             : add_product(g, broadcast(-c->beta1), g - m);
+        v = add_product(v * c->beta2, c->share2 * g, g);
         store(l->momentum + i, m);
         store(l->variance + i, v);
     }
-    vec d = lamb_direction(m, v, there, c, &inverse);
-    vec above = c->ratio_before_decay ? w : w * c->kept;
-    vec below = c->decays_inside ? plus_product(d, all(c->decay), w) : d;
-    add(s, way, ABOVE, above, above);
-    add(s, way, BELOW, below, below);
+    vec d = lamb_direction(m, v, valid, c, &inverse);
+    vec numerator = c->ratio_before_decay ? w : w * c->kept;
+    vec denominator = c->decays_inside ? add_product(d, broadcast(c->decay), w) : d;
+    add(s, mode, NUMERATOR, numerator, numerator);
+    add(s, mode, DENOMINATOR, denominator, denominator);
     s->of_weight |= bits(w);
     s->of_direction |= bits(m);
-    if (!way.measures) return;
-    measure_grad(w, g, there, way, s);
-    if (!ratio_has_weights(c)) add(s, way, WEIGHT_SQUARES, w, w);
-    if (ratio_has_direction(c)) add(s, way, UNDECAYED_SQUARES, d, d);
+    if (!mode.measures) return;
+    measure_grad(w, g, valid, mode, s);
+    if (!ratio_has_weights(c)) add(s, mode, WEIGHT_SQUARES, w, w);
+    if (ratio_has_direction(c)) add(s, mode, UNDECAYED_SQUARES, d, d);
     else {
-        vec u = plus_product(d, all(c->decay), w);
-        add(s, way, DIRECTION_SQUARES, u, u);
+        vec u = add_product(d, broadcast(c->decay), w);
+        add(s, mode, DIRECTION_SQUARES, u, u);
     }
-    add(s, way, UNDECAYED_DOT_WEIGHT, d, w);
-    add(s, way, GRAD_DOT_MOMENTUM, g, m);
-    add(s, way, MOMENTUM_SQUARES, m, m);
-    add(s, way, VARIANCE_SUM, v, all(c->variance_share));
-    vec surprise = only(there, g * lower(all(1 / c->epsilon), inverse * c->inverse_share));
-    add(s, way, SURPRISE_SUM, surprise, surprise);
+    add(s, mode, UNDECAYED_DOT_WEIGHT, d, w);
+    add(s, mode, GRAD_DOT_MOMENTUM, g, m);
+    add(s, mode, MOMENTUM_SQUARES, m, m);
+    add(s, mode, VARIANCE_SUM, v, broadcast(c->variance_share));
+    vec inverse_den = minimum(broadcast(1 / c->epsilon), inverse * c->inverse_share);
+    vec surprise = masked(valid, g * inverse_den);
+    add(s, mode, SURPRISE_SUM, surprise, surprise);
 }
 
 static inline __attribute__((always_inline)) void lamb_second(
-    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    const Layer *l, int64_t i, const Coefficients *c, ivec valid, Mode mode, Lanes *s) {
     vec w = load(l->weight + i), m = load(l->momentum + i), v = load(l->variance + i), inverse;
-    vec d = lamb_direction(m, v, there, c, &inverse);
-    vec u = c->decays_inside ? plus_product(d, all(c->decay), w) : d;
-    vec after = plus_product(w * c->kept, all(-c->rate), u * c->rate_factor * c->ratio);
+    vec d = lamb_direction(m, v, valid, c, &inverse);
+    vec u = c->decays_inside ? add_product(d, broadcast(c->decay), w) : d;
+    vec after = add_product(w * c->kept, broadcast(-c->rate), u * c->rate_factor * c->ratio);
     store(l->weight + i, after);
-    if (!way.measures) return;
-    if (!measure_update(w, after, there, s)) return;
-    vec decayed = c->decay != 0 ? plus_product(d, all(c->decay), w) : d;
-    ivec still = (after - w == 0) & there, term = (m != 0) & is_finite(v);
+    if (!mode.measures) return;
+    if (!measure_update(w, after, valid, s)) return;
+    vec decayed = c->decay != 0 ? add_product(d, broadcast(c->decay), w) : d;
+    ivec still = (after - w == 0) & valid, term = (m != 0) & is_finite(v);
     s->swallowed += still & (decayed != 0);
     ivec unsure = still & (decayed == 0) & (term | is_decayed(w, c));
-    if (any(unsure))
+    if (any_set(unsure))
         for (int k = 0; k < LANES; k++) {
-            double exact = m[k] / (sqrt(v[k]) * c->of_root + c->added);
+            double exact = m[k] / (sqrt(v[k]) * c->root_factor + c->epsilon_term);
             s->swallowed[k] += unsure[k] & -(exact + (double)c->decay * w[k] != 0);
         }
 }
 
 static inline __attribute__((always_inline)) void lars_first(
-    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    const Layer *l, int64_t i, const Coefficients *c, ivec valid, Mode mode, Lanes *s) {
     vec w = load(l->weight + i), g = load(l->grad + i);
-    vec u = plus_product(g, all(c->decay), w), below = c->ratio_of_sum ? g : u;
-    add(s, way, ABOVE, w, w);
-    add(s, way, BELOW, below, below);
+    vec u = add_product(g, broadcast(c->decay), w), denominator = c->ratio_of_sum ? g : u;
+    add(s, mode, NUMERATOR, w, w);
+    add(s, mode, DENOMINATOR, denominator, denominator);
     s->of_weight |= bits(w);
     s->of_direction |= bits(g);
-    if (!way.measures) return;
-    measure_grad(w, g, there, way, s);
+    if (!mode.measures) return;
+    measure_grad(w, g, valid, mode, s);
     vec decayed = c->decay != 0 ? u : g;
-    add(s, way, WEIGHT_SQUARES, w, w);
-    add(s, way, DIRECTION_SQUARES, decayed, decayed);
-    add(s, way, UNDECAYED_SQUARES, g, g);
-    add(s, way, UNDECAYED_DOT_WEIGHT, g, w);
+    add(s, mode, WEIGHT_SQUARES, w, w);
+    add(s, mode, DIRECTION_SQUARES, decayed, decayed);
+    add(s, mode, UNDECAYED_SQUARES, g, g);
+    add(s, mode, UNDECAYED_DOT_WEIGHT, g, w);
 }
 
 static inline __attribute__((always_inline)) void lars_second(
-    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
+    const Layer *l, int64_t i, const Coefficients *c, ivec valid, Mode mode, Lanes *s) {
     vec w = load(l->weight + i), g = load(l->grad + i);
-    vec u = plus_product(g, all(c->decay), w), b = u * c->ratio;
+    vec u = add_product(g, broadcast(c->decay), w), b = u * c->ratio;
     if (l->momentum) {
-        b = plus_product(b, load(l->momentum + i), all(c->beta1));
+        b = add_product(b, load(l->momentum + i), broadcast(c->beta1));
         store(l->momentum + i, b);
     }
-    vec after = plus_product(w, all(-c->rate), b);
+    vec after = add_product(w, broadcast(-c->rate), b);
     store(l->weight + i, after);
-    if (!way.measures) return;
-    if (measure_update(w, after, there, s)) {
-        ivec still = (after - w == 0) & there;
+    if (!mode.measures) return;
+    if (measure_update(w, after, valid, s)) {
+        ivec still = (after - w == 0) & valid;
         s->swallowed += still & (u != 0);
         ivec unsure = still & (u == 0) & ((g != 0) | is_decayed(w, c));
-        if (any(unsure))
+        if (any_set(unsure))
             for (int k = 0; k < LANES; k++)
                 s->swallowed[k] += unsure[k] & -(g[k] + (double)c->decay * w[k] != 0);
     }
@@ -219,107 +223,111 @@ static inline __attribute__((always_inline)) void lars_second(
 }
 
 static inline __attribute__((always_inline)) void step_lanes(
-    const Layer *l, int64_t i, const Numbers *c, ivec there, Way way, Lanes *s) {
-    switch (way.pass) {
-    case LAMB_FIRST: lamb_first(l, i, c, there, way, s); break;
-    case LAMB_SECOND: lamb_second(l, i, c, there, way, s); break;
-    case LARS_FIRST: lars_first(l, i, c, there, way, s); break;
-    case LARS_SECOND: lars_second(l, i, c, there, way, s); break;
+    const Layer *l, int64_t i, const Coefficients *c, ivec valid, Mode mode, Lanes *s) {
+    switch (mode.pass) {
+    case LAMB_FIRST: lamb_first(l, i, c, valid, mode, s); break;
+    case LAMB_SECOND: lamb_second(l, i, c, valid, mode, s); break;
+    case LARS_FIRST: lars_first(l, i, c, valid, mode, s); break;
+    case LARS_SECOND: lars_second(l, i, c, valid, mode, s); break;
     default: {
         vec g = load(l->grad + i);
-        add_exactly(&s->exact[ABOVE], g, g);
+        add_exactly(&s->exact[NUMERATOR], g, g);
     }
     }
 }
 
-/* A layer's last elements, too few for a vector: in copies, with zeros behind them. */
+/* Processes a layer's last elements, fewer than a vector, in copies that are padded with zeros. */
 static inline __attribute__((always_inline)) void step_rest(
-    const Layer *l, int64_t start, int n, const Numbers *c, Way way, Lanes *s) {
+    const Layer *l, int64_t start, int n, const Coefficients *c, Mode mode, Lanes *s) {
     float copies[4][LANES] = {{0}};
-    float *lie[] = {l->weight, l->momentum, l->variance, (float *)l->grad};
+    float *tensors[] = {l->weight, l->momentum, l->variance, (float *)l->grad};
     Layer rest = {copies[0], copies[3], l->momentum ? copies[1] : 0, copies[2], 0, 0, 0};
-    ivec there;
-    for (int i = 0; i < LANES; i++) there[i] = i < n ? -1 : 0;
-    for (int k = 0; k < 4; k++) if (lie[k]) memcpy(copies[k], lie[k] + start, 4 * (size_t)n);
-    step_lanes(&rest, 0, c, there, way, s);
-    for (int k = 0; k < 3; k++) if (lie[k]) memcpy(lie[k] + start, copies[k], 4 * (size_t)n);
+    ivec valid;
+    for (int i = 0; i < LANES; i++) valid[i] = i < n ? -1 : 0;
+    const size_t bytes = 4 * (size_t)n;
+    for (int k = 0; k < 4; k++) if (tensors[k]) memcpy(copies[k], tensors[k] + start, bytes);
+    step_lanes(&rest, 0, c, valid, mode, s);
+    for (int k = 0; k < 3; k++) if (tensors[k]) memcpy(tensors[k] + start, copies[k], bytes);
 }
 
 static inline __attribute__((always_inline)) void step_range(
-    const Layer *layer, int64_t start, int64_t end, const Numbers *numbers, Way way, Lanes *s,
-    double *out) {
-    const Layer own = *layer, *l = &own; /* copies, which no store to a tensor can change */
-    const Numbers of_own = *numbers, *c = &of_own;
-    const int is_second = way.pass == LAMB_SECOND || way.pass == LARS_SECOND;
-    const int first = way.measures ? 0 : SUMS, last = is_second ? SUMS : COLUMNS;
+    const Layer *layer, int64_t start, int64_t end, const Coefficients *coefficients, Mode mode,
+    Lanes *s, double *out) {
+    const Layer own = *layer, *l = &own; /* local copies: they cannot alias the tensors */
+    const Coefficients of_own = *coefficients, *c = &of_own;
+    const int is_second = mode.pass == LAMB_SECOND || mode.pass == LARS_SECOND;
+    const int first = mode.measures ? 0 : SUMS, last = is_second ? SUMS : COLUMNS;
     wide total[COLUMNS] = {{0}};
     int64_t i = start;
     for (int64_t at = start; at < end; at += BLOCK) {
         const int64_t stop = end - at < BLOCK ? end : at + BLOCK;
         for (int k = first; k < last; k++) s->sum[k] = (vec){0};
-        for (; i + LANES <= stop; i += LANES) step_lanes(l, i, c, ~(ivec){0}, way, s);
-        if (i < stop) step_rest(l, i, (int)(stop - i), c, way, s);
+        for (; i + LANES <= stop; i += LANES) step_lanes(l, i, c, ~(ivec){0}, mode, s);
+        if (i < stop) step_rest(l, i, (int)(stop - i), c, mode, s);
         for (int k = first; k < last; k++) add_wide(&total[k], s->sum[k]);
     }
     for (int k = first; k < last; k++) {
-        out[k] = across(&total[k]);
-        if (k == UPDATE_SQUARES) out[k] /= (double)ENLARGED * ENLARGED;
-        if (k == UPDATE_DOT_WEIGHT) out[k] /= (double)ENLARGED * WEIGHT_ENLARGED;
+        out[k] = sum_lanes(&total[k]);
+        if (k == UPDATE_SQUARES) out[k] /= (double)SCALE * SCALE;
+        if (k == UPDATE_DOT_WEIGHT) out[k] /= (double)SCALE * WEIGHT_SCALE;
         for (int j = 0; j < LANES / 2; j++) out[k] += s->exact[k][j];
     }
-    if (!way.measures) return;
-    if (way.pass == LAMB_FIRST) {
-        if (ratio_has_weights(c)) out[WEIGHT_SQUARES] = out[ABOVE];
-        out[ratio_has_direction(c) ? DIRECTION_SQUARES : UNDECAYED_SQUARES] = out[BELOW];
+    if (!mode.measures) return;
+    if (mode.pass == LAMB_FIRST) {
+        if (ratio_has_weights(c)) out[WEIGHT_SQUARES] = out[NUMERATOR];
+        out[ratio_has_direction(c) ? DIRECTION_SQUARES : UNDECAYED_SQUARES] = out[DENOMINATOR];
     }
-    out[NONFINITE] = count(s->nonfinite);
-    out[ZERO_GRAD] = count(s->zero);
-    out[SWALLOWED] = count(s->swallowed);
-    out[UPDATE_MAX] = larger(largest(s->most_update), largest(s->most_enlarged) / ENLARGED);
-    out[GRAD_MAX] = largest(s->most_grad);
+    out[NONFINITE] = count_set(s->nonfinite);
+    out[ZERO_GRAD] = count_set(s->zero);
+    out[SWALLOWED] = count_set(s->swallowed);
+    const double max_scaled = largest_magnitude(s->max_scaled) / SCALE;
+    out[UPDATE_MAX] = larger(largest_magnitude(s->max_update), max_scaled);
+    out[GRAD_MAX] = largest_magnitude(s->max_grad);
 }
 
-/* Whether float32 could not square what was summed: too large or, unless all 0, too small. */
-static int is_lost(double sum, ivec of) {
-    return !(sum > 1e-33 && sum < INFINITY) && largest(magnitude((vec)of)) != 0;
+/* Returns whether a sum of squares is outside of float32's range: too large, or too small although
+   some squared number is not 0. */
+static int is_out_of_range(double sum, ivec of) {
+    return !(sum > 1e-33 && sum < INFINITY) && largest_magnitude(magnitude((vec)of)) != 0;
 }
 
-/* The first pass over a chunk; sums that float32 cannot hold are made again. */
+/* The first pass over a chunk. Sums outside of float32's range are computed again in float64. */
 static inline __attribute__((always_inline)) void first_pass(
-    const Layer *l, int64_t start, int64_t end, const Numbers *c, Way way, double *out) {
+    const Layer *l, int64_t start, int64_t end, const Coefficients *c, Mode mode, double *out) {
     Lanes s = {0}, exact = {0};
     double again[COLUMNS];
-    step_range(l, start, end, c, way, &s, out);
-    const ivec w = s.of_weight, d = s.of_direction, g = s.most_grad, u = c->decay != 0 ? w | d : d;
-    const int ratio = is_lost(out[ABOVE], w) || is_lost(out[BELOW], u), is_lamb = !way.pass;
+    step_range(l, start, end, c, mode, &s, out);
+    const ivec w = s.of_weight, d = s.of_direction, g = s.max_grad, u = c->decay != 0 ? w | d : d;
+    const int is_lamb = !mode.pass;
+    const int ratio = is_out_of_range(out[NUMERATOR], w) || is_out_of_range(out[DENOMINATOR], u);
     const int sums =
-        way.measures &&
-        (is_lost(out[WEIGHT_SQUARES], w) || is_lost(out[GRAD_SQUARES], g) ||
-         is_lost(out[DIRECTION_SQUARES], u) || is_lost(out[UNDECAYED_SQUARES], d) ||
-         (is_lamb && is_lost(out[MOMENTUM_SQUARES], d)) ||
-         (is_lamb && is_lost(out[SURPRISE_SUM], g)) || !(out[VARIANCE_SUM] < INFINITY));
+        mode.measures &&
+        (is_out_of_range(out[WEIGHT_SQUARES], w) || is_out_of_range(out[GRAD_SQUARES], g) ||
+         is_out_of_range(out[DIRECTION_SQUARES], u) || is_out_of_range(out[UNDECAYED_SQUARES], d) ||
+         (is_lamb && is_out_of_range(out[MOMENTUM_SQUARES], d)) ||
+         (is_lamb && is_out_of_range(out[SURPRISE_SUM], g)) || !(out[VARIANCE_SUM] < INFINITY));
     if (!ratio && !sums) return;
-    way.again = 1;
-    step_range(l, start, end, c, way, &exact, again);
+    mode.exact = 1;
+    step_range(l, start, end, c, mode, &exact, again);
     if (ratio) memcpy(out + SUMS, again + SUMS, sizeof again - SUMS * sizeof *again);
     if (sums) memcpy(out, again, SUMS * sizeof *again);
 }
 
-/* Part of a layer, and what it makes. */
+/* Part of a layer, and its results. */
 typedef struct {
     int64_t layer, start;
-    Numbers numbers;
+    Coefficients numbers;
     double sums[COLUMNS];
 } Chunk;
 
 static void do_chunk(int pass, const Layer *layers, Chunk *chunk, int measures) {
     const Layer *l = layers + chunk->layer;
     const int64_t start = chunk->start, end = end_of_chunk(start, l->size);
-    const Numbers *c = &chunk->numbers;
+    const Coefficients *c = &chunk->numbers;
     double *out = chunk->sums;
     Lanes s = {0};
-#define FIRST(p, m) first_pass(l, start, end, c, (Way){p, m, 0}, out)
-#define SECOND(p, m) step_range(l, start, end, c, (Way){p, m, 0}, &s, out)
+#define FIRST(p, m) first_pass(l, start, end, c, (Mode){p, m, 0}, out)
+#define SECOND(p, m) step_range(l, start, end, c, (Mode){p, m, 0}, &s, out)
     switch (2 * pass + measures) {
     case 2 * LAMB_FIRST: FIRST(LAMB_FIRST, 0); break;
     case 2 * LAMB_FIRST + 1: FIRST(LAMB_FIRST, 1); break;
@@ -333,7 +341,7 @@ static void do_chunk(int pass, const Layer *layers, Chunk *chunk, int measures) 
     }
 }
 
-static Numbers numbers_of(const Options *o, double t) {
+static Coefficients coefficients_of(const Options *o, double t) {
     double mean = 1, root_share = 1, rate_factor = 1;
     if (o->debias != NO_DEBIAS) {
         mean = 1 - pow(o->beta1, t);
@@ -342,26 +350,26 @@ static Numbers numbers_of(const Options *o, double t) {
     if (o->debias == IN_RATE) rate_factor = 1 / (mean * root_share);
     if (o->debias == FIRST_IN_RATE) rate_factor = 1 / mean;
     if (o->debias != IN_DIRECTION) mean = root_share = 1;
-    return (Numbers){
+    return (Coefficients){
         .rate = (float)o->rate, .beta1 = (float)o->beta1, .share1 = (float)(1 - o->beta1),
         .beta2 = (float)o->beta2, .share2 = (float)(1 - o->beta2), .epsilon = (float)o->epsilon,
         .decay = (float)o->decay, .kept = (float)o->kept, .divisor = (float)o->divisor,
-        .of_root = (float)(root_share * mean), .added = (float)(o->epsilon * mean),
+        .root_factor = (float)(root_share * mean), .epsilon_term = (float)(o->epsilon * mean),
         .inverse_share = (float)(1 / root_share),
         .variance_share = (float)(root_share * root_share), .rate_factor = (float)rate_factor,
         .ratio = 1, .decays_inside = o->decays_inside, .ratio_before_decay = o->ratio_before_decay,
         .ratio_of_sum = o->ratio_of_sum};
 }
 
-/* Cuts n layers into chunks, each with its numbers. */
-static void cut(const Layer *layers, int64_t n, const Options *o, const double *ratios,
+/* Divides n layers into chunks, each with its coefficients. */
+static void divide(const Layer *layers, int64_t n, const Options *o, const double *ratios,
                 Chunk *chunks) {
-    Numbers c = {0};
+    Coefficients c = {0};
     float t = -1;
     int64_t i = 0;
     for (int64_t k = 0; k < n; k++) {
         const float own = layers[k].step ? *layers[k].step : 0;
-        if (own != t) c = numbers_of(o, own); /* the layers' counts are mostly the same */
+        if (own != t) c = coefficients_of(o, own); /* most layers have the same step count */
         t = own;
         if (ratios) *layers[k].ratio = c.ratio = (float)ratios[k];
         for (int64_t start = 0; start < layers[k].size; start += CHUNK, i++) {
@@ -372,11 +380,11 @@ static void cut(const Layer *layers, int64_t n, const Options *o, const double *
     }
 }
 
-/* Does one pass over n layers by so many threads; returns 0 if there is no memory for it.
+/* Does one pass over n layers with `threads` threads; returns 0 if out of memory.
 
-   A first pass gives `squares`, (n, 2): of the norms in the ratio, above and below the line (that
-   over the gradients: of theirs, first). A second pass takes `ratios`, (n). Both add to `sums`,
-   (n, SUMS), unless that is 0. */
+   A first pass adds to `squares`, (n, 2), the squared norms of the ratio: numerator, denominator.
+   The pass GRADIENTS adds the squared norms of the gradients to the first column. A second pass
+   reads `ratios`, (n). Both add to `sums`, (n, SUMS), unless it is 0. */
 int trustlens_pass(int pass, const Layer *layers, int64_t n, const Options *options, int threads,
                    double *squares, const double *ratios, double *sums) {
     int64_t count = 0, i;
@@ -384,16 +392,16 @@ int trustlens_pass(int pass, const Layer *layers, int64_t n, const Options *opti
     Chunk *chunks = malloc(((size_t)count + 1) * sizeof *chunks);
     if (!chunks) return 0;
     if (pass == LAMB_FIRST) for (int64_t k = 0; k < n; k++) *layers[k].step += 1;
-    cut(layers, n, options, ratios, chunks);
+    divide(layers, n, options, ratios, chunks);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (i = 0; i < count; i++) do_chunk(pass, layers, &chunks[i], sums != 0);
-    /* Always in the same order: nothing depends on the threads. */
+    /* In a fixed order, so that the results do not depend on the number of threads. */
     for (i = 0; i < count; i++) {
         const Chunk *c = &chunks[i];
         if (sums) add_sums(sums + c->layer * SUMS, c->sums);
         if (!squares) continue;
-        squares[2 * c->layer] += c->sums[ABOVE];
-        squares[2 * c->layer + 1] += c->sums[BELOW];
+        squares[2 * c->layer] += c->sums[NUMERATOR];
+        squares[2 * c->layer + 1] += c->sums[DENOMINATOR];
     }
     free(chunks);
     return 1;

@@ -1,4 +1,4 @@
-"""Every way to the sums against the reference, and that against numbers done by hand."""
+"""Every backend against the reference, and the reference against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _step(
         None,
         Direction(base=m, momentum=m, variance=v, base_share=1.5, variance_share=1.2, epsilon=1e-8),
         Direction(base=m, momentum=m, variance=v, base_share=1.0, epsilon=1e-3, decay=0.1),
-        # Shares that binary holds exactly: terms that cancel then do so in any order.
+        # Coefficients that are exact in binary: terms that cancel do so in any order.
         Direction(base=m, momentum=m, grad_share=1.0, base_share=0.875, weight_share=2.0**-7),
         Direction(grad_share=1.0, decay=2.0**-7),
     ]
@@ -53,7 +53,7 @@ def _step(
     form=st.integers(0, 4),
     scale=st.sampled_from([1.0, 1e-3, 1e3]),
 )
-def test_portable_agrees_with_the_reference(
+def test_the_torch_backend_agrees_with_the_reference(
     seed: int, shape: tuple[int, ...], dtype: torch.dtype, form: int, scale: float
 ) -> None:
     steps = [_step(seed, shape, dtype, form, scale), _step(seed + 1, (7,), dtype, 1, scale)]
@@ -67,8 +67,8 @@ def test_portable_agrees_with_the_reference(
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_what_is_divided_by_zero_is_infinite(measure) -> None:
-    """And not NaN, where the terms are of different signs."""
+def test_a_division_by_zero_is_infinite(measure) -> None:
+    """The result must not be NaN if the terms have different signs."""
     w, g = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([-2.0, 3.0, 1.0])
     form = Direction(grad_share=1.0, weight_share=1.0, variance=torch.tensor([0.0, 0.0, 1.0]))
     sums = dict(zip(SUMS, measure([LayerStep(w, w - 1, g, form)])[0].tolist(), strict=True))
@@ -77,7 +77,7 @@ def test_what_is_divided_by_zero_is_infinite(measure) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_sums_done_by_hand(measure) -> None:
+def test_sums_computed_by_hand(measure) -> None:
     step = LayerStep(
         before=torch.tensor([3.0, -4.0, 0.5]),
         after=torch.tensor([2.0, -4.0, 0.5]),
@@ -117,7 +117,7 @@ def test_sums_done_by_hand(measure) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_elements_that_are_not_finite_are_counted_and_seen(measure) -> None:
+def test_elements_that_are_not_finite_are_counted_and_affect_the_sums(measure) -> None:
     w, g = torch.ones(20000), torch.ones(20000)
     w[3], g[3], g[4], g[19999] = math.inf, math.nan, -math.inf, math.nan
     row = dict(
@@ -131,7 +131,7 @@ def test_elements_that_are_not_finite_are_counted_and_seen(measure) -> None:
 
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("size", [1e25, 1e-25])
-def test_squares_that_float32_could_not_hold(measure, size: float) -> None:
+def test_squares_outside_of_the_range_of_float32(measure, size: float) -> None:
     w = torch.full((40000,), size)
     row = measure([LayerStep(w, w, w, Direction(grad_share=1.0))])[0]
     assert math.sqrt(row[SUMS.index("weight_squares")]) == pytest.approx(200 * size, rel=1e-6)
@@ -139,7 +139,7 @@ def test_squares_that_float32_could_not_hold(measure, size: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_element_histograms_are_those_of_bins(dtype: torch.dtype) -> None:
+def test_element_histograms_agree_with_element_bins(dtype: torch.dtype) -> None:
     values = (torch.randn(5000, generator=torch.Generator().manual_seed(3)) * 1e3).to(dtype)
     values[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1.0], dtype=dtype)
     counts = count_elements(values)

@@ -1,4 +1,4 @@
-"""The compiled sums: right on any tensor, by any number of threads, and never in the way."""
+"""The compiled sums: accuracy, threads, and the fallback if they cannot be used."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ import torch
 from hypothesis import example, given, settings
 
 from support.compiled import COMPILED, measure_compiled, needs_compiler
-from support.layer_steps import EXACT, FORMS, agree, agree_where_undone, kinds, step_of
+from support.layer_steps import (
+    EXACT,
+    FORMS,
+    assert_agree,
+    assert_agree_except_reconstructed,
+    make_step,
+    step_arguments,
+)
 from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics import SUMS, LayerStep, reference
 from trustlens.recording.statistics.elements import count_steps
 
-NAN_BUCKETS = torch.tensor([1021, 1022, 1023, 2045, 2046, 2047])  # which of them, no one says
+NAN_BUCKETS = torch.tensor([1021, 1022, 1023, 2045, 2046, 2047])  # a NaN counts in any of these
 SHAPES = [(), (0,), (1,), (3, 5), (64, 1, 5, 5), (2047,), (2049,), (70_000,)]
 
 
 @needs_compiler
-@example(  # an element whose g and 0.25·w cancel: nothing was to be applied, and nothing was lost
-    kind={
+@example(  # an element whose g and 0.25·w cancel: its update is 0, not swallowed
+    arguments={
         "seed": 0,
         "shape": (64, 1, 5, 5),
         "dtypes": (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32),
@@ -35,10 +42,10 @@ SHAPES = [(), (0,), (1,), (3, 5), (64, 1, 5, 5), (2047,), (2049,), (70_000,)]
     }
 )
 @settings(max_examples=150, deadline=None)
-@given(kind=kinds(SHAPES, FORMS))
-def test_the_sums_are_those_of_the_reference(kind):
-    step = step_of(**kind)
-    agree_where_undone(measure_compiled([step]), step)
+@given(arguments=step_arguments(SHAPES, FORMS))
+def test_sums_and_counts_agree_with_the_reference(arguments):
+    step = make_step(**arguments)
+    assert_agree_except_reconstructed(measure_compiled([step]), step)
     counts, true = COMPILED.measure_and_count([step])[1], count_steps([step])
     other = (counts != true).any(dim=1).any(dim=0).nonzero().flatten()
     assert torch.isin(other, NAN_BUCKETS).all()
@@ -46,7 +53,7 @@ def test_the_sums_are_those_of_the_reference(kind):
 
 
 @needs_compiler
-def test_the_number_of_threads_changes_no_bit():
+def test_the_result_does_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
     make = torch.Generator().manual_seed(0)
     w, g, m = (torch.randn(1_500_000, generator=make) for _ in range(3))
@@ -63,12 +70,12 @@ def test_the_number_of_threads_changes_no_bit():
         torch.set_num_threads(before)
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[2])
-    agree(made[0], steps)
+    assert_agree(made[0], steps)
 
 
 @needs_compiler
 @pytest.mark.parametrize("value", [0.3, 1e-3, 7.7])
-def test_equal_numbers_whose_roundings_all_go_the_same_way(value):
+def test_equal_elements_whose_rounding_errors_add_up(value):
     w = torch.full((100_003,), value)
     step = LayerStep(w, w * 1.25, w, Direction(grad_share=1.0))
     (got,), (truth,) = measure_compiled([step]).numpy(), reference.measure([step]).numpy()
@@ -78,8 +85,8 @@ def test_equal_numbers_whose_roundings_all_go_the_same_way(value):
 
 @needs_compiler
 @pytest.mark.parametrize("left", [1.0, 0.3, 0.1, 0.01, 0.001])
-def test_a_decay_that_pulls_against_the_direction(left):
-    """Σ (d + λw)² then is small beside what it could be made of, Σ d², ⟨d, w⟩ and Σ w²."""
+def test_a_decay_that_nearly_cancels_the_direction(left):
+    """Σ (d + λw)² is then small compared with Σ d², ⟨d, w⟩ and Σ w², from which it is derived."""
     chance = torch.Generator().manual_seed(0)
     w = torch.randn(50_000, generator=chance)
     v = torch.rand(50_000, generator=chance) + 0.5
@@ -96,7 +103,7 @@ def test_a_decay_that_pulls_against_the_direction(left):
 @needs_compiler
 @pytest.mark.parametrize("grad_share", [0.0, 1.0])
 @pytest.mark.parametrize("odd", [-1.0, -1e-42, -np.inf, -0.0, np.nan, -np.nan])
-def test_a_second_moment_that_has_no_root(odd, grad_share):
+def test_a_second_moment_without_a_real_square_root(odd, grad_share):
     chance = torch.Generator().manual_seed(0)
     w, g, m, v = torch.randn((4, 3000), generator=chance)
     v = v.square()
@@ -106,7 +113,7 @@ def test_a_second_moment_that_has_no_root(odd, grad_share):
     step = LayerStep(w, w - 0.01 * m, g, form)
     sums = measure_compiled([step])
     assert sums[0, SUMS.index("direction_squares")].isnan() == (odd != 0)
-    agree(sums, [step])
+    assert_agree(sums, [step])
 
 
 @needs_compiler
@@ -116,13 +123,13 @@ def test_a_second_moment_that_has_no_root(odd, grad_share):
         (1.0, -4.0, Direction(grad_share=1.0, weight_share=0.25), 0),  # cancel exactly
         (1.0, -4.0, Direction(grad_share=1.0, decay=0.25), 0),
         (1.0, 1.0, Direction(update_share=-8.0, weight_share=-0.125, decay=0.125), 0),
-        (1e-45, 0.0, Direction(grad_share=0.01), 2000),  # vanish in float32
+        (1e-45, 0.0, Direction(grad_share=0.01), 2000),  # underflow in float32
         (0.0, 1e-45, Direction(grad_share=1.0, decay=0.01), 2000),
         (1.0 + 2.0**-23, -1.0, Direction(grad_share=1.0 - 2.0**-23, decay=1.0), 2000),
     ],
 )
-def test_what_was_rounded_away_is_counted_exactly(g, w, form, expected):
-    """Where float32 makes 0 of d + λw, float64 tells whether it is, in a block of large numbers."""
+def test_swallowed_updates_are_counted_exactly(g, w, form, expected):
+    """If d + λw is 0 in float32, float64 decides whether it is 0, in a block of large numbers."""
     grads, weights = torch.full((5000,), 3.0), torch.full((5000,), 5.0)
     grads[1000:3000], weights[1000:3000] = g, w
     step, which = LayerStep(weights, weights, grads, form), SUMS.index("swallowed")
@@ -132,7 +139,7 @@ def test_what_was_rounded_away_is_counted_exactly(g, w, form, expected):
 
 
 @needs_compiler
-def test_numbers_of_many_layers_lie_in_their_places():
+def test_each_layer_has_its_own_row():
     sizes = [0, 3, 70_000, 0, 131_072, 1]
     steps = [LayerStep(torch.zeros(n), torch.full((n,), 2.0), None, None) for n in sizes]
     sums = measure_compiled(steps)
@@ -165,7 +172,7 @@ RECORD = """
 
 
 @needs_compiler
-def test_it_is_built_once(tmp_path: Path):
+def test_the_library_is_built_once(tmp_path: Path):
     cache = tmp_path / "cache"
     for name in ("one", "two"):
         shown = in_a_process(RECORD.format(run=str(tmp_path / name)), XDG_CACHE_HOME=str(cache))
@@ -179,14 +186,14 @@ def test_it_is_built_once(tmp_path: Path):
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "echo"])
-def test_without_a_compiler_that_works_the_portable_sums_are_used(tmp_path: Path, compiler: str):
+def test_without_a_working_compiler_the_torch_backend_is_used(tmp_path: Path, compiler: str):
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": compiler}
     shown = in_a_process(RECORD.format(run=str(tmp_path / "run")), **environment)
     assert shown == "portable 1.0"
 
 
 @needs_compiler
-def test_a_built_loop_that_counts_wrong_is_not_used(tmp_path: Path):
+def test_a_library_with_wrong_results_is_not_used(tmp_path: Path):
     source = tmp_path / "wrong.c"
     source.write_text(
         "int trustlens_measure(const void *layers, long n, int threads, double *out)"
@@ -202,16 +209,16 @@ def test_a_built_loop_that_counts_wrong_is_not_used(tmp_path: Path):
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written(tmp_path: Path):
+def test_an_unwritable_cache_folder(tmp_path: Path):
     (tmp_path / "cache").write_text("a file")
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     assert in_a_process(RECORD.format(run=str(tmp_path / "run")), **environment) == "cpu 1.0"
 
 
 @needs_compiler
-def test_what_the_loop_cannot_read_is_measured_portably():
+def test_layers_that_the_loop_cannot_read_use_the_torch_backend():
     w, g = torch.linspace(-1, 2, 5), torch.linspace(1, 3, 5)
-    share = torch.tensor(0.5)  # on an accelerator it is not read
+    share = torch.tensor(0.5)  # a tensor, which the loop does not read
     steps = [
         LayerStep(w, w - 1, g, Direction(grad_share=share)),
         LayerStep(w, w - 1, g, Direction(grad_share=0.5)),

@@ -1,6 +1,6 @@
-"""The sums as Triton kernels: what the interpreter makes of them, a GPU, and the compiler.
+"""The Triton kernels for the sums, in the interpreter, on a GPU, and compiled without a GPU.
 
-What is checked stands in `CHECKS`; each way to run it needs a process of its own.
+The checks are in the files of `CHECKS`, which are run in separate processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 def check(checks: Path, **environment: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
-    # The interpreter computes with numpy, which warns of infinities.
+    # The interpreter computes with numpy, which warns about infinities.
     command += ["-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
         command,
@@ -41,14 +41,14 @@ def check(checks: Path, **environment: str) -> None:
 
 
 @pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
-def test_interpreted_they_agree_with_the_reference(checks):
+def test_interpreted_kernels_agree_with_the_reference(checks):
     check(checks, TRITON_INTERPRET="1", TRUSTLENS_CHECKED_DEVICE="cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 @pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
-def test_on_a_gpu_they_agree_with_the_reference_and_never_wait(checks):
+def test_kernels_on_a_gpu_agree_with_the_reference_and_do_not_synchronize(checks):
     check(checks, TRITON_INTERPRET="0", TRUSTLENS_CHECKED_DEVICE="cuda")
 
 
@@ -78,7 +78,7 @@ COMPILE = """
         constants = {"KINDS": (*dtypes, True, True), "WIDE": dtypes[0] == double, "COUNT": count,
                      "CHUNK": launch.CHUNK, "BLOCK": launch.BLOCK}
         ptx = built(kernels.measure_chunks, constants, launch.OPTIONS).asm["ptx"]
-        # Denormals are numbers, terms that cancel do so exactly, and reads are wide.
+        # Denormals are kept, products are rounded before additions, and loads are vectorized.
         assert "ftz" not in ptx and "fma.rn.f32" not in ptx
         assert dtypes[0] != single or ptx.count("ld.global.v4.b32") >= 4
     assert built(kernels.add_chunks, {"ROWS": 64, "PADDED": 16}, launch.OPTIONS).asm["cubin"]
@@ -88,7 +88,7 @@ COMPILE = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
 @pytest.mark.parametrize("capability", ["80", "90"])
-def test_they_compile_without_a_gpu(tmp_path: Path, capability: str):
+def test_kernels_compile_without_a_gpu(tmp_path: Path, capability: str):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(COMPILE), capability],
         capture_output=True,
@@ -99,7 +99,7 @@ def test_they_compile_without_a_gpu(tmp_path: Path, capability: str):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def test_without_triton_there_are_none():
+def test_without_triton_there_is_no_triton_backend():
     code = """
         import sys, torch
         sys.modules["triton"] = None

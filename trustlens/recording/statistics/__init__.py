@@ -1,6 +1,7 @@
-"""Sums over a layer's elements, in one pass: every recorded number is computed from them.
+"""Sums over a layer's elements, from which the recorded quantities are computed.
 
-``reference`` is the definition, in plain float64 formulas; the backends must agree with it.
+``reference`` defines them by plain float64 formulas. The backends compute them in one pass and must
+agree with it.
 """
 
 from trustlens.kernels.sums import SUMS

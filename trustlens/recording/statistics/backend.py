@@ -1,4 +1,4 @@
-"""What computes the sums: the protocol of the backends, and the choice of one for a device."""
+"""The protocol of the backends, which compute the sums, and the choice of a backend by device."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Backend(Protocol):
     """Computes the sums of layers that are on one device, without synchronizing with it."""
 
     name: ClassVar[str]
-    """Its name in ``run.json``."""
+    """The backend's name in ``run.json``."""
 
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on their device.
 
-        NaN where a sum does not exist; float32 on devices without float64.
+        A sum that does not exist is NaN. The result is float32 on devices without float64.
         """
         ...
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and element histograms: int64 of shape (layers, 3, buckets)."""
+        """Return the sums, and the element histograms: int64 of shape (layers, 3, buckets)."""
         ...
 
 
 class PreparedLayers(Protocol):
-    """Layers whose tensors stay where they are, except for the gradients."""
+    """Layers whose tensors, except for the gradients, keep their addresses between steps."""
 
     def measure(
         self,
@@ -45,34 +45,37 @@ class PreparedLayers(Protocol):
         form_of: NDArray[np.int64],
         counts: Tensor | None = None,
     ) -> Tensor:
-        """Return the sums of each layer, as :meth:`Backend.measure`.
+        """Return the sums of each layer in this step, as :meth:`Backend.measure`.
 
         Parameters
         ----------
         grads : int64 (layers,)
-            Addresses of the gradients, contiguous and of the dtype at preparation; 0 for none.
+            Addresses of the gradients, which are contiguous and have the dtype they had at
+            preparation; 0 for none.
         forms : sequence of Direction
-            Directions, of which only the numbers are read.
+            The layers' directions, without duplicates. Only their numbers are read, not their
+            tensors.
         form_of : int64 (layers,)
-            The index of each layer's direction in ``forms``; -1 where none is known.
+            Index of each layer's direction in ``forms``; -1 if it is unknown.
         counts : Tensor, optional
-            Element histograms that this step's are added to, int64 of shape (layers, 3, buckets).
+            Element histograms to which those of this step are added: int64 of shape (layers, 3,
+            buckets).
         """
         ...
 
 
 class PreparingBackend(Backend, Protocol):
-    """A backend that can look at layers once and measure them again in later steps."""
+    """A backend that can prepare layers once and measure them in each later step."""
 
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedLayers | None:
-        """Return the layers prepared; None if some cannot be read as they are in memory."""
+        """Return the prepared layers; None if a tensor cannot be read without a copy."""
         ...
 
 
 def backend_for(device: torch.device) -> PreparingBackend | TorchBackend:
-    """Return the fastest backend that works for tensors of a device.
+    """Return the fastest backend that works for tensors on a device.
 
-    The first call for a device may compile its backend and try it out.
+    The first call for a device may compile its backend and check it against the reference.
     """
     found: PreparingBackend | None = None
     if device.type == "cpu":

@@ -1,8 +1,8 @@
-/* One pass over a layer's tensors: every sum of trustlens/kernels/sums.py.
+/* Computes every sum of trustlens/kernels/sums.py in one pass over a layer's tensors.
 
-   Blocks are summed in float32 over vector lanes, and across blocks in float64. A block whose
-   numbers float32 cannot square (infinite, NaN, huge or tiny) is done again in float64, by the
-   plain formulas, as are tensors that float32 cannot hold. */
+   Within a block, each vector lane is summed in float32; blocks are added in float64. A block whose
+   squares leave float32's range (infinite, NaN, huge or tiny numbers) is summed again in float64 by
+   the plain formulas, as are layers with float64 tensors. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -12,18 +12,18 @@
 
 enum { AFTER, BEFORE, GRAD, BASE, VARIANCE, MOMENTUM, TENSORS };
 enum { NONE, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
-/* The numbers of a direction: `numbers_of` in layer_step.py. */
+/* The coefficients of a direction: `coefficients_of` in layer_step.py. */
 typedef struct {
     double rate, grad_share, base_share, weight_share, update_share, variance_share, epsilon, decay,
         kept, divides;
 } Form;
 
-/* Tensors that are not there have a dtype of NONE or an address of 0. */
+/* A missing tensor has dtype NONE or address 0. */
 typedef struct {
     const void *data[TENSORS];
     int32_t dtype[TENSORS];
     int64_t size;
-    int64_t form; /* its place among the forms; -1: no direction is known */
+    int64_t form; /* index of its direction; -1 if unknown */
 } Layer;
 
 static int has(const Layer *l, int which) {
@@ -57,7 +57,7 @@ static double at(const Layer *l, int which, int64_t i) {
     }
 }
 
-static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end, double *out) {
+static void sum_in_float64(const Layer *l, const Form *f, int64_t start, int64_t end, double *out) {
     const int single = l->dtype[AFTER] == FLOAT32, known = is_known(l), copied = has(l, BEFORE),
               has_v = known && has(l, VARIANCE), has_x = has(l, BASE), has_g = has(l, GRAD),
               has_m = has(l, MOMENTUM);
@@ -93,7 +93,7 @@ static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end
         out[NONFINITE] += !finite;
         if (!known) continue;
         if (f->weight_share != 0) terms += f->weight_share * w;
-        double d = terms / den; /* divided once: where den is 0, ∞ − ∞ would be NaN */
+        double d = terms / den; /* divided once: with den = 0, ∞ − ∞ would be NaN */
         if (f->update_share != 0) d += f->update_share * update;
         double u = f->decay != 0 ? d + f->decay * w : d;
         out[DIRECTION_SQUARES] += u * u;
@@ -113,38 +113,43 @@ static void slow_block(const Layer *l, const Form *f, int64_t start, int64_t end
     }
 }
 
-/* A block in float32: where its elements lie, and how many. What a layer lacks is read as zeros. */
+/* A block of each tensor in float32; missing tensors point to zeros. LANES divides `size`. */
 typedef struct {
     const float *data[TENSORS];
     int size;
 } Block;
 
-/* What the loop over a block makes, in lanes. */
+/* The results of a block, per lane. */
 typedef struct {
-    vec sum[FIRST_COUNT]; /* of v and surprise, h and 1/h are left out */
-    ivec zero, swallowed, unsure, most_update, most_grad;
+    vec sum[FIRST_COUNT]; /* those of v and surprise lack the factors h and 1/h */
+    ivec zero, swallowed, unsure, max_update, max_grad;
 } Lanes;
 
-/* Which terms there are, and whether Σ (d + λw)² is left to `derive`: constants wherever
-   `vector_step` is called. */
-typedef struct { int undone, near, has_v, divides, plain, derived; } Kind;
+/* The kind of a block, constant at each call of `vector_step`. */
+typedef struct {
+    int undone; /* w is computed by undoing the step */
+    int near; /* the factor `kept` of the decay is close to 1 */
+    int has_v, divides; /* v exists; d is divided by √v̂ + ε */
+    int plain; /* d is b·m / (√v̂ + ε), without other terms */
+    int derived; /* Σ (d + λw)² is computed by `derive_direction_squares` */
+} Kind;
 
 static const float zeros[BLOCK];
 
-/* The numbers of a form in float32. */
+/* The coefficients of a direction in float32. */
 typedef struct {
     float rate, grad_share, base_share, weight_share, update_share, root_share, epsilon, decay;
     float kept, undecayed, least;
-    ivec uses_grad, uses_base, uses_weight; /* masks: whether d + λw has such a term */
-} Numbers;
+    ivec uses_grad, uses_base, uses_weight; /* masks: whether d + λw has this term */
+} Coefficients;
 
-/* `plain` forms have b in the denominator: m/((√v̂ + ε)/b). */
-static Numbers numbers_of(const Form *f, int plain) {
+/* For a plain direction, b is moved into the denominator: m / ((√v̂ + ε)/b). */
+static Coefficients to_float32(const Form *f, int plain) {
     const double root = sqrt(f->variance_share), share = plain ? f->base_share : 1;
-    /* Undivided terms c·w and λ·w cancel exactly if c = -λ. */
+    /* Without a division, the terms c·w and λ·w cancel exactly if c = -λ. */
     const int uses_weight = f->divides != 0 ? f->weight_share != 0 || f->decay != 0
                                             : f->weight_share + f->decay != 0;
-    return (Numbers){
+    return (Coefficients){
         .rate = (float)f->rate, .grad_share = (float)f->grad_share,
         .base_share = (float)f->base_share, .weight_share = (float)f->weight_share,
         .update_share = (float)f->update_share, .root_share = (float)(root / share),
@@ -155,24 +160,25 @@ static Numbers numbers_of(const Form *f, int plain) {
 }
 
 static inline __attribute__((always_inline)) void vector_step(
-    const float *const *data, int i, const Numbers *f, Kind kind, Lanes *s) {
+    const float *const *data, int i, const Coefficients *f, Kind kind, Lanes *s) {
     vec after = load(data[AFTER] + i), g = load(data[GRAD] + i), m = load(data[MOMENTUM] + i);
-    vec x = kind.plain ? m : load(data[BASE] + i), terms, inverse = all(1), den = all(1);
-    if (kind.plain) terms = x; /* there is no other term */
+    vec x = kind.plain ? m : load(data[BASE] + i), terms;
+    vec inverse = broadcast(1), den = broadcast(1);
+    if (kind.plain) terms = x; /* the only term */
     else terms = f->grad_share * g + f->base_share * x;
     if (kind.has_v) {
         vec v = load(data[VARIANCE] + i);
         s->sum[VARIANCE_SUM] += v;
-        v = (vec)higher(bits(v), bits(all(1e-37f))); /* 1/√0 is infinite; of v < 0, NaN */
+        v = (vec)max_bits(bits(v), bits(broadcast(1e-37f))); /* v > 0, or NaN for v < 0 */
         inverse = inverse_root(v);
         if (kind.divides) den = v * inverse * f->root_share + f->epsilon;
     }
     vec d = terms, w;
-    if (kind.plain) d = terms / den; /* the unit that divides has nothing else to do */
+    if (kind.plain) d = terms / den; /* the division unit is idle otherwise */
     else if (kind.divides) { den = reciprocal(den); d = terms * den; }
     if (kind.undone) {
         w = after + f->rate * d;
-        /* Divided by 1 − ηλ: near 1, w + w·(1/kept − 1) is rounded once, as a division is. */
+        /* Near 1, w + w·(1/kept − 1) is a division by `kept` with one rounding. */
         w = kind.near ? w + w * f->undecayed : w / f->kept;
     } else w = load(data[BEFORE] + i);
     vec update = after - w;
@@ -188,84 +194,86 @@ static inline __attribute__((always_inline)) void vector_step(
     s->sum[GRAD_DOT_MOMENTUM] += g * m;
     s->sum[MOMENTUM_SQUARES] += m * m;
     if (kind.has_v) {
-        vec surprise = g * lower(inverse, all(f->least));
+        vec surprise = g * minimum(inverse, broadcast(f->least));
         s->sum[SURPRISE_SUM] += surprise * surprise;
     }
     s->zero += g == 0;
-    s->most_update = higher(s->most_update, magnitude(update));
-    s->most_grad = higher(s->most_grad, magnitude(g));
+    s->max_update = max_bits(s->max_update, magnitude(update));
+    s->max_grad = max_bits(s->max_grad, magnitude(g));
     if (kind.undone) return;
     ivec still = update == 0, wanted = f->uses_base & (x != 0);
     if (!kind.plain) wanted |= f->uses_grad & (g != 0);
     wanted |= f->uses_weight & (w != 0);
     s->swallowed += still & (u != 0);
-    /* Terms that vanish or cancel in float32, but maybe not in float64. */
+    /* The terms of u underflow or cancel in float32, but perhaps not in float64. */
     s->unsure |= still & (u == 0) & wanted;
 }
 
 static inline __attribute__((always_inline)) void vector_block(
-    const Block *b, const Numbers *f, Kind kind, Lanes *s) {
+    const Block *b, const Coefficients *f, Kind kind, Lanes *s) {
     for (int i = 0; i < b->size; i += LANES) vector_step(b->data, i, f, kind, s);
 }
 
-/* Has Σ (d + λw)² from the other sums; returns 0 if d and λw cancel too much for that. */
-static int derive(const Numbers *f, Lanes *s) {
+/* Computes Σ (d + λw)² from the other sums; returns 0 if d and λw cancel too much for it. */
+static int derive_direction_squares(const Coefficients *f, Lanes *s) {
     const vec apart = s->sum[UNDECAYED_SQUARES] + f->decay * f->decay * s->sum[WEIGHT_SQUARES];
     s->sum[DIRECTION_SQUARES] = apart + 2 * f->decay * s->sum[UNDECAYED_DOT_WEIGHT];
-    return !any(s->sum[DIRECTION_SQUARES] < 0.1f * apart);
+    return !any_set(s->sum[DIRECTION_SQUARES] < 0.1f * apart);
 }
 
-/* What many blocks make together. */
+/* The results of several blocks. */
 typedef struct {
     wide sum[FIRST_COUNT];
-    ivec zero, swallowed, most_update, most_grad;
+    ivec zero, swallowed, max_update, max_grad;
 } Total;
 
-/* All bits of a block's tensor but the signs. */
+/* Returns the bitwise OR of the magnitudes in a block of a tensor: 0 if all are 0. */
 static ivec bits_of(const Block *b, int which) {
     ivec found = {0};
     for (int i = 0; i < b->size; i += LANES) found |= magnitude(load(b->data[which] + i));
     return found;
 }
 
-/* Where a sum of squares is too small for float32, though it is of more than zeros. */
-static ivec faint(vec squares, ivec of) { return ~(squares > 1e-30f) & (of != 0); }
+/* Returns the lanes whose sum of squares underflows although some squared number is not 0. */
+static ivec underflowed(vec squares, ivec of) { return ~(squares > 1e-30f) & (of != 0); }
 
-/* Whether float32 could not square what was summed: too large or, unless all 0, too small. */
-static int is_lost(const Block *b, const Form *f, int has_v, const Lanes *s) {
-    vec least = all(1e30f), most = {0};
+/* Returns whether a sum of squares is outside of float32's range: too large, or too small although
+   some squared number is not 0. */
+static int is_out_of_range(const Block *b, const Form *f, int has_v, const Lanes *s) {
+    vec least = broadcast(1e30f), most = {0};
     static const int squares[] = {WEIGHT_SQUARES,    UPDATE_SQUARES,    GRAD_SQUARES,
                                   DIRECTION_SQUARES, UNDECAYED_SQUARES, MOMENTUM_SQUARES};
     for (int k = 0; k < 6; k++) {
         vec sum = s->sum[squares[k]];
-        least = lower(sum, least); /* NaN, of the first, gives the second: `most` keeps it */
+        least = minimum(sum, least); /* ignores a NaN sum; `most` does not */
         most += sum;
     }
     most += s->sum[VARIANCE_SUM] + s->sum[SURPRISE_SUM];
-    if (has_v) least = lower(s->sum[SURPRISE_SUM], least);
-    if (any(~(most < 1e30f))) return 1;
-    if (!any(~(least > 1e-30f))) return 0;
-    /* Seldom: whole tensors of zeros, most of the time. */
-    ivec w = bits_of(b, AFTER) | bits_of(b, BEFORE) | s->most_update, m = bits_of(b, MOMENTUM);
-    ivec g = s->most_grad;
+    if (has_v) least = minimum(s->sum[SURPRISE_SUM], least);
+    if (any_set(~(most < 1e30f))) return 1;
+    if (!any_set(~(least > 1e-30f))) return 0;
+    /* Rare, mostly because a tensor is all zeros. */
+    ivec w = bits_of(b, AFTER) | bits_of(b, BEFORE) | s->max_update, m = bits_of(b, MOMENTUM);
+    ivec g = s->max_grad;
     ivec d = {0};
     if (f->grad_share != 0) d |= g;
     if (f->base_share != 0) d |= bits_of(b, BASE);
     if (f->weight_share != 0) d |= w;
-    if (f->update_share != 0) d |= s->most_update;
-    ivec lost = faint(s->sum[WEIGHT_SQUARES], w) | faint(s->sum[UPDATE_SQUARES], s->most_update) |
-                faint(s->sum[GRAD_SQUARES], g) | faint(s->sum[UNDECAYED_SQUARES], d) |
-                faint(s->sum[DIRECTION_SQUARES], f->decay != 0 ? d | w : d) |
-                faint(s->sum[MOMENTUM_SQUARES], m);
-    if (has_v) lost |= faint(s->sum[SURPRISE_SUM], g);
-    return any(lost);
+    if (f->update_share != 0) d |= s->max_update;
+    ivec lost = underflowed(s->sum[WEIGHT_SQUARES], w) |
+                underflowed(s->sum[UPDATE_SQUARES], s->max_update) |
+                underflowed(s->sum[GRAD_SQUARES], g) | underflowed(s->sum[UNDECAYED_SQUARES], d) |
+                underflowed(s->sum[DIRECTION_SQUARES], f->decay != 0 ? d | w : d) |
+                underflowed(s->sum[MOMENTUM_SQUARES], m);
+    if (has_v) lost |= underflowed(s->sum[SURPRISE_SUM], g);
+    return any_set(lost);
 }
 
-/* Sums a block by the loop for its kind; returns 0 if float32 cannot derive what is left to it. */
-static int sum_block(const Block *b, const Numbers *f, Kind k, Lanes *s) {
+/* Sums a block by the loop for its kind; returns 0 if `derive_direction_squares` fails. */
+static int sum_block(const Block *b, const Coefficients *f, Kind k, Lanes *s) {
     if (k.plain && k.undone && k.near) {
         vector_block(b, f, (Kind){1, 1, 1, 1, 1, 1}, s);
-        return derive(f, s);
+        return derive_direction_squares(f, s);
     }
     if (k.plain) vector_block(b, f, (Kind){k.undone, k.near, 1, 1, 1, 0}, s);
     else if (k.has_v) vector_block(b, f, (Kind){k.undone, k.near, 1, k.divides, 0, 0}, s);
@@ -273,30 +281,30 @@ static int sum_block(const Block *b, const Numbers *f, Kind k, Lanes *s) {
     return 1;
 }
 
-/* Adds a block to the total and returns 1; returns 0, leaving it, if float32 cannot do it. */
-static int fast_block(const Layer *l, const Form *f, const Block *b, Total *total) {
+/* Adds a block to the total and returns 1. If float32 does not suffice, adds nothing, returns 0. */
+static int sum_in_float32(const Layer *l, const Form *f, const Block *b, Total *total) {
     Lanes s = {0};
     const int undone = is_known(l) && !has(l, BEFORE), has_v = is_known(l) && has(l, VARIANCE),
               plain = has_v && f->divides && b->data[BASE] == b->data[MOMENTUM] &&
                       f->base_share > 0 && f->grad_share == 0 && f->weight_share == 0 &&
                       f->update_share == 0;
     const int divides = has_v && f->divides, near = fabs(1 / f->kept - 1) < 1e-3;
-    const Numbers numbers = numbers_of(f, plain);
-    if (has_v && f->epsilon < 1e-12) return 0; /* what is divided by may be 0 */
+    const Coefficients numbers = to_float32(f, plain);
+    if (has_v && f->epsilon < 1e-12) return 0; /* the denominator may be 0 */
     if (!sum_block(b, &numbers, (Kind){undone, near, has_v, divides, plain, 0}, &s)) return 0;
-    if (is_lost(b, f, has_v, &s) || any(s.unsure)) return 0;
+    if (is_out_of_range(b, f, has_v, &s) || any_set(s.unsure)) return 0;
     for (int i = 0; i < FIRST_COUNT; i++) add_wide(&total->sum[i], s.sum[i]);
     total->zero += s.zero;
     total->swallowed += s.swallowed;
-    total->most_update = higher(total->most_update, s.most_update);
-    total->most_grad = higher(total->most_grad, s.most_grad);
+    total->max_update = max_bits(total->max_update, s.max_update);
+    total->max_grad = max_bits(total->max_grad, s.max_grad);
     return 1;
 }
 
 typedef struct { float data[TENSORS][BLOCK]; } Scratch;
 
-/* Has a block in float32, from the tensors as they lie or, where they lie otherwise, copied. */
-static void take_block(const Layer *l, int64_t start, int n, Scratch *scratch, Block *b) {
+/* Sets a block to the layer's float32 tensors, or to padded and converted copies of them. */
+static void load_block(const Layer *l, int64_t start, int n, Scratch *scratch, Block *b) {
     const int padded = (n + LANES - 1) / LANES * LANES;
     b->size = padded;
     for (int k = 0; k < TENSORS; k++) {
@@ -326,26 +334,26 @@ static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t 
     for (int64_t at = start; at < end; at += BLOCK) {
         int n = (int)(end - at < BLOCK ? end - at : BLOCK), done = 0;
         if (narrow) {
-            take_block(l, at, n, &scratch, &b);
-            done = fast_block(l, f, &b, &total);
-            if (done) out[ZERO_GRAD] -= b.size - n; /* what was padded with */
+            load_block(l, at, n, &scratch, &b);
+            done = sum_in_float32(l, f, &b, &total);
+            if (done) out[ZERO_GRAD] -= b.size - n; /* the padding */
         }
-        if (!done) slow_block(l, f, at, at + n, out);
+        if (!done) sum_in_float64(l, f, at, at + n, out);
     }
     for (int i = 0; i < FIRST_COUNT; i++) {
-        double sum = across(&total.sum[i]);
+        double sum = sum_lanes(&total.sum[i]);
         if (i == VARIANCE_SUM) sum *= f->variance_share;
         if (i == SURPRISE_SUM) sum /= f->variance_share;
         out[i] += sum;
     }
-    out[ZERO_GRAD] += count(total.zero);
-    out[SWALLOWED] += count(total.swallowed);
-    out[UPDATE_MAX] = larger(out[UPDATE_MAX], largest(total.most_update));
-    out[GRAD_MAX] = larger(out[GRAD_MAX], largest(total.most_grad));
+    out[ZERO_GRAD] += count_set(total.zero);
+    out[SWALLOWED] += count_set(total.swallowed);
+    out[UPDATE_MAX] = larger(out[UPDATE_MAX], largest_magnitude(total.max_update));
+    out[GRAD_MAX] = larger(out[GRAD_MAX], largest_magnitude(total.max_grad));
 }
 
-/* Makes NaN of the sums that a layer does not have. */
-static void leave_out(const Layer *l, double *sums) {
+/* Sets the sums that a layer does not have to NaN. */
+static void set_missing_to_nan(const Layer *l, double *sums) {
     int lacks = 0;
     if (!has(l, GRAD)) lacks |= NEEDS_GRADIENT;
     if (!is_known(l)) lacks |= NEEDS_DIRECTION;
@@ -367,7 +375,7 @@ static void measure_chunk(Chunk *c, const Form *forms) {
                   c->sums);
 }
 
-/* The chunks of n layers, layer by layer, to be freed; 0 if there is no memory for them. */
+/* Returns the chunks of n layers, layer by layer; the caller frees them. 0 if out of memory. */
 static Chunk *chunks_of(const Layer *layers, int64_t n, int64_t *count) {
     int64_t i = 0;
     *count = 0;
@@ -382,7 +390,7 @@ static Chunk *chunks_of(const Layer *layers, int64_t n, int64_t *count) {
     return chunks;
 }
 
-/* Sums of n layers, SUMS each, by so many threads; 0 if there is no memory for them. */
+/* Computes the sums of n layers, SUMS each, with `threads` threads; returns 0 if out of memory. */
 int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int threads, double *out) {
     int64_t count;
     Chunk *chunks = chunks_of(layers, n, &count);
@@ -390,23 +398,23 @@ int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int thr
     memset(out, 0, (size_t)n * SUMS * sizeof *out);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < count; i++) measure_chunk(&chunks[i], forms);
-    /* Always in the same order: the sums do not depend on the threads. */
+    /* In a fixed order, so that the sums do not depend on the number of threads. */
     for (int64_t i = 0; i < count; i++)
         add_sums(out + (chunks[i].layer - layers) * SUMS, chunks[i].sums);
-    for (int64_t k = 0; k < n; k++) leave_out(&layers[k], out + k * SUMS);
+    for (int64_t k = 0; k < n; k++) set_missing_to_nan(&layers[k], out + k * SUMS);
     free(chunks);
     return 1;
 }
 
-/* Of a float32: its sign, exponent and first mantissa bits. */
+/* Returns the bucket of a number: its sign, exponent and first mantissa bits. */
 static uint32_t bucket(float f) {
     uint32_t b;
     memcpy(&b, &f, 4);
     return b >> BUCKET_SHIFT;
 }
 
-/* Counts weights before the step, gradients and updates of a chunk; a layer without a copy of its
-   weights did not move. */
+/* Counts the elements of weights before the step, gradients and updates in a chunk. Without a copy
+   of the weights before the step, the update counts as 0. */
 static void count_chunk(const Chunk *c, uint32_t counts[3][BUCKETS]) {
     const Layer *l = c->layer;
     const int64_t end = end_of_chunk(c->start, l->size);
@@ -419,7 +427,7 @@ static void count_chunk(const Chunk *c, uint32_t counts[3][BUCKETS]) {
     }
 }
 
-/* Element histograms of n layers, 3 × BUCKETS each, added to `out`; 0 if there is no memory. */
+/* Adds the element histograms of n layers, 3 × BUCKETS each, to `out`; 0 if out of memory. */
 int trustlens_count(const Layer *layers, int64_t n, int threads, int64_t *out) {
     int64_t count;
     int failed = 0;
@@ -446,7 +454,7 @@ int trustlens_count(const Layer *layers, int64_t n, int threads, int64_t *out) {
     return !failed;
 }
 
-/* Reads n numbers, float32 each, from where they lie. */
+/* Reads n float32 numbers from their addresses. */
 void trustlens_gather(const int64_t *places, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i++) out[i] = *(const float *)places[i];
 }

@@ -1,7 +1,7 @@
-"""The sums on the CPU by a compiled loop: one read of the tensors, and no temporaries.
+"""The sums on the CPU, by a compiled loop that reads each tensor once and needs no temporaries.
 
-The loop is ``cpu.c``. Where it cannot be built (:mod:`trustlens.kernels.build`), or what was built
-is wrong, there is no :class:`CpuBackend`, and torch's operations are used.
+The loop is in ``cpu.c``. If it cannot be built (:mod:`trustlens.kernels.build`) or computes wrong
+sums, :meth:`CpuBackend.if_possible` returns None, and PyTorch operations are used instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import functools
 import itertools
 import logging
+import operator
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,8 @@ from trustlens.kernels.build import load
 from trustlens.kernels.sums import SUMS
 from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics.elements import count_steps
-from trustlens.recording.statistics.layer_step import LayerStep, numbers_of
-from trustlens.recording.statistics.reference import measure as measure_plainly
+from trustlens.recording.statistics.layer_step import LayerStep, coefficients_of
+from trustlens.recording.statistics.reference import measure as measure_by_reference
 from trustlens.recording.statistics.torch_backend import TorchBackend
 from trustlens.schema import ELEMENTS
 
@@ -37,7 +38,7 @@ _SOURCE: Final = Path(__file__).with_name("cpu.c")
 _DTYPES: Final = {torch.float32: 1, torch.float64: 2, torch.bfloat16: 3, torch.float16: 4}
 _TENSORS: Final = ("after", "before", "grad", "base", "variance", "momentum")
 _GRAD: Final = _TENSORS.index("grad")
-_LAYER: Final = np.dtype(  # `Layer` of cpu.c
+_LAYER: Final = np.dtype(  # struct `Layer` of cpu.c
     [
         ("data", np.int64, len(_TENSORS)),
         ("dtype", np.int32, len(_TENSORS)),
@@ -47,11 +48,11 @@ _LAYER: Final = np.dtype(  # `Layer` of cpu.c
 )
 
 _PARALLEL: Final = 1 << 17
-"""Elements from which on several threads are faster than one: torch's own, which are awake."""
+"""Minimum number of elements for several threads. They are PyTorch's, which already run."""
 
 
 class CpuBackend:
-    """Computes the sums with the compiled loop; by torch's operations for what it cannot read."""
+    """Computes the sums with the compiled loop; if it cannot read a layer, with PyTorch."""
 
     name: ClassVar[str] = "cpu"
 
@@ -61,13 +62,13 @@ class CpuBackend:
 
     @classmethod
     def if_possible(cls) -> CpuBackend | None:
-        """Return the backend, built at its first use; None where that is not possible."""
+        """Return the backend, built at its first use; None if it cannot be built."""
         library = _load()
         return None if library is None else cls(library)
 
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on the CPU."""
-        dense = [_dense(step) for step in steps]  # alive until they were read
+        dense = [_dense(step) for step in steps]  # keeps copies alive until they are read
         readable = [i for i, tensors in enumerate(dense) if tensors is not None]
         layers = np.zeros(len(readable), _LAYER)
         forms: list[Direction] = []
@@ -86,7 +87,7 @@ class CpuBackend:
         return sums
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and element histograms as :func:`count_steps`."""
+        """Return the sums, and the element histograms as :func:`count_steps`."""
         return self.measure(steps), self._count(steps)
 
     def _count(self, steps: Sequence[LayerStep]) -> Tensor:
@@ -104,18 +105,17 @@ class CpuBackend:
         return counts
 
     def count_at(self, layers: int, count: int, elements: int, counts: Tensor) -> None:
-        """Add the element histograms of so many layers, which lie packed at this address."""
+        """Add the element histograms of ``count`` layers, packed at address ``layers``."""
         threads = _threads(elements)
         if not self._library.trustlens_count(layers, count, threads, counts.data_ptr()):
-            raise MemoryError("for the element histograms")
+            raise MemoryError("not enough memory for the element histograms")
 
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedCpuLayers | None:
-        """Return these layers ready to be measured again; None if the loop cannot read them."""
+        """Return the prepared layers; None if the loop cannot read them without a copy."""
         layers = np.zeros(len(steps), _LAYER)
         for layer, step in zip(layers, steps, strict=True):
             tensors = _dense(step)
-            given = _tensors(step)
-            if tensors is None or any(map(_is_other, tensors, given)):
+            if tensors is None or any(map(operator.is_not, tensors, _tensors(step))):
                 return None
             _pack(layer, tensors, step.after.numel())
         return PreparedCpuLayers(self, layers)
@@ -123,30 +123,30 @@ class CpuBackend:
     def run(self, layers: NDArray[Any], forms: Sequence[Direction]) -> Tensor:
         """Return the sums of packed layers, float64 of shape (layers, len(SUMS)).
 
-        Their tensors must be alive.
+        The caller keeps the layers' tensors alive.
         """
         return self.run_at(layers.ctypes.data, len(layers), int(layers["size"].sum()), forms)
 
     def run_at(self, layers: int, count: int, elements: int, forms: Sequence[Direction]) -> Tensor:
-        """Return the sums of so many layers, which lie packed at this address."""
+        """Return the sums of ``count`` layers, packed at address ``layers``."""
         sums = torch.empty((count, len(SUMS)), dtype=torch.float64, device="cpu")
-        numbers = array("d", itertools.chain.from_iterable(map(numbers_of, forms)))
+        numbers = array("d", itertools.chain.from_iterable(map(coefficients_of, forms)))
         done = self._library.trustlens_measure(
             layers, count, numbers.buffer_info()[0], _threads(elements), sums.data_ptr()
         )
         if not done:
-            raise MemoryError("for the sums of the layers")
+            raise MemoryError("not enough memory for the sums of the layers")
         return sums
 
 
 class PreparedCpuLayers:
-    """Layers whose tensors stay where they are, except for the gradients."""
+    """Layers whose tensors, except for the gradients, keep their addresses between steps."""
 
     def __init__(self, backend: CpuBackend, layers: NDArray[Any]) -> None:
         self._backend = backend
         self._layers = layers
         self._grads, self._form_of = layers["data"][:, _GRAD], layers["form"]
-        self._lie = layers.ctypes.data, len(layers), int(layers["size"].sum())
+        self._packed = layers.ctypes.data, len(layers), int(layers["size"].sum())
 
     def measure(
         self,
@@ -160,24 +160,25 @@ class PreparedCpuLayers:
         Parameters
         ----------
         grads : int64 (layers,)
-            Where the gradients lie, dense and of the dtype of the first ones; 0 where there is
-            none.
+            Addresses of the gradients, which are contiguous and have the dtype they had at
+            preparation; 0 for none.
         forms : sequence of Direction
-            Of which the numbers are read.
+            The layers' directions, without duplicates. Only their numbers are read.
         form_of : int64 (layers,)
-            The place of each layer's among them.
+            Index of each layer's direction in ``forms``; -1 if it is unknown.
         counts : Tensor, optional
-            What the element histograms are added to: int64 of shape (layers, 3, buckets).
+            Element histograms to which those of this step are added: int64 of shape (layers, 3,
+            buckets).
         """
         self._grads[:] = grads
         self._form_of[:] = form_of
         if counts is not None:
-            self._backend.count_at(*self._lie, counts)
-        return self._backend.run_at(*self._lie, forms)
+            self._backend.count_at(*self._packed, counts)
+        return self._backend.run_at(*self._packed, forms)
 
 
 def gather(places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the float32 numbers that lie at these addresses of the host's memory."""
+    """Return the float32 numbers at these addresses of the host's memory."""
     library = _load()
     if library is None:
         return np.array([ctypes.c_float.from_address(int(at)).value for at in places], np.float32)
@@ -197,18 +198,14 @@ def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
 
 
 def _dense(step: LayerStep) -> tuple[Tensor | None, ...] | None:
-    """Return a layer's tensors as the loop reads them; None if it cannot."""
-    if step.direction is not None and not is_at_hand(step.direction):
+    """Return a layer's tensors, contiguous, as the loop reads them; None if it cannot."""
+    if step.direction is not None and not is_on_host(step.direction):
         return None
     tensors = _tensors(step)
     if any(t is not None and (t.dtype not in _DTYPES or not t.is_cpu) for t in tensors):
         return None
-    # Elements are read in the order of the indices, whatever order they lie in.
+    # The loop pairs elements by position: tensors in another memory order are copied.
     return tuple(None if t is None else t.contiguous() for t in tensors)
-
-
-def _is_other(dense: Tensor | None, given: Tensor | None) -> bool:
-    return dense is not given
 
 
 def _pack(layer: Any, tensors: Sequence[Tensor | None], size: int) -> None:
@@ -217,9 +214,9 @@ def _pack(layer: Any, tensors: Sequence[Tensor | None], size: int) -> None:
     layer["size"] = size
 
 
-def is_at_hand(form: Direction) -> bool:
-    """Tell whether all numbers are; what lies on an accelerator is not read."""
-    return not any(isinstance(number, Tensor) for number in numbers_of(form))
+def is_on_host(form: Direction) -> bool:
+    """Return whether all numbers of a direction are on the host, so that no read synchronizes."""
+    return not any(isinstance(number, Tensor) for number in coefficients_of(form))
 
 
 @functools.cache
@@ -232,16 +229,16 @@ def _load() -> ctypes.CDLL | None:
         library.trustlens_gather.argtypes = (pointer, size, pointer)
         library.trustlens_gather.restype = None
         _check(CpuBackend(library))
-    except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
-        _log.info("trustlens: the sums are not compiled (%s: %s)", type(error).__name__, error)
+    except Exception as error:  # noqa: BLE001 — PyTorch operations replace the loop
+        _log.info("trustlens: no compiled sums (%s: %s)", type(error).__name__, error)
         return None
     return library
 
 
 def _check(backend: CpuBackend) -> None:
-    """Raise ArithmeticError if its sums are wrong."""
+    """Raise ArithmeticError if the sums differ from the reference."""
     steps: list[LayerStep] = []
-    for size in (3, 5000):  # not of random numbers, which are the training's
+    for size in (3, 5000):  # no random numbers: that would change the training's
         w = torch.linspace(-1, 2, size, dtype=torch.float32, device="cpu")
         g, v = w.cos(), w.square()
         for before in (None, 1.001 * w):
@@ -251,6 +248,6 @@ def _check(backend: CpuBackend) -> None:
             steps.append(LayerStep(before, w, g, form))
         steps.append(LayerStep(w, w, None, None))
     if not torch.allclose(
-        backend.measure(steps), measure_plainly(steps), rtol=1e-5, atol=0, equal_nan=True
+        backend.measure(steps), measure_by_reference(steps), rtol=1e-5, atol=0, equal_nan=True
     ):
-        raise ArithmeticError("the compiled sums are not right")
+        raise ArithmeticError("the compiled sums differ from the reference")

@@ -15,25 +15,25 @@ _CHUNK: Final = 1 << 20
 
 
 def count_elements(values: Tensor) -> Tensor:
-    """Return the number of elements in each bucket, int64 of shape (buckets,), on their device.
+    """Count the elements in each bucket; return int64 of shape (buckets,), on their device.
 
-    Elements of another dtype are cast to float32 first.
+    Elements are cast to float32 first.
     """
     counts = torch.zeros(ELEMENT_BUCKETS, dtype=torch.int64, device=values.device)
-    # In chunks: the buckets of a whole layer take several times its memory.
+    # In chunks: the int64 bucket indices take several times the memory of the elements.
     for chunk in values.detach().reshape(-1).split(_CHUNK):
         bits = chunk.float().contiguous().view(torch.int32)
         buckets = (bits >> ELEMENT_SHIFT).bitwise_and_(ELEMENT_BUCKETS - 1).long()
-        # Not bincount: on CUDA it waits for the largest value.
+        # Not torch.bincount: on CUDA it synchronizes to find the largest value.
         counts.scatter_add_(0, buckets, torch.ones_like(buckets))
     return counts
 
 
 def count_steps(steps: Sequence[LayerStep]) -> Tensor:
-    """Return histograms of weight before the step, gradient and update.
+    """Return the histograms of weight before the step, gradient and update of each layer.
 
-    int64 of shape (layers, 3, buckets); all 0 for a gradient that is not there. A layer without a
-    copy of its weights did not move.
+    They are int64 of shape (layers, 3, buckets), all 0 for a missing gradient. If a layer has no
+    copy of its weights before the step, its update counts as 0.
     """
     rows: list[Tensor] = []
     for step in steps:

@@ -1,4 +1,4 @@
-"""One layer in one step, as every backend gets it, and the formulas that they share."""
+"""The input of a backend, one layer in one step, and formulas that the backends share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from torch import Tensor
 from trustlens.recording.optimizers import Direction
 
 
-@dataclass(slots=True)  # not frozen, as `Direction`
+@dataclass(slots=True)  # not frozen, which would make it slower to create
 class LayerStep:
-    """One layer in one step: w before, w after, g, and the formula of d. All of one shape.
+    """The tensors of one layer in one step, all of one shape.
 
-    Without ``before``, the weights before the step are computed from those after it (:func:`undo`)
-    if there is a direction, else they did not change.
+    Attributes
+    ----------
+    before : Tensor, optional
+        w, the weights before the step. If None, they are computed from the weights after the step
+        by :func:`undo`; without a direction the weights did not change.
+    after : Tensor
+        w + Δw, the weights after the step.
+    grad : Tensor, optional
+        g, the gradient.
+    direction : Direction, optional
+        The formula of d; None if it is unknown.
     """
 
     before: Tensor | None
@@ -25,10 +34,11 @@ class LayerStep:
     direction: Direction | None
 
 
-def numbers_of(form: Direction) -> tuple[Any, ...]:
-    """Return what a loop needs of a direction beside its tensors: ``Form`` of ``cpu.c``.
+def coefficients_of(form: Direction) -> tuple[Any, ...]:
+    """Return the coefficients of a direction: the members of struct ``Form`` in ``cpu.c``.
 
-    η, a, b, c, e, h, ε, λ, what the decay leaves of w, and 1 where d is divided, else 0.
+    They are η, a, b, c, e, h, ε, λ, the factor that the decay applies to w, and 1 if d is divided
+    by its denominator, else 0; see :class:`Direction`.
     """
     decay = form.decay or 0.0
     kept = form.kept
@@ -49,20 +59,21 @@ def numbers_of(form: Direction) -> tuple[Any, ...]:
 def undo(after: Tensor, step: Tensor, form: Direction, dtype: torch.dtype) -> Tensor:
     """Turn the weights after a step into those before it, in place.
 
-    ``w' = w·(1 − η(c + λ)) − η·q``, q being d without its ``c·w``. An optimizer rounds its weights
-    after the decay and after the update: undone in two steps, each rounded to the weights' dtype,
-    that gives most elements back to the bit, and any other to about their last one.
+    The step is ``w' = w·(1 − η(c + λ)) − η·q``, where q is d without its term ``c·w``. An optimizer
+    rounds the weights after the decay and after the update. Undoing these two operations, each
+    rounded to the weights' dtype, restores most elements exactly and the others to about their last
+    bit.
 
     Parameters
     ----------
     after : Tensor
-        w', float64 (or float32 on devices without it); overwritten.
+        w', float64 (float32 on devices without float64); overwritten.
     step : Tensor
         η·q, of the same shape and dtype.
     form : Direction
-        Gives η, c and λ.
+        Contains η, c and λ.
     dtype : torch.dtype
-        That of the weights: float32 or float64.
+        Dtype of the weights: float32 or float64.
     """
     before = _rounded(after.add_(step), dtype)
     kept = form.kept

@@ -1,4 +1,4 @@
-"""The definition of the sums: their plain formulas, on whole tensors in float64."""
+"""The definition of the sums: plain formulas on whole tensors, in float64."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _layer(step: LayerStep) -> Tensor:
         sums["nonfinite"] = (~(w.isfinite() & g.isfinite())).sum()
         sums["zero_grad"] = (g == 0).sum()
         if step.direction is not None:
-            sums |= _of_direction(step.direction, w, g, update)
+            sums |= _direction_sums(step.direction, w, g, update)
     missing = torch.full((), torch.nan, dtype=torch.float64, device=w.device)
     return torch.stack([sums.get(name, missing).double() for name in SUMS])
 
@@ -47,17 +47,17 @@ def _before(step: LayerStep, after: Tensor) -> Tensor:
     form = step.direction
     if form is None or step.grad is None:
         return after.clone()
-    step_done = form.rate * (_terms(form, step.grad.double()) / _denominator(form))
-    return undo(after.clone(), step_done, form, step.after.dtype)
+    applied = form.rate * (_terms(form, step.grad.double()) / _denominator(form))
+    return undo(after.clone(), applied, form, step.after.dtype)
 
 
-def _of_direction(form: Direction, w: Tensor, g: Tensor, update: Tensor) -> dict[str, Tensor]:
+def _direction_sums(form: Direction, w: Tensor, g: Tensor, update: Tensor) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     d = _terms(form, g)
-    if _is(form.weight_share):
+    if _is_nonzero(form.weight_share):
         d = d + form.weight_share * w
     d = d / _denominator(form)
-    if _is(form.update_share):
+    if _is_nonzero(form.update_share):
         d = d + form.update_share * update
     if form.momentum is not None:
         m = form.momentum.double()
@@ -79,9 +79,9 @@ def _of_direction(form: Direction, w: Tensor, g: Tensor, update: Tensor) -> dict
 def _terms(form: Direction, g: Tensor) -> Tensor:
     """Return a·g + b·x."""
     terms = torch.zeros_like(g)
-    if _is(form.grad_share):
+    if _is_nonzero(form.grad_share):
         terms = terms + form.grad_share * g
-    if form.base is not None and _is(form.base_share):
+    if form.base is not None and _is_nonzero(form.base_share):
         terms = terms + form.base_share * form.base.double()
     return terms
 
@@ -92,8 +92,8 @@ def _denominator(form: Direction) -> Any:
     return (form.variance_share * form.variance.double()).sqrt() + form.epsilon
 
 
-def _is(share: float | Tensor) -> bool:
-    """Tell whether a term is there at all: 0·∞ would be NaN."""
+def _is_nonzero(share: float | Tensor) -> bool:
+    """Return whether a term exists: one with coefficient 0 is omitted, as 0·∞ would be NaN."""
     return isinstance(share, Tensor) or share != 0
 
 

@@ -1,9 +1,9 @@
-"""The sums on any device that torch has, with torch's own operations.
+"""The sums on any device, with PyTorch operations.
 
-The tensors are walked in chunks that fit the processor's cache, and every intermediate lives in
-a few scratch buffers of a chunk's size: nothing of the model's size is made. Arithmetic is in
-float64, so that squares of what float32 can hold neither overflow nor vanish, except on devices
-that have no float64 (MPS), where it is in float32.
+Tensors are processed in chunks that fit the processor's cache. All intermediate results are in a
+few scratch buffers of a chunk's size, so memory use does not depend on the model's size. Arithmetic
+is in float64, so that squares of float32 numbers neither overflow nor underflow, except on devices
+without float64 (MPS), where it is in float32.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from trustlens.recording.statistics.elements import count_steps
 from trustlens.recording.statistics.layer_step import LayerStep, undo
 
 CHUNK: Final = 1 << 14
-"""Elements of a chunk: ten float64 buffers of this length are 1.3 MiB.
+"""Elements of a chunk. Ten float64 buffers of this length take 1.3 MiB.
 
-It is below what torch splits over threads. `torch.dot` and `torch.sqrt` are avoided for the same
-reason: MKL splits them at any size, and then waits milliseconds for its threads on a busy machine.
+PyTorch does not split operations of this size over threads. `torch.dot` and `torch.sqrt` are
+avoided for the same reason: MKL splits them at any size, and on a busy machine waits milliseconds
+for its threads.
 """
 
 _NO_FLOAT64: Final = frozenset({"mps"})
 _BUFFERS: Final = 10
 
 
-class _Pieces(NamedTuple):
-    """The tensors of a layer, flat, or a chunk of each."""
+class _Tensors(NamedTuple):
+    """The flattened tensors of a layer, or a chunk of each."""
 
     after: Tensor
     before: Tensor | None
@@ -40,15 +41,15 @@ class _Pieces(NamedTuple):
     variance: Tensor | None
     momentum: Tensor | None
 
-    def at(self, start: int) -> _Pieces:
-        """Return the chunk that begins at this element."""
+    def at(self, start: int) -> _Tensors:
+        """Return the chunk that begins at element ``start``."""
         end = start + CHUNK
         others = (None if each is None else each[start:end] for each in self[1:])
-        return _Pieces(self.after[start:end], *others)
+        return _Tensors(self.after[start:end], *others)
 
 
 class TorchBackend:
-    """Measures layer by layer, chunk by chunk; keeps its scratch from step to step."""
+    """Measures layer by layer and chunk by chunk; reuses its scratch buffers in later steps."""
 
     name: ClassVar[str] = "portable"
 
@@ -58,18 +59,18 @@ class TorchBackend:
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
 
-        The layers lie on one device, and so does the result (float32 where it has no float64).
+        All layers are on one device, and so is the result (float32 on devices without float64).
         """
         return torch.stack([self._layer(step) for step in steps])
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and element histograms as :func:`count_steps`."""
+        """Return the sums, and the element histograms as :func:`count_steps`."""
         return self.measure(steps), count_steps(steps)
 
     def _layer(self, step: LayerStep) -> Tensor:
         scratch = self._buffers(step.after.device)
         form = step.direction
-        layer = _Pieces(
+        layer = _Tensors(
             step.after.reshape(-1),
             *(
                 None if tensor is None else tensor.reshape(-1)
@@ -99,21 +100,21 @@ class TorchBackend:
         return self._scratch[device]
 
 
-def _measure_chunk(pieces: _Pieces, scratch: Tensor, form: Direction | None) -> Tensor:
-    """Return the sums of one chunk, shape (len(SUMS),); `scratch` has a row a buffer."""
+def _measure_chunk(tensors: _Tensors, scratch: Tensor, form: Direction | None) -> Tensor:
+    """Return the sums of one chunk, shape (len(SUMS),); each row of ``scratch`` is a buffer."""
     after, w, g, d, den, v, u, spare, broken, extra = scratch.unbind()
-    after.copy_(pieces.after)
-    if pieces.grad is not None:
-        g.copy_(pieces.grad)
-    known = form is not None and pieces.grad is not None
+    after.copy_(tensors.after)
+    if tensors.grad is not None:
+        g.copy_(tensors.grad)
+    known = form is not None and tensors.grad is not None
     divides = False
     if form is not None and known:
-        divides = _start_direction(form, pieces, (g, d, den, v, spare))
-    if pieces.before is not None:
-        w.copy_(pieces.before)
+        divides = _start_direction(form, tensors, (g, d, den, v, spare))
+    if tensors.before is not None:
+        w.copy_(tensors.before)
     elif form is not None and known:
         step = spare.copy_(d) if not divides else torch.div(d, den, out=spare)
-        undo(w.copy_(after), step.mul_(form.rate), form, pieces.after.dtype)
+        undo(w.copy_(after), step.mul_(form.rate), form, tensors.after.dtype)
     else:
         w.copy_(after)
     update = after.sub_(w)
@@ -123,8 +124,8 @@ def _measure_chunk(pieces: _Pieces, scratch: Tensor, form: Direction | None) -> 
         "update_dot_weight": _dot(update, w, spare),
         "update_max": _largest(update, spare),
     }
-    torch.mul(w, 0.0, out=broken)  # 0 where finite, else NaN, which is not zero
-    if pieces.grad is not None:
+    torch.mul(w, 0.0, out=broken)  # 0 for finite elements, else NaN, which counts as nonzero
+    if tensors.grad is not None:
         broken.add_(torch.mul(g, 0.0, out=spare))
         sums["grad_squares"] = _dot(g, g, spare)
         sums["grad_max"] = _largest(g, spare)
@@ -132,22 +133,22 @@ def _measure_chunk(pieces: _Pieces, scratch: Tensor, form: Direction | None) -> 
     sums["nonfinite"] = torch.count_nonzero(broken)
     if form is not None and known:
         _finish_direction(form, (w, update, d), den if divides else None, spare)
-        sums |= _sums_of_averages(form, pieces, (g, v, spare, extra))
+        sums |= _sums_of_averages(form, tensors, (g, v, spare, extra))
         sums |= _sums_of_direction(form, (w, update, d, u), spare)
     missing = torch.full((), torch.nan, dtype=w.dtype, device=w.device)
     return torch.stack([sums.get(name, missing).to(w.dtype) for name in SUMS])
 
 
-def _start_direction(form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ...]) -> bool:
-    """Make v̂, what of d·den does not need w, and den; tell whether there is a denominator."""
+def _start_direction(form: Direction, tensors: _Tensors, buffers: tuple[Tensor, ...]) -> bool:
+    """Compute v̂, the terms of d without w, and den; return whether d is divided by den."""
     g, d, den, v, spare = buffers
     d.zero_()
-    _add_share(d, g, form.grad_share, spare)
-    if pieces.base is not None:
-        _add_share(d, spare.copy_(pieces.base), form.base_share, spare)
-    if pieces.variance is None:
+    _add_scaled(d, g, form.grad_share, spare)
+    if tensors.base is not None:
+        _add_scaled(d, spare.copy_(tensors.base), form.base_share, spare)
+    if tensors.variance is None:
         return False
-    v.copy_(pieces.variance).mul_(form.variance_share)
+    v.copy_(tensors.variance).mul_(form.variance_share)
     if form.divides:
         torch.rsqrt(v, out=den).reciprocal_().add_(form.epsilon)
     return form.divides
@@ -156,24 +157,27 @@ def _start_direction(form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ..
 def _finish_direction(
     form: Direction, chunk: tuple[Tensor, Tensor, Tensor], den: Tensor | None, spare: Tensor
 ) -> None:
-    """Make d of it, with what needs w; divided once: where den is 0, ∞ − ∞ would be NaN."""
+    """Complete d: add its term of w, divide by den, and add its term of Δw.
+
+    The sum is divided, not each term: with den = 0 that would give ∞ − ∞ = NaN.
+    """
     w, update, d = chunk
-    _add_share(d, w, form.weight_share, spare)
+    _add_scaled(d, w, form.weight_share, spare)
     if den is not None:
         d.div_(den)
-    _add_share(d, update, form.update_share, spare)
+    _add_scaled(d, update, form.update_share, spare)
 
 
 def _sums_of_averages(
-    form: Direction, pieces: _Pieces, buffers: tuple[Tensor, ...]
+    form: Direction, tensors: _Tensors, buffers: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
     g, v, spare, extra = buffers
     sums: dict[str, Tensor] = {}
-    if pieces.momentum is not None:
-        m = extra.copy_(pieces.momentum)
+    if tensors.momentum is not None:
+        m = extra.copy_(tensors.momentum)
         sums["grad_dot_momentum"] = _dot(g, m, spare)
         sums["momentum_squares"] = _dot(m, m, spare)
-    if pieces.variance is not None:
+    if tensors.variance is not None:
         sums["variance_sum"] = v.sum()
         torch.mul(g, g, out=spare).div_(v.clamp_(min=form.epsilon**2))
         sums["surprise_sum"] = spare.sum()
@@ -194,13 +198,13 @@ def _sums_of_direction(
     }
 
 
-def _add_share(total: Tensor, values: Tensor, share: float | Tensor, spare: Tensor) -> None:
-    if _is_there(share):
+def _add_scaled(total: Tensor, values: Tensor, share: float | Tensor, spare: Tensor) -> None:
+    if _is_nonzero(share):
         total.add_(torch.mul(values, share, out=spare))
 
 
-def _is_there(share: float | Tensor) -> bool:
-    """Tell whether a term is there at all: 0·∞ would be NaN."""
+def _is_nonzero(share: float | Tensor) -> bool:
+    """Return whether a term exists: one with coefficient 0 is omitted, as 0·∞ would be NaN."""
     return isinstance(share, Tensor) or share != 0
 
 

@@ -1,8 +1,8 @@
-"""The sums on a GPU: a kernel over all layers of a kind at once, and no waiting.
+"""The sums on a GPU, by Triton kernels: one launch for all layers of a kind, no synchronization.
 
-The kernels are ``triton_kernels.py``; Triton comes with PyTorch where there are GPUs. Where it is
-missing, or what it built is wrong, there is no :class:`TritonBackend`, and torch's operations are
-used.
+The kernels are in ``triton_kernels.py``. Triton is installed with PyTorch's GPU builds. If it is
+missing or computes wrong sums, :meth:`TritonBackend.if_possible` returns None, and PyTorch
+operations are used instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trustlens.kernels.device import all_true, is_interpreted
 from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics.elements import count_steps
 from trustlens.recording.statistics.layer_step import LayerStep
-from trustlens.recording.statistics.reference import measure as measure_plainly
+from trustlens.recording.statistics.reference import measure as measure_by_reference
 from trustlens.recording.statistics.torch_backend import TorchBackend
 from trustlens.recording.statistics.triton_launch import (
     ALIGNMENT,
@@ -34,11 +34,11 @@ _log: Final = logging.getLogger("trustlens")
 
 _DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-_UNREAD: Final = PackedLayer(None, (0, 0, 0, 0, 0), 0, 0)
+_UNREADABLE: Final = PackedLayer(None, (0, 0, 0, 0, 0), 0, 0)
 
 
 class TritonBackend:
-    """Computes the sums with the kernels; by torch's operations for what they cannot read."""
+    """Computes the sums with the kernels; if they cannot read a layer, with PyTorch."""
 
     name: ClassVar[str] = "cuda"
 
@@ -49,31 +49,31 @@ class TritonBackend:
 
     @classmethod
     def if_possible(cls, device: torch.device | None = None) -> TritonBackend | None:
-        """Return the backend for a GPU, else the current one; None where it is not possible.
+        """Return the backend for a GPU, by default the current one; None if it does not work.
 
-        The first time on a device a kernel is built and tried, and waited for.
+        The first call for a device compiles a kernel, checks it, and synchronizes with the device.
         """
         if device is None:
-            device = _usual_device()
+            device = _default_device()
         kernels = None if device is None else _load(device)
         return None if kernels is None else cls(kernels)
 
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
 
-        The layers lie on one device, and so does the result.
+        All layers are on one device, and so is the result.
         """
         return self._measure(steps, None)
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and element histograms as :func:`count_steps`, of one pass."""
+        """Return the sums, and the element histograms as :func:`count_steps`, from one pass."""
         shape, device = (len(steps), len(ELEMENTS), ELEMENT_BUCKETS), steps[0].after.device
         counts = torch.zeros(shape, dtype=torch.int64, device=device)
         return self._measure(steps, counts), counts
 
     def _measure(self, steps: Sequence[LayerStep], counts: Tensor | None) -> Tensor:
         device = steps[0].after.device
-        kept: list[Tensor] = []  # alive until the kernels that read them are on their way
+        kept: list[Tensor] = []  # keeps copies alive until the kernels are launched
         layers = [_packed(step, kept) for step in steps]
         key = [layer[:-1] for layer in layers]
         if self._prepared is None or self._prepared[0] != (device, key):
@@ -88,9 +88,9 @@ class TritonBackend:
         return sums
 
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedGpuLayers | None:
-        """Lay out layers whose tensors, but for the gradients, will be where they are now.
+        """Prepare layers whose tensors, except for the gradients, will keep their addresses.
 
-        None if some cannot be read as they lie: of an odd dtype, or not contiguous.
+        Return None if a tensor cannot be read without a copy: other dtype, or not contiguous.
         """
         kept: list[Tensor] = []
         layers = [_packed(step, kept) for step in steps]
@@ -101,40 +101,43 @@ class TritonBackend:
 
 
 def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
-    """Return what the kernels read, in the order of `KernelKind.dtypes`."""
+    """Return the tensors that the kernels read, in the order of `KernelKind.dtypes`."""
     form = step.direction
     of_form = (None, None, None) if form is None else (form.base, form.variance, form.momentum)
     return (step.after, step.before, step.grad, *of_form)
 
 
 def _packed(step: LayerStep, kept: list[Tensor]) -> PackedLayer:
-    """Return a layer as the kernels read it, `_UNREAD` if they cannot."""
-    places: list[int] = []
+    """Return a layer as the kernels read it; `_UNREADABLE` if they cannot.
+
+    Its contiguous tensors are appended to ``kept``.
+    """
+    addresses: list[int] = []
     dtypes: list[torch.dtype | None] = []
     for tensor in _tensors(step):
         if tensor is None:
-            places.append(0)
+            addresses.append(0)
             dtypes.append(None)
             continue
         if tensor.dtype not in _DTYPES or tensor.device != step.after.device:
-            return _UNREAD
-        # Elements are read in the order of the indices, whatever order they lie in.
+            return _UNREADABLE
+        # The kernels pair elements by position: tensors in another memory order are copied.
         dense = tensor if tensor.is_contiguous() else tensor.contiguous()
         kept.append(dense)
-        places.append(dense.data_ptr())
+        addresses.append(dense.data_ptr())
         dtypes.append(dense.dtype)
-    after, before, grad, *of_form = places
+    after, before, grad, *of_form = addresses
     has = (step.grad is not None) | (bool(dtypes[5]) << 1) | (bool(dtypes[4]) << 2)
-    dtypes[2] = dtypes[2] or dtypes[0]  # one may come
+    dtypes[2] = dtypes[2] or dtypes[0]  # a later step may have a gradient
     same = dtypes[5] is not None and (of_form[0], dtypes[3]) == (of_form[2], dtypes[5])
-    aligned = not any(place % ALIGNMENT for place in (after, before, *of_form))
+    aligned = not any(address % ALIGNMENT for address in (after, before, *of_form))
     kind = KernelKind(tuple(dtypes), same, aligned)
     return PackedLayer(kind, (after, before, *of_form), step.after.numel(), has, grad)
 
 
 def _forms(steps: Sequence[LayerStep]) -> tuple[list[Direction], list[int]]:
-    """Return the directions whose numbers differ, and the place of each step's among them."""
-    places: dict[tuple[Any, ...], int] = {}
+    """Return the directions without duplicates, and the index of each step's direction."""
+    indices: dict[tuple[Any, ...], int] = {}
     forms: list[Direction] = []
     form_of: list[int] = []
     for step in steps:
@@ -146,16 +149,16 @@ def _forms(steps: Sequence[LayerStep]) -> tuple[list[Direction], list[int]]:
             form.rate, form.grad_share, form.base_share, form.weight_share, form.update_share,
             form.variance_share, form.epsilon, form.decay, form.kept, form.divides,
         )  # fmt: skip
-        # A tensor is compared by what it is: to look at its value would wait.
+        # Tensors are compared by identity: reading a value would synchronize.
         key = tuple((id(value),) if isinstance(value, Tensor) else value for value in given)
-        place = places.setdefault(key, len(forms))
-        if place == len(forms):
+        index = indices.setdefault(key, len(forms))
+        if index == len(forms):
             forms.append(form)
-        form_of.append(place)
+        form_of.append(index)
     return forms, form_of
 
 
-def _usual_device() -> torch.device | None:
+def _default_device() -> torch.device | None:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu") if is_interpreted() else None
@@ -167,24 +170,24 @@ def _load(device: torch.device) -> Any:
         from trustlens.recording.statistics import triton_kernels  # noqa: PLC0415 — may be missing
 
         _check(TritonBackend(triton_kernels), device)
-    except Exception as error:  # noqa: BLE001 — whatever it is, there is another way
-        _log.info("trustlens: no sums by kernels (%s: %s)", type(error).__name__, error)
+    except Exception as error:  # noqa: BLE001 — PyTorch operations replace the kernels
+        _log.info("trustlens: no Triton sums (%s: %s)", type(error).__name__, error)
         return None
     return triton_kernels
 
 
 def _check(backend: TritonBackend, device: torch.device) -> None:
-    """Raise ArithmeticError if its sums are wrong."""
+    """Raise ArithmeticError if the sums differ from the reference."""
     steps: list[LayerStep] = []
-    for size in (3, 5000):  # not of random numbers, which are the training's
+    for size in (3, 5000):  # no random numbers: that would change the training's
         w = torch.linspace(-1, 2, size, dtype=torch.float32, device=device)
         g, v = w.cos(), w.square()
         form = Direction(
             rate=0.01, base=g, base_share=2.0, variance=v, epsilon=1e-3, momentum=g, decay=0.1
         )
-        # As most are trained: so this kernel is built in time.
+        # The most common kind of layer: its kernel is then compiled before the training needs it.
         steps += [LayerStep(None, w, g, form), LayerStep(None, 1e25 * w, g, form)]
-    got, truth = backend.measure(steps), measure_plainly(steps)
+    got, truth = backend.measure(steps), measure_by_reference(steps)
     right = ((got - truth).abs() <= 1e-5 * truth.abs()) | (got.isnan() & truth.isnan())
     if not all_true(right):
-        raise ArithmeticError("the kernels' sums are not right")
+        raise ArithmeticError("the kernels' sums differ from the reference")

@@ -1,16 +1,17 @@
-"""The sums on a GPU: one pass over many tensors at once, as Triton kernels.
+"""Triton kernels for the sums on a GPU: one pass over many tensors at once.
 
-A layer is cut into chunks, a program a chunk. A program adds in float32, in lanes, few numbers
-each, and across lanes in float64. A chunk that float32 cannot do (infinite, NaN, huge or tiny
-numbers, or ones that cancel) is done again in float64, by the plain formulas, as are tensors that
-float32 cannot hold. Each chunk has a row of its own in a scratch; a second kernel adds the rows
-of a layer, always in the same order. ``triton_launch.py`` lays out the tables.
+Each layer is divided into chunks, one program per chunk. A program adds few numbers per lane in
+float32, then sums across lanes in float64. A chunk with numbers outside of float32's range or
+precision (infinite, NaN, huge or tiny numbers, or terms that cancel) is summed again in float64 by
+the plain formulas, as are float64 tensors. Each chunk writes its sums to its row of a scratch
+array; a second kernel adds the rows of a layer, always in the same order. ``triton_launch.py``
+prepares the tables that the kernels read.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 # ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0917, SIM108, SIM300
-# Triton is a language of its own: types are dtypes there, and capitals stand for constants.
+# Triton code is not typed Python: annotations are dtypes, and names in capitals are constants.
 
 import triton
 import triton.language as tl
@@ -50,20 +51,21 @@ from trustlens.kernels.triton_sums import (
     ZERO_GRAD,
 )
 from trustlens.recording.statistics.triton_counts import (
-    hand_in,
-    masked,
-    no_tally,
+    empty_tally,
+    flush_tally,
+    mask_unless_zero,
     tally_block,
 )
 
 FIELDS = tl.constexpr(9)
 """Columns of `layers`: after, before, base, variance, momentum, size, first chunk, chunks, has."""
 NUMBERS = tl.constexpr(10)
+"""Coefficients of a direction: `coefficients_of` in layer_step.py."""
 HAS_GRAD = tl.constexpr(1)
 HAS_MOMENTUM = tl.constexpr(2)
 HAS_VARIANCE = tl.constexpr(4)
 
-# Which of an element's numbers was anywhere not 0, and what float32 could not tell: a bit each.
+# Bits of `seen`: which numbers were nonzero in some element, and whether float32 was inconclusive.
 _W = tl.constexpr(0)
 _U = tl.constexpr(1)
 _UPDATE = tl.constexpr(2)
@@ -74,20 +76,21 @@ _V = tl.constexpr(6)
 _UNSURE = tl.constexpr(7)
 
 _CANCELLED = tl.constexpr(2e-4)
-"""Share of its terms' squares below which a sum has too few digits left in float32."""
+"""If a sum of squares is below this share of its terms' squares, float32 is too imprecise."""
 
 
 @triton.jit
-def _is_there(share, values):
+def _is_nonzero(share, values):
+    """Return whether a term `share * values` is not 0, computed without underflow."""
     return tl.where(share != 0, values, 0.0) != 0
 
 
 @triton.jit
-def _given(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Return w' and g, x, v̂, m, zeros outside of the layer, and √v̂ and d's denominator."""
+def _load_inputs(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
+    """Load w', g, x, v̂ and m (0 outside of the layer); return them with √v̂ and d's denominator."""
     _, _, grad_at, base_at, variance_at, momentum_at, start, has_grad, _ = layer
     after = read(layer[0], start, lanes, inside, KINDS[0], KINDS[7], REAL)
-    g = read(grad_at, start, lanes, masked(inside, has_grad), KINDS[2], KINDS[8], REAL)
+    g = read(grad_at, start, lanes, mask_unless_zero(inside, has_grad), KINDS[2], KINDS[8], REAL)
     m = read(momentum_at, start, lanes, inside, KINDS[5], KINDS[7], REAL)
     if KINDS[6]:  # x is m
         x = m
@@ -101,12 +104,12 @@ def _given(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexp
 
 @triton.jit
 def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Return the weights before the step; `step` is d without its terms of w."""
+    """Return the weights before the step; `step` is d without its terms of w and Δw."""
     if KINDS[1] != 0:
         w = read(layer[1], layer[6], lanes, inside, KINDS[1], KINDS[7], REAL)
-    else:  # `undo`: rounded after each of its two steps
+    else:  # as `undo`: rounded after each of the two operations
         w = (after + numbers[0].to(REAL) * step).to(KINDS[0])
-        # A rounded factor would be seen in Δw, which is small beside w: this one is float64.
+        # The factor is float64: rounding it to float32 would change Δw, which is small next to w.
         w = (w.to(tl.float64) * numbers[9]).to(KINDS[0]).to(REAL)
         w = tl.where(inside, tl.where(layer[8] != 0, w, after), 0.0)
     return w
@@ -114,15 +117,16 @@ def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, RE
 
 @triton.jit
 def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Return what the sums are made of, element by element; zeros outside of the layer.
+    """Return the numbers that are summed, per element, 0 outside of the layer.
 
-    Beside them: how much d's terms amount to, and where float32 cannot tell enough.
+    Also return the sum of the magnitudes of d's terms, w', and a mask of the elements for which
+    float32 cannot decide whether d + λw is 0.
     """
     a, b, c, e, epsilon, decay = (
         numbers[1], numbers[2], numbers[3], numbers[4], numbers[6], numbers[7],
     )  # fmt: skip
     dividing = numbers[8] != 0
-    after, g, x, v, m, root, den = _given(layer, numbers, lanes, inside, KINDS, REAL)
+    after, g, x, v, m, root, den = _load_inputs(layer, numbers, lanes, inside, KINDS, REAL)
     of_grad, of_base = scaled(a.to(REAL), g), scaled(b.to(REAL), x)
     step = quotient(of_grad + of_base, den, REAL)
     w = _weights(layer, numbers, after, step, lanes, inside, KINDS, REAL)
@@ -130,7 +134,7 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
     of_weight, of_update = scaled(c.to(REAL), w), scaled(e.to(REAL), update)
     d = quotient(of_grad + of_base + of_weight, den, REAL) + of_update
     u = d + scaled(decay.to(REAL), w)
-    if REAL == tl.float32:  # c and λ may cancel, and are then to do so exactly
+    if REAL == tl.float32:  # c and λ are added first: if they cancel, they do so exactly
         u = tl.where(dividing, u, step + of_update + scaled((c + decay).to(REAL), w))
     least = tl.where(v < epsilon.to(REAL) * epsilon.to(REAL), epsilon.to(REAL), root)
     if KINDS[4] == 0:
@@ -139,9 +143,9 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
         surprise = tl.where(inside, quotient(g, least, REAL), 0.0)
     amount = tl.abs(of_grad) + tl.abs(of_base) + tl.where(dividing, tl.abs(of_weight), 0.0)
     amount = tl.where(inside, quotient(amount, den, REAL) + tl.abs(of_update), 0.0)
-    # Whether u has a term that is not 0, whatever float32 makes of their sum.
+    # Whether u has a nonzero term, even if float32 rounds the sum of its terms to 0.
     pulls = tl.where(dividing, tl.abs(c) + tl.abs(decay), c + decay)
-    wanted = _is_there(a, g) | _is_there(b, x) | _is_there(pulls, w)
+    wanted = _is_nonzero(a, g) | _is_nonzero(b, x) | _is_nonzero(pulls, w)
     unsure = (update == 0) & (u == 0) & wanted
     if KINDS[4] != 0:
         unsure = unsure | (inside & (v < tl.where(epsilon < 1e-12, 1e-30, 0.0)))
@@ -151,7 +155,7 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
 
 @triton.jit
 def _terms(values):
-    """Return an element's terms of the sums before the counts, in the order of their columns."""
+    """Return an element's terms of the sums of kind "sum", in column order."""
     w, update, g, m, v, d, u, surprise = values
     terms = (
         w * w, u * u, update * update, g * g, d * d, d * w, update * w, g * m, m * m, v,
@@ -163,28 +167,30 @@ def _terms(values):
 
 @triton.jit
 def _no_terms(zero):
+    """Return the initial value of the sums of kind "sum"."""
     none = ()
     for _ in tl.static_range(FIRST_COUNT):
-        none = none + (zero,)  # noqa: RUF005 — Triton has no other way
+        none = none + (zero,)  # noqa: RUF005 — Triton does not support unpacking
     return none
 
 
 @triton.jit
-def _plus(s, t):
-    added_up = ()
+def _add_terms(s, t):
+    """Return the elementwise sum of two tuples."""
+    added = ()
     for i in tl.static_range(FIRST_COUNT):
-        added_up = added_up + (s[i] + t[i],)  # noqa: RUF005
-    return added_up
+        added = added + (s[i] + t[i],)  # noqa: RUF005
+    return added
 
 
 @triton.jit
-def _fast_block(
+def _add_block(
     layer, numbers, counts, lanes, inside, state, KINDS: tl.constexpr, COUNT: tl.constexpr
 ):
     sums, amounts, counted, most_update, most_grad, seen, tally = state
     values, amount, after, unsure = _elements(layer, numbers, lanes, inside, KINDS, tl.float32)
     w, update, g, m, v, d, u, _ = values
-    sums = _plus(sums, _terms(values))
+    sums = _add_terms(sums, _terms(values))
     amounts += amount * amount
     zero = (inside & (g == 0)).to(tl.int32)
     counted += zero | (((update == 0) & (u != 0)).to(tl.int32) << 16)
@@ -200,8 +206,8 @@ def _fast_block(
 
 
 @triton.jit
-def _are_sound(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
-    """Tell whether float32 could do a chunk whose sums are `s`."""
+def _are_accurate(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
+    """Return whether the float32 sums `s` of a chunk are accurate."""
     known = layer[8]
     c, decay, dividing = numbers[3], numbers[7], numbers[8] != 0
     w2, u2, d2 = s[WEIGHT_SQUARES], s[DIRECTION_SQUARES], s[UNDECAYED_SQUARES]
@@ -222,39 +228,40 @@ def _are_sound(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
 
 
 @triton.jit
-def _fast(
+def _sum_in_float32(
     layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum a chunk in float32 into its row of the scratch; tell whether that is right."""
+    """Sum a chunk in float32 into its row of the scratch; return whether the sums are accurate."""
     lanes = tl.arange(0, BLOCK)
     zero = tl.zeros([BLOCK], tl.float32)
     none = tl.zeros([BLOCK], tl.int32)
-    state = (_no_terms(zero), zero, none, zero, zero, none, no_tally())
-    everywhere = tl.full([BLOCK], True, tl.int1)  # known to the compiler: no masks
+    state = (_no_terms(zero), zero, none, zero, zero, none, empty_tally())
+    everywhere = tl.full([BLOCK], True, tl.int1)  # a constant: loads need no mask
     for i in range(size // BLOCK):
-        state = _fast_block(
+        state = _add_block(
             layer, numbers, counts, i * BLOCK + lanes, everywhere, state, KINDS, COUNT
         )
     if size % BLOCK != 0:
         at = size // BLOCK * BLOCK + lanes
-        state = _fast_block(layer, numbers, counts, at, at < size, state, KINDS, COUNT)
+        state = _add_block(layer, numbers, counts, at, at < size, state, KINDS, COUNT)
     sums, amounts, counted, most_update, most_grad, seen, tally = state
     if COUNT:
-        hand_in(counts, tally)
+        flush_tally(counts, tally)
     totals = _totals(sums)
     for i in tl.static_range(FIRST_COUNT):
         tl.store(row + i, totals[i])
-    tl.store(row + NONFINITE, 0.0)  # had one not been finite, the sums would not be
+    tl.store(row + NONFINITE, 0.0)  # else the sums are not finite, and rejected
     tl.store(row + ZERO_GRAD, tl.sum(counted & 0xFFFF, axis=0).to(tl.float64))
     tl.store(row + SWALLOWED, tl.sum(counted >> 16, axis=0).to(tl.float64))
     tl.store(row + UPDATE_MAX, tl.max(most_update, axis=0).to(tl.float64))
     tl.store(row + GRAD_MAX, tl.max(most_grad, axis=0).to(tl.float64))
     amounts = tl.sum(amounts.to(tl.float64), axis=0)
-    return _are_sound(totals, amounts, seen, layer, numbers, KINDS)
+    return _are_accurate(totals, amounts, seen, layer, numbers, KINDS)
 
 
 @triton.jit
 def _totals(s):
+    """Return the sums across lanes, in float64."""
     totals = ()
     for i in tl.static_range(FIRST_COUNT):
         totals = totals + (total(s[i]),)  # noqa: RUF005
@@ -262,21 +269,21 @@ def _totals(s):
 
 
 @triton.jit
-def _slow(
+def _sum_in_float64(
     layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum a chunk in float64."""
+    """Sum a chunk in float64 into its row of the scratch."""
     zero = tl.zeros([BLOCK], tl.float64)
     none = tl.zeros([BLOCK], tl.int32)
     sums = _no_terms(zero)
     broken, zeros, swallowed, most_update, most_grad = none, none, none, zero, zero
-    tally = no_tally()
+    tally = empty_tally()
     for start in range(0, size, BLOCK):
         lanes = start + tl.arange(0, BLOCK)
         inside = lanes < size
         values, _, after, _ = _elements(layer, numbers, lanes, inside, KINDS, tl.float64)
         w, update, g, _, _, _, u, _ = values
-        sums = _plus(sums, _terms(values))
+        sums = _add_terms(sums, _terms(values))
         finite = (tl.abs(w) < float("inf")) & (tl.abs(g) < float("inf"))
         broken += (finite == 0).to(tl.int32)
         zeros += (inside & (g == 0)).to(tl.int32)
@@ -286,7 +293,7 @@ def _slow(
         if COUNT:
             tally = tally_block(counts, tally, values, after, inside, layer[7])
     if COUNT:
-        hand_in(counts, tally)
+        flush_tally(counts, tally)
     totals = _totals(sums)
     for i in tl.static_range(FIRST_COUNT):
         tl.store(row + i, totals[i])
@@ -298,8 +305,8 @@ def _slow(
 
 
 @triton.jit
-def _numbers(at, DIVIDES: tl.constexpr):
-    """Return a direction's numbers, what the decay keeps of w as its inverse."""
+def _load_coefficients(at, DIVIDES: tl.constexpr):
+    """Load a direction's coefficients; the factor of the decay is replaced by its inverse."""
     rate, a, b, c = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
     e, h, epsilon, decay = tl.load(at + 4), tl.load(at + 5), tl.load(at + 6), tl.load(at + 7)
     divides = tl.load(at + 9) if DIVIDES else tl.full([], 0, tl.float64)
@@ -312,11 +319,11 @@ def measure_chunks(
     KINDS: tl.constexpr, WIDE: tl.constexpr, COUNT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum a chunk of a layer: a program each, from chunk `first` on.
+    """Sum one chunk of a layer per program, starting with chunk `first`.
 
-    `KINDS` are the dtypes of after, before, gradient, base, variance and momentum (0: there is
-    none); whether the base is the momentum; whether all addresses, and those of gradients, are
-    multiples of 16. `WIDE`: in float64.
+    `KINDS` has the dtypes of after, before, gradient, base, variance and momentum (0 for a missing
+    tensor), and three flags: the base is the momentum; the addresses of all tensors except for the
+    gradient are multiples of 16; those of all gradients are. `WIDE` requests float64.
     """
     chunk = first + tl.program_id(0)
     index = tl.load(chunks + 2 * chunk).to(tl.int64)
@@ -329,19 +336,19 @@ def measure_chunks(
         tl.load(fields), tl.load(fields + 1), grad, tl.load(fields + 2), tl.load(fields + 3),
         tl.load(fields + 4), start, has_grad, known,
     )  # fmt: skip
-    numbers = _numbers(forms + tl.maximum(form, 0) * NUMBERS, KINDS[4] != 0)
+    numbers = _load_coefficients(forms + tl.maximum(form, 0) * NUMBERS, KINDS[4] != 0)
     size = tl.minimum(tl.load(fields + 5) - start, CHUNK).to(tl.int32)
     row = scratch + chunk.to(tl.int64) * SUMS
     here = counts + index * (3 * BUCKETS)
     if WIDE:
-        _slow(layer, numbers, size, row, here, KINDS, COUNT, BLOCK // 4)
-    elif _fast(layer, numbers, size, row, here, KINDS, COUNT, BLOCK) == 0:
-        _slow(layer, numbers, size, row, here, KINDS, False, BLOCK // 4)
+        _sum_in_float64(layer, numbers, size, row, here, KINDS, COUNT, BLOCK // 4)
+    elif _sum_in_float32(layer, numbers, size, row, here, KINDS, COUNT, BLOCK) == 0:
+        _sum_in_float64(layer, numbers, size, row, here, KINDS, False, BLOCK // 4)
 
 
 @triton.jit(do_not_specialize=["count"])
 def add_chunks(layers, changing, scratch, sums, count, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Add the chunks of a layer in their order: a program each."""
+    """Add the chunks of one layer per program, in order; set missing sums to NaN."""
     index = tl.program_id(0).to(tl.int64)
     fields = layers + index * FIELDS
     size, first, chunks = tl.load(fields + 5), tl.load(fields + 6), tl.load(fields + 7)
@@ -359,7 +366,7 @@ def add_chunks(layers, changing, scratch, sums, count, PADDED: tl.constexpr, ROW
 
 @triton.jit(do_not_specialize=["count"])
 def gather(places, numbers, count, BLOCK: tl.constexpr):
-    """Read the float32 numbers that lie at these addresses."""
+    """Read the float32 numbers at these addresses."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < count
     at = tl.load(places + lane, mask=inside, other=0).to(tl.pointer_type(tl.float32))

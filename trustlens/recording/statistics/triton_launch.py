@@ -1,4 +1,4 @@
-"""Layers laid out on a GPU, and the kernels started on them: see ``triton_backend.py``."""
+"""Prepare the tables of layers on a GPU, and launch the kernels of ``triton_kernels.py``."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from torch import Tensor
 from trustlens.kernels.device import OPTIONS, current_device, next_power_of_two, upload
 from trustlens.kernels.sums import SUMS
 from trustlens.recording.optimizers import Direction
-from trustlens.recording.statistics.layer_step import numbers_of
+from trustlens.recording.statistics.layer_step import coefficients_of
 
 CHUNK: Final = 1 << 15
-"""Elements that one program sums: enough to hide what it does once."""
+"""Elements that one program sums: enough to amortize its start and end."""
 
 BLOCK: Final = 1 << 10
-"""Elements it does at a time: a lane then adds 32 numbers in float32."""
+"""Elements that a program processes at a time: each lane adds 32 numbers in float32."""
 
-_ROWS: Final = 64  # chunks of a layer that are added at a time
+_ROWS: Final = 64  # chunks of a layer that `add_chunks` adds at a time
 
-ALIGNMENT: Final = 16  # bytes that a thread reads at once
+ALIGNMENT: Final = 16  # bytes of a vectorized load
 
 _NO_NUMBERS: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
 
 
 class KernelKind(NamedTuple):
-    """What a kernel is compiled for; the dtypes are of after, before, gradient, x, v and m."""
+    """Constants that a kernel is compiled for; dtypes of after, before, gradient, x, v and m."""
 
     dtypes: tuple[torch.dtype | None, ...]
     base_is_momentum: bool
-    aligned: bool  # but for the gradient, whose address changes
+    aligned: bool  # all tensors except for the gradient, whose address changes
 
 
 class PackedLayer(NamedTuple):
     """A layer as the kernels read it."""
 
-    kind: KernelKind | None  # None: not read, and of no size
+    kind: KernelKind | None  # None: the kernels cannot read the layer
     addresses: tuple[int, ...]  # of after, before, x, v and m
     size: int
     has: int
@@ -48,32 +48,32 @@ class PackedLayer(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Layers of one kind: a launch."""
+    """Layers of one kind, which one launch measures."""
 
-    kinds: tuple[Any, ...]  # as the kernel has them
+    kinds: tuple[Any, ...]  # `KINDS` of the kernel, without its last flag
     wide: bool
     first: int
     chunks: int
 
 
 class PreparedGpuLayers:
-    """Layers whose tensors stay where they are, except for the gradients.
+    """Layers whose tensors, except for the gradients, keep their addresses between steps.
 
     Parameters
     ----------
     kernels : module
-        ``triton_kernels``.
+        The module ``triton_kernels``.
     layers : sequence
-        The layers, packed.
+        The packed layers.
     device : torch.device
-        Where they lie.
+        The device of the layers.
     """
 
     def __init__(self, kernels: Any, layers: Sequence[PackedLayer], device: torch.device) -> None:
         self._kernels = kernels
         self._device = device
         self._count = len(layers)
-        fields, chunks, self._groups = _laid_out(kernels, layers)
+        fields, chunks, self._groups = _layout(kernels, layers)
         self._layers, self._chunks = upload(fields, device), upload(chunks, device)
         self._changing = torch.empty(0, dtype=torch.int64, device=device)
         self._sent = b""
@@ -92,23 +92,25 @@ class PreparedGpuLayers:
         Parameters
         ----------
         grads : sequence of int
-            The address of each layer's gradient, contiguous and of the dtype that it was prepared
-            with (else of the weights'); 0 where there is none.
+            Addresses of the gradients, which are contiguous and have the dtype they had at
+            preparation (without a gradient then, the dtype of the weights); 0 for none.
         forms : sequence of Direction
-            The numbers of the directions; their tensors are not looked at. Some may lie on the
-            device, without dimensions, or of shape (n,) for the n layers of a form in their order.
+            The layers' directions, without duplicates. Only their coefficients are read, not their
+            tensors. A coefficient may be a tensor on the device, without dimensions or of shape
+            (n,), with one value for each of the n layers of this direction in order.
         form_of : sequence of int
-            The place of each layer's direction among them; -1 where none is known.
+            Index of each layer's direction in ``forms``; -1 if it is unknown.
         counts : Tensor, optional
-            What the element histograms are added to: int64 of shape (layers, 3, buckets).
+            Element histograms to which those of this step are added: int64 of shape (layers, 3,
+            buckets).
         """
-        double: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
-        sums = torch.empty((self._count, len(SUMS)), **double)
-        forms_there = self._send(grads, forms, form_of)
-        scratch = torch.empty((len(self._chunks), len(SUMS)), **double)
+        float64: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
+        sums = torch.empty((self._count, len(SUMS)), **float64)
+        coefficients = self._send(grads, forms, form_of)
+        scratch = torch.empty((len(self._chunks), len(SUMS)), **float64)
         with current_device(self._device):
             for group in self._groups:
-                self._launch(group, forms_there, scratch, counts)
+                self._launch(group, coefficients, scratch, counts)
             self._kernels.add_chunks[(self._count,)](
                 *(self._layers, self._changing, scratch, sums, self._count),
                 PADDED=next_power_of_two(len(SUMS)),
@@ -141,8 +143,8 @@ class PreparedGpuLayers:
         forms: Sequence[Direction],
         form_of: Sequence[int] | NDArray[np.int64],
     ) -> Tensor:
-        """Bring what changed to the device, in one copy; return the forms' numbers there."""
-        values, places, tensors, row_of = _table(forms, np.asarray(form_of, np.int64))
+        """Upload what changed since the last step in one copy; return the coefficients."""
+        values, places, tensors, row_of = _coefficient_table(forms, np.asarray(form_of, np.int64))
         packed = b"".join(
             (_packed_ints(grads), row_of.tobytes(), array("d", values), _packed_ints(places))
         )
@@ -151,13 +153,13 @@ class PreparedGpuLayers:
             self._changing, self._sent = upload(changing, self._device), packed
             self._grads_aligned = not (changing[: self._count] % ALIGNMENT).any()
         start, end = 2 * self._count, 2 * self._count + len(values)
-        there = self._changing[start:end].view(torch.float64)
-        if tensors:  # numbers that lie on the device are put in there
-            there.index_copy_(0, self._changing[end:], torch.cat(tensors).double())
-        return there
+        coefficients = self._changing[start:end].view(torch.float64)
+        if tensors:  # insert the coefficients that are on the device
+            coefficients.index_copy_(0, self._changing[end:], torch.cat(tensors).double())
+        return coefficients
 
     def gather(self, places: NDArray[np.int64]) -> Tensor:
-        """Return the float32 numbers that lie at these addresses of the device, of their shape."""
+        """Return the float32 numbers at these addresses of the device, shape (addresses,)."""
         packed = places.tobytes()
         if packed != self._gathered[0]:
             self._gathered = packed, upload(places, self._device)
@@ -169,38 +171,47 @@ class PreparedGpuLayers:
         return numbers
 
 
-def _table(
+def _coefficient_table(
     forms: Sequence[Direction], form_of: NDArray[np.int64]
 ) -> tuple[list[float], list[int], list[Tensor], NDArray[np.int64]]:
-    """Return the numbers of all forms, row by row, and the row of each layer.
+    """Return the table of coefficients and the row of each layer in it.
 
-    Those that lie on the device are 0; beside the numbers, where these are and their tensors.
+    Returns
+    -------
+    values : list of float
+        The table, row by row; 0 for coefficients that are on the device.
+    places : list of int
+        Positions in ``values`` of the coefficients that are on the device.
+    tensors : list of Tensor
+        These coefficients.
+    row_of : int64 (layers,)
+        Row of each layer; -1 if its direction is unknown.
     """
     values: list[float] = []
     places: list[int] = []
     tensors: list[Tensor] = []
-    first_of: list[int] = []
-    of_many: list[tuple[int, int]] = []
+    first_row_of: list[int] = []
+    with_rows_per_layer: list[tuple[int, int]] = []
     for i, form in enumerate(forms):
-        row = numbers_of(form)
+        row = coefficients_of(form)
         first, n = len(values), max((v.numel() for v in row if isinstance(v, Tensor)), default=1)
-        first_of.append(first // len(row))
-        of_many += [(i, n)] if n > 1 else []
+        first_row_of.append(first // len(row))
+        with_rows_per_layer += [(i, n)] if n > 1 else []
         values += n * [0.0 if isinstance(value, Tensor) else value for value in row]
         for column, value in enumerate(row):
             if isinstance(value, Tensor):
                 places += range(first + column, len(values), len(row))
                 tensors.append(value.detach().reshape(-1).expand(n))
-    row_of = np.array([*first_of, -1], np.int64)[form_of]
-    for i, n in of_many:
-        row_of[form_of == i] = first_of[i] + np.arange(n)
+    row_of = np.array([*first_row_of, -1], np.int64)[form_of]
+    for i, n in with_rows_per_layer:
+        row_of[form_of == i] = first_row_of[i] + np.arange(n)
     return values or list(_NO_NUMBERS), places, tensors, row_of
 
 
-def _laid_out(
+def _layout(
     kernels: Any, layers: Sequence[PackedLayer]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Group]]:
-    """Return the tables of the layers and of the chunks, those of a kind together."""
+    """Return the tables of layers and chunks, and the groups; chunks of a kind are adjacent."""
     from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — may be missing
 
     by_kind: dict[KernelKind, list[int]] = {}
