@@ -36,7 +36,7 @@ def test_steps_before_the_first_clipped_one_can_be_computed(tmp_path, variant):
     run = trustlens.open_run(tmp_path)
     with pytest.raises(
         UsageError, match=r"the norm \d\.\d+ at step 4.*max_grad_norm=None"
-    ) as message:
+    ) as caught:
         run.trust_ratio(variant)
     assert "steps=slice(None, 4)" in str(caught.value)
     with pytest.raises(UsageError, match="at step 4"):
