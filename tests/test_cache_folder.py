@@ -1,4 +1,4 @@
-"""Where compiled loops, and files that are not uploaded yet, are stored."""
+"""The user's cache folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trustlens.cache_folder import cache_folder
 
 
 def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a user without a home, as some containers do."""
+    """Simulate a user without a home directory, as in some containers."""
 
     def unknown(_: int) -> Any:
         raise KeyError("uid not found")
@@ -24,19 +24,19 @@ def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-def test_it_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xdg_cache_home_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_home(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "trustlens"
 
 
-def test_it_is_in_the_home_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_is_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "trustlens"
 
 
-def test_a_user_without_a_home_has_one_for_the_process(
+def test_a_user_without_a_home_gets_a_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_home(monkeypatch)
@@ -45,9 +45,11 @@ def test_a_user_without_a_home_has_one_for_the_process(
     found = cache_folder()
     assert found.is_dir()
     assert cache_folder() == found
-    assert not list(tmp_path.iterdir())  # such as a folder "~"
+    assert not list(tmp_path.iterdir())  # not even a folder "~"
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # nothing can be made below it
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / "file")
+    )  # no folder can be created in a file
     assert cache_folder() == found
 
 
@@ -66,7 +68,7 @@ def test_on_windows_it_is_in_the_local_application_data(
     monkeypatch.setattr(
         module,
         "user_cache_path",
-        lambda *given, **options: Windows(*given, **options).user_cache_path,
+        lambda *arguments, **options: Windows(*arguments, **options).user_cache_path,
     )
     monkeypatch.setattr("sys.platform", "win32")
     assert cache_folder() == tmp_path / "trustlens" / "Cache"

@@ -1,4 +1,4 @@
-"""What lies in a run's place and is not the run's: it is neither written nor taken away."""
+"""Files in a run's directory that do not belong to the run are neither written nor removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trustlens.store.atomic_write import temporary_name
 from trustlens.store.repair import repair
 from trustlens.store.writer import RunWriter
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no locks to tell it by")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX locks")
 
 
 def write(writer: RunWriter, first: int, last: int) -> None:
@@ -39,7 +39,9 @@ def contents(directory: Path) -> dict[Path, bytes]:
 
 @posix
 @pytest.mark.parametrize("closed", [False, True])
-def test_another_run_in_the_place_of_one_that_was_removed(tmp_path: Path, *, closed: bool) -> None:
+def test_another_run_that_replaced_a_removed_one_is_not_changed(
+    tmp_path: Path, *, closed: bool
+) -> None:
     run = tmp_path / "run"
     old = RunWriter(run, run_info("old"), segment_rows=10)
     new = RunWriter(tmp_path / "new", run_info("new"), segment_rows=10)
@@ -54,7 +56,7 @@ def test_another_run_in_the_place_of_one_that_was_removed(tmp_path: Path, *, clo
     for work in (
         lambda: write(old, 16, 30),
         lambda: old.change_info(lambda info: info.closed_at("now")),
-        lambda: old.rewind(3, {}),
+        lambda: old.rollback(3, {}),
         lambda: old.close(old.info.closed_at("now")),
     ):
         with pytest.raises(OSError, match="was removed or replaced while it was being recorded"):
@@ -63,7 +65,7 @@ def test_another_run_in_the_place_of_one_that_was_removed(tmp_path: Path, *, clo
 
 
 @posix
-def test_it_ends_a_recording_with_one_warning(
+def test_a_replaced_run_ends_the_recording_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     parameter = torch.nn.Parameter(torch.ones(30))
@@ -82,16 +84,16 @@ def test_it_ends_a_recording_with_one_warning(
     assert (run.name, run.status, run.last_step) == ("other", "closed", 50)
 
 
-def put_unfinished(run: Path, names: list[str]) -> list[Path]:
-    made = [(run / name).with_name(temporary_name(Path(name).name)) for name in names]
-    for path in made:
+def write_temporary_files(run: Path, names: list[str]) -> list[Path]:
+    paths = [(run / name).with_name(temporary_name(Path(name).name)) for name in names]
+    for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("of a file")
-    return made
+    return paths
 
 
 @pytest.mark.parametrize("how", [repair, resumed])
-def test_only_unfinished_files_of_the_run_are_taken_away(
+def test_only_temporary_files_of_the_run_are_removed(
     tmp_path: Path, how: Callable[[Path], object]
 ) -> None:
     run = make_run(tmp_path / "run")
@@ -112,14 +114,14 @@ def test_only_unfinished_files_of_the_run_are_taken_away(
         "inner/layers/000000.parquet",
         ".replaced/000001/layers/000000.parquet",
     ]
-    gone, kept = put_unfinished(run, ours), put_unfinished(run, others)
+    removed, others_left = write_temporary_files(run, ours), write_temporary_files(run, others)
     how(run)
-    assert not [path for path in gone if path.exists()]
-    assert {path.read_text() for path in kept} == {"of a file"}
+    assert not [path for path in removed if path.exists()]
+    assert {path.read_text() for path in others_left} == {"of a file"}
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(
+def test_a_link_in_place_of_a_temporary_file_is_not_followed(
     tmp_path: Path, *, resume: bool
 ) -> None:
     run, precious = tmp_path / "run", tmp_path / "precious"
@@ -135,14 +137,14 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(
     assert precious.read_text() == "precious"
 
 
-def test_what_a_rewind_replaces_is_not_kept_behind_a_link(tmp_path: Path) -> None:
+def test_copies_of_a_rollback_are_not_written_through_a_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     writer = RunWriter(tmp_path / "run", run_info(layers=["a"]))
     write(writer, 1, 4)
     (tmp_path / "run" / ".replaced").symlink_to(outside)
     with pytest.raises(RunError, match="replaced' is a symbolic link"):
-        writer.rewind(2, {})
+        writer.rollback(2, {})
     writer.close(writer.info)
     assert not list(outside.iterdir())
     assert len(trustlens.Run(tmp_path / "run").layers()) == 4

@@ -1,4 +1,4 @@
-"""Locations: one protocol for directories of this machine and of an object store."""
+"""Locations: one protocol for directories on this machine and on an object store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Location, Fi
     return locate(address), lambda name, data: files.pipe(f"{address}/{name}", data)
 
 
-def test_what_both_kinds_tell_is_the_same(folder: tuple[Location, Fill]) -> None:
+def test_both_kinds_of_location_agree(folder: tuple[Location, Fill]) -> None:
     place, write = folder
     write("a.txt", b"12345")
     write("below/b.txt", b"1")
@@ -79,7 +79,7 @@ def test_an_entry_changes_with_its_file(tmp_path: Path) -> None:
     assert locate(path).entry() != before
 
 
-def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for read in (locate(tmp_path / "link").open, locate(tmp_path / "link").read_bytes):

@@ -1,4 +1,4 @@
-"""One writer a run, and a lock that nobody has to clean up."""
+"""One writer per run, by a lock that needs no cleaning up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trustlens.store.locking import RunLock
 from trustlens.store.run_info import RunInfo
 from trustlens.store.writer import RunWriter
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX locks")
 
 HOLD = """
     import sys, time
@@ -50,7 +50,7 @@ def resumed(directory: Path) -> RunWriter:
 
 def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info())
-    for _ in range(2):  # to be refused takes nothing from the one that writes
+    for _ in range(2):  # a refused writer does not affect the lock
         with pytest.raises(UsageError, match="that this process is recording; close that recorder"):
             resumed(tmp_path / ".." / tmp_path.name)
     writer.close(writer.info)
@@ -73,7 +73,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
 
 
 @posix
-def test_a_fork_neither_has_the_lock_nor_takes_it_away(tmp_path: Path) -> None:
+def test_a_forked_process_neither_has_nor_releases_the_lock(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     child = os.fork()
     if child == 0:
@@ -91,7 +91,7 @@ def test_a_fork_neither_has_the_lock_nor_takes_it_away(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_what_cannot_be_opened_leaves_no_lock(tmp_path: Path) -> None:
+def test_a_writer_that_fails_to_open_leaves_no_lock(tmp_path: Path) -> None:
     def refuse(_: RunInfo) -> RunInfo:
         raise UsageError("injected")
 
@@ -107,27 +107,27 @@ def test_what_cannot_be_opened_leaves_no_lock(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_writer_that_nobody_has_any_more_lets_go(tmp_path: Path) -> None:
+def test_a_garbage_collected_writer_releases_the_lock(tmp_path: Path) -> None:
     RunWriter(tmp_path, run_info())
     RunLock(tmp_path).release()
 
 
 @posix
-def test_a_lock_whose_file_was_taken_away_meanwhile_is_none(
+def test_a_lock_file_that_was_removed_before_locking_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its holder ends between our opening of the file and our locking of it."""
+    """The holder ends after we opened the lock file and before we locked it."""
     import fcntl
 
     lockf, calls = fcntl.lockf, []
 
-    def late(*arguments: Any) -> None:
+    def remove_then_lock(*arguments: Any) -> None:
         calls.append(arguments)
         if len(calls) == 1:
             (tmp_path / ".lock").unlink()
         lockf(*arguments)
 
-    monkeypatch.setattr(fcntl, "lockf", late)
+    monkeypatch.setattr(fcntl, "lockf", remove_then_lock)
     lock = RunLock(tmp_path)
     assert len(calls) == 2
     assert (tmp_path / ".lock").exists()
@@ -135,18 +135,16 @@ def test_a_lock_whose_file_was_taken_away_meanwhile_is_none(
 
 
 @posix
-def test_where_there_are_no_locks_one_records_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recording_works_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    def none(*_: Any) -> None:
+    def no_locks(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", none)
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
     lock = RunLock(tmp_path)
     assert not (tmp_path / ".lock").exists()
-    lock.check()  # it cannot be told: taken for ours
+    lock.check()  # without locks, the check passes
     with pytest.raises(UsageError, match="this process"):
         RunLock(tmp_path)
     lock.release()
@@ -154,15 +152,17 @@ def test_where_there_are_no_locks_one_records_without(
 
 @posix
 @pytest.mark.parametrize("kind", ["a link", "a link to nothing", "a pipe", "a folder"])
-def test_what_is_no_plain_file_is_neither_locked_nor_written(tmp_path: Path, kind: str) -> None:
+def test_a_lock_file_that_is_not_a_regular_file_is_neither_locked_nor_written(
+    tmp_path: Path, kind: str
+) -> None:
     run, precious, path = tmp_path / "run", tmp_path / "precious", tmp_path / "run" / ".lock"
     run.mkdir()
     precious.write_text("precious")
     make = {"a pipe": lambda: os.mkfifo(path), "a folder": path.mkdir}
     target = precious if kind == "a link" else tmp_path / "nothing"
     make.get(kind, lambda: path.symlink_to(target))()
-    what = "a symbolic link" if "link" in kind else "no plain file"
-    with pytest.raises(UsageError, match=rf"\.lock' is {what}, .+; remove it"):
+    what = "a symbolic link" if "link" in kind else "not a regular file"
+    with pytest.raises(UsageError, match=rf"\.lock' is {what}; .+; remove it"):
         RunWriter(run, run_info())
     assert precious.read_text() == "precious"
     assert not (tmp_path / "nothing").exists()
@@ -170,7 +170,7 @@ def test_what_is_no_plain_file_is_neither_locked_nor_written(tmp_path: Path, kin
 
 
 @posix
-def test_what_is_interrupted_as_it_takes_the_lock_does_not_keep_it(
+def test_an_interrupt_while_locking_releases_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -190,7 +190,7 @@ def test_what_is_interrupted_as_it_takes_the_lock_does_not_keep_it(
 
 
 @posix
-def test_who_found_no_room_does_not_keep_it(tmp_path: Path) -> None:
+def test_a_full_disk_while_opening_releases_the_lock(tmp_path: Path) -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

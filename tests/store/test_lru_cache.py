@@ -1,4 +1,4 @@
-"""The cache is bounded by its size, and several threads may use it."""
+"""The cache is bounded by total size, and is thread-safe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Text:
         return len(self.text)
 
 
-def test_the_least_used_goes_first() -> None:
+def test_the_least_recently_used_item_is_dropped_first() -> None:
     cache, made = LruCache(6), list[str]()
 
     def get(key: str) -> str:
@@ -35,7 +35,7 @@ def test_the_least_used_goes_first() -> None:
     assert cache.nbytes == 6
 
 
-def test_what_is_too_large_is_not_cached() -> None:
+def test_an_item_that_is_too_large_is_not_cached() -> None:
     cache = LruCache(4)
     assert [cache.get(0, lambda: Text("12345")).text for _ in range(2)] == ["12345"] * 2
     assert cache.nbytes == 0
@@ -43,7 +43,7 @@ def test_what_is_too_large_is_not_cached() -> None:
     assert cache.get(1, lambda: Text("2")).text == "1"
 
 
-def test_what_could_not_be_made_is_made_again() -> None:
+def test_an_error_is_not_cached() -> None:
     cache = LruCache(1)
 
     def fail() -> Text:
@@ -54,7 +54,7 @@ def test_what_could_not_be_made_is_made_again() -> None:
     assert cache.get(0, lambda: Text("1")).text == "1"
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+def test_it_is_thread_safe() -> None:
     cache, wrong = LruCache(3), list[str]()
 
     def ask(first: int) -> None:
@@ -72,19 +72,19 @@ def test_threads_do_not_disturb_each_other() -> None:
     assert cache.nbytes == 3
 
 
-def test_one_bound_holds_for_all_runs_of_the_process(
+def test_all_runs_of_the_process_share_one_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred runs, read in coarse steps and all held: what is cached stays within the bound."""
+    """Read a hundred runs in buckets, and keep all of them: the cache stays within the bound."""
     monkeypatch.setattr("trustlens.store.reader._SETTLED", 0)
     steps = 260
     values = {"grad_norm": np.arange(steps * 20, dtype=np.float64).reshape(steps, 20)}
     make_run(tmp_path / "0", steps=steps, layers=20, values=values)
-    alone = LruCache(1 << 30)
-    monkeypatch.setattr("trustlens.store.reader.CACHE", alone)
+    one_run = LruCache(1 << 30)
+    monkeypatch.setattr("trustlens.store.reader.CACHE", one_run)
     trustlens.Run(tmp_path / "0").downsample("grad_norm", 10)
-    assert alone.nbytes > 0
-    bounded = LruCache(10 * alone.nbytes)
+    assert one_run.nbytes > 0
+    bounded = LruCache(10 * one_run.nbytes)
     monkeypatch.setattr("trustlens.store.reader.CACHE", bounded)
     runs: list[trustlens.Run] = []
     for i in range(100):
@@ -92,5 +92,5 @@ def test_one_bound_holds_for_all_runs_of_the_process(
             (tmp_path / str(i)).symlink_to(tmp_path / "0")
         runs.append(trustlens.Run(tmp_path / str(i)))
         assert np.isfinite(runs[-1].downsample("grad_norm", 10).mean).all()
-        assert bounded.nbytes <= 10 * alone.nbytes
-    assert bounded.nbytes > 8 * alone.nbytes  # it was used, by many runs
+        assert bounded.nbytes <= 10 * one_run.nbytes
+    assert bounded.nbytes > 8 * one_run.nbytes  # many runs are cached

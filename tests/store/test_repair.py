@@ -1,4 +1,4 @@
-"""Sealing what a dead process left: nothing that it flushed is lost, and nothing changes twice."""
+"""Repair of an interrupted run: no flushed row is lost, and a second repair changes nothing."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ RECORDING = """
 
 @pytest.fixture
 def left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run whose process was killed once seven steps were flushed."""
+    """A run whose process was killed after seven steps were flushed."""
     run = tmp_path / "run"
     command = [sys.executable, "-c", textwrap.dedent(RECORDING), str(run)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "flushed\n"
-        assert main(["repair", str(run)]) == 2  # it lives
+        assert main(["repair", str(run)]) == 2  # the process is still running
         assert "already holds a run that process" in capsys.readouterr().err
         os.kill(process.pid, signal.SIGKILL)
     return run
@@ -62,11 +62,11 @@ def left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 def tables(run: Path) -> list[pd.DataFrame]:
     opened = trustlens.open_run(run)
-    made = [opened.layers(), opened.steps(), opened.metrics()]
-    return [rows.sort_values(list(rows)[:2]).reset_index(drop=True) for rows in made]
+    frames = [opened.layers(), opened.steps(), opened.metrics()]
+    return [rows.sort_values(list(rows)[:2]).reset_index(drop=True) for rows in frames]
 
 
-def test_what_was_flushed_is_sealed(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flushed_rows_are_sealed(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tables(left)
     assert [len(rows) for rows in before] == [14, 7, 7]
     assert main(["repair", str(left)]) == 0
@@ -82,7 +82,9 @@ def test_what_was_flushed_is_sealed(left: Path, capsys: pytest.CaptureFixture[st
     assert {path: path.read_bytes() for path in left.rglob("*") if path.is_file()} == content
 
 
-def test_a_torn_batch_is_left_out_and_told(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_batch_is_discarded_and_reported(
+    left: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     journal = left / "journal" / "layers-000000.arrow"
     journal.write_bytes(journal.read_bytes()[:-100])
     assert main(["repair", str(left)]) == 1
@@ -96,7 +98,7 @@ def test_a_torn_batch_is_left_out_and_told(left: Path, capsys: pytest.CaptureFix
     assert "note: step 7 is missing: the process died before" in capsys.readouterr().out
 
 
-def test_a_repaired_run_is_gone_on_with(left: Path) -> None:
+def test_a_repaired_run_can_be_resumed(left: Path) -> None:
     assert main(["repair", str(left)]) == 0
     code = RECORDING.replace("sys.argv[1])", "sys.argv[1], resume=True)")
     code = code.replace("time.sleep(60)", "recorder.close()")
@@ -107,16 +109,16 @@ def test_a_repaired_run_is_gone_on_with(left: Path) -> None:
 
 
 def torn(directory: Path, tables: list[str], **recorder: int) -> Path:
-    """A run that died: of each of twelve steps a batch a table; of these, the last four are lost.
+    """Write a run whose process died: twelve steps, a batch each, the last four torn in ``tables``.
 
     Step 9 was skipped.
     """
     info = run_info(layers=["a"])
     writer = RunWriter(directory, info.change_recording(**recorder))
-    whole: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for step in range(1, 13):
         if step == 9:
-            whole = {table: journal_path(directory, table, 0).stat().st_size for table in tables}
+            sizes = {table: journal_path(directory, table, 0).stat().st_size for table in tables}
         at = np.array([step])
         if step != 9:
             writer.append("layers", layers_table(at, ["a"], {}))
@@ -125,10 +127,10 @@ def torn(directory: Path, tables: list[str], **recorder: int) -> Path:
         writer.append("steps", steps_table(at).set_column(2, SCHEMAS["steps"].field(2), skipped))
         writer.append("metrics", metrics_table(at, {"loss": np.ones(1)}))
     writer.flush()
-    writer._lock.release()  # as its death does
+    writer._lock.release()  # as when the process dies
     for table in tables:
         journal = journal_path(directory, table, 0)
-        journal.write_bytes(journal.read_bytes()[: whole[table] + 100])
+        journal.write_bytes(journal.read_bytes()[: sizes[table] + 100])
     return directory
 
 
@@ -138,16 +140,16 @@ def histogram(step: int) -> pa.Table:
 
 
 def sentences(gaps: dict[str, str]) -> list[str]:
-    """Return what is told of steps that tables lack."""
+    """Return the sentences about steps that are missing from tables."""
     return [
-        f"{steps}: the process died before all of their rows of '{table}' were on the disk"
+        f"{steps}: the process died before all of their rows of '{table}' were written"
         for table, steps in gaps.items()
     ]
 
 
-def told(directory: Path) -> list[str]:
-    said = missing(directory, read_info(directory), last_step=lambda: 0, dead=True)
-    return [sentence for sentence in said if "before all of" in sentence]
+def missing_sentences(directory: Path) -> list[str]:
+    found = missing(directory, read_info(directory), last_step=lambda: 0, dead=True)
+    return [sentence for sentence in found if "before all of" in sentence]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def told(directory: Path) -> list[str]:
         (["histograms"], {"histograms_every": 3}, {"histograms": "step 10 is missing"}),
         (["steps"], {}, {"steps": "steps 9 to 12 are missing"}),
         (["metrics"], {}, {"metrics": "steps 9 to 12 are missing"}),
-        ([*TABLES], {"histograms_every": 1}, {}),  # of what nothing is left, nothing is known
+        ([*TABLES], {"histograms_every": 1}, {}),  # no table shows which steps there were
         (
             ["layers", "metrics"],
             {},
@@ -169,20 +171,20 @@ def told(directory: Path) -> list[str]:
         ),
     ],
 )
-def test_the_steps_that_a_torn_table_lacks_are_told_before_and_after(
+def test_missing_steps_of_a_torn_table_are_reported_before_and_after_a_repair(
     tables: list[str], recorder: dict[str, int], gaps: dict[str, str], tmp_path: Path
 ) -> None:
     run = torn(tmp_path, tables, **recorder)
     expected = sentences(gaps)
-    assert told(run) == expected
+    assert missing_sentences(run) == expected
     assert {left.table for left in repair(run) if left.torn} == set(tables)
-    assert told(run) == expected
+    assert missing_sentences(run) == expected
     repair(run)
-    assert told(run) == expected
+    assert missing_sentences(run) == expected
 
 
 def without_room(directory: Path, monkeypatch: pytest.MonkeyPatch, **recorder: int) -> Path:
-    """A run that died on a full disk: the rows of `steps` were small enough for it."""
+    """Write a run whose process died while the disk was too full for all tables but `steps`."""
     info = run_info(layers=["a"]).change_recording(**recorder)
     writer = RunWriter(directory, info)
 
@@ -195,18 +197,18 @@ def without_room(directory: Path, monkeypatch: pytest.MonkeyPatch, **recorder: i
             writer.append("steps", steps_table(at))
         writer.flush()
 
-    whole = TableWriter._journal
+    original = TableWriter._write_to_journal
 
     def full(table: TableWriter, rows: pa.Table) -> None:
         if "counts" in rows.column_names or "grad_norm" in rows.column_names:
             raise OSError(errno.ENOSPC, "No space left on device")
-        whole(table, rows)
+        original(table, rows)
 
     append(1, 10)
     with monkeypatch.context() as patch:
-        patch.setattr(TableWriter, "_journal", full)
+        patch.setattr(TableWriter, "_write_to_journal", full)
         append(11, 14)
-    writer._lock.release()  # as its death does
+    writer._lock.release()  # as when the process dies
     return directory
 
 
@@ -222,7 +224,7 @@ def without_room(directory: Path, monkeypatch: pytest.MonkeyPatch, **recorder: i
         ),
     ],
 )
-def test_rows_without_room_are_told_of_a_run_that_died_before_it_could_note_them(
+def test_rows_lost_to_a_full_disk_are_reported_if_the_process_died(
     recorder: dict[str, int],
     gaps: dict[str, str],
     tmp_path: Path,
@@ -230,7 +232,7 @@ def test_rows_without_room_are_told_of_a_run_that_died_before_it_could_note_them
 ) -> None:
     run = without_room(tmp_path, monkeypatch, **recorder)
     expected = sentences(gaps)
-    assert told(run) == expected
+    assert missing_sentences(run) == expected
     shutil.copytree(run, tmp_path / "resumed")
     resumed = tmp_path / "resumed"
     writer = RunWriter(resumed, run_info(), resume=lambda old: old)
@@ -238,37 +240,41 @@ def test_rows_without_room_are_told_of_a_run_that_died_before_it_could_note_them
     writer.close(writer.info)
     for _ in range(2):
         repair(run)
-        assert told(run) == told(resumed) == expected
+        assert missing_sentences(run) == missing_sentences(resumed) == expected
 
 
-def test_what_was_not_to_be_recorded_then_is_not_told_as_missing_now(
+def test_steps_that_were_not_due_are_not_reported_after_a_change_of_period(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = without_room(tmp_path, monkeypatch, every=20)
 
-    def oftener(old: RunInfo) -> RunInfo:
+    def record_every_step(old: RunInfo) -> RunInfo:
         return replace(old, recording=RecordingInfo(every=1))
 
-    RunWriter(run, run_info(), resume=oftener)._lock.release()  # it dies before its first step
-    assert told(run) == []
+    RunWriter(
+        run, run_info(), resume=record_every_step
+    )._lock.release()  # it dies before its first step
+    assert missing_sentences(run) == []
 
 
-def test_what_is_told_already_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_known_to_be_missing_are_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = without_room(tmp_path, monkeypatch)
     write_info(run, read_info(run).change_recording(gaps=((11, 13),)))
-    (sentence,) = told(run)
+    (sentence,) = missing_sentences(run)
     assert sentence.startswith("step 14 is missing")
 
 
-def test_it_is_noted_before_the_journal_goes(
+def test_missing_steps_are_written_before_the_journal_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = torn(tmp_path, ["layers"])
 
-    def dies(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store_repair, "seal_leftovers", dies)
+    monkeypatch.setattr(store_repair, "seal_leftovers", interrupt)
     with pytest.raises(KeyboardInterrupt):
         repair(run)
     assert read_info(run).recording == RecordingInfo(torn={"layers": ((10, 12),)})
@@ -278,7 +284,7 @@ def test_it_is_noted_before_the_journal_goes(
 @pytest.mark.parametrize(
     ("step", "gaps"), [(12, {"layers": ((10, 12),)}), (10, {"layers": ((10, 10),)}), (8, {})]
 )
-def test_who_resumes_without_a_repair_notes_it_too(
+def test_resuming_without_a_repair_lists_the_missing_steps_too(
     step: int, gaps: dict[str, StepRanges], tmp_path: Path
 ) -> None:
     run = torn(tmp_path, ["layers"])

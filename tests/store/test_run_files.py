@@ -1,4 +1,4 @@
-"""The files of a run, read by others, while they are written, and after they were harmed."""
+"""The files of a run: read by other tools, while they are written, and after damage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from trustlens.store.writer import RunWriter
 Make = Callable[..., Path]
 
 
-def test_plain_pandas_duckdb_and_polars_read_what_was_written(synthetic_run: Make) -> None:
+def test_pandas_duckdb_and_polars_read_the_files(synthetic_run: Make) -> None:
     path = synthetic_run("run", layers=3, steps=20, seed=7)
     expected = synthetic_values(20, 3, seed=7)
     frames = {
@@ -60,7 +60,7 @@ def test_plain_pandas_duckdb_and_polars_read_what_was_written(synthetic_run: Mak
         pd.read_parquet(path / table)
 
 
-def test_sealed_files_are_sorted_by_layer_then_step_and_split_by_byte(synthetic_run: Make) -> None:
+def test_segments_are_sorted_by_layer_then_step_and_split_by_byte(synthetic_run: Make) -> None:
     path = synthetic_run("run", layers=["b", "a"], steps=5)
     frame = pd.read_parquet(path / "layers")
     assert frame["layer"].astype(str).tolist() == ["a"] * 5 + ["b"] * 5
@@ -89,22 +89,22 @@ def test_one_long_name_among_many_takes_no_memory(tmp_path: Path) -> None:
     writer.append("metrics", metrics_table(np.arange(1, 2), dict.fromkeys(names, np.ones(1))))
     tracemalloc.start()
     writer.close(writer.info)
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 20e6  # 301 texts as wide as the longest: 240 MB
+    assert peak < 20e6  # as 301 texts of the longest width: 240 MB
     assert set(read_table(tmp_path, "metrics")["name"].to_pylist()) == set(names)
 
 
-def test_a_run_json_with_texts_that_cannot_be_shown(synthetic_run: Make) -> None:
+def test_a_run_json_with_lone_surrogates(synthetic_run: Make) -> None:
     path = synthetic_run("run", layers=["a"])
     file = path / "run.json"
     file.write_text(file.read_text().replace('"a"', '"\\udcff"').replace('"run"', '"\\ud800"'))
     run = trustlens.Run(path)
     assert (run.name, run.layer_names) == (r"\ud800", [r"\udcff"])
-    assert main(["list", str(path.parent)]) == 1  # it has rows of a layer a
+    assert main(["list", str(path.parent)]) == 1  # it has rows of a layer "a"
 
 
-def test_after_close_the_run_is_nothing_but_parquet_and_run_json(synthetic_run: Make) -> None:
+def test_a_closed_run_has_only_parquet_and_run_json(synthetic_run: Make) -> None:
     path = synthetic_run("run")
     files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     tables = {f"{table}/000000.parquet" for table in TABLES}
@@ -151,58 +151,58 @@ def test_a_reader_sees_each_row_once_while_segments_are_sealed(tmp_path: Path) -
     assert len(list((tmp_path / "layers").iterdir())) == 30
 
 
-class Interrupted:
-    """Has something happen just before a reader does the nth of the things that it does."""
+class InterruptedReader:
+    """Calls ``happens`` just before the nth operation of a reader."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.happens: Callable[[], None] = lambda: None
-        self.before = self.done = self.looks = 0
+        self.before = self.operations = self.listings = 0
         for name in ("journal_numbers", "read_journal"):
             monkeypatch.setattr(store_reader, name, self._hooked(store_reader, name))
         for name in ("names", "entries", "open"):
             monkeypatch.setattr(LocalLocation, name, self._hooked(LocalLocation, name))
 
     def _hooked(self, owner: Any, name: str) -> Callable[..., Any]:
-        does = getattr(owner, name)
+        original = getattr(owner, name)
 
         def hooked(*given: Any) -> Any:
-            self.done += 1
-            self.looks += name == "journal_numbers"
-            if self.done == self.before:
+            self.operations += 1
+            self.listings += name == "journal_numbers"
+            if self.operations == self.before:
                 self.happens()
-            return does(*given)
+            return original(*given)
 
         return hooked
 
     def read(self, directory: Path, before: int) -> tuple[list[tuple[int, float]], bool]:
-        """Return steps and values in order, and whether it came to the nth thing."""
-        self.before, self.done, self.looks = before, 0, 0
+        """Return steps and values in order, and whether the reader came to the nth operation."""
+        self.before, self.operations, self.listings = before, 0, 0
         table = read_table(directory, "layers", ["step", "weight_norm"])
-        came, self.before = self.done >= before, 0
-        return sorted(zip(*(each.to_pylist() for each in table.columns), strict=True)), came
+        reached, self.before = self.operations >= before, 0
+        return sorted(zip(*(each.to_pylist() for each in table.columns), strict=True)), reached
 
 
-@pytest.mark.parametrize("what", ["a seal", "two seals", "a rewind", "a repair"])
-def test_whatever_happens_while_a_reader_looks_it_sees_a_state_that_was(
+@pytest.mark.parametrize("what", ["a seal", "two seals", "a rollback", "a repair"])
+def test_a_concurrent_reader_sees_a_consistent_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    moment, came, reader = 0, True, Interrupted(monkeypatch)
-    while came:
+    moment, reached, reader = 0, True, InterruptedReader(monkeypatch)
+    while reached:
         moment += 1
         writer = RunWriter(tmp_path / f"{moment}", run_info(layers=["a"]), segment_rows=4)
         for step in range(1, 15):
-            _write_steps(writer, step, step, ["a"])  # three files, and a journal of two
+            _write_steps(writer, step, step, ["a"])  # three segments, and two steps in a journal
         old = [(step, float(step)) for step in range(1, 15)]
         new = old + [(step, float(step)) for step in range(15, 24)]
         least = len(old)
-        if what == "a rewind":
+        if what == "a rollback":
             new, least = old[:6] + [(step, 50.0 + step) for step in range(7, 14)], 6
 
         def happens(writer: RunWriter = writer) -> None:
             if what == "a repair":
                 seal_leftovers(writer.directory, "layers")
-            elif what == "a rewind":
-                writer.rewind(6, {})
+            elif what == "a rollback":
+                writer.rollback(6, {})
                 steps = np.arange(7, 14)
                 rows = {"weight_norm": 50.0 + steps[:, None]}
                 writer.append("layers", layers_table(steps, ["a"], rows))
@@ -212,26 +212,26 @@ def test_whatever_happens_while_a_reader_looks_it_sees_a_state_that_was(
                     _write_steps(writer, step, step, ["a"])
 
         reader.happens = happens
-        found, came = reader.read(writer.directory, moment)
+        found, reached = reader.read(writer.directory, moment)
         assert found in (old, *(new[:end] for end in range(least, len(new) + 1)))
-        assert reader.looks == 1 or what == "a rewind"
+        assert reader.listings == 1 or what == "a rollback"
         if what != "a repair":
             writer.close(writer.info)
-    assert moment > 8  # it came to that many
+    assert moment > 8  # the operations of a reader
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_name(
+def test_a_file_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
+    operations: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
     def noted_fsync(descriptor: int) -> None:
-        done.append("fsync")
+        operations.append("fsync")
         fsync(descriptor)
 
     def noted_replace(path: Path, target: Path) -> Path:
-        done.append(target.name)
+        operations.append(target.name)
         return replace(path, target)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
@@ -240,10 +240,10 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(
     writer.close(writer.info)
     sealed = ["fsync", "000000.parquet"]
     overview = ["fsync", "000000-000000.parquet"]
-    assert done == ["fsync", "run.json", *sealed * 4, *overview, "fsync", "run.json"]
+    assert operations == ["fsync", "run.json", *sealed * 4, *overview, "fsync", "run.json"]
 
 
-def test_a_journal_cut_anywhere_gives_whole_batches_and_no_error(tmp_path: Path) -> None:
+def test_a_truncated_journal_gives_whole_batches_and_no_error(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info(layers=["a", "b"]))
     for step in range(1, 4):
         _write_steps(writer, step, step, ["a", "b"])
@@ -258,7 +258,7 @@ def test_a_journal_cut_anywhere_gives_whole_batches_and_no_error(tmp_path: Path)
     assert {0, 2, 4} <= found
 
 
-def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
+def test_flushed_rows_survive_kill_9(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code = f"""
         import os, signal, sys
@@ -305,10 +305,10 @@ def test_a_journal_that_cannot_be_removed_is_not_read_twice(
 ) -> None:
     writer = RunWriter(tmp_path, run_info(layers=["a"]), segment_rows=3)
 
-    def held(*_: Any, **__: Any) -> None:  # as Windows does while a reader has it open
+    def in_use(*_: Any, **__: Any) -> None:  # as on Windows while a reader has the file open
         raise PermissionError(13, "in use")
 
-    monkeypatch.setattr(Path, "unlink", held)
+    monkeypatch.setattr(Path, "unlink", in_use)
     _write_steps(writer, 1, 3, ["a"])
     _write_steps(writer, 4, 4, ["a"])
     assert sorted(read_table(tmp_path, "layers", ["step"])["step"].to_pylist()) == [1, 2, 3, 4]
@@ -330,7 +330,7 @@ def test_a_table_is_sealed_when_it_grows_large_in_bytes(
 
 
 @pytest.mark.parametrize("broken", ["mkdir", "open"])
-def test_a_directory_that_cannot_be_written_is_refused_in_words(
+def test_a_directory_that_cannot_be_written_raises_usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -344,10 +344,10 @@ def test_a_directory_that_cannot_be_written_is_refused_in_words(
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="becomes another user")
 @pytest.mark.parametrize("mode", [0o755, 0o700])
-def test_a_directory_of_another_user_is_refused_in_words(tmp_path: Path, mode: int) -> None:
+def test_a_directory_of_another_user_raises_usage_error(tmp_path: Path, mode: int) -> None:
     code = f"""
         import os, pathlib, tempfile
-        import pandas, trustlens.analysis.diagnose, trustlens.cli  # all, while it may read them
+        import pandas, trustlens.analysis.diagnose, trustlens.cli  # while it may read them
         from trustlens.errors import UsageError
         from trustlens.store.run_info import RunInfo
         from trustlens.store.writer import RunWriter
@@ -375,7 +375,7 @@ def test_a_directory_of_another_user_is_refused_in_words(tmp_path: Path, mode: i
         assert done.stderr.count("\n") == 1
 
 
-def test_a_damaged_sealed_file_is_named(synthetic_run: Make) -> None:
+def test_a_damaged_segment_is_named(synthetic_run: Make) -> None:
     path = synthetic_run("run")
     file = sealed_path(path, "layers", 0)
     file.write_bytes(file.read_bytes()[:-100])
@@ -394,7 +394,7 @@ def test_a_damaged_sealed_file_is_named(synthetic_run: Make) -> None:
         ('{"schema_version": 1, "name": 1, "created": 2, "optimizers": 3}', "understands"),
     ],
 )
-def test_what_is_no_run_is_refused_in_words(
+def test_a_directory_without_a_valid_run_raises_run_error(
     tmp_path: Path, content: str | None, message: str
 ) -> None:
     if content is not None:
@@ -404,7 +404,7 @@ def test_what_is_no_run_is_refused_in_words(
     assert "\n" not in str(caught.value)
 
 
-def test_no_such_directory_and_a_file_for_a_directory(tmp_path: Path) -> None:
+def test_a_missing_directory_and_a_file_raise_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no directory"):
         trustlens.open_run(tmp_path / "nowhere")
     file = tmp_path / "file"
@@ -421,7 +421,7 @@ def test_a_directory_that_holds_a_run_or_is_a_file_is_not_written_into(
     with pytest.raises(UsageError, match="already holds a run"):
         RunWriter(path, run_info())
     assert before == {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    (path / "run.json").unlink()  # its old files would be read with the new ones
+    (path / "run.json").unlink()  # its old segments would be read with the new ones
     with pytest.raises(UsageError, match="already holds a run"):
         RunWriter(path, run_info())
     file = tmp_path / "file"
@@ -431,7 +431,7 @@ def test_a_directory_that_holds_a_run_or_is_a_file_is_not_written_into(
             RunWriter(place, run_info())
 
 
-def test_run_json_says_what_was_said_and_comes_back_the_same(tmp_path: Path) -> None:
+def test_run_json_round_trip(tmp_path: Path) -> None:
     info = run_info(layers=["a", "b"])
     RunWriter(tmp_path, info)
     assert read_info(tmp_path) == info

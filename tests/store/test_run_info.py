@@ -1,4 +1,4 @@
-"""`run.json`: typed, checked once, and kept whole when it is rewritten."""
+"""`run.json` is parsed, checked, and rewritten without losing unknown keys."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ FULL: dict[str, Any] = {
     "repaired": "2026-11-01T00:00:00+00:00",
     "of_a_newer_version": {"nested": [1, 2]},
 }
-"""The keys as they stand in files: their names are part of the format."""
+"""All keys as in the file: their names are part of the format."""
 
 
-def test_all_keys_are_read_and_written_again(tmp_path: Path) -> None:
+def test_all_keys_survive_a_rewrite(tmp_path: Path) -> None:
     write_info(tmp_path, run_info())
     raw = json.loads((tmp_path / "run.json").read_text())
     raw["recorder"] = FULL
@@ -56,7 +56,7 @@ def test_all_keys_are_read_and_written_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text()) == raw
 
 
-def test_what_is_not_known_is_not_written(tmp_path: Path) -> None:
+def test_unknown_values_are_not_written(tmp_path: Path) -> None:
     write_info(tmp_path, RunInfo("x", ""))
     written = json.loads((tmp_path / "run.json").read_text())["recorder"]
     assert written == {"every": 1, "histograms_every": 0}
@@ -87,8 +87,8 @@ def test_a_value_of_the_wrong_kind_counts_as_absent(key: str, value: Any) -> Non
 
 
 def test_counts_of_the_wrong_kind_are_zero() -> None:
-    given = {"optimizer_steps_before": ["x", 2.5, True, 4]}
-    assert RecordingInfo.from_json(given).optimizer_steps_before == (0, 0, 0, 4)
+    raw = {"optimizer_steps_before": ["x", 2.5, True, 4]}
+    assert RecordingInfo.from_json(raw).optimizer_steps_before == (0, 0, 0, 4)
 
 
 def test_ranges_of_missing_steps_are_joined_and_cut() -> None:

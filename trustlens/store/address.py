@@ -1,4 +1,4 @@
-"""From a path or an address to the location that it names."""
+"""Turn a path or an address into a location."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trustlens.store.location import LocalLocation, Location
 from trustlens.store.remote_location import RemoteLocation, remote_location
 
 Address: TypeAlias = str | os.PathLike[str] | Location
-"""What users and functions give to say where a run is."""
+"""The types that name where a run is stored."""
 
 
 def is_address(value: object) -> bool:
-    """Return whether a value is of a kind that :func:`locate` takes, and not empty."""
+    """Return whether :func:`locate` accepts a value: it has one of the types, and is not empty."""
     if isinstance(value, (LocalLocation, RemoteLocation)):
         return True
     return isinstance(value, (str, os.PathLike)) and os.fspath(value) not in ("", "file://")
@@ -26,7 +26,7 @@ def locate(address: Address) -> Location:
     Raises
     ------
     UsageError, MissingDependencyError
-        The address cannot be opened; the message says why.
+        If the address cannot be opened; the message says why.
     """
     if isinstance(address, (LocalLocation, RemoteLocation)):
         return address

@@ -1,7 +1,7 @@
-"""Arrow's columns of numpy's arrays and back, as they lie.
+"""Conversion between numpy arrays and Arrow columns, without copying the values.
 
-Not by ``pyarrow.array``, which looks at each value, nor by ``to_numpy``: both import pandas where
-that is installed, a fifth of a second, in which the training waits for the interpreter.
+``pyarrow.array`` (which also checks each value) and ``to_numpy`` are not used: both import pandas
+if it is installed, which takes 0.2 s and blocks the training, since it holds the interpreter lock.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 def column(
     values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_] | None = None
 ) -> pa.Array:
-    """Return values as a column; they must not be written to any more.
+    """Return an array as a column. The column shares its memory: it must not be modified later.
 
     Parameters
     ----------
     values : (rows,)
-        Contiguous, of the width of ``kind``; of `bool` for booleans.
+        Contiguous, with items of the width of ``kind``; `bool` for booleans.
     kind : pyarrow.DataType
-        A fixed width, or booleans.
+        A type of fixed width, or booleans.
     null : bool (rows,), optional
-        Where the column is null instead.
+        True for rows that are null in the column.
     """
     data = np.packbits(values, bitorder="little") if pa.types.is_boolean(kind) else values
     nulls = 0 if null is None else int(np.count_nonzero(null))
@@ -42,11 +42,11 @@ def columns_of(values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_])
     Parameters
     ----------
     values : (columns, rows)
-        Contiguous, of the width of ``kind``.
+        Contiguous, with items of the width of ``kind``.
     kind : pyarrow.DataType
-        A fixed width.
+        A type of fixed width.
     null : bool (columns, rows)
-        Where the columns are null instead.
+        True for values that are null in the columns.
     """
     bits = np.packbits(~null, axis=1, bitorder="little")
     data, present = pa.py_buffer(values), pa.py_buffer(bits)
@@ -66,7 +66,7 @@ def columns_of(values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_])
 
 
 def texts(values: Sequence[str]) -> pa.Array:
-    """Return texts as a column of strings."""
+    """Return strings as a column."""
     encoded = [value.encode() for value in values]
     ends = np.zeros(len(encoded) + 1, np.int32)
     np.cumsum([len(each) for each in encoded], out=ends[1:])
@@ -75,7 +75,7 @@ def texts(values: Sequence[str]) -> pa.Array:
 
 
 def dictionary(indices: NDArray[np.int32], values: Sequence[str] | pa.Array) -> pa.DictionaryArray:
-    """Return a column of the values at these indices, which must be within them."""
+    """Return a dictionary column; the indices must be valid indices of ``values``."""
     column_of_values = values if isinstance(values, pa.Array) else texts(values)
     return pa.DictionaryArray.from_arrays(column(indices, pa.int32()), column_of_values)
 
@@ -95,37 +95,37 @@ _NUMPY: Final = {
 
 
 def numbers(values: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
-    """Return a column's numbers, of their own type, shape (rows,); any number where it is null."""
-    array = _whole(values)
+    """Return a numeric column as an array of the same type, (rows,); nulls have any value."""
+    array = _combine_chunks(values)
     data = array.buffers()[1]
     if data is None:
         return np.zeros(len(array), _NUMPY[array.type])
-    lying = np.frombuffer(data, _NUMPY[array.type])
-    return lying[array.offset : array.offset + len(array)]
+    items = np.frombuffer(data, _NUMPY[array.type])
+    return items[array.offset : array.offset + len(array)]
 
 
 def present(values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Return where a column is not null, bool of shape (rows,)."""
-    array = _whole(values)
+    """Return a mask of the rows that are not null, bool (rows,)."""
+    array = _combine_chunks(values)
     bits = array.buffers()[0] if array.null_count else None
     if bits is None:
         return np.ones(len(array), np.bool_)
-    whole = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-    return whole[array.offset : array.offset + len(array)].view(np.bool_)
+    mask = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    return mask[array.offset : array.offset + len(array)].view(np.bool_)
 
 
 def codes(texts: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
-    """Return a column of a dictionary as places, int32 of shape (rows,), in the list of texts."""
-    array = _whole(texts.unify_dictionaries())
+    """Return the indices, int32 (rows,), and the list of texts of a dictionary column."""
+    array = _combine_chunks(texts.unify_dictionaries())
     return numbers(array.indices), array.dictionary.to_pylist()
 
 
-def _whole(values: Any) -> Any:
+def _combine_chunks(values: Any) -> Any:
     if not isinstance(values, pa.ChunkedArray):
         return values
     if values.num_chunks == 1:
         return values.chunk(0)
-    # What has no chunks is made by pyarrow.array.
+    # combine_chunks would call pyarrow.array if there are no chunks.
     return values.combine_chunks() if values.num_chunks else _no_values(values.type)
 
 

@@ -12,8 +12,8 @@ from trustlens.errors import RunError
 from trustlens.store.location import Location
 from trustlens.store.remote_location import reason
 
-_OF_DAMAGE: Final = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
-"""What pyarrow, and the checks of what it has read, raise for a damaged file."""
+_DAMAGE_ERRORS: Final = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
+"""Errors that pyarrow, and the checks of its results, raise for a damaged file."""
 
 
 @contextmanager
@@ -30,18 +30,18 @@ def damage_reported(path: Location, *, remedy: str) -> Generator[None]:
     Raises
     ------
     FileNotFoundError
-        The file is not there, or not any more.
+        If the file does not exist, or was removed.
     RunError
-        The file is damaged.
+        If the file is damaged.
     """
     try:
         yield
     except (FileNotFoundError, RunError):
         raise
-    except _OF_DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         what = "is damaged or not a table of trustlens"
         if path.is_remote:
             if not path.exists():
                 raise FileNotFoundError(str(path)) from None
-            what = f"could not be fetched whole, or {what}"
+            what = f"could not be downloaded completely, or {what}"
         raise RunError(f"'{path}' {what} ({reason(error)}); {remedy}") from None

@@ -1,7 +1,8 @@
-"""Reading a run's layers in buckets of steps: a bounded amount, however long the run is.
+"""Reading a run's layers in buckets of steps: a bounded amount of data, however long the run is.
 
-What there is comes from the coarsest level of the overview that is fine enough; the newest part of
-it, which has no such buckets yet, from finer ones, and what is not sealed from the journal.
+The buckets come from the coarsest overview level that is fine enough. The newest steps, which that
+level does not cover yet, come from finer levels or sealed segments, and the rows that are not
+sealed yet from the journal.
 """
 
 from __future__ import annotations
@@ -20,32 +21,42 @@ from trustlens.errors import UsageError
 from trustlens.store.arrow import codes, no_rows, numbers
 from trustlens.store.layout import OVERVIEW, SCHEMAS
 from trustlens.store.location import Entry
-from trustlens.store.overview.buckets import Buckets, singles
-from trustlens.store.overview.format import SCHEMA, Piece, kept_in
+from trustlens.store.overview.buckets import Buckets, bucket_per_value
+from trustlens.store.overview.format import SCHEMA, Piece, buckets_in
 from trustlens.store.reader import RunFiles
 from trustlens.store.row_filter import RowFilter
 from trustlens.store.validation import LAST_STEP
 
 _FINER: Final = 2
-"""Buckets are read up to so many times as fine as asked for: powers of 4 come nearest so."""
+"""Maximum ratio between the buckets of the overview level that is read and the requested buckets.
+Buckets are merged if there are more. Levels differ by a factor of 4: the ratio is 1/2 to 2."""
 
 
 def check_view(points: Any, steps: Any) -> None:
-    """Refuse numbers of points, and pairs of a first and a last step, of which there is no view.
+    """Check the arguments of a downsampled view.
+
+    Parameters
+    ----------
+    points : Any
+        The number of buckets.
+    steps : Any
+        A pair of the first and the last step, or None.
 
     Raises
     ------
     UsageError
-        They are such; the message says what was received.
+        If ``points`` is not a positive integer, or ``steps`` is not an ascending pair of integers.
     """
-    if not _are_whole([points], least=1, count=1):
+    if not _are_ascending_integers([points], least=1, count=1):
         raise UsageError(f"points={points!r} cannot be shown; give a whole number, 1 or more")
-    if steps is not None and not _are_whole(steps, least=-LAST_STEP, count=2):
-        raise UsageError(f"steps={steps!r} is no span; give its first and last step: (1, 100)")
+    if steps is not None and not _are_ascending_integers(steps, least=-LAST_STEP, count=2):
+        raise UsageError(
+            f"steps={steps!r} is not a range of steps; give the first and the last: (1, 100)"
+        )
 
 
-def _are_whole(values: Any, *, least: int, count: int) -> bool:
-    """Tell whether values are so many whole numbers, ascending, that steps can be."""
+def _are_ascending_integers(values: Any, *, least: int, count: int) -> bool:
+    """Return whether ``values`` are ``count`` ascending integers from ``least`` to `LAST_STEP`."""
     try:
         bounded = [least, *(index(value) for value in values), LAST_STEP]
     except TypeError:
@@ -62,14 +73,14 @@ class Downsampled:
     steps : int64 (b,)
         The first step of each bucket.
     width : int
-        Steps of a bucket.
+        Number of steps in a bucket.
     rows, finite : int64 (b, n)
-        How many rows have the quantity, and how many of these a finite value.
+        Number of values that are not null, and number of finite values.
     mean : float64 (b, n)
-        Of the finite values; NaN where there is none.
-    low, high : float64 (b, n), optional
-        The least and the greatest of them, if they were asked for. The overview has float32:
-        counts above 2^24 are rounded to it.
+        Mean of the finite values; NaN for a bucket without finite values.
+    low, high : float64 (b, n) or None
+        The smallest and the largest finite value; None if not requested. The overview stores
+        float32, so counts above 2^24 are rounded.
     """
 
     steps: NDArray[np.int64]
@@ -90,27 +101,29 @@ def read_downsampled(
     *,
     extremes: bool = True,
 ) -> dict[str, Downsampled]:
-    """Read quantities from one step to another in at most ``points`` buckets, all in the same.
+    """Read quantities of a range of steps in at most ``points`` buckets, the same for all.
 
     Parameters
     ----------
     files : RunFiles
-        The run's.
+        The files of the run.
     quantities : sequence of str
         Recorded quantities.
     layers : sequence of str
-        The layers wanted, in the order of the columns.
+        The layers, in the order of the result's columns.
     span : (int, int)
-        The first and the last step wanted. The buckets that they lie in are whole.
+        The first and the last step. The first bucket may begin before the first step, and the last
+        bucket may end after the last step.
     points : int
-        Buckets wanted; there are no fewer than half as many where the overview is that fine.
+        Maximum number of buckets. At least half as many are returned if the overview is fine
+        enough.
     extremes : bool
-        Whether ``low`` and ``high`` are wanted.
+        Whether to read ``low`` and ``high``.
 
     Raises
     ------
     RunError
-        A file is damaged; the message names it.
+        If a file is damaged; the message names it.
     """
     return files.consistently(
         lambda: _read(files, quantities, layers, span, points, extremes=extremes)
@@ -126,9 +139,9 @@ def _read(
     *,
     extremes: bool,
 ) -> dict[str, Downsampled]:
-    # The overview is listed before what it is made of: what is sealed meanwhile is not lacking.
+    # The overview is listed before the segments: one that is sealed in between is read itself.
     pieces = files.pieces()
-    level, begin, width = _divided({piece.level for piece in pieces}, span, points)
+    level, begin, width = _choose_buckets({piece.level for piece in pieces}, span, points)
     buckets = (span[1] - begin) // width + 1
     grids = {
         quantity: _Grid(begin, buckets, width, layers, extremes=extremes) for quantity in quantities
@@ -139,17 +152,20 @@ def _read(
     def add_rows(part: pa.Table | None) -> None:
         if part is not None:
             for quantity, grid in grids.items():
-                grid.add(_Part.of(part, singles(part[quantity])))
+                grid.add(_Part.of(part, bucket_per_value(part[quantity])))
 
-    cover = list(_cover(pieces, sealed, level))
-    if not files.directory.is_remote:  # listing again is slow there
-        now = files.pieces()  # what is remembered would not show that a rewind took it away
+    cover = list(_covering_files(pieces, sealed, level))
+    if not files.directory.is_remote:  # listing again is slow on an object store
+        # A rollback may have removed overview files whose contents are still cached.
+        now = files.pieces()
         if any(now.get(each) != pieces[each] for each in cover if isinstance(each, Piece)):
             raise FileNotFoundError(OVERVIEW)
     for found in cover:
         if isinstance(found, Piece):
             for quantity, grid in grids.items():
-                grid.add(_piece(files, found, pieces[found], quantity, rows, extremes=extremes))
+                grid.add(
+                    _read_piece(files, found, pieces[found], quantity, rows, extremes=extremes)
+                )
         else:
             wanted = ["layer", "step", *quantities]
             add_rows(files.read_file("layers", sealed[found], SCHEMAS["layers"], wanted, rows))
@@ -160,32 +176,32 @@ def _read(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is kept of n rows, with the step of each, and its layer as a place among the names."""
+    """Aggregates of n rows, with the step of each row and its layer as an index into ``names``."""
 
     names: tuple[str, ...]
     layer: NDArray[np.int32]
     step: NDArray[np.int64]
-    kept: Buckets
+    buckets: Buckets
 
     @classmethod
-    def of(cls, rows: pa.Table, kept: Buckets) -> _Part:
+    def of(cls, rows: pa.Table, buckets: Buckets) -> _Part:
         layer, names = codes(rows["layer"])
-        return cls(tuple(names), layer, numbers(rows["step"]), kept)
+        return cls(tuple(names), layer, numbers(rows["step"]), buckets)
 
     @property
     def nbytes(self) -> int:
         names = sum(map(len, self.names))
-        return names + self.layer.nbytes + self.step.nbytes + self.kept.nbytes
+        return names + self.layer.nbytes + self.step.nbytes + self.buckets.nbytes
 
     def at(self, where: NDArray[np.bool_]) -> _Part:
-        """Return those of these rows."""
-        return _Part(self.names, self.layer[where], self.step[where], self.kept.at(where))
+        """Return the rows selected by a mask."""
+        return _Part(self.names, self.layer[where], self.step[where], self.buckets.at(where))
 
 
-def _piece(
+def _read_piece(
     files: RunFiles, piece: Piece, entry: Entry, quantity: str, rows: RowFilter, *, extremes: bool
 ) -> _Part | None:
-    """Return what a file of the overview has of a quantity, if it may have such rows."""
+    """Read one quantity from an overview file; None if the file has no steps in the range."""
     folder = f"{OVERVIEW}/{piece.level}"
     span = files.span_of(folder, entry)
     if span is None or not rows.may_be_between(*span):
@@ -193,16 +209,18 @@ def _piece(
 
     def read() -> _Part:
         columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
-        whole = RowFilter(texts={"quantity": (quantity,)})  # of all layers: that is unpacked anyway
+        whole = RowFilter(texts={"quantity": (quantity,)})  # all layers: they are decoded anyway
         part = files.read_file(folder, entry, SCHEMA, columns, whole)
         part = no_rows(SCHEMA) if part is None else part
-        return _Part.of(part, kept_in(part))
+        return _Part.of(part, buckets_in(part))
 
     return files.cached(entry, (folder, quantity, extremes), read)
 
 
-def _divided(levels: Collection[int], span: tuple[int, int], points: int) -> tuple[int, int, int]:
-    """Return the level of the overview to read, and from where on how wide buckets are to be."""
+def _choose_buckets(
+    levels: Collection[int], span: tuple[int, int], points: int
+) -> tuple[int, int, int]:
+    """Return the overview level to read, the first step of the buckets and their width in steps."""
 
     def units(level: int) -> int:
         return ((span[1] - 1) >> 2 * level) - ((span[0] - 1) >> 2 * level) + 1
@@ -213,15 +231,21 @@ def _divided(levels: Collection[int], span: tuple[int, int], points: int) -> tup
     return level, begin, -(-units(level) // points) << 2 * level
 
 
-def _cover(pieces: Collection[Piece], sealed: Collection[int], level: int) -> Iterator[Piece | int]:
-    """Yield files that have every row once: of the level or finer ones, else sealed files."""
+def _covering_files(
+    pieces: Collection[Piece], sealed: Collection[int], level: int
+) -> Iterator[Piece | int]:
+    """Yield files that hold every sealed row exactly once.
+
+    These are overview files of the level or of finer levels, and the numbers of the sealed segments
+    that no such file covers.
+    """
     best: dict[int, Piece] = {}
     fine = [piece for piece in pieces if piece.level <= level]
     for piece in sorted(fine, key=lambda piece: (piece.level, piece.last)):
-        best[piece.first] = piece  # the coarsest, and of these the largest
+        best[piece.first] = piece  # the coarsest; of several, the largest
     numbers = sorted(sealed)
     end = numbers[-1] + 1 if numbers else 0
-    covered = 0  # all before it are
+    covered = 0  # segments with lower numbers are covered
     for first in sorted({*best, end}):
         if covered <= first <= end:
             yield from numbers[bisect_left(numbers, covered) : bisect_left(numbers, first)]
@@ -231,7 +255,7 @@ def _cover(pieces: Collection[Piece], sealed: Collection[int], level: int) -> It
 
 
 class _Grid:
-    """Buckets × layers, to which what is read is added."""
+    """Accumulates the parts that are read, in an array of buckets × layers."""
 
     def __init__(
         self, first: int, buckets: int, width: int, layers: Sequence[str], *, extremes: bool
@@ -241,14 +265,14 @@ class _Grid:
         self._shape = (buckets, len(layers))
         self._places = {name: place for place, name in enumerate(layers)}
         self._names: tuple[str, ...] = ()
-        self._of_names = np.zeros(0, np.int64)
+        self._columns_of_names = np.zeros(0, np.int64)
         size = buckets * len(layers)
         self._rows, self._finite, self._total = np.zeros((3, size))
         self._low = np.full(size, np.inf) if extremes else None
         self._high = np.full(size, -np.inf) if extremes else None
 
     def add(self, part: _Part | None) -> None:
-        """Add what is kept of those rows that are of these steps and layers."""
+        """Add the rows that are in the range of steps and belong to the requested layers."""
         if part is None:
             return
         columns = self._columns(part.names)
@@ -259,26 +283,28 @@ class _Grid:
         if not len(part.step):
             return
         bucket = (part.step - self.first) // self._width
-        begin, end = int(bucket.min()), int(bucket.max()) + 1  # of what is changed
+        begin, end = int(bucket.min()), int(bucket.max()) + 1  # the buckets that change
         at = (bucket - begin) * self._shape[1] + columns[part.layer]
         there = slice(begin * self._shape[1], end * self._shape[1])
         size = there.stop - there.start
-        self._rows[there] += np.bincount(at, part.kept.rows, size)
-        self._finite[there] += np.bincount(at, part.kept.finite, size)
-        self._total[there] += np.bincount(at, part.kept.total, size)
+        self._rows[there] += np.bincount(at, part.buckets.rows, size)
+        self._finite[there] += np.bincount(at, part.buckets.finite, size)
+        self._total[there] += np.bincount(at, part.buckets.total, size)
         if self._low is not None and self._high is not None:
-            np.minimum.at(self._low[there], at, part.kept.low)
-            np.maximum.at(self._high[there], at, part.kept.high)
+            np.minimum.at(self._low[there], at, part.buckets.low)
+            np.maximum.at(self._high[there], at, part.buckets.high)
 
     def _columns(self, names: tuple[str, ...]) -> NDArray[np.int64]:
-        """Return the columns of layers of these names; −1 for those that are not wanted."""
-        if names != self._names:  # most parts have the same
+        """Return the column of each layer; −1 for layers that were not requested."""
+        if names != self._names:  # most parts have the same names
             self._names = names
-            self._of_names = np.array([self._places.get(name, -1) for name in names], np.int64)
-        return self._of_names
+            self._columns_of_names = np.array(
+                [self._places.get(name, -1) for name in names], np.int64
+            )
+        return self._columns_of_names
 
     def result(self) -> Downsampled:
-        """Return what was added, as one."""
+        """Return the accumulated buckets."""
         none = self._finite == 0
         with np.errstate(invalid="ignore"):
             mean = self._total / self._finite

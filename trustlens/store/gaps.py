@@ -1,4 +1,4 @@
-"""What a run lacks, and why, in sentences."""
+"""Find the steps that are missing from a run, and describe them in sentences."""
 
 from __future__ import annotations
 
@@ -21,41 +21,45 @@ from trustlens.store.segments.contents import read_whole
 from trustlens.store.segments.files import journal_numbers, sealed_numbers
 
 _NO_ROOM: Final = "there was no room on the disk for all of their rows"
-_PASSED_OVER: Final = "they were done while nothing was recorded, and the run resumed behind them"
-_TORN: Final = "the process died before all of their rows of '{}' were on the disk"
+_PASSED_OVER: Final = "they ran while nothing was recorded, before the run was resumed"
+_TORN: Final = "the process died before all of their rows of '{}' were written"
 
 _PERIODIC: Final = ("layers", "histograms")
-"""The tables that have rows of periodic steps only."""
+"""The tables that have rows only of the steps due by their recording period."""
 
 
 def torn_bytes(address: Address) -> dict[str, int]:
-    """Return by table how many bytes of a dead process's journals are no whole rows."""
+    """Return the number of bytes after the last whole batch in the journals of a dead process.
+
+    The keys are the tables with such bytes.
+    """
     directory = locate(address)
     torn: dict[str, int] = {}
     for table in TABLES:
         for number in journal_numbers(directory, table) - sealed_numbers(directory, table):
-            with suppress(FileNotFoundError):  # somebody seals it just now
+            with suppress(FileNotFoundError):  # it was sealed in the meantime
                 lost = read_whole(journal_path(directory, table, number), table)[1]
                 torn[table] = torn.get(table, 0) + lost
     return {table: lost for table, lost in torn.items() if lost}
 
 
-def torn_noted(directory: Address, info: RunInfo, torn: Iterable[str]) -> RunInfo:
-    """Return what ``run.json`` of a dead process says, with the steps of which it lacks rows.
+def with_missing_steps(directory: Address, info: RunInfo, torn: Iterable[str]) -> RunInfo:
+    """Return the ``run.json`` of a dead process, with the steps that lack rows added to it.
 
-    Those are told of the torn tables; and, of a run that was not closed, of those too for whose
-    rows there was no room, which else is noted only once there is.
+    Adds the missing steps of the torn tables. If the run was not closed, it also adds those of the
+    periodic tables: a process that died while the disk was full could not write them to
+    ``run.json``.
     """
     files, recording = RunFiles(directory), info.recording
-    with suppress(RunError):  # a file is damaged: who reads it says so
-        # Those in journals only: sealed ones may be of an earlier process, which had other periods.
-        done = files.contents("steps")[1]
-        never_noted = _PERIODIC if done and info.closed is None else ()
+    with suppress(RunError):  # a file is damaged: reading it reports that
+        # Only journals: sealed steps may be from an earlier process with other recording periods.
+        steps = files.contents("steps")[1]
+        never_noted = _PERIODIC if steps and info.closed is None else ()
         ends = {name: span[1] for name in TABLES if (span := files.span(name)) is not None}
         for table in dict.fromkeys((*torn, *never_noted)):
             first, last = ends.get(table, 0) + 1, max(ends.values(), default=0)
             if table in _PERIODIC:
-                due = _due_from(first, done, table, info)
+                due = _due_from(first, steps, table, info)
                 first, last = min(due, default=1), max(due, default=0)
             if first <= last:
                 recording = recording.with_missing(torn={table: [(first, last)]})
@@ -65,7 +69,7 @@ def torn_noted(directory: Address, info: RunInfo, torn: Iterable[str]) -> RunInf
 def missing(
     address: Address, info: RunInfo, *, last_step: Callable[[], int], dead: bool
 ) -> list[str]:
-    """Return what a run lacks, a sentence each; nothing of a run that lacks nothing.
+    """Return what is missing from a run and why, one sentence each; empty if nothing is.
 
     Parameters
     ----------
@@ -74,55 +78,59 @@ def missing(
     info : RunInfo
         Its ``run.json``.
     last_step : callable
-        Tells its last step, if that is to be said: of a long run that is not told at once.
+        Returns the run's last step. Called only if a sentence needs it: it is slow for a long run.
     dead : bool
-        Whether it was never closed, and the process that recorded it is gone.
+        Whether the run was never closed and the process that recorded it has ended.
 
     Raises
     ------
     RunError
-        A file is damaged; the message names it.
+        If a file is damaged; the message names it.
     """
     directory = locate(address)
     torn = torn_bytes(directory) if dead else {}
-    said = (torn_noted(directory, info, torn) if dead else info).recording
-    found = [f"{_sentence(*steps)}: {why}" for steps, why in _missing_steps(said)]
-    if said.dropped:
-        found.append(
-            f"{said.dropped} steps or logged values are missing: writing was slower than the "
+    recording = (with_missing_steps(directory, info, torn) if dead else info).recording
+    sentences = [f"{_sentence(*steps)}: {why}" for steps, why in _missing_steps(recording)]
+    if recording.dropped:
+        sentences.append(
+            f"{recording.dropped} steps or logged values are missing: writing was slower than the "
             "training"
         )
-    if said.stopped:
-        found.append(
-            f"what was done after step {last_step()} is missing: recording stopped ({said.stopped})"
+    if recording.stopped:
+        sentences.append(
+            f"the steps after step {last_step()} are missing: recording stopped "
+            f"({recording.stopped})"
         )
     if dead:
-        found.append(_end(directory, info, last_step()))
-    found += [
-        f"the last {lost} bytes of the journal of '{table}' are no whole rows: the process died "
-        "while it wrote them"
+        sentences.append(_end(directory, info, last_step()))
+    sentences += [
+        f"the last {lost} bytes of the journal of '{table}' are an incomplete batch: the process "
+        "died while it wrote them"
         for table, lost in torn.items()
     ]
-    return found
+    return sentences
 
 
 def _end(directory: Location, info: RunInfo, last: int) -> str:
-    why = "the process that recorded ended without closing the run"
+    why = "the recording process ended without closing the run"
     if not directory.is_remote or info.recording.repaired is not None:
-        return f"what was done after step {last}, a second of it or so, is missing: {why}"
+        return f"up to about one second of training after step {last} is missing: {why}"
     return (
-        f"what was done after step {last}, ten seconds of it or so, is not here: {why}; what it "
-        f"did not upload lies on its machine, from where trustlens repair "
-        f"'{directory.whole_address}' uploads it"
+        f"up to about ten seconds of training after step {last} is not uploaded: {why}; to upload "
+        "the rest, run on the machine that recorded it: trustlens repair "
+        f"'{directory.whole_address}'"
     )
 
 
-def _due_from(first: int, done: Sequence[pa.Table], table: str, info: RunInfo) -> list[int]:
-    """Return from which on steps that were done should have rows in a table, but for told ones."""
-    told = info.recording.known_missing
+def _due_from(first: int, steps: Sequence[pa.Table], table: str, info: RunInfo) -> list[int]:
+    """Return the steps from ``first`` on that should have rows in a table.
+
+    Skipped steps, and steps already known to be missing, do not count.
+    """
+    known = info.recording.known_missing
     rows = [
         row
-        for part in done
+        for part in steps
         for row in RowFilter(first=first).of(part.select(["step", "skipped"])).to_pylist()
     ]
     return [
@@ -130,7 +138,7 @@ def _due_from(first: int, done: Sequence[pa.Table], table: str, info: RunInfo) -
         for row in rows
         if not row["skipped"]
         and _is_due(row["step"], table, info)
-        and not any(begin <= row["step"] <= end for begin, end in told)
+        and not any(begin <= row["step"] <= end for begin, end in known)
     ]
 
 

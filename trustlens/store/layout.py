@@ -3,15 +3,16 @@
 ::
 
     run.json                      description of the run (RunInfo)
-    <table>/NNNNNN.parquet        sealed segment; only a rollback changes it (RunWriter.rewind)
+    <table>/NNNNNN.parquet        sealed segment; only a rollback changes it (RunWriter.rollback)
     journal/<table>-NNNNNN.arrow  the rows that will become <table>/NNNNNN.parquet
     overview/<k>/<first>-<last>.parquet   layers, downsampled to buckets of 4^k steps (see overview)
     .lock                         held by the process that writes the run; on an object store it
-                                  names the session that does (see remote.lease)
+                                  names the session that writes it (see remote.lease)
     .replaced/NNNNNN/<table>/     copies of sealed segments from before a rollback
 
-A journal has the number of the segment that will replace it, so that a reader that sees both
-counts the rows once.
+Rows are appended to a journal first. Sealing writes its rows, sorted, to a Parquet segment, and
+removes the journal. The two have the same number, so that a reader that sees both reads the rows
+once.
 """
 
 from __future__ import annotations

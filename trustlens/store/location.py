@@ -1,7 +1,7 @@
-"""Where runs are stored: one protocol, and its implementation for directories of this machine.
+"""Where runs are stored: a protocol, and its implementation for directories on this machine.
 
-A run consists of plain files in plain folders. A symbolic link could lead out of the run, and
-opening a pipe could block forever: neither is ever opened.
+A run consists of regular files and folders. Symbolic links, which could lead out of the run, and
+pipes, which could block forever, are never opened.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 from trustlens.errors import RunError
 
 TEXT_LIMIT: Final = 1 << 26
-"""Maximum size of a ``run.json`` in bytes; one of 10,000 layers has 2 MB."""
+"""Maximum size of a ``run.json`` in bytes; with 10,000 layers it has 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Entry:
     size : int
         Bytes.
     changed : int
-        Time of the last change, in nanoseconds since 1970; 0 if the store does not tell it. Then
-        an entry does not identify a content, and nothing read from it may be cached.
+        Time of the last change, in nanoseconds since 1970; 0 if the store does not report it. Then
+        the entry does not identify the contents, and nothing read from the file may be cached.
     is_plain : bool
-        Whether it is a plain file.
+        Whether it is a regular file.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Entry:
 
 
 class Location(Protocol):
-    """A folder or a file: of a run, or above one.
+    """A folder or a file: of a run, or a folder of runs.
 
-    Errors of methods that read are a `RunError`, except that a file which is not there is a
-    FileNotFoundError.
+    Methods that read raise FileNotFoundError if the file does not exist, and `RunError` for other
+    errors.
     """
 
     @property
@@ -59,7 +59,7 @@ class Location(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is on an object store: each request is slow, and uploads come late."""
+        """Whether it is on an object store, where each request is slow and uploads are delayed."""
         ...
 
     @property
@@ -74,12 +74,12 @@ class Location(Protocol):
 
     @property
     def whole_address(self) -> str:
-        """The address as a command takes it."""
+        """The address to give to a command."""
         ...
 
     @property
     def identity(self) -> str:
-        """A text that no other location has."""
+        """A text that is unique to this location."""
         ...
 
     def __truediv__(self, name: str) -> Location:
@@ -87,7 +87,7 @@ class Location(Protocol):
         ...
 
     def entries(self) -> list[Entry]:
-        """Return what is in this folder, in no particular order; nothing if there is no folder."""
+        """Return the entries of this folder, in any order; empty if the folder does not exist."""
         ...
 
     def names(self) -> list[str]:
@@ -101,7 +101,7 @@ class Location(Protocol):
     def entry(self) -> Entry | None:
         """Return this file as it is now. An equal entry means that it has not changed.
 
-        None if it is not there, cannot be looked at, or the store tells no time of change.
+        None if it does not exist, cannot be examined, or the store reports no time of change.
         """
         ...
 
@@ -115,7 +115,7 @@ class Location(Protocol):
         Parameters
         ----------
         entry : Entry, optional
-            The file as it was listed: FileNotFoundError if it was replaced since.
+            The file as it was listed; if it was replaced since, FileNotFoundError is raised.
         """
         ...
 
@@ -125,14 +125,14 @@ class Location(Protocol):
         Raises
         ------
         OSError
-            It cannot be read.
+            If it cannot be read.
         """
         ...
 
     def reading(self) -> AbstractContextManager[None]:
-        """Return a context in which this file, which is open, is read.
+        """Return a context for reading this file after it was opened.
 
-        Errors of a store are turned into FileNotFoundError or `RunError`.
+        Errors of the store become FileNotFoundError or `RunError`.
         """
         ...
 
@@ -191,7 +191,7 @@ class LocalLocation:
         return str(self.path)
 
     def entries(self) -> list[Entry]:
-        """Return what is in this folder; RunError if it is a link or may not be read."""
+        """Return the entries of this folder; RunError if it is a link or cannot be read."""
         refuse_link(self.path)
         found: list[Entry] = []
         try:
@@ -209,7 +209,7 @@ class LocalLocation:
         return found
 
     def names(self) -> list[str]:
-        """Return the names in this folder; RunError if it is a link or may not be read."""
+        """Return the names in this folder; RunError if it is a link or cannot be read."""
         refuse_link(self.path)
         try:
             return os.listdir(self.path)  # noqa: PTH208 — strings, three times as fast
@@ -223,7 +223,7 @@ class LocalLocation:
         return self.path.exists()
 
     def entry(self) -> Entry | None:
-        """Return this file as it is now; None if it is not there or cannot be looked at."""
+        """Return this file as it is now; None if it does not exist or cannot be examined."""
         try:
             return _entry(self.path.name, self.path.lstat())
         except OSError:
@@ -237,31 +237,31 @@ class LocalLocation:
             return None
 
     def open(self, entry: Entry | None = None) -> pa.NativeFile:
-        """Open this file for reading; RunError if it is no plain file."""
+        """Open this file for reading; RunError if it is not a regular file."""
         self._check_plain()
-        # As Arrow's own: its threads may drop one of Python's as the interpreter ends, and abort.
+        # Not a Python file: if one of Arrow's threads frees it at interpreter exit, Python aborts.
         opened = pa.OSFile(str(self.path), "rb")
         if entry is not None:
-            now = self.path.lstat()  # after the opening: what replaces it from now on is not opened
+            now = self.path.lstat()  # after opening: a later replacement does not matter
             if (now.st_size, now.st_mtime_ns) != (entry.size, entry.changed):
                 opened.close()
                 raise FileNotFoundError(self.path)
         return opened
 
     def read_bytes(self) -> bytes:
-        """Return the content of this file; RunError if it is no plain file, or not small."""
+        """Return the content of this file; RunError if it is not a regular file, or too large."""
         check_small(self, self._check_plain())
         return self.path.read_bytes()
 
     @contextmanager
     def reading(self) -> Generator[None]:
-        """Return a context in which this file is read: errors stay as they are."""
+        """Return a context that does nothing: errors stay as they are."""
         yield
 
     def _check_plain(self) -> int:
         status = self.path.lstat()
         if wrong := not_plain(self.path, status.st_mode):
-            raise RunError(f"{wrong}; put the file itself there")
+            raise RunError(f"{wrong}; replace it by the file itself")
         return status.st_size
 
 
@@ -272,15 +272,15 @@ def _entry(name: str, status: os.stat_result) -> Entry:
 def check_small(file: object, size: int) -> None:
     """Raise RunError if a file is larger than any ``run.json``."""
     if size > TEXT_LIMIT:
-        raise RunError(f"'{file}' has {size:,} bytes, too many to be trustlens's; restore it")
+        raise RunError(f"'{file}' has {size:,} bytes, more than trustlens writes; restore it")
 
 
 def not_plain(file: Path, mode: int) -> str:
-    """Return what is wrong with a file of that mode if it is no plain one, else nothing."""
+    """Return an error message if a file of that mode is not a regular file, else an empty text."""
     if stat.S_ISREG(mode):
         return ""
-    what = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
-    return f"'{file}' is {what}, which trustlens never writes and does not follow"
+    what = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+    return f"'{file}' is {what}; trustlens writes regular files only and opens nothing else"
 
 
 def refuse_link(folder: Path) -> None:
@@ -288,7 +288,7 @@ def refuse_link(folder: Path) -> None:
     if folder.is_symlink():
         raise RunError(
             f"'{folder}' is a symbolic link, which trustlens never writes within a run and does "
-            "not follow; put the folder itself there"
+            "not follow; replace it by the folder itself"
         )
 
 

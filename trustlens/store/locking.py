@@ -1,4 +1,4 @@
-"""One writer a run: a lock that vanishes with the process that holds it."""
+"""One writer per run: a file lock that the system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -21,43 +21,44 @@ if sys.platform != "win32":
     import fcntl
 
 _REFUSED: Final = (errno.EACCES, errno.EAGAIN)
-"""What lockf says where another process has the lock; other errors: there are no locks here."""
+"""Errors of lockf if another process holds the lock; any other error means that the file system has
+no locks."""
 
 _HELD: Final[dict[tuple[str, int], object]] = {}
-"""The directories locked by this process, with its id: a fork's copy of the table says nothing."""
+"""The directories that this process has locked, each with the process id: a forked process inherits
+this table, but not the locks."""
 
-
-_OPENING: Final = Lock()
-"""Held while it is asked whether this process has a lock, and while one is only looked at."""
+_GUARD: Final = Lock()
+"""Guards `_HELD`, so that this process takes no lock while :func:`is_held` has a lock file open."""
 
 _FLOCK: Final = "hhqqi"  # struct flock of Linux
-_TEXT: Final = 1024  # bytes, of the lock's file
+_TEXT_BYTES: Final = 1024  # maximum size of a lock file's text
 
 
 class RunLock:
-    """The right to write into a run's directory, from now until :meth:`release`.
+    """The right to write into a run's directory, held until :meth:`release`.
 
-    A POSIX record lock: no fork inherits it, and a process that was killed leaves none. Where
-    there is none to be had (Windows, some network file systems), only the writers of this process
-    are kept apart.
+    A POSIX record lock: a forked process does not inherit it, and the system releases it when the
+    process ends. Without POSIX locks (on Windows and some network file systems) it excludes only
+    other writers in the same process.
 
     Raises
     ------
     UsageError
-        Another writer has it.
+        If another writer holds it.
     OSError
-        The directory cannot be written.
+        If the directory cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
         key, mine = (os.path.realpath(directory), os.getpid()), object()
-        # Asked first: to close a second descriptor of the file would drop the lock.
-        with _OPENING:
-            taken = _HELD.setdefault(key, mine) is not mine
-        if taken:
-            raise _taken(directory, "this process")
+        # Before the file is opened: closing a second descriptor of it would release the lock.
+        with _GUARD:
+            is_taken = _HELD.setdefault(key, mine) is not mine
+        if is_taken:
+            raise _already_recorded(directory, "this process")
         try:
-            descriptor = _locked(directory / LOCK_FILE)
+            descriptor = _open_and_lock(directory / LOCK_FILE)
         except BaseException:
             del _HELD[key]
             raise
@@ -65,38 +66,38 @@ class RunLock:
         self._end = weakref.finalize(self, _release, key, descriptor)
 
     def check(self) -> None:
-        """Make sure that nobody removed the run meanwhile, or began another in its place.
+        """Check that the run was not removed or replaced by another one.
 
-        Where there are no locks it cannot be told.
+        Without POSIX locks this is not known, and the check passes.
 
         Raises
         ------
         OSError
-            Its lock's file is not there any more; one that is there is another's.
+            If the lock file was removed or replaced.
         """
-        if self._descriptor is None or _is_at(self._directory / LOCK_FILE, self._descriptor):
+        if self._descriptor is None or _is_same_file(self._directory / LOCK_FILE, self._descriptor):
             return
         raise OSError(
             f"'{self._directory}' was removed or replaced while it was being recorded; "
-            "nothing that is there now is touched"
+            "the files that are there now stay as they are"
         )
 
     def release(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Release the lock; further calls do nothing."""
         self._end()
 
 
 def is_held(directory: Path) -> bool | None:
-    """Tell whether a process on this machine holds a run's lock; None if that cannot be told.
+    """Return whether a process on this machine holds a run's lock; None if that is not known.
 
-    It is not to be told where there is no lock's file, where that was written on another machine,
-    and on systems other than Linux.
+    It is not known if there is no lock file, if the file was written on another machine, and on
+    systems other than Linux.
     """
     if sys.platform != "linux":
         return None
     path = directory / LOCK_FILE
-    with _OPENING:
-        # A descriptor of this process, closed, would drop a lock of this process.
+    with _GUARD:
+        # Opening and closing the file would release a lock of this process.
         if (os.path.realpath(directory), os.getpid()) in _HELD:
             return True
         try:
@@ -104,44 +105,46 @@ def is_held(directory: Path) -> bool | None:
         except OSError:
             return None
         try:
-            holder = os.read(descriptor, _TEXT).decode(errors="replace")
-            here = not holder or holder.endswith(_on_this_machine())  # died before it could say so
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            told = fcntl.fcntl(descriptor, fcntl.F_GETLK, asked)
+            holder = os.read(descriptor, _TEXT_BYTES).decode(errors="replace")
+            is_local = not holder or holder.endswith(
+                _on_this_machine()
+            )  # empty: it died before it wrote its name
+            request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, request)
         except OSError:
             return None
         finally:
             os.close(descriptor)
-    return struct.unpack(_FLOCK, told)[0] != fcntl.F_UNLCK if here else None
+    return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK if is_local else None
 
 
 def _on_this_machine() -> str:
     return f" on {socket.gethostname()}"
 
 
-def _locked(path: Path) -> int | None:
-    """Return the descriptor of the lock's file, locked; None where there are no locks."""
+def _open_and_lock(path: Path) -> int | None:
+    """Open and lock a lock file; return its descriptor, None if there are no locks."""
     if sys.platform == "win32":
         return None
     while True:
         _check_plain(path)
-        with ExitStack() as unless_locked:
+        with ExitStack() as on_failure:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(path, flags, 0o666)
-            unless_locked.callback(os.close, descriptor)
+            on_failure.callback(os.close, descriptor)
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in _REFUSED:
-                    raise _taken(path.parent, _holder(descriptor)) from None
+                    raise _already_recorded(path.parent, _holder(descriptor)) from None
                 path.unlink(missing_ok=True)
                 return None
-            # If not, its holder took the file away between the opening and the locking.
-            if _is_at(path, descriptor):
-                with suppress(OSError):  # no room: what it says is for information only
+            # Otherwise its holder removed the file after it was opened and before it was locked.
+            if _is_same_file(path, descriptor):
+                with suppress(OSError):  # disk full: the text is only informative
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, f"{os.getpid()}{_on_this_machine()}".encode())
-                unless_locked.pop_all()
+                on_failure.pop_all()
                 return descriptor
 
 
@@ -151,8 +154,8 @@ def _check_plain(path: Path) -> None:
             raise UsageError(f"{wrong}; remove it")
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Tell whether a file that is open is the one that lies at that path now."""
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is the one that is now at that path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
@@ -162,24 +165,24 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _release(key: tuple[str, int], descriptor: int | None) -> None:
     directory, process = key
     if process != os.getpid():
-        return  # a fork's copy: the lock is the other process's
+        return  # a copy in a forked process: the lock belongs to the parent
     if descriptor is not None:
         path = Path(directory, LOCK_FILE)
-        with suppress(OSError):  # the directory may be gone
-            if _is_at(path, descriptor):  # or another run lie there
-                path.unlink()  # while it is held: see _locked
+        with suppress(OSError):  # the directory may have been removed
+            if _is_same_file(path, descriptor):  # otherwise it belongs to another run
+                path.unlink()  # before the lock is released: see _open_and_lock
         os.close(descriptor)
     del _HELD[key]
 
 
 def _holder(descriptor: int) -> str:
-    who = ""
+    text = ""
     with suppress(OSError):
-        who = os.read(descriptor, _TEXT).decode(errors="replace")
-    return f"process {who}" if who else "another process"
+        text = os.read(descriptor, _TEXT_BYTES).decode(errors="replace")
+    return f"process {text}" if text else "another process"
 
 
-def _taken(directory: Path, holder: str) -> UsageError:
+def _already_recorded(directory: Path, holder: str) -> UsageError:
     return UsageError(
         f"'{directory}' already holds a run that {holder} is recording; "
         "close that recorder first, or use another directory"

@@ -34,8 +34,8 @@ from trustlens.store.validation import check_footer, check_rows
 _ATTEMPTS: Final = 20
 
 _SETTLED: Final = 1_000_000_000
-"""Age in nanoseconds from which an unchanged folder is not listed again. File systems tell the time
-in ticks, and a second change within the same tick would not be seen."""
+"""Age in nanoseconds from which an unchanged folder is not listed again. The time stamps of file
+systems are coarse: a second change within the same tick would be missed."""
 
 Found = TypeVar("Found")
 
@@ -47,9 +47,9 @@ class Footer:
     Attributes
     ----------
     metadata : pyarrow.parquet.FileMetaData
-        As Parquet has it.
+        The Parquet metadata.
     groups : list of Group or None
-        The index of its row groups; None if it has none.
+        The row-group index; None if the file has none.
     sealed : list of Sealed
         The segments that a file of the overview was made from.
     """
@@ -60,7 +60,7 @@ class Footer:
 
     @property
     def nbytes(self) -> int:
-        """About the bytes that it takes in memory."""
+        """Approximate size in memory, in bytes."""
         described = len(self.groups or ()) + len(self.sealed)
         return 4 * self.metadata.serialized_size + 300 * described
 
@@ -86,21 +86,21 @@ class RunFiles:
     def read(
         self, table: str, columns: Sequence[str] | None = None, rows: RowFilter = ALL
     ) -> pa.Table:
-        """Return rows of a table, sealed and journalled, in no particular order.
+        """Return rows of a table, from segments and journals, in no particular order.
 
         Parameters
         ----------
         table : str
             One of ``trustlens.schema.TABLES``.
         columns : sequence of str, optional
-            The columns wanted; all if not given.
+            The columns to read; all by default.
         rows : RowFilter
-            The rows wanted.
+            The rows to read.
 
         Raises
         ------
         RunError
-            A sealed file is damaged; the message names it.
+            If a segment is damaged; the message names it.
         """
         wanted = list(columns) if columns is not None else SCHEMAS[table].names
         parts = self.consistently(lambda: list(self._parts(table, wanted, rows)))
@@ -108,12 +108,17 @@ class RunFiles:
         return pa.concat_tables([no_rows(schema), *parts]).unify_dictionaries()
 
     def consistently(self, look: Callable[[], Found]) -> Found:
-        """Look at the files; again, if meanwhile one was replaced by another that has its rows.
+        """Return ``look()``; call it again if a file was removed or replaced in between.
+
+        Parameters
+        ----------
+        look : callable
+            Reads the files; raises FileNotFoundError if one was removed or replaced.
 
         Raises
         ------
         RunError
-            That happened at each of many attempts.
+            If each of 20 attempts failed.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -123,21 +128,22 @@ class RunFiles:
         raise RunError(f"'{self.directory}' changes faster than it can be read; try again")
 
     def contents(self, table: str) -> tuple[dict[int, Entry], list[pa.Table]]:
-        """Return a table's sealed files by their numbers, and its rows that are in no such file.
+        """Return a table's sealed segments by number, and the rows that are not sealed.
 
-        Those are read before the files are listed. Of a journal that is sealed meanwhile only the
-        file counts, which has its number; one that begins meanwhile has newer rows, which are not
-        looked for. So only a rewind makes a reader look again: it replaces sealed files.
+        Journals are read before the segments are listed. If a journal is sealed in between, only
+        the segment of the same number counts; a journal created in between has newer rows, which
+        are not needed. So a reader has to start again only after a rollback, which replaces
+        segments.
         """
         journals: dict[int, pa.Table] = {}
         for number in sorted(journal_numbers(self.directory, table)):
-            with suppress(FileNotFoundError):  # it has been sealed, or had no rows
+            with suppress(FileNotFoundError):  # it was sealed or removed
                 journals[number] = read_journal(journal_path(self.directory, table, number), table)
         sealed = self.sealed(table)
         return sealed, [rows for number, rows in journals.items() if number not in sealed]
 
     def listed(self, folder: str) -> list[Entry]:
-        """Return what lies in a folder of the run; listed anew only if it has changed since."""
+        """Return the entries of a folder of the run; it is listed again only if it has changed."""
         now = (self.directory / folder).names_changed()
         known = self._listed.get(folder)
         if known is not None and known[0] == now:
@@ -150,7 +156,7 @@ class RunFiles:
         return found
 
     def sealed(self, table: str) -> dict[int, Entry]:
-        """Return a table's sealed files by their numbers."""
+        """Return a table's sealed segments by number."""
         found = self.listed(table)
         known = self._numbered.get(table)
         if known is None or known[0] is not found:
@@ -160,7 +166,7 @@ class RunFiles:
         return known[1]
 
     def pieces(self) -> dict[Piece, Entry]:
-        """Return the files of the overview."""
+        """Return the files of the overview by piece."""
         levels = [entry.name for entry in self.listed(OVERVIEW) if is_level(entry.name)]
         found = [self.listed(f"{OVERVIEW}/{level}") for level in levels]
         known = self._pieces
@@ -177,39 +183,50 @@ class RunFiles:
     def spans(
         self, table: str, sealed: Mapping[int, Entry] | None = None
     ) -> dict[int, tuple[int, int]]:
-        """Return the first and the last step of those sealed files that have rows, by number."""
+        """Return the first and last step of each sealed segment that has rows, by number."""
         sealed = self.sealed(table) if sealed is None else sealed
         known = self._spans_of.get(table)
         if known is None or known[0] is not sealed:
             unknown = [number for number in sealed if (table, sealed[number]) not in self._spans]
-            # One is opened as soon as the overview is.
-            told = self._told() if table == "layers" and len(unknown) > 1 else {}
+            # For a single segment, opening it is as fast as opening the overview.
+            listed_spans = (
+                self._listed_in_overview() if table == "layers" and len(unknown) > 1 else {}
+            )
             for number in unknown:
                 entry = sealed[number]
-                if entry.changed and number in told and told[number].size == entry.size:
-                    self._spans[table, entry] = (told[number].first, told[number].last)
+                if (
+                    entry.changed
+                    and number in listed_spans
+                    and listed_spans[number].size == entry.size
+                ):
+                    self._spans[table, entry] = (
+                        listed_spans[number].first,
+                        listed_spans[number].last,
+                    )
             spans = {number: self.span_of(table, entry) for number, entry in sealed.items()}
             there = {number: span for number, span in spans.items() if span is not None}
             known = self._spans_of[table] = (sealed, there)
         return known[1]
 
-    def _told(self) -> dict[int, Sealed]:
-        """Return what the overview tells of the sealed files that it is made of, by number."""
-        told: dict[int, Sealed] = {}
+    def _listed_in_overview(self) -> dict[int, Sealed]:
+        """Return the segments that the overview lists, by number."""
+        listed_spans: dict[int, Sealed] = {}
         pieces = self.pieces()
-        for piece in sorted(pieces, key=lambda piece: -piece.count):  # so few are opened
-            if not (piece.first in told and piece.last in told):
-                with suppress(RunError):  # it is damaged: then the files tell of themselves
+        for piece in sorted(
+            pieces, key=lambda piece: -piece.count
+        ):  # the largest first: few are opened
+            if not (piece.first in listed_spans and piece.last in listed_spans):
+                with suppress(RunError):  # it is damaged: the segments are opened instead
                     footer = self.footer(f"{OVERVIEW}/{piece.level}", pieces[piece])
-                    told |= {sealed.number: sealed for sealed in footer.sealed}
-        return told
+                    listed_spans |= {sealed.number: sealed for sealed in footer.sealed}
+        return listed_spans
 
     def span(self, table: str) -> tuple[int, int] | None:
-        """Return the first and the last step of a table; None if it has no rows."""
+        """Return the first and last step of a table; None if it has no rows."""
         return self.consistently(lambda: self._span(table))
 
     def footer(self, folder: str, entry: Entry) -> Footer:
-        """Return what a Parquet file in a folder of the run says of itself."""
+        """Return the footer of a Parquet file in a folder of the run."""
         path = self.directory / folder / entry.name
         if not entry.changed:
             return _footer(path, entry)
@@ -223,14 +240,14 @@ class RunFiles:
         columns: Sequence[str],
         rows: RowFilter,
     ) -> pa.Table | None:
-        """Return rows of one Parquet file in a folder of the run; None if it has no such rows.
+        """Return rows of a Parquet file in a folder of the run; None if no row group can have any.
 
         Raises
         ------
         RunError
-            It is damaged.
+            If the file is damaged.
         FileNotFoundError
-            It was replaced since it was listed.
+            If the file was removed or replaced since it was listed.
         """
         if rows.needs:
             span = self.span_of(folder, entry)
@@ -242,7 +259,7 @@ class RunFiles:
             places = [i for i, group in enumerate(footer.groups) if group.may_have(rows)]
             for name in rows.texts:
                 if all(footer.groups[place].all_have(name) for place in places):
-                    rows = rows.without(name)  # the text that is asked for
+                    rows = rows.without(name)  # all of its rows pass
         if not places:
             return None
         path = self.directory / folder / entry.name
@@ -250,7 +267,7 @@ class RunFiles:
 
         def read() -> pa.Table:
             with path.open(entry) as file:
-                # On an object store a few large requests are faster.
+                # On an object store, a few large requests are faster than many small ones.
                 buffer = path.is_remote
                 opened = pq.ParquetFile(file, metadata=footer.metadata, pre_buffer=buffer)
                 found = opened.read_row_groups(places, typed.names, use_threads=False)
@@ -259,22 +276,22 @@ class RunFiles:
         return rows.of(readable(path, read)).select(list(columns))
 
     def cached(self, entry: Entry, key: Hashable, make: Callable[[], Item]) -> Item:
-        """Return what is cached of a file under a key, or make it."""
+        """Return the item that is cached for a file under a key, or make and cache it."""
         if not entry.changed:
             return make()
         return CACHE.get((self._identity, entry, key), make)
 
     def span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
-        """Return the first and the last step of a Parquet file; None if it has no rows."""
+        """Return the first and last step of a Parquet file; None if it has no rows."""
         known = self._spans.get((folder, entry))
         if known is None:
             groups = self.footer(folder, entry).groups
             if groups is not None:
-                told = [(group.first, group.last) for group in groups]
+                listed_spans = [(group.first, group.last) for group in groups]
             else:
                 step = pa.schema([pa.field("step", pa.int64())])
-                told = [_span_in(self.read_file(folder, entry, step, ["step"], ALL))]
-            known = _joined(told)
+                listed_spans = [_span_in(self.read_file(folder, entry, step, ["step"], ALL))]
+            known = _joined(listed_spans)
             if entry.changed:
                 self._spans[folder, entry] = known
         return known if known[0] <= known[1] else None
@@ -299,26 +316,26 @@ class RunFiles:
 def read_table(
     directory: Address, table: str, columns: Sequence[str] | None = None, rows: RowFilter = ALL
 ) -> pa.Table:
-    """Return rows of a table, as :meth:`RunFiles.read` does, of a run that is read once."""
+    """Return rows of a table, as :meth:`RunFiles.read`, for a run that is read only once."""
     return RunFiles(directory).read(table, columns, rows)
 
 
 def fingerprint(directory: Address) -> str:
-    """Return a text that changes whenever what a reader would see has changed."""
-    return ";".join(f"{e.name}:{e.size}:{e.changed}" for e in _written(locate(directory)))
+    """Return a text that changes whenever the readable contents of the run change."""
+    return ";".join(f"{e.name}:{e.size}:{e.changed}" for e in _data_files(locate(directory)))
 
 
 def last_written(address: Address) -> float:
     """Return the time of the last write to the run, in seconds since the epoch; 0 if unknown.
 
-    Or of the last sign of life of who writes it.
+    A refresh of the writer's lease counts as a write.
     """
     directory = locate(address)
-    sign = [entry for entry in directory.entries() if entry.name == LOCK_FILE]
-    return max((entry.changed for entry in (*sign, *_written(directory))), default=0) / 1e9
+    lock_file = [entry for entry in directory.entries() if entry.name == LOCK_FILE]
+    return max((entry.changed for entry in (*lock_file, *_data_files(directory))), default=0) / 1e9
 
 
-def _written(directory: Location) -> list[Entry]:
+def _data_files(directory: Location) -> list[Entry]:
     found = [entry for entry in directory.entries() if entry.name == RUN_FILE]
     for folder in (JOURNAL, *SCHEMAS):
         listed = sorted((directory / folder).entries(), key=lambda entry: entry.name)
@@ -337,12 +354,12 @@ def _footer(path: Location, entry: Entry) -> Footer:
 
 
 def _span_in(rows: pa.Table | None) -> tuple[int, int]:
-    """Return the first and the last step of some rows; 1 and 0 if there are none."""
+    """Return the first and last step of some rows; (1, 0) if there are none."""
     step = np.zeros(0, np.int64) if rows is None else numbers(rows["step"])
     return (int(step.min()), int(step.max())) if len(step) else NO_STEPS
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the first and the last step of all; 1 and 0 if there are none."""
+    """Return the first and last step of all spans; (1, 0) if there are none."""
     steps = [step for span in spans if span[0] <= span[1] for step in span]
     return (min(steps), max(steps)) if steps else NO_STEPS

@@ -1,4 +1,4 @@
-"""Locations on an object store, through a file system of Arrow's or fsspec's."""
+"""Locations on an object store, through a file system of Arrow or fsspec."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RemoteLocation:
 
     @property
     def whole_address(self) -> str:
-        """The address as a command takes it, with its options."""
+        """The address to give to a command, with its options."""
         options = urlencode(self.options, safe=":/")
         return f"{self.address}?{options}" if options else self.address
 
@@ -76,11 +76,11 @@ class RemoteLocation:
         return "?".join([self.address, *server])
 
     def entries(self) -> list[Entry]:
-        """Return what is in this folder; RunError if the store does not answer."""
+        """Return the entries of this folder; RunError if the store does not answer."""
         from pyarrow.fs import FileSelector  # noqa: PLC0415 — slow to import; most runs are local
 
         selector = FileSelector(self.filesystem_path, allow_not_found=True)
-        with self._answering():
+        with self._errors_reported():
             found = self.filesystem.get_file_info(selector)
         return [_entry(info) for info in found]
 
@@ -89,21 +89,21 @@ class RemoteLocation:
         return [entry.name for entry in self.entries()]
 
     def exists(self) -> bool:
-        """Return whether there is something here; RunError if the store does not answer."""
+        """Return whether a file or a folder is here; RunError if the store does not answer."""
         return self._info().type.name != "NotFound"
 
     def entry(self) -> Entry | None:
-        """Return this file as it is now; None if it is not there or its time of change unknown."""
+        """Return this file as it is now; None if it does not exist or has no time of change."""
         info = self._info()
         return _entry(info) if info.type.name == "File" and info.mtime_ns else None
 
     def names_changed(self) -> int | None:
-        """Return None: object stores do not tell when a folder changed."""
+        """Return None: object stores do not report when a folder changed."""
         return None
 
     def open(self, entry: Entry | None = None) -> pa.NativeFile:
         """Open this file for reading; RunError if the store does not answer."""
-        with self._answering():
+        with self._errors_reported():
             opened = self.filesystem.open_input_file(self.filesystem_path)
             if entry is not None and opened.size() != entry.size:
                 opened.close()
@@ -111,28 +111,28 @@ class RemoteLocation:
             return opened
 
     def read_bytes(self) -> bytes:
-        """Return the content of this file; RunError if it is not small or cannot be fetched."""
-        with self._answering(), self.open() as opened:
+        """Return the content of this file; RunError if it is too large or cannot be downloaded."""
+        with self._errors_reported(), self.open() as opened:
             check_small(self, opened.size())
             return opened.read()
 
     @contextmanager
     def reading(self) -> Generator[None]:
-        """Return a context in which this file is read.
+        """Return a context for reading this file after it was opened.
 
         Raises
         ------
         FileNotFoundError
-            The file is gone.
+            If the file does not exist any more.
         RunError
-            The store does not answer.
+            If the store does not answer.
         """
         try:
             yield
         except OSError as error:
             if not self.exists():
                 raise FileNotFoundError(str(self)) from None
-            raise self._unanswered(error) from None
+            raise self._read_error(error) from None
 
     def put(self, name: str, data: bytes) -> None:
         """Write a whole file into this folder.
@@ -140,35 +140,35 @@ class RemoteLocation:
         Raises
         ------
         OSError
-            It cannot be written.
+            If it cannot be written.
         """
         target = (self / name).filesystem_path
         try:
             stream = self.filesystem.open_output_stream(target)
-        except FileNotFoundError:  # it has folders of its own, as object stores do not
+        except FileNotFoundError:  # a file system with real folders
             self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
             stream = self.filesystem.open_output_stream(target)
         with stream:
             stream.write(data)
 
     def delete(self, name: str) -> None:
-        """Delete a file of this folder; FileNotFoundError if it is not there."""
+        """Delete a file of this folder; FileNotFoundError if it does not exist."""
         self.filesystem.delete_file((self / name).filesystem_path)
 
     def _info(self) -> Any:
-        with self._answering():
+        with self._errors_reported():
             return self.filesystem.get_file_info(self.filesystem_path)
 
     @contextmanager
-    def _answering(self) -> Generator[None]:
+    def _errors_reported(self) -> Generator[None]:
         try:
             yield
         except (FileNotFoundError, RunError):
             raise
         except (OSError, pa.ArrowException) as error:
-            raise self._unanswered(error) from None
+            raise self._read_error(error) from None
 
-    def _unanswered(self, error: Exception) -> RunError:
+    def _read_error(self, error: Exception) -> RunError:
         return RunError(
             f"'{self}' cannot be read ({reason(error)}); check the address, your credentials and "
             "the network"
@@ -198,9 +198,10 @@ def remote_location(address: str) -> RemoteLocation:
     Raises
     ------
     UsageError
-        There is no such file system, or it cannot be opened.
+        If no file system is known for the address, or it cannot be opened.
     MissingDependencyError
-        Arrow has no such file system, and fsspec, or what it needs for it, is not installed.
+        If Arrow does not support the file system, and fsspec, or a package that fsspec needs, is
+        not installed.
     """
     import pyarrow.fs as arrow_fs  # noqa: PLC0415 — slow to import; most runs are local
 
@@ -219,20 +220,24 @@ def remote_location(address: str) -> RemoteLocation:
             raise UsageError(
                 f"'{plain}' cannot be opened ({reason(error)}); check the address"
             ) from None
-        filesystem = arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(_of_fsspec(scheme, plain)))
+        filesystem = arrow_fs.PyFileSystem(
+            arrow_fs.FSSpecHandler(_fsspec_filesystem(scheme, plain))
+        )
         path = before.rstrip("/").split("://", 1)[1]
     except OSError as error:
         raise UsageError(
             f"'{plain}' cannot be opened ({reason(error)}); check the address and your credentials"
         ) from None
     if not path.strip("/"):
-        raise UsageError(f"'{address}' names no place; give one such as 's3://bucket/runs/lamb'")
+        raise UsageError(
+            f"'{address}' has no path; give an address such as 's3://bucket/runs/lamb'"
+        )
     return RemoteLocation(filesystem, path.rstrip("/"), plain, options)
 
 
-def _of_fsspec(scheme: str, address: str) -> Any:
+def _fsspec_filesystem(scheme: str, address: str) -> Any:
     try:
-        import fsspec  # noqa: PLC0415 — not needed for what Arrow has itself
+        import fsspec  # noqa: PLC0415 — only for stores unknown to Arrow
 
         return fsspec.filesystem(scheme)
     except ModuleNotFoundError:
@@ -242,5 +247,5 @@ def _of_fsspec(scheme: str, address: str) -> Any:
     except ValueError:
         raise UsageError(
             f"'{address}' cannot be opened: neither Arrow nor fsspec knows '{scheme}://'; use s3, "
-            "gs, or one that fsspec lists"
+            "gs, or another scheme that fsspec supports"
         ) from None

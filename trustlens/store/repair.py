@@ -1,4 +1,4 @@
-"""Recovering a run whose process died while it recorded."""
+"""Repairing a run after its recording process died."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Final
 
 from trustlens.schema import TABLES
-from trustlens.store.gaps import torn_bytes, torn_noted
+from trustlens.store.gaps import torn_bytes, with_missing_steps
 from trustlens.store.layout import JOURNAL, OVERVIEW
 from trustlens.store.location import LocalLocation
 from trustlens.store.locking import RunLock
-from trustlens.store.overview.builder import OverviewWriter
-from trustlens.store.overview.format import finest_level, forget, is_level
+from trustlens.store.overview.builder import OverviewBuilder
+from trustlens.store.overview.format import finest_level, is_level, remove_pieces_from
 from trustlens.store.run_info import read_info, write_info
 from trustlens.store.segments.leftovers import Leftover, seal_leftovers
 
 _UNFINISHED: Final = re.compile(
     r"\.((run|\.uploaded)\.json|\d{6,18}(-\d{6,18})?\.parquet)\.tmp", re.ASCII
 )
-"""Names that ``temporary_name`` gives to a run's files."""
+"""The names that ``temporary_name`` returns for a run's files."""
 
 
 def repair(directory: Path) -> list[Leftover]:
     """Seal the journals of a process that died, and complete the overview.
 
-    A run can be read and resumed without that. A second call finds nothing.
+    A run can be read and resumed without a repair. A second call finds nothing.
 
     Parameters
     ----------
@@ -37,31 +37,33 @@ def repair(directory: Path) -> list[Leftover]:
     Returns
     -------
     list of Leftover
-        One for each table with journals that held something.
+        One for each table whose journals held rows or an incomplete batch.
 
     Raises
     ------
     RunError
-        The directory holds no run.
+        If the directory holds no run.
     UsageError
-        The run is being recorded.
+        If the run is being recorded.
     """
     info = read_info(directory)
     lock = RunLock(directory)
     try:
         clear_unfinished(directory)
-        noted = torn_noted(directory, info, torn_bytes(directory))
-        if noted != info:  # before the journals go, which alone tell of it
+        noted = with_missing_steps(directory, info, torn_bytes(directory))
+        if noted != info:  # before the journals, which show it, are removed
             write_info(directory, noted)
         found = [seal_leftovers(directory, table) for table in TABLES]
         found = [each for each in found if each.is_something]
-        overview = OverviewWriter(directory, finest_level(info))
-        if not overview.complete():  # some of what it is made of was taken away
-            forget(directory, 0)
+        overview = OverviewBuilder(directory, finest_level(info))
+        if (
+            not overview.complete()
+        ):  # a file that it needs was damaged, and removed: build all again
+            remove_pieces_from(directory, 0)
             overview.complete()
-        with suppress(OSError):  # not there, or what is no journal lies in it
+        with suppress(OSError):  # it does not exist, or holds other files
             (directory / JOURNAL).rmdir()
-        # Of a dead process there is no sign but its lock, which goes now.
+        # Note it in run.json: the lock, the only other sign of an interrupted run, is released now.
         if found or (info.closed is None and info.recording.repaired is None):
             now = datetime.now(UTC).isoformat()
             write_info(directory, noted.change_recording(repaired=now))
@@ -81,4 +83,4 @@ def clear_unfinished(directory: Path) -> None:
         for name in LocalLocation(folder).names():
             if _UNFINISHED.fullmatch(name):
                 with suppress(OSError):
-                    (folder / name).unlink()  # a link too: it would be written through
+                    (folder / name).unlink()  # a link too: writing would follow it

@@ -15,7 +15,7 @@ from trustlens.store.arrow import codes, column, numbers
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """Which rows to read; all by default.
+    """A filter for rows; all rows pass by default.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class RowFilter:
     steps : int64 array, optional
         Only these steps, ascending.
     texts : mapping of str to texts
-        By column, the texts that are wanted.
+        By column, the texts that pass.
     """
 
     first: int | None = None
@@ -34,7 +34,7 @@ class RowFilter:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The columns that are needed to apply the filter."""
+        """The columns that the filter reads."""
         of_steps = self.first is not None or self.last is not None or self.steps is not None
         return (*(("step",) if of_steps else ()), *self.texts)
 
@@ -72,6 +72,6 @@ ALL: Final = RowFilter()
 
 
 def _are_among(names: pa.ChunkedArray, texts: Collection[str]) -> NDArray[np.bool_]:
-    places, present = codes(names)
+    indices, present = codes(names)
     wanted = np.array([text in texts for text in present], np.bool_)
-    return np.ones(len(names), np.bool_) if wanted.all() else wanted[places]
+    return np.ones(len(names), np.bool_) if wanted.all() else wanted[indices]

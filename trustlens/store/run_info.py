@@ -1,4 +1,4 @@
-"""The contents of ``run.json``: typed, parsed and checked once."""
+"""The contents of ``run.json``, parsed and checked into types."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ StepRanges: TypeAlias = tuple[tuple[int, int], ...]
 """Pairs of a first and a last step, both included."""
 
 _TORN: Final = {table: f"torn_{table}" for table in TABLES}
-"""The key of ``run.json`` that has ``RecordingInfo.torn`` of a table."""
+"""By table, the key of ``run.json`` that holds its part of ``RecordingInfo.torn``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class RecordingInfo:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; what is empty or not known is left out."""
+        """Return the JSON object, without keys that are empty or not known."""
         optional = {
             "precision": self.precision,
             "statistics": self.statistics,
@@ -146,7 +146,7 @@ class RecordingInfo:
 
     @property
     def known_missing(self) -> StepRanges:
-        """All step ranges that are known to lack rows, for whatever reason."""
+        """All step ranges that are known to lack rows, for any reason."""
         torn = (each for ranges in self.torn.values() for each in ranges)
         return (*self.gaps, *self.passed_over, *torn)
 
@@ -184,7 +184,7 @@ class RecordingInfo:
         return replace(self, gaps=other.gaps, passed_over=other.passed_over, torn=other.torn)
 
     def resumed_by(self, new: RecordingInfo) -> RecordingInfo:
-        """Return what holds when the recording ``new`` resumes the run: its options, our gaps."""
+        """Return a copy for a run that ``new`` resumes: with its options, and our missing steps."""
         return replace(
             self,
             every=new.every,
@@ -224,7 +224,7 @@ class RunInfo:
         Raises
         ------
         KeyError, TypeError, ValueError, AttributeError, OverflowError
-            A required key is missing or has a value of the wrong kind.
+            If a required key is missing or has a value of the wrong kind.
         """
         info = cls(
             name=storable(str(raw["name"])),
@@ -264,19 +264,19 @@ def write_info(directory: Path, info: RunInfo) -> None:
     Raises
     ------
     RunError
-        The config, or another value, is nested too deeply for Python's JSON writer. (A file that
-        was read may be: writing takes more of Python's stack than reading.)
+        If the config, or another value, is nested too deeply for Python's JSON writer. (This may
+        happen to a file that could be read: writing takes more of Python's stack than reading.)
     """
     path = directory / RUN_FILE
     try:
         text = json.dumps(info.to_json(), indent=2, ensure_ascii=False)
     except RecursionError:
         raise RunError(
-            f"'{path}' cannot be written: its config, or what else stands in it, is nested too "
+            f"'{path}' cannot be written: its config, or another value, is nested too "
             "deeply; make it flatter"
         ) from None
     with atomic_write(path) as temporary:
-        # A file's name that is not UTF-8 has lone surrogates: "\udcff" is what JSON calls one.
+        # A file name that is not UTF-8 has lone surrogates, which JSON writes as "\udcff".
         temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
@@ -286,8 +286,8 @@ def read_info(address: Address) -> RunInfo:
     Raises
     ------
     RunError
-        The directory does not exist or holds no run; the file was not written by trustlens, or by
-        a newer version.
+        If the directory does not exist or holds no run, or the file was not written by trustlens or
+        by a newer version of it.
     """
     directory = locate(address)
     path = directory / RUN_FILE
@@ -303,7 +303,7 @@ def read_info(address: Address) -> RunInfo:
         ) from None
     except (ValueError, RecursionError):
         raise RunError(
-            f"'{path}' is not a run.json of trustlens: it is not JSON; restore it or record anew"
+            f"'{path}' is not a run.json of trustlens: it is not JSON; restore it or record again"
         ) from None
     if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
         raise RunError(
@@ -321,17 +321,17 @@ def read_info(address: Address) -> RunInfo:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(
             f"'{path}' is not a run.json that trustlens understands ({error!r}); "
-            "restore it or record anew"
+            "restore it or record again"
         ) from None
 
 
 def storable(text: str) -> str:
-    """Return a text as files and terminals can hold it: a lone surrogate as its escape."""
+    """Return a text with lone surrogates escaped, so that it can be encoded as UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _int_or_float(text: str) -> int | float:
-    """Return an integer; a float if it is so large that no size or option of ours can be it."""
+    """Return an integer, or a float if it has 19 digits or more: no valid value is so large."""
     return int(text) if len(text) < 19 else float(text)
 
 
@@ -396,7 +396,7 @@ def _as_lists(ranges: StepRanges) -> list[list[int]]:
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> StepRanges:
-    """Return the ranges sorted, those that overlap or are adjacent as one."""
+    """Return the ranges sorted; ranges that overlap or are adjacent are merged."""
     joined: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if joined and first <= joined[-1][1] + 1:

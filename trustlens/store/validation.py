@@ -1,7 +1,7 @@
-"""Limits of untrusted files: a run's files are checked before they can do harm.
+"""Checks of untrusted files: a run's files are checked before Arrow decodes them.
 
-A file may claim terabytes in a few bytes, or point outside of its own memory, and Arrow does not
-check all of that.
+A file of a few bytes may claim terabytes, or have offsets outside of its own memory, and Arrow does
+not check all of that.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ import pyarrow.parquet as pq
 from trustlens.store.arrow import numbers
 
 ROWS: Final = 1 << 24
-"""Rows of a file at most: a hundred times those of a sealed file of ours."""
+"""Maximum rows of a file: 128 times those of a segment that trustlens writes."""
 
 BYTES: Final = 1 << 30
-"""Bytes of a journal at most: sixteen times those of ours."""
+"""Maximum bytes of a journal: 16 times those of a journal that trustlens writes."""
 
 LAST_STEP: Final = 1 << 53
-"""No step is behind this one: to here float64 counts exactly."""
+"""The largest step: float64 represents all integers up to this one."""
 
-_HEADER: Final = 2  # fields of Arrow's Message, RecordBatch and DictionaryBatch (Message.fbs)
+_HEADER: Final = 2  # indices of fields of Message, RecordBatch and DictionaryBatch (Message.fbs)
 _COMPRESSION: Final = 3
 _DATA: Final = 1
 
 
 def check_footer(metadata: pq.FileMetaData) -> None:
-    """Refuse a Parquet file that says to be larger than ours ever are.
+    """Refuse a Parquet file that claims to have more rows than any file of trustlens.
 
     Raises
     ------
     ValueError
-        It says so.
+        If it claims more than `ROWS`.
     """
-    # Not of its row groups: pyarrow ends the process where these do not agree with the schema.
+    # Row groups are not read: pyarrow aborts the process if they do not match the schema.
     if not 0 <= metadata.num_rows <= ROWS:
         raise ValueError(f"it claims {metadata.num_rows:,} rows")
 
 
 def check_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows of a file in the types that they are to have.
+    """Check rows that were read from a file, and return them cast to a schema.
 
     Raises
     ------
     pyarrow.ArrowException
-        They are of others.
+        If the rows lack a column or have other types.
     ValueError
-        There is nothing where there must be something, or a step that no training does.
+        If a required value is null, or a step is out of range.
     """
     rows.validate(full=True)
     rows = rows.select(schema.names).cast(schema)
@@ -64,12 +64,14 @@ def check_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def check_stream(data: pa.Buffer) -> None:
-    """Refuse an Arrow stream with a compressed message: ours have none, and one may be a bomb.
+    """Refuse an Arrow stream with a compressed message.
+
+    Journals are never compressed, and a small message could expand to any size.
 
     Raises
     ------
     ValueError
-        It has one.
+        If a message is compressed.
     """
     reader = pa.ipc.MessageReader.open_stream(pa.BufferReader(data))
     try:
@@ -77,25 +79,25 @@ def check_stream(data: pa.Buffer) -> None:
             if _is_compressed(message.metadata.to_pybytes(), message.type):
                 raise ValueError("it is compressed, which a journal never is")
     except (pa.ArrowException, OSError, StopIteration):
-        return  # the end, or where it is torn: who reads it finds that too
+        return  # the end of the stream, or a torn message: the caller finds it too
 
 
 def _is_compressed(message: bytes, kind: str) -> bool:
     try:
-        table = _field(message, _root(message), _HEADER)
+        table = _table_in_field(message, _root(message), _HEADER)
         if kind == "dictionary" and table:
-            table = _field(message, table, _DATA)
-        return bool(table and _field(message, table, _COMPRESSION))
+            table = _table_in_field(message, table, _DATA)
+        return bool(table and _table_in_field(message, table, _COMPRESSION))
     except (struct.error, IndexError):
-        return True  # not to be understood, and so not to be trusted
+        return True  # a message that cannot be parsed is not trusted
 
 
 def _root(message: bytes) -> int:
     return struct.unpack_from("<I", message, 0)[0]
 
 
-def _field(message: bytes, table: int, number: int) -> int:
-    """Return where the table lies that a FlatBuffers table has as a field; 0 if it has none."""
+def _table_in_field(message: bytes, table: int, number: int) -> int:
+    """Return the offset of the table in a field of a FlatBuffers table; 0 if it is absent."""
     entries = table - struct.unpack_from("<i", message, table)[0]
     size = struct.unpack_from("<H", message, entries)[0]
     if 4 + 2 * number >= size:

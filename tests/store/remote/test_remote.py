@@ -1,4 +1,4 @@
-"""Runs on an object store: a real S3 server on this machine, and fsspec's memory."""
+"""Runs on an object store: an S3 server on this machine, and fsspec's memory file system."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ with socket.socket() as free:
 
 
 class Server:
-    """A server of S3 that can be taken away and brought back; what it holds stays."""
+    """An S3 server that can be stopped and started again; its objects are kept."""
 
     def __init__(self) -> None:
         self.up()
@@ -66,16 +66,16 @@ def server() -> Iterator[Server]:
     started.down()
 
 
-def impatient(address: str) -> RemoteLocation:
-    """Arrow tries thrice, for six seconds, which is too long for a test."""
+def location_without_retries(address: str) -> RemoteLocation:
+    """Return a location that is tried once: Arrow tries three times, for six seconds."""
     found = remote_location(address)
     if address.startswith("s3://"):
-        once = arrow_fs.AwsStandardS3RetryStrategy(max_attempts=1)
+        no_retries = arrow_fs.AwsStandardS3RetryStrategy(max_attempts=1)
         store = arrow_fs.S3FileSystem(
             endpoint_override=f"127.0.0.1:{PORT}",
             scheme="http",
             region="us-east-1",
-            retry_strategy=once,
+            retry_strategy=no_retries,
         )
         return replace(found, filesystem=store)
     return found
@@ -85,16 +85,17 @@ def impatient(address: str) -> RemoteLocation:
 def bucket(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> str:
-    """A new bucket, and a cache folder of the test's own; short intervals."""
+    """A new bucket, a cache folder for the test, short intervals and a long flush timeout."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr(uploading, "INTERVAL", 0.1)
+    monkeypatch.setattr(uploading, "FLUSH_TIMEOUT", 60.0)  # on a loaded machine, too
     monkeypatch.setattr(uploading, "PATIENCE", 1.0)
     monkeypatch.setattr(leasing, "REFRESH_INTERVAL", 0.5)
-    monkeypatch.setattr(addresses, "remote_location", impatient)
+    monkeypatch.setattr(addresses, "remote_location", location_without_retries)
     name = f"bucket-{abs(hash(request.node.nodeid)):x}"
     options = f"endpoint_override=127.0.0.1:{PORT}&scheme=http&region=us-east-1"
     store, _ = arrow_fs.FileSystem.from_uri(f"s3://{name}?{options}&allow_bucket_creation=true")
@@ -130,8 +131,8 @@ def train(address: str | Path, first: int = 1, last: int = 30, **options: Any) -
             recorder.log(loss=step(model, optimizer, number))
 
 
-def go_on(address: str, first: int, last: int) -> None:
-    """Go on with a run from a checkpoint of the step before the first."""
+def resume_training(address: str, first: int, last: int) -> None:
+    """Resume a run from a checkpoint of the step before ``first``."""
     model, optimizer = training()
     for number in range(1, first):
         step(model, optimizer, number)
@@ -140,7 +141,7 @@ def go_on(address: str, first: int, last: int) -> None:
             recorder.log(loss=step(model, optimizer, number))
 
 
-def hold_to_a_local_one(address: str, tmp_path: Path, last: int = 30) -> None:
+def compare_with_local_run(address: str, tmp_path: Path, last: int = 30) -> None:
     train(tmp_path / "local", last=last)
     here, there = trustlens.open_run(tmp_path / "local"), trustlens.open_run(address)
     pd.testing.assert_frame_equal(there.layers(), here.layers())
@@ -153,7 +154,7 @@ def hold_to_a_local_one(address: str, tmp_path: Path, last: int = 30) -> None:
 def test_a_run_is_recorded_to_s3_and_read_from_there(bucket: str, tmp_path: Path) -> None:
     address = bucket.format("adam")
     train(address)
-    hold_to_a_local_one(address, tmp_path)
+    compare_with_local_run(address, tmp_path)
     run = trustlens.open_run(address)
     assert run.name == "adam"
     assert str(run.path).endswith("/runs/adam")
@@ -180,19 +181,19 @@ def test_a_run_is_read_while_it_is_recorded(bucket: str) -> None:
     assert [len(steps) for steps in seen] == [4, 8, 12]
 
 
-def test_nothing_is_renamed_and_what_is_sealed_is_put_once(
+def test_nothing_is_renamed_and_segments_are_uploaded_once(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trustlens.store.writer.SEGMENT_ROWS", 20)
     put: list[str] = []
-    whole = RemoteLocation.put
+    original = RemoteLocation.put
 
-    def noted(self: RemoteLocation, name: str, data: bytes) -> None:
+    def recording_put(self: RemoteLocation, name: str, data: bytes) -> None:
         if name != ".lock":
             put.append(name)
-        whole(self, name, data)
+        original(self, name, data)
 
-    monkeypatch.setattr(RemoteLocation, "put", noted)
+    monkeypatch.setattr(RemoteLocation, "put", recording_put)
     address = bucket.format("once")
     model, optimizer = training()
     with trustlens.record(optimizer, address, model=model) as recorder:
@@ -201,66 +202,70 @@ def test_nothing_is_renamed_and_what_is_sealed_is_put_once(
             if number % 3 == 0:
                 recorder.flush()
     sealed = [name for name in put if name.startswith(("layers/", "steps/"))]
-    assert len(sealed) == 7  # five of 24 rows, two of steps
+    assert len(sealed) == 7  # five segments of layers with 24 rows, two of steps
     assert len(set(sealed)) == len(sealed)
     names = {entry.name for entry in locate(address).entries()}
     assert not any(name.startswith(".") for name in names)
     assert "journal" not in names or not (locate(address) / "journal").entries()
 
 
-def written(directory: Path, last: int, rewind: int | None = None) -> None:
-    """Write a run of two layers, or go on with it, in many sealed files."""
+def written(directory: Path, last: int, rollback: int | None = None) -> None:
+    """Write a run of two layers in many segments, or resume it."""
     writer = RunWriter(
         directory, run_info(layers=["a", "b"]), resume=lambda info: info, segment_rows=40
     )
-    if rewind is not None:
-        writer.rollback(rewind, {})
-    for begin in range((rewind or 0) + 1, last, 10):
+    if rollback is not None:
+        writer.rollback(rollback, {})
+    for begin in range((rollback or 0) + 1, last, 10):
         steps = np.arange(begin, begin + 10)
         writer.append("layers", layers_table(steps, ["a", "b"], {"weight_norm": np.ones((10, 2))}))
     writer.close(writer.info)
 
 
-def uploaded(spool: Path, remote: RemoteLocation, last: int = 100) -> uploading.Uploader:
-    """Write a run and upload it; return its mirror, which goes on."""
-    written(spool, last)
-    mirror = mirror_of(spool, remote)
-    while not (remote / "run.json").exists() or not (spool / ".uploaded.json").exists():
-        mirror.flush()
-    mirror.flush()
-    return mirror
+def uploaded(staged: Path, remote: RemoteLocation, last: int = 100) -> uploading.Uploader:
+    """Write a run and upload it; return the uploader, which is still open."""
+    written(staged, last)
+    uploader = uploader_of(staged, remote)
+    while not (remote / "run.json").exists() or not (staged / ".uploaded.json").exists():
+        uploader.flush()
+    uploader.flush()
+    return uploader
 
 
-def mirror_of(spool: Path, remote: RemoteLocation) -> uploading.Uploader:
-    lock = leasing.Lease(remote)
-    lock.take()
-    return uploading.Uploader(spool, lock)
+def uploader_of(staged: Path, remote: RemoteLocation) -> uploading.Uploader:
+    lease = leasing.Lease(remote)
+    lease.take()
+    return uploading.Uploader(staged, lease)
 
 
-def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_twice(
+def test_files_are_not_uploaded_again_and_rows_not_seen_twice_after_a_rollback(
     bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    remote, spool, killed = remote_of(bucket.format("run")), tmp_path / "spool", tmp_path / "killed"
-    mirror = uploaded(spool, remote, last=400)
-    shutil.copytree(spool, killed)  # as it is left by who is killed now
+    remote, staged, killed = (
+        remote_of(bucket.format("run")),
+        tmp_path / "staging",
+        tmp_path / "killed",
+    )
+    uploader = uploaded(staged, remote, last=400)
+    shutil.copytree(staged, killed)  # as if the process was killed now
     again = tmp_path / "again"
     shutil.copytree(killed, again)
-    mirror.close()
+    uploader.close()
     put: list[str] = []
-    whole = RemoteLocation.put
+    original = RemoteLocation.put
 
-    def noted(self: RemoteLocation, name: str, data: bytes) -> None:
+    def recording_put(self: RemoteLocation, name: str, data: bytes) -> None:
         if name != ".lock":
             put.append(name)
-        whole(self, name, data)
+        original(self, name, data)
         read = read_downsampled(RunFiles(remote), ["weight_norm"], ["a", "b"], (1, 400), 7)
         assert read["weight_norm"].rows.max() <= read["weight_norm"].width
 
-    monkeypatch.setattr(RemoteLocation, "put", noted)
-    mirror_of(again, remote).close()
+    monkeypatch.setattr(RemoteLocation, "put", recording_put)
+    uploader_of(again, remote).close()
     assert put == []
-    written(killed, 400, rewind=150)
-    mirror_of(killed, remote).close()
+    written(killed, 400, rollback=150)
+    uploader_of(killed, remote).close()
     assert not killed.exists()
     assert "layers/000003.parquet" not in put  # of steps 61 to 80
     assert "layers/000008.parquet" in put
@@ -272,7 +277,7 @@ def test_what_was_uploaded_is_not_uploaded_again_and_what_was_rewound_not_seen_t
     assert read.rows.tolist() == [[64, 64]] * 6 + [[16, 16]]
 
 
-def test_a_network_that_goes_away_loses_nothing(
+def test_a_network_failure_loses_nothing(
     server: Server, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = bucket.format("outage")
@@ -284,15 +289,15 @@ def test_a_network_that_goes_away_loses_nothing(
                 recorder.flush()
                 server.down()
             if number == 20:
-                recorder.flush()  # it cannot be there, and the training goes on
+                recorder.flush()  # it cannot be uploaded, and the training continues
             if number == 25:
                 server.up()
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert ["cannot be written" in record.getMessage() for record in warnings] == [True]
-    hold_to_a_local_one(address, tmp_path)
+    compare_with_local_run(address, tmp_path)
 
 
-def test_what_cannot_be_uploaded_stays_and_is_uploaded_later(
+def test_files_that_cannot_be_uploaded_are_kept_and_uploaded_by_repair(
     server: Server, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = bucket.format("late")
@@ -302,18 +307,18 @@ def test_what_cannot_be_uploaded_stays_and_is_uploaded_later(
     for number in range(1, 31):
         recorder.log(loss=step(model, optimizer, number))
     recorder.close()
-    spool = staging_folder(remote_of(address))
-    assert trustlens.open_run(spool).last_step == 30
+    staged = staging_folder(remote_of(address))
+    assert trustlens.open_run(staged).last_step == 30
     assert f"trustlens repair '{address}'" in caplog.text
     server.up()
     assert main(["repair", address]) == 0
-    hold_to_a_local_one(address, tmp_path)
-    assert not spool.exists()
+    compare_with_local_run(address, tmp_path)
+    assert not staged.exists()
     assert main(["repair", address]) == 0
 
 
 def killed(address: str, cache: Path, last: int) -> None:
-    """Record to an address in a process that is killed, on the machine with that cache."""
+    """Record to an address in a process that is killed, on the machine with that cache folder."""
     code = f"""
         import os, signal, sys
         sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
@@ -336,30 +341,32 @@ def killed(address: str, cache: Path, last: int) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
-def test_a_killed_recording_goes_on_from_its_spool(bucket: str, tmp_path: Path) -> None:
+def test_a_killed_recording_is_resumed_from_its_staging_folder(bucket: str, tmp_path: Path) -> None:
     address = bucket.format("killed")
     killed(address, tmp_path / "cache", last=12)
     run = trustlens.open_run(address)
-    assert run.status == "interrupted"  # its lock is on this machine
-    assert f"trustlens repair '{address}' uploads it" in " ".join(run.missing())
+    assert run.status == "interrupted"  # its lock was on this machine
+    assert f"on the machine that recorded it: trustlens repair '{address}'" in " ".join(
+        run.missing()
+    )
     with pytest.raises(UsageError, match="already holds a run"):
         train(address)
-    go_on(address, 9, 30)
-    hold_to_a_local_one(address, tmp_path)
+    resume_training(address, 9, 30)
+    compare_with_local_run(address, tmp_path)
 
 
-def test_a_run_goes_on_on_another_machine(
+def test_a_run_is_resumed_on_another_machine(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = bucket.format("moved")
     train(address, last=20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     (tmp_path / "other").mkdir()
-    go_on(address, 16, 30)
-    hold_to_a_local_one(address, tmp_path)
+    resume_training(address, 16, 30)
+    compare_with_local_run(address, tmp_path)
 
 
-def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Path) -> None:
+def test_a_staging_folder_of_an_older_state_is_not_resumed(bucket: str, tmp_path: Path) -> None:
     address = bucket.format("stale")
     train(address, last=10)
     remote, stale = remote_of(address), staging_folder(remote_of(address))
@@ -370,20 +377,20 @@ def test_a_spool_of_an_older_state_is_not_gone_on_with(bucket: str, tmp_path: Pa
     session = trustlens.open_run(stale).info.recording.session
     (stale / "run.json").write_text(text.replace(session, "an older one"), encoding="utf-8")
     train(address, last=30, resume=True)
-    hold_to_a_local_one(address, tmp_path)
+    compare_with_local_run(address, tmp_path)
     assert len(list(stale.parent.glob(f"{stale.name}-*"))) == 1
 
 
 def test_fsspec_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     train("memory://runs/adam")
-    hold_to_a_local_one("memory://runs/adam", tmp_path)
+    compare_with_local_run("memory://runs/adam", tmp_path)
 
 
 def test_addresses_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
     with pytest.raises(UsageError, match="neither Arrow nor fsspec knows 'nope://'"):
         trustlens.open_run("nope://bucket/run")
-    with pytest.raises(UsageError, match="'s3://' names no place"):
+    with pytest.raises(UsageError, match="'s3://' has no path"):
         trustlens.open_run("s3://")
     with pytest.raises(RunError, match=r"there is no directory 's3://.*/runs/nothing'"):
         trustlens.open_run(bucket.format("nothing"))
@@ -392,7 +399,7 @@ def test_addresses_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, bucket
         trustlens.open_run("memory://runs/adam")
 
 
-def test_plain_paths_and_file_addresses_are_this_machines(tmp_path: Path) -> None:
+def test_paths_and_file_addresses_are_local(tmp_path: Path) -> None:
     here = LocalLocation(tmp_path)
     for given in (tmp_path, f"file://{tmp_path}", os.fspath(tmp_path), here):
         assert locate(given) == here
@@ -403,7 +410,7 @@ def test_plain_paths_and_file_addresses_are_this_machines(tmp_path: Path) -> Non
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Be on another machine, by name, as far as it is known from its cache folder."""
+    """Return a function that simulates another machine, by a cache folder of that name."""
 
     def go(name: str) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
@@ -433,7 +440,7 @@ def test_a_second_writer_on_another_machine_is_refused(
     assert steps_of(address) == [1, 2]
 
 
-def test_who_goes_on_with_a_run_elsewhere_is_not_disturbed_by_what_is_left(
+def test_files_left_on_one_machine_do_not_disturb_a_run_resumed_on_another(
     bucket: str,
     elsewhere: Callable[[str], None],
     tmp_path: Path,
@@ -443,14 +450,14 @@ def test_who_goes_on_with_a_run_elsewhere_is_not_disturbed_by_what_is_left(
     address = bucket.format("moved")
     killed(address, tmp_path / "first", last=12)
     elsewhere("second")
-    go_on(address, 13, 30)  # when it is clear that the first is dead
-    assert "to see whether it lives" in caplog.text
+    resume_training(address, 13, 30)  # after waiting for the first, which is dead
+    assert "to see whether it is still running" in caplog.text
     assert steps_of(address) == list(range(1, 31))
     elsewhere("first")
     assert trustlens.open_run(staging_folder(remote_of(address))).last_step == 13
     assert main(["repair", address]) == 2
-    assert "was gone on with elsewhere" in capsys.readouterr().err
-    go_on(address, 31, 32)
+    assert "was resumed on another machine" in capsys.readouterr().err
+    resume_training(address, 31, 32)
     kept = next(staging_folder(remote_of(address)).parent.glob("moved-*-*"))
     assert str(kept) in caplog.text
     assert trustlens.open_run(kept).last_step == 13
@@ -458,45 +465,45 @@ def test_who_goes_on_with_a_run_elsewhere_is_not_disturbed_by_what_is_left(
     assert trustlens.open_run(address).status == "closed"
 
 
-def test_who_was_held_for_dead_and_lives_does_no_harm(
+def test_a_writer_wrongly_considered_dead_does_no_harm(
     bucket: str,
     elsewhere: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     address = bucket.format("asleep")
-    monkeypatch.setattr(uploading, "INTERVAL", 600.0)  # it uploads nothing by itself
+    monkeypatch.setattr(uploading, "INTERVAL", 600.0)  # nothing is uploaded without a flush
     model, optimizer = training()
     asleep = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
     asleep.flush()
-    asleep._pipeline._uploader._lease._released.set()  # it gives no sign of life
+    asleep._pipeline._uploader._lease._released.set()  # the lease is no longer refreshed
     elsewhere("other")
     monkeypatch.setattr(uploading, "INTERVAL", 0.1)
-    go_on(address, 2, 5)
+    resume_training(address, 2, 5)
     for number in range(2, 9):
         step(model, optimizer, number)
     asleep.close()
-    assert "another recording goes on with" in caplog.text
+    assert "another recording has taken over" in caplog.text
     assert str(asleep._pipeline._uploader._staging) in caplog.text
     assert trustlens.open_run(asleep._pipeline._uploader._staging).last_step == 8
     assert steps_of(address) == [1, 2, 3, 4, 5]
     assert trustlens.open_run(address).status == "closed"
 
 
-def test_what_another_put_meanwhile_does_not_stay(bucket: str, tmp_path: Path) -> None:
-    remote, spool = remote_of(bucket.format("strays")), tmp_path / "spool"
-    mirror = uploaded(spool, remote)
-    data = (spool / "layers" / "000001.parquet").read_bytes()
+def test_segments_that_another_writer_uploaded_are_deleted(bucket: str, tmp_path: Path) -> None:
+    remote, staged = remote_of(bucket.format("strays")), tmp_path / "staging"
+    uploader = uploaded(staged, remote)
+    data = (staged / "layers" / "000001.parquet").read_bytes()
     (remote / "layers").put("000099.parquet", data)
-    (remote / "layers").put("notes.txt", b"of somebody")
-    mirror.close()
+    (remote / "layers").put("notes.txt", b"of another user")
+    uploader.close()
     names = {entry.name for entry in (remote / "layers").entries()}
     assert "000099.parquet" not in names
     assert read_table(remote, "layers", ["step"]).num_rows == 200
 
 
-def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
+def test_cleaning_the_cache_deletes_nothing_from_the_store(
     bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = bucket.format("cleaned")
@@ -504,50 +511,48 @@ def test_a_cache_that_is_cleaned_takes_nothing_from_the_store(
     recorder = trustlens.record(optimizer, address, model=model)
     step(model, optimizer, 1)
     recorder.flush()
-    while staging_folder(
-        remote_of(address)
-    ).exists():  # what is written to meanwhile needs a second time
+    while staging_folder(remote_of(address)).exists():  # files may be written meanwhile
         shutil.rmtree(staging_folder(remote_of(address)), ignore_errors=True)
     step(model, optimizer, 2)
     recorder.flush()
     recorder.close()
-    assert "files are gone from" in caplog.text
+    assert "files were removed from" in caplog.text
     assert steps_of(address) == [1]
 
 
-@pytest.mark.parametrize("note", [None, "not JSON", "as it is"])
-def test_half_a_spool_takes_nothing_from_the_store(
+@pytest.mark.parametrize("note", [None, "not JSON", "unchanged"])
+def test_an_incomplete_staging_folder_deletes_nothing_from_the_store(
     bucket: str, tmp_path: Path, note: str | None
 ) -> None:
-    remote, spool, half = remote_of(bucket.format("half")), tmp_path / "spool", tmp_path / "half"
-    mirror = uploaded(spool, remote)
-    shutil.copytree(spool, half)
-    mirror.close()
+    remote, staged, half = remote_of(bucket.format("half")), tmp_path / "staging", tmp_path / "half"
+    uploader = uploaded(staged, remote)
+    shutil.copytree(staged, half)
+    uploader.close()
     (half / "layers" / "000001.parquet").unlink()
     if note is None:
         (half / ".uploaded.json").unlink()
-    elif note != "as it is":
+    elif note != "unchanged":
         (half / ".uploaded.json").write_text(note)
-    assert not mirror_of(half, remote).finish()
+    assert not uploader_of(half, remote).finish()
     assert read_table(remote, "layers", ["step"]).num_rows == 200
 
 
-def test_half_a_spool_is_not_gone_on_with(
+def test_an_incomplete_staging_folder_is_not_resumed(
     bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = bucket.format("halved")
     train(address, last=3)
-    remote, spool = remote_of(address), staging_folder(remote_of(address))
+    remote, staged = remote_of(address), staging_folder(remote_of(address))
     for name in staging.files_of(remote):
         if name != "layers/000000.parquet":
-            (spool / name).parent.mkdir(parents=True, exist_ok=True)
-            (spool / name).write_bytes((remote / name).open().read())
-    go_on(address, 4, 5)
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).write_bytes((remote / name).open().read())
+    resume_training(address, 4, 5)
     assert "local files are missing" in caplog.text
     assert trustlens.open_run(address).matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_what_should_delete_from_the_store() -> None:
+def test_which_files_are_deleted_from_the_store() -> None:
     known, here = staging.Version(1, 1), {"run.json", "layers/000001.parquet"}
     assert uploading._should_delete("journal/layers-000001.arrow", known, here)
     assert not uploading._should_delete("journal/layers-000002.arrow", known, here)
@@ -556,7 +561,7 @@ def test_what_should_delete_from_the_store() -> None:
     assert not uploading._should_delete(".replaced/000001/layers/000000.parquet", known, here)
 
 
-def test_a_repair_keeps_others_from_going_on(
+def test_a_run_cannot_be_resumed_during_a_repair(
     bucket: str,
     elsewhere: Callable[[str], None],
     tmp_path: Path,
@@ -564,15 +569,15 @@ def test_a_repair_keeps_others_from_going_on(
 ) -> None:
     address = bucket.format("repaired")
     killed(address, tmp_path / "cache", last=3)
-    whole = uploading.repair
+    original = uploading.repair
     refused: list[str] = []
 
     def slow(directory: Path) -> Any:
         elsewhere("other")
         with pytest.raises(UsageError) as caught:
-            go_on(address, 4, 5)
+            resume_training(address, 4, 5)
         refused.append(str(caught.value))
-        return whole(directory)
+        return original(directory)
 
     monkeypatch.setattr(uploading, "repair", slow)
     assert main(["repair", address]) == 0
@@ -580,10 +585,10 @@ def test_a_repair_keeps_others_from_going_on(
     assert steps_of(address) == [1, 2, 3, 4]
 
 
-def test_who_waits_counts_only_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_counts_only_answered_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leasing, "REFRESH_INTERVAL", 0.1)
-    looks = leasing._CHECKS
-    answers = iter(["a 1", "a 1", *["a 1"] * (looks - 1), None, *["a 1"] * (looks - 1), "a 2"])
+    checks = leasing._CHECKS
+    answers = iter(["a 1", "a 1", *["a 1"] * (checks - 1), None, *["a 1"] * (checks - 1), "a 2"])
 
     def answered(self: leasing.Lease) -> str:
         answer = next(answers)
@@ -592,14 +597,14 @@ def test_who_waits_counts_only_what_was_answered(monkeypatch: pytest.MonkeyPatch
         return answer
 
     monkeypatch.setattr(leasing.Lease, "_text", answered)
-    lock = leasing.Lease(RemoteLocation(None, "bucket/run", "s3://bucket/run"))
+    lease = leasing.Lease(RemoteLocation(None, "bucket/run", "s3://bucket/run"))
     with pytest.raises(UsageError, match="another process is recording"):
-        lock.take()
+        lease.take()
     assert next(answers, "all") == "all"
 
 
 class Broken:
-    """A file whose store goes away once it is open."""
+    """A file whose store fails after it was opened."""
 
     def __enter__(self) -> Self:
         return self
@@ -611,7 +616,7 @@ class Broken:
         raise OSError("AWS Error NETWORK_CONNECTION")
 
 
-def test_a_fetch_that_breaks_off_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_download_raises(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = bucket.format("fetched")
     train(address, last=3)
     opened = RemoteLocation.open
@@ -632,26 +637,24 @@ def test_a_journal_that_is_sealed_between_opening_and_reading(
     address = bucket.format("sealed")
     model, optimizer = training()
     opened = RemoteLocation.open
-    taken: list[RemoteLocation] = []
+    deleted: list[RemoteLocation] = []
 
-    def once(self: RemoteLocation, *entry: Any) -> Any:
+    def delete_once(self: RemoteLocation, *entry: Any) -> Any:
         found = opened(self, *entry)
-        if not taken and self.name.startswith("layers-"):
-            taken.append(self)
+        if not deleted and self.name.startswith("layers-"):
+            deleted.append(self)
             self.filesystem.delete_file(self.filesystem_path)
         return found
 
     with trustlens.record(optimizer, address, model=model) as recorder:
         step(model, optimizer, 1)
         recorder.flush()
-        monkeypatch.setattr(RemoteLocation, "open", once)
+        monkeypatch.setattr(RemoteLocation, "open", delete_once)
         assert trustlens.open_run(address).layers().empty
-        assert taken
+        assert deleted
 
 
-def test_a_close_that_is_interrupted_ends_by_itself(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_close_still_completes(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = bucket.format("interrupted")
     model, optimizer = training()
     recorder = trustlens.record(optimizer, address, model=model)
@@ -681,20 +684,20 @@ def test_a_recording_that_cannot_begin_leaves_nothing_on_the_store(
     with pytest.raises(UsageError, match="of shape"):
         trustlens.record(torch.optim.SGD(other.parameters()), address, model=other, resume=True)
     assert not (locate(address) / ".lock").exists()
-    go_on(address, 4, 5)
-    assert "to see whether it lives" not in caplog.text
+    resume_training(address, 4, 5)
+    assert "to see whether it is still running" not in caplog.text
     assert steps_of(address) == [1, 2, 3, 4, 5]
 
 
-def test_a_download_that_broke_off_is_begun_anew(bucket: str) -> None:
+def test_an_interrupted_download_is_started_again(bucket: str) -> None:
     address = bucket.format("broken")
     train(address, last=3)
-    spool = staging_folder(remote_of(address))
-    (spool / "layers").mkdir(parents=True)
-    (spool / "layers" / "000007.parquet").write_bytes(b"half of")
-    go_on(address, 4, 5)
+    staged = staging_folder(remote_of(address))
+    (staged / "layers").mkdir(parents=True)
+    (staged / "layers" / "000007.parquet").write_bytes(b"half of")
+    resume_training(address, 4, 5)
     assert steps_of(address) == [1, 2, 3, 4, 5]
-    assert not list(spool.parent.iterdir())
+    assert not list(staged.parent.iterdir())
 
 
 def test_a_repair_that_cannot_upload_says_so(
@@ -717,7 +720,7 @@ def test_a_repair_that_cannot_upload_says_so(
     assert "is uploaded completely" in capsys.readouterr().out
     run = trustlens.open_run(address)
     assert run.last_step == 4
-    assert "lies on its machine" not in " ".join(run.missing())
+    assert "not uploaded" not in " ".join(run.missing())
 
 
 def test_files_without_a_run_are_not_mixed_with_a_new_one(bucket: str) -> None:
@@ -725,14 +728,14 @@ def test_files_without_a_run_are_not_mixed_with_a_new_one(bucket: str) -> None:
     train(address)
     remote = remote_of(address)
     remote.delete("run.json")
-    with pytest.raises(UsageError, match="an upload broke off"):
+    with pytest.raises(UsageError, match="an upload was interrupted"):
         train(address)
-    with pytest.raises(UsageError, match="an upload broke off"):
+    with pytest.raises(UsageError, match="an upload was interrupted"):
         train(address, resume=True)
 
 
-def test_what_a_rewind_took_away_is_kept_on_the_store(bucket: str) -> None:
-    address = bucket.format("rewound")
+def test_copies_of_a_rollback_are_kept_on_the_store(bucket: str) -> None:
+    address = bucket.format("rollback")
     train(address, last=20)
     model, optimizer = training()
     with trustlens.record(optimizer, address, model=model, resume=True) as recorder:
@@ -743,7 +746,7 @@ def test_what_a_rewind_took_away_is_kept_on_the_store(bucket: str) -> None:
     assert [entry.name for entry in kept] == ["000000.parquet"]
 
 
-def test_a_spool_is_of_one_server(
+def test_a_staging_folder_belongs_to_one_server(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = bucket.format("run")
@@ -752,20 +755,22 @@ def test_a_spool_is_of_one_server(
     assert isinstance(other, RemoteLocation)
     assert staging_folder(other) != staging_folder(remote_of(address))
     remote = remote_of(address)
-    remote.filesystem.delete_dir(remote.filesystem_path)  # or another account, by its environment
+    remote.filesystem.delete_dir(
+        remote.filesystem_path
+    )  # as if the environment names another account
     assert main(["repair", address]) == 2
-    assert "though one was uploaded to it" in capsys.readouterr().err
+    assert "although one was uploaded to it" in capsys.readouterr().err
     assert trustlens.open_run(staging_folder(remote)).last_step == 4
 
 
-def test_an_address_that_cannot_be_written_is_told_at_once(bucket: str) -> None:
+def test_an_address_that_cannot_be_written_raises_at_once(bucket: str) -> None:
     address = bucket.format("run").replace("s3://bucket-", "s3://no-bucket-")
-    for _ in range(2):  # nothing is left of the first
+    for _ in range(2):  # the first attempt leaves nothing
         with pytest.raises(UsageError, match=r"'s3://no-bucket-.*' cannot be written \("):
             train(address)
 
 
-def test_a_store_that_says_that_a_file_is_not_found_as_it_is_written(
+def test_a_store_that_raises_file_not_found_on_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -775,12 +780,12 @@ def test_a_store_that_says_that_a_file_is_not_found_as_it_is_written(
     recorder = trustlens.record(optimizer, "memory://runs/gone", model=model)
     put = RemoteLocation.put
 
-    def gone(self: RemoteLocation, name: str, data: bytes) -> None:
+    def not_found(self: RemoteLocation, name: str, data: bytes) -> None:
         if name != ".lock":
             raise FileNotFoundError(name)
         put(self, name, data)
 
-    monkeypatch.setattr(RemoteLocation, "put", gone)
+    monkeypatch.setattr(RemoteLocation, "put", not_found)
     step(model, optimizer, 1)
     recorder.close()
     assert "not all of 'memory://runs/gone' could be uploaded" in caplog.text

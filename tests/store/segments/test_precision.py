@@ -20,21 +20,21 @@ FLOATS = st.lists(st.floats(width=32), min_size=1, max_size=50)
 
 
 @given(FLOATS, st.integers(1, 23))
-def test_values_are_rounded_to_the_nearest_of_so_many_bits(values: list[float], bits: int) -> None:
-    given_ = np.array(values, np.float32)
-    made = round_mantissa(given_, bits)
-    assert made.dtype == np.float32
-    finite = np.isfinite(given_)
-    np.testing.assert_array_equal(made[~finite], given_[~finite])
-    assert np.isfinite(made[finite]).all()
-    # Independent: the nearest multiple of the unit in the last place kept, by float64.
-    mantissa, exponent = np.frexp(given_[finite].astype(np.float64))
-    normal = np.abs(given_[finite]) >= np.finfo(np.float32).tiny
+def test_values_are_rounded_to_nearest(values: list[float], bits: int) -> None:
+    array = np.array(values, np.float32)
+    result = round_mantissa(array, bits)
+    assert result.dtype == np.float32
+    finite = np.isfinite(array)
+    np.testing.assert_array_equal(result[~finite], array[~finite])
+    assert np.isfinite(result[finite]).all()
+    # Independent: the nearest multiple of the unit in the last kept place, in float64.
+    mantissa, exponent = np.frexp(array[finite].astype(np.float64))
+    normal = np.abs(array[finite]) >= np.finfo(np.float32).tiny
     unit = 2.0 ** (exponent - 1 - bits)
     expected = np.rint(mantissa * 2.0 ** (bits + 1)) * unit
     fits = normal & (np.abs(expected) <= np.finfo(np.float32).max)
-    np.testing.assert_array_equal(made[finite][fits].astype(np.float64), expected[fits])
-    np.testing.assert_array_equal(round_mantissa(made, bits), made)
+    np.testing.assert_array_equal(result[finite][fits].astype(np.float64), expected[fits])
+    np.testing.assert_array_equal(round_mantissa(result, bits), result)
 
 
 def train(directory: Path, **options: object) -> trustlens.Run:
@@ -51,10 +51,10 @@ def train(directory: Path, **options: object) -> trustlens.Run:
     return trustlens.open_run(directory)
 
 
-def test_a_recording_of_twelve_bits_is_off_by_no_more_and_counts_are_exact(tmp_path: Path) -> None:
-    whole, rounded = train(tmp_path / "whole"), train(tmp_path / "rounded", precision=12)
-    assert (whole.info.recording.precision, rounded.info.recording.precision) == (23, 12)
-    one, other = whole.layers(), rounded.layers()
+def test_twelve_bits_bound_the_error_and_counts_are_exact(tmp_path: Path) -> None:
+    full, rounded = train(tmp_path / "whole"), train(tmp_path / "rounded", precision=12)
+    assert (full.info.recording.precision, rounded.info.recording.precision) == (23, 12)
+    one, other = full.layers(), rounded.layers()
     for name in RECORDED:
         a, b = one[name].to_numpy(), other[name].to_numpy()
         np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
@@ -65,23 +65,23 @@ def test_a_recording_of_twelve_bits_is_off_by_no_more_and_counts_are_exact(tmp_p
 
 
 @pytest.mark.parametrize("precision", [0, 24, -1])
-def test_other_precisions_are_refused(tmp_path: Path, precision: int) -> None:
+def test_other_precisions_raise(tmp_path: Path, precision: int) -> None:
     with pytest.raises(UsageError, match=f"precision={precision}; give a whole number of bits"):
         train(tmp_path / "run", precision=precision)
 
 
 @pytest.mark.parametrize("fsync", [False, True])
-def test_the_journal_is_on_the_disk_if_that_is_asked_for(
+def test_the_journal_is_synced_if_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
 ) -> None:
     done: list[str] = []
-    whole = os.fsync
+    original = os.fsync
 
-    def noted(descriptor: int) -> None:
+    def recording_fsync(descriptor: int) -> None:
         done.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
-        whole(descriptor)
+        original(descriptor)
 
-    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "fsync", recording_fsync)
     train(tmp_path / "run", fsync=fsync)
     journals = [path for path in done if path.endswith(".arrow")]
     assert bool(journals) == fsync

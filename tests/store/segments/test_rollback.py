@@ -1,4 +1,4 @@
-"""Rows that are taken away, since they will come again: once each for whoever reads."""
+"""Rollback: rows are removed and recorded again, and readers see each row once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(writer: RunWriter, first: int, last: int) -> None:
 
 
 def writer_number(writer: RunWriter) -> int:
-    """How often it was rewound: a row's value tells when it was written."""
+    """Return the number of rollbacks so far, which the values of rows contain."""
     replaced = writer.directory / ".replaced"
     return len(list(replaced.iterdir())) if replaced.exists() else 0
 
@@ -53,11 +53,11 @@ def rows(directory: Path) -> dict[tuple[int, str], float]:
     return found
 
 
-def test_only_files_with_such_rows_are_replaced_and_are_kept(tmp_path: Path) -> None:
+def test_only_segments_with_removed_rows_are_replaced_and_copies_are_kept(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
-    write(writer, 1, 10)  # three files of three steps, and one in the journal
+    write(writer, 1, 10)  # three segments of three steps, and one step in the journal
     old = {n: sealed_path(tmp_path, "layers", n).read_bytes() for n in range(3)}
-    kept = writer.rewind(5, {})
+    kept = writer.rollback(5, {})
     assert kept == tmp_path / ".replaced" / "000001"
     assert {str(p.relative_to(kept)) for p in kept.rglob("*.parquet")} == {
         "layers/000001.parquet",
@@ -81,19 +81,19 @@ def test_only_files_with_such_rows_are_replaced_and_are_kept(tmp_path: Path) -> 
     assert pq.read_table(tmp_path / "layers").num_rows == 24
 
 
-def test_nothing_behind_the_step_changes_nothing(tmp_path: Path) -> None:
+def test_a_rollback_without_later_rows_changes_nothing(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
     write(writer, 1, 4)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert writer.rewind(4, {}) is None
+    assert writer.rollback(4, {}) is None
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     writer.close(writer.info)
 
 
-def test_layers_may_have_a_step_of_their_own(tmp_path: Path) -> None:
+def test_single_layers_may_be_rolled_back_further(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
     write(writer, 1, 8)
-    writer.rewind(6, {"b": 2, "c": 7})
+    writer.rollback(6, {"b": 2, "c": 7})
     found = rows(tmp_path)
     last = {name: max(step for step, layer in found if layer == name) for name in NAMES}
     assert last == {"a": 6, "b": 2, "c": 7}
@@ -101,14 +101,14 @@ def test_layers_may_have_a_step_of_their_own(tmp_path: Path) -> None:
     writer.close(writer.info)
 
 
-def test_what_comes_after_does_not_go_where_a_reader_may_look_already(tmp_path: Path) -> None:
-    """It may have seen the sealed file before the rewind, and see the journal after it."""
+def test_new_rows_go_to_segments_with_new_numbers(tmp_path: Path) -> None:
+    """A reader may have listed the segments before the rollback, and read the journal after it."""
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
     write(writer, 1, 3)
     writer.append("layers", layers_table(np.array([4]), ["a"], {}))
     writer.flush()
     assert journal_path(tmp_path, "layers", 1).exists()
-    writer.rewind(4, {"b": 1})
+    writer.rollback(4, {"b": 1})
     assert not journal_path(tmp_path, "layers", 1).exists()
     assert {step for step, layer in rows(tmp_path) if layer == "a"} == {1, 2, 3, 4}
     writer.close(writer.info)
@@ -121,14 +121,14 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("os.link", refuse)
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
     write(writer, 1, 3)
-    kept = writer.rewind(1, {})
+    kept = writer.rollback(1, {})
     assert kept is not None
     assert len(pd.read_parquet(kept / "layers")) == 9
     assert len(rows(tmp_path)) == 3
     writer.close(writer.info)
 
 
-def test_readers_see_each_row_once_and_no_error_while_it_happens(tmp_path: Path) -> None:
+def test_concurrent_readers_see_each_row_once_and_no_error(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=12)
     writing = threading.Event()
     writing.set()
@@ -142,7 +142,7 @@ def test_readers_see_each_row_once_and_no_error_while_it_happens(tmp_path: Path)
                 seen.append(len(rows(tmp_path)))
             except (AssertionError, RunError) as error:
                 wrong.append(repr(error))
-            # It opens a file twice in a query, and says so if it was replaced in between.
+            # DuckDB opens a file twice in a query, and raises if it was replaced in between.
             with suppress(duckdb.Error):
                 query = f"select step, layer from '{tmp_path}/layers/*.parquet'"
                 found = duckdb.connect().sql(query).fetchall()
@@ -150,15 +150,15 @@ def test_readers_see_each_row_once_and_no_error_while_it_happens(tmp_path: Path)
                 if len(set(found)) != len(found):
                     wrong.append(f"twice: {found}")
 
-    write(writer, 1, 8)  # something sealed: duckdb cannot read no file
+    write(writer, 1, 8)  # something is sealed: DuckDB raises if no file matches
     threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
     for step in range(6, 30, 3):
         write(writer, step + 3, step + 11)
-        writer.rewind(step + 3, {})
+        writer.rollback(step + 3, {})
         write(writer, step + 4, step + 5)
-        writer.rewind(step + 2, {})
+        writer.rollback(step + 2, {})
     writing.clear()
     for thread in threads:
         thread.join()
@@ -176,7 +176,7 @@ def test_journals_of_a_dead_process_are_sealed_up_to_their_last_whole_batch(
     journal = journal_path(tmp_path, "layers", 1)
     content = journal.read_bytes()
     journal.write_bytes(content[:-200])
-    writer._lock.release()  # as its death does
+    writer._lock.release()  # as when the process dies
     again = resumed(tmp_path)
     assert not journal.exists()
     assert {step for step, _ in rows(tmp_path)} == {1, 2, 3, 4}
@@ -191,13 +191,13 @@ def test_journals_of_a_dead_process_are_sealed_up_to_their_last_whole_batch(
     assert not (tmp_path / "journal").exists()
 
 
-def test_a_journal_that_was_sealed_already_is_not_sealed_again(tmp_path: Path) -> None:
+def test_a_journal_that_is_sealed_already_is_not_sealed_again(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
     write(writer, 1, 2)
     journal = journal_path(tmp_path, "layers", 0)
     content = journal.read_bytes()
     write(writer, 3, 3)
-    journal.write_bytes(content)  # as if it died between the two
+    journal.write_bytes(content)  # as if the process died before it removed the journal
     writer._lock.release()
     again = resumed(tmp_path)
     assert {step for step, _ in rows(tmp_path)} == {1, 2, 3}
@@ -216,7 +216,7 @@ def test_a_journal_without_a_whole_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [slice(4, 200), slice(-8, None)], ids=["pages", "footer"])
-def test_a_damaged_file_is_named(tmp_path: Path, place: slice) -> None:
+def test_a_damaged_segment_is_named(tmp_path: Path, place: slice) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
     write(writer, 1, 6)
     path = sealed_path(tmp_path, "layers", 1)
@@ -224,12 +224,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, place: slice) -> None:
     content[place] = bytes(len(content[place]))
     path.write_bytes(content)
     with pytest.raises(RunError, match=r"000001\.parquet' is damaged"):
-        writer.rewind(2, {})
+        writer.rollback(2, {})
     assert path.read_bytes() == content
     writer._lock.release()
 
 
-def test_broken_off_it_ends_where_it_was_to_end(
+def test_an_interrupted_rollback_already_ends_the_run_at_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES), segment_rows=9)
@@ -243,13 +243,13 @@ def test_broken_off_it_ends_where_it_was_to_end(
 
     monkeypatch.setattr(Path, "replace", dies)
     with pytest.raises(OSError, match="Input/output"):
-        writer.rewind(4, {})
+        writer.rollback(4, {})
     monkeypatch.undo()
     writer._lock.release()
     assert max(read_table(tmp_path, "steps")["step"].to_pylist()) == 4
     assert {step for step, _ in rows(tmp_path)} > {1, 2, 3, 4}
     again = resumed(tmp_path)
-    again.rewind(4, {})
+    again.rollback(4, {})
     again.close(again.info)
     assert {step for step, _ in rows(tmp_path)} == {1, 2, 3, 4}
 
@@ -257,7 +257,7 @@ def test_broken_off_it_ends_where_it_was_to_end(
 MISSING = RecordingInfo(gaps=((2, 3), (6, 9)), passed_over=((12, 20),), torn={"layers": ((1, 30),)})
 
 
-def lacking(info: RunInfo) -> RunInfo:
+def with_missing_steps(info: RunInfo) -> RunInfo:
     return replace(info, recording=MISSING)
 
 
@@ -270,43 +270,43 @@ def lacking(info: RunInfo) -> RunInfo:
         (0, {}, (), {}),
     ],
 )
-def test_what_was_missing_behind_the_step_is_not_missing_any_more(
+def test_steps_after_the_rollback_are_no_longer_missing(
     step: int, layers: dict[str, int], gaps: Any, torn: Any, tmp_path: Path
 ) -> None:
-    before = lacking(run_info(layers=NAMES))
+    before = with_missing_steps(run_info(layers=NAMES))
     writer = RunWriter(tmp_path, before)
     write(writer, 1, 10)
-    writer.rewind(step, layers)
+    writer.rollback(step, layers)
     left = RecordingInfo(gaps=gaps, torn=torn)
     assert read_info(tmp_path).recording == left
     write(writer, step + 1, step + 3)
-    writer.close(before.closed_at("now", dropped=1))  # of before the rewind
+    writer.close(before.closed_at("now", dropped=1))  # an info from before the rollback
     assert read_info(tmp_path).recording == replace(left, dropped=1)
 
 
-def test_it_is_told_as_long_as_rows_are_there_that_will_go(
+def test_missing_steps_are_updated_after_the_rows_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who dies in between has told too much as missing, not too little."""
-    writer = RunWriter(tmp_path, lacking(run_info(layers=NAMES)), segment_rows=9)
+    """If the process dies in between, too many steps are listed as missing, not too few."""
+    writer = RunWriter(tmp_path, with_missing_steps(run_info(layers=NAMES)), segment_rows=9)
     write(writer, 1, 10)
-    there: list[int] = []
-    whole = store_writer.write_info
+    steps_seen: list[int] = []
+    original = store_writer.write_info
 
-    def look(directory: Path, info: RunInfo) -> None:
-        there.extend(step for step, _ in rows(directory))
+    def checking_write_info(directory: Path, info: RunInfo) -> None:
+        steps_seen.extend(step for step, _ in rows(directory))
         assert read_info(directory).recording.gaps == MISSING.gaps
-        whole(directory, info)
+        original(directory, info)
 
-    monkeypatch.setattr(store_writer, "write_info", look)
-    writer.rewind(5, {})
-    assert set(there) == {1, 2, 3, 4, 5}
+    monkeypatch.setattr(store_writer, "write_info", checking_write_info)
+    writer.rollback(5, {})
+    assert set(steps_seen) == {1, 2, 3, 4, 5}
     monkeypatch.undo()
     writer.close(writer.info)
 
 
 @pytest.mark.parametrize(("step", "gaps"), [(4, ()), (5, ()), (8, ((6, 8),))])
-def test_steps_for_which_there_was_no_room_until_then(
+def test_a_rollback_while_the_disk_is_full(
     step: int, gaps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RunWriter(tmp_path, run_info(layers=NAMES))
@@ -316,9 +316,9 @@ def test_steps_for_which_there_was_no_room_until_then(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TableWriter, "_journal", full)
+        patch.setattr(TableWriter, "_write_to_journal", full)
         write(writer, 6, 10)
-    writer.rewind(step, {})
+    writer.rollback(step, {})
     write(writer, step + 1, step + 2)
     writer.close(writer.info)
     assert read_info(tmp_path).recording == RecordingInfo(gaps=gaps)

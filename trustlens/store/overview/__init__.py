@@ -1,1 +1,1 @@
-"""The overview: the same rows at coarser steps."""
+"""The overview: the layers of a run, downsampled."""

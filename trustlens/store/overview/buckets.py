@@ -23,7 +23,7 @@ class Buckets:
     finite : int64 (n,)
         Number of finite values.
     low, high : float64 (n,)
-        The smallest and the largest finite value; ∞ and −∞ where there is none.
+        The smallest and the largest finite value; ∞ and −∞ if there is none.
     total : float64 (n,)
         Sum of the finite values.
     """
@@ -41,7 +41,7 @@ class Buckets:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean of the finite values; NaN where there is none."""
+        """Mean of the finite values; NaN if there is none."""
         with np.errstate(invalid="ignore"):
             return self.total / self.finite
 
@@ -70,29 +70,29 @@ class Buckets:
 
 def buckets_of(values: pa.ChunkedArray, starts: NDArray[np.intp]) -> Buckets:
     """Aggregate a column; ``starts`` has the index of the first row of each bucket."""
-    given = numbers(values)
-    if values.null_count or not len(starts) or not np.isfinite(given).all():
-        return singles(values).joined(starts)
-    counts = np.diff(starts, append=len(given))  # nearly always, and much quicker
+    array = numbers(values)
+    if values.null_count or not len(starts) or not np.isfinite(array).all():
+        return bucket_per_value(values).joined(starts)
+    counts = np.diff(starts, append=len(array))  # the usual case, and much faster
     return Buckets(
         counts,
         counts,
-        np.minimum.reduceat(given, starts).astype(np.float64),
-        np.maximum.reduceat(given, starts).astype(np.float64),
-        np.add.reduceat(given, starts, dtype=np.float64),
+        np.minimum.reduceat(array, starts).astype(np.float64),
+        np.maximum.reduceat(array, starts).astype(np.float64),
+        np.add.reduceat(array, starts, dtype=np.float64),
     )
 
 
-def singles(values: pa.ChunkedArray) -> Buckets:
+def bucket_per_value(values: pa.ChunkedArray) -> Buckets:
     """Return each value of a column as a bucket of its own."""
-    given, there = numbers(values), present(values)
-    finite = np.isfinite(given) & there
+    array, valid = numbers(values), present(values)
+    finite = np.isfinite(array) & valid
     return Buckets(
-        there.astype(np.int64),
+        valid.astype(np.int64),
         finite.astype(np.int64),
-        np.where(finite, given, np.inf).astype(np.float64),
-        np.where(finite, given, -np.inf).astype(np.float64),
-        np.where(finite, given, 0.0).astype(np.float64),
+        np.where(finite, array, np.inf).astype(np.float64),
+        np.where(finite, array, -np.inf).astype(np.float64),
+        np.where(finite, array, 0.0).astype(np.float64),
     )
 
 

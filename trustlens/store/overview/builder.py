@@ -1,4 +1,4 @@
-"""Making what is missing of a run's overview: after each sealed file, by close or by repair."""
+"""Building a run's overview from its sealed segments: after each seal, at close and at repair."""
 
 from __future__ import annotations
 
@@ -15,202 +15,206 @@ from trustlens.store.arrow import numbers
 from trustlens.store.layout import sealed_path
 from trustlens.store.overview.format import (
     Piece,
-    merged,
-    of_rows,
+    downsample,
+    merge_buckets,
     pieces,
     read_pieces,
-    sealed_of,
+    read_sources,
     write_piece,
 )
 from trustlens.store.segments.contents import read_sealed
 from trustlens.store.segments.files import journal_numbers, sealed_numbers
 from trustlens.store.segments.row_groups import NO_STEPS, Sealed
 
-_JOINED: Final = 16  # of a level's smallest files become one
+_JOIN_COUNT: Final = 16  # so many of a level's smallest files are joined into one
 
-_AT_HAND: Final = 48 << 20
-"""Bytes of rows that are kept in memory: of files that will soon be joined, or make a coarser one.
-What there is no room for is read again."""
+_CACHE_BYTES: Final = 48 << 20
+"""Maximum bytes of cached rows: those of small files, which will be joined or downsampled further.
+Rows that are not cached are read again."""
 
 
-class OverviewWriter:
-    """Makes a run's overview; who does has the run's lock, and makes another one after a rewind.
+class OverviewBuilder:
+    """Builds the overview of a run.
+
+    The caller holds the run's lock, and creates another builder after a rollback.
 
     Parameters
     ----------
     directory : Path
         The run.
     finest : int
-        The exponent of the finest buckets, unless the run has finer ones already.
+        The level (exponent) of the finest buckets, unless the run has a finer level already.
     """
 
     def __init__(self, directory: Path, finest: int) -> None:
         self._directory = directory
         self._finest = finest
-        self._there: set[Piece] = set()
-        self._missing: list[int] = []  # sealed files of which nothing is made yet
-        self._next: int | None = None  # the number of the sealed file that comes next; None: unseen
-        self._at_hand: dict[Piece, tuple[int, list[pa.Table]]] = {}  # bytes; rows by quantity
+        self._existing: set[Piece] = set()
+        self._missing: list[int] = []  # segments that are not in the overview
+        self._next: int | None = None  # the next segment; None: scan the folders
+        self._cached: dict[Piece, tuple[int, list[pa.Table]]] = {}  # bytes, rows by quantity
 
     def complete(
         self,
         *,
-        most: int | None = None,
-        sealed_now: Mapping[int, pa.Table] = MappingProxyType({}),
+        limit: int | None = None,
+        just_sealed: Mapping[int, pa.Table] = MappingProxyType({}),
     ) -> bool:
-        """Make what is missing; return whether it is all there now.
+        """Build the missing files; return whether the overview is complete now.
 
         Parameters
         ----------
-        most : int, optional
-            How many sealed files to read for it at most; all that are not in it if not given.
-        sealed_now : mapping of int to pyarrow.Table
-            The rows of sealed files that are at hand, by number. If it is the one that comes next,
-            nothing else is looked at: the cost does not grow with the run.
+        limit : int, optional
+            Maximum number of segments to add; all by default.
+        just_sealed : mapping of int to pyarrow.Table
+            The rows of segments that were just sealed, by number. If they include the next one,
+            the folders are not scanned: then the cost does not grow with the run.
 
         Raises
         ------
         OSError
-            There is no room for it, or it cannot be written.
+            If the disk is full, or a file cannot be written.
         RunError
-            A sealed file cannot be read.
+            If a segment cannot be read.
         """
         try:
-            whole = self._complete(most, sealed_now)
-            if self._next is None:  # damaged ones were found, and taken away
-                whole = self._complete(most, sealed_now)
+            is_complete = self._complete(limit, just_sealed)
+            if self._next is None:  # damaged files were found and removed
+                is_complete = self._complete(limit, just_sealed)
         except BaseException:
-            self._next = None  # what was not made is to be seen to be missing
+            self._next = None  # scan again the next time
             raise
-        return whole and self._next is not None
+        return is_complete and self._next is not None
 
-    def _complete(self, most: int | None, sealed_now: Mapping[int, pa.Table]) -> bool:
-        looked = set[int]()
-        if self._next is None or self._next not in sealed_now:
-            looked = self._look()
+    def _complete(self, limit: int | None, just_sealed: Mapping[int, pa.Table]) -> bool:
+        scanned = set[int]()
+        if self._next is None or self._next not in just_sealed:
+            scanned = self._scan()
         else:
-            self._missing += sorted(sealed_now)
+            self._missing += sorted(just_sealed)
             self._next = self._missing[-1] + 1
-        now = self._missing[:most]
-        for number in now:
-            self._make_finest(number, sealed_now.get(number))
+        batch = self._missing[:limit]
+        for number in batch:
+            self._build_finest(number, just_sealed.get(number))
             self._missing.remove(number)
-        touched = looked or now
+        touched = scanned or batch
         for block in self._blocks(touched):
-            if not self._has(block):
-                self._make(block, block.level - 1)
+            if not self._exists(block):
+                self._build(block, block.level - 1)
         for level in self._levels(touched):
-            for block in _aligned(touched, level, _JOINED * self._size(level)):
+            for block in _aligned(touched, level, _JOIN_COUNT * self._size(level)):
                 self._join(block)
-        lacks = (block for block in self._blocks(looked) if not self._has(block))
-        sealed = (looked.issuperset(range(block.first, block.last + 1)) for block in lacks)
+        lacking = (block for block in self._blocks(scanned) if not self._exists(block))
+        sealed = (scanned.issuperset(range(block.first, block.last + 1)) for block in lacking)
         return not self._missing and not any(sealed)
 
-    def _look(self) -> set[int]:
-        """See what there is and what is missing; return the numbers of the sealed files."""
+    def _scan(self) -> set[int]:
+        """Find the existing and the missing files; return the numbers of all segments."""
         sealed = sealed_numbers(self._directory, "layers")
         unsealed = journal_numbers(self._directory, "layers") - sealed
-        there = pieces(self._directory)
+        existing = pieces(self._directory)
         if self._next is None:
-            there = [piece for piece in there if self._is_true(piece, sealed)]
-        self._there = set(there)
-        self._finest = min([self._finest, *(piece.level for piece in there)])
-        self._next = min(unsealed, default=max(sealed, default=-1) + 1)  # all before it are sealed
-        finest = [piece for piece in there if piece.level == self._finest]
-        made = {number for piece in finest for number in range(piece.first, piece.last + 1)}
-        self._missing = sorted(number for number in sealed - made if number < self._next)
+            existing = [piece for piece in existing if self._is_current(piece, sealed)]
+        self._existing = set(existing)
+        self._finest = min([self._finest, *(piece.level for piece in existing)])
+        self._next = min(
+            unsealed, default=max(sealed, default=-1) + 1
+        )  # all lower numbers are sealed
+        finest = [piece for piece in existing if piece.level == self._finest]
+        covered = {number for piece in finest for number in range(piece.first, piece.last + 1)}
+        self._missing = sorted(number for number in sealed - covered if number < self._next)
         return sealed
 
-    def _is_true(self, piece: Piece, sealed: set[int]) -> bool:
-        """Tell whether the files that a piece was made of are still those; if not, remove it.
+    def _is_current(self, piece: Piece, sealed: set[int]) -> bool:
+        """Return whether the segments that a piece was built from are unchanged; if not, remove it.
 
-        They may be others: who copies a run, file by file, may have been interrupted.
+        They may differ if a copy of the run, file by file, was interrupted.
         """
         with suppress(RunError, OSError):
             if sealed.issuperset(range(piece.first, piece.last + 1)) and all(
                 sealed_path(self._directory, "layers", each.number).stat().st_size == each.size
-                for each in sealed_of(self._directory, [piece])
+                for each in read_sources(self._directory, [piece])
             ):
                 return True
         self._remove([piece])
         return False
 
     def _levels(self, sealed: Collection[int]) -> range:
-        """Return the levels of which a file of these sealed files may be."""
+        """Return the levels that may have a file with any of these segments."""
         count = max(sealed, default=0) + 1
         return range(self._finest, self._finest + (count.bit_length() + 1) // 2)
 
     def _size(self, level: int) -> int:
-        """Return of how many sealed files the smallest files of a level are made."""
+        """Return the number of segments in the smallest files of a level."""
         return 4 ** (level - self._finest)
 
     def _blocks(self, sealed: Collection[int]) -> Iterator[Piece]:
-        """Yield the smallest files of the coarser levels in which these sealed files are to be."""
+        """Yield the smallest files of the coarser levels that cover these segments."""
         for level in self._levels(sealed)[1:]:
             yield from _aligned(sealed, level, self._size(level))
 
-    def _has(self, block: Piece) -> bool:
-        (joined,) = _aligned([block.first], block.level, _JOINED * self._size(block.level))
-        return block in self._there or joined in self._there
+    def _exists(self, block: Piece) -> bool:
+        (joined,) = _aligned([block.first], block.level, _JOIN_COUNT * self._size(block.level))
+        return block in self._existing or joined in self._existing
 
     def _join(self, block: Piece) -> None:
-        """Have the small files of a level be one, where there are all that make one so large."""
-        # If it is there already, the process died before it had taken its parts away.
-        if block in self._there or self._make(block, block.level):
-            self._remove(self._parts(block, block.level))
+        """Join the smallest files of a level into ``block``, if all its parts exist."""
+        # If the block exists already, a process died before it removed the parts.
+        if block in self._existing or self._build(block, block.level):
+            self._remove(self._parts_of(block, block.level))
 
-    def _parts(self, block: Piece, level: int) -> list[Piece]:
+    def _parts_of(self, block: Piece, level: int) -> list[Piece]:
         size = self._size(level)
         return list(_aligned(range(block.first, block.last + 1, size), level, size))
 
-    def _make(self, block: Piece, level: int) -> bool:
-        """Make a file of the smallest ones of a level, if they are all there; return whether."""
-        parts = self._parts(block, level)
-        if not self._there.issuperset(parts):
+    def _build(self, block: Piece, level: int) -> bool:
+        """Build a file from the smallest files of a level; return whether it was."""
+        parts = self._parts_of(block, level)
+        if not self._existing.issuperset(parts):
             return False
         try:
-            if all(part in self._at_hand for part in parts):
-                at_hand = (self._at_hand[part][1] for part in parts)
-                found = map(pa.concat_tables, zip(*at_hand, strict=True))
+            if all(part in self._cached for part in parts):
+                cached = (self._cached[part][1] for part in parts)
+                found = map(pa.concat_tables, zip(*cached, strict=True))
             else:
                 found = read_pieces(self._directory, parts)
-            rows = (merged(each, block.level) for each in found)
-            self._write(block, rows, sealed_of(self._directory, parts))
-        except RunError:  # one of them is damaged: they are made anew, once they are missed
+            rows = (merge_buckets(each, block.level) for each in found)
+            self._write(block, rows, read_sources(self._directory, parts))
+        except RunError:  # a part is damaged: the next scan builds all parts again
             self._remove(parts)
             self._next = None
             return False
         return True
 
-    def _make_finest(self, number: int, rows: pa.Table | None) -> None:
+    def _build_finest(self, number: int, rows: pa.Table | None) -> None:
         path = sealed_path(self._directory, "layers", number)
-        whole = read_sealed(path, "layers") if rows is None else rows
-        step = numbers(whole["step"])
+        table = read_sealed(path, "layers") if rows is None else rows
+        step = numbers(table["step"])
         span = (int(step.min()), int(step.max())) if len(step) else NO_STEPS
         sealed = Sealed(number, path.stat().st_size, *span)
-        self._write(Piece(self._finest, number, number), of_rows(whole, self._finest), [sealed])
+        self._write(Piece(self._finest, number, number), downsample(table, self._finest), [sealed])
 
     def _write(self, piece: Piece, rows: Iterable[pa.Table], sealed: list[Sealed]) -> None:
         is_joined = piece.count > self._size(piece.level)
         if not is_joined:
             rows = list(rows)
-            self._keep(piece, rows)
+            self._cache(piece, rows)
         write_piece(self._directory, piece, rows, sealed, is_final=is_joined)
-        self._there.add(piece)
+        self._existing.add(piece)
 
-    def _keep(self, piece: Piece, rows: list[pa.Table]) -> None:
-        self._at_hand[piece] = (sum(each.nbytes for each in rows), rows)
-        while sum(size for size, _ in self._at_hand.values()) > _AT_HAND:
-            del self._at_hand[next(iter(self._at_hand))]
+    def _cache(self, piece: Piece, rows: list[pa.Table]) -> None:
+        self._cached[piece] = (sum(each.nbytes for each in rows), rows)
+        while sum(size for size, _ in self._cached.values()) > _CACHE_BYTES:
+            del self._cached[next(iter(self._cached))]
 
     def _remove(self, parts: Iterable[Piece]) -> None:
         for part in parts:
-            self._there.discard(part)
-            self._at_hand.pop(part, None)
+            self._existing.discard(part)
+            self._cached.pop(part, None)
             part.path(self._directory).unlink(missing_ok=True)
 
 
 def _aligned(sealed: Iterable[int], level: int, size: int) -> Iterator[Piece]:
-    """Yield the files of a level, each of so many sealed files, in which these are."""
+    """Yield the files of a level that cover these segments; each file covers ``size`` segments."""
     for first in sorted({number // size * size for number in sealed}):
         yield Piece(level, first, first + size - 1)

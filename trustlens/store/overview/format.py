@@ -1,16 +1,17 @@
-"""The overview: a run's ``layers`` at coarser steps, so that any view of it reads a bounded amount.
+"""The overview: a run's ``layers``, downsampled, so that any view of it reads a bounded amount.
 
 ::
 
-    overview/<k>/<first>-<last>.parquet    buckets of 4^k steps, of the sealed files so numbered
+    overview/<k>/<first>-<last>.parquet    buckets of 4^k steps, of the segments <first> to <last>
 
-One row for each quantity, layer and bucket that has a value; the bucket of a step is
-(step − 1) // 4^k. On the finest level each sealed file has one such file, on each coarser level
-four times as many sealed files share one, so that all are of much the same size; sixteen of a
-level are joined into one in time, so that they stay few. A bucket that two sealed files share has
-a row in each of their files: whoever reads adds them up.
+A file has one row for each quantity, layer and bucket with a value; the bucket of a step is
+(step − 1) // 4^k. On the finest level a file covers one segment, on each coarser level four times
+as many, so that all files are of similar size. Sixteen adjacent files of a level are joined into
+one, so that there are few. A bucket that two segments share has a row in the file of each: the
+reader merges them.
 
-All of it follows from the sealed files. Where it is missing, a reader takes these themselves.
+The overview is derived from the sealed segments. If parts of it are missing, the reader reads the
+segments instead.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ from trustlens.store.run_info import RunInfo
 from trustlens.store.segments.row_groups import (
     Group,
     Sealed,
-    alphabetic,
+    alphabetical_ranks,
+    groups_metadata,
     groups_of,
     read_groups,
     read_sealed_files,
-    sealed_written,
-    written,
+    segments_metadata,
 )
 from trustlens.store.validation import check_rows
 
 FINEST: Final = 3
-"""Exponent of the finest buckets where every step is recorded: 64 recorded steps."""
+"""Level of the finest buckets if every step is recorded: 4^3 = 64 steps."""
 
 _GROUP_ROWS: Final = 32_768
-"""Rows of a row group at most: who reads one layer in fine buckets need not read them all."""
+"""Maximum rows of a row group: reading one layer in fine buckets need not read all of them."""
 
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
 SCHEMA: Final = pa.schema(
@@ -70,13 +71,13 @@ SCHEMA: Final = pa.schema(
 whose value is finite; minimum, mean and maximum of the finite values (null if there are none). All
 three are float32: extremes of counts above 2^24 are rounded."""
 
-_LEVELS: Final = frozenset(map(str, range(1, 27)))  # of no more steps than there may be
+_LEVELS: Final = frozenset(map(str, range(1, 27)))  # 4^26 steps: close to the largest step
 _FILE: Final = re.compile(r"(\d{6,18})-(\d{6,18})\.parquet")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Piece:
-    """A file of the overview: its level k, and the numbers of the sealed files it is made of."""
+    """A file of the overview: its level k, and the first and last number of its segments."""
 
     level: int
     first: int
@@ -84,21 +85,21 @@ class Piece:
 
     @property
     def count(self) -> int:
-        """How many sealed files it is made of."""
+        """Number of segments that it covers."""
         return self.last - self.first + 1
 
     @property
     def name(self) -> str:
-        """Its file's name within the folder of its level."""
+        """The name of the file in the folder of its level."""
         return f"{self.first:06d}-{self.last:06d}.parquet"
 
     def path(self, directory: Path) -> Path:
-        """Return where it lies in a run."""
+        """Return the path of the file in a run."""
         return directory / OVERVIEW / str(self.level) / self.name
 
 
 def finest_level(info: RunInfo) -> int:
-    """Return the exponent of a run's finest buckets, which hold 64 to 256 recorded steps."""
+    """Return the level of a run's finest buckets, which hold 64 to 256 recorded steps."""
     return FINEST + ((info.recording.every - 1).bit_length() + 1) // 2
 
 
@@ -115,19 +116,19 @@ def pieces(directory: Path) -> list[Piece]:
 
 
 def is_level(name: str) -> bool:
-    """Tell whether a folder of the overview of that name is one of a level."""
+    """Return whether a folder of the overview has the name of a level."""
     return name in _LEVELS
 
 
 def piece_of(level: int, name: str) -> Piece | None:
-    """Return which piece a file of that name in a level's folder is, if it is one."""
+    """Return the piece that a file name in a level's folder stands for; None if it is not one."""
     match = _FILE.fullmatch(name)
     piece = Piece(level, *map(int, match.groups())) if match else None
     return piece if piece is not None and piece.first <= piece.last else None
 
 
-def forget(directory: Path, number: int) -> None:
-    """Remove the files that were made from the segment of that number, and of those after it."""
+def remove_pieces_from(directory: Path, number: int) -> None:
+    """Remove the files that cover the segment of that number or any later one."""
     for piece in pieces(directory):
         if piece.last >= number:
             with suppress(FileNotFoundError):
@@ -142,10 +143,20 @@ def write_piece(
     *,
     is_final: bool,
 ) -> None:
-    """Write a file of the overview, of the rows of one quantity after another.
+    """Write a file of the overview.
 
-    It tells of the sealed files that it is made of. Unless it ``is_final`` it will soon be joined
-    with others, and is written quickly.
+    Parameters
+    ----------
+    directory : Path
+        The run.
+    piece : Piece
+        The file.
+    by_quantity : iterable of pyarrow.Table
+        The rows of each quantity.
+    sealed : sequence of Sealed
+        The segments that the rows were made from; listed in the file's metadata.
+    is_final : bool
+        False if the file will be joined with others later: then it is compressed less, but faster.
     """
     path = piece.path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,91 +173,95 @@ def write_piece(
         pq.ParquetWriter(temporary, SCHEMA, **options) as writer,
     ):
         groups: list[Group] = []
-        for rows in by_quantity:  # no row group has two
+        for rows in by_quantity:  # each row group has one quantity
             if rows.num_rows:
                 writer.write_table(rows, row_group_size=_GROUP_ROWS)
                 groups += groups_of(rows, "quantity", _GROUP_ROWS)
-        writer.add_key_value_metadata({**written(groups), **sealed_written(sealed)})
+        writer.add_key_value_metadata({**groups_metadata(groups), **segments_metadata(sealed)})
 
 
-def read_pieces(directory: Path, given: Sequence[Piece]) -> Iterator[pa.Table]:
-    """Yield the rows of each quantity in files of the overview, file after file.
+def read_pieces(directory: Path, wanted: Sequence[Piece]) -> Iterator[pa.Table]:
+    """Yield the rows of each recorded quantity in files of the overview, in the order of the files.
 
     Raises
     ------
     RunError
-        One of them is damaged.
+        If a file is damaged.
     """
     with ExitStack() as opened:
         files: list[tuple[Path, pq.ParquetFile, dict[str, list[int]]]] = []
-        for path in [piece.path(directory) for piece in given]:
-            file = opened.enter_context(_opened(path))
-            files.append((path, file, _places(file.metadata)))
+        for path in [piece.path(directory) for piece in wanted]:
+            file = opened.enter_context(_open(path))
+            files.append((path, file, _row_groups_by_quantity(file.metadata)))
         for name in RECORDED:
             found = [no_rows(SCHEMA)]
-            for path, file, places in files:
-                if name in places:
-                    with _reading(path):
-                        rows = file.read_row_groups(places[name], use_threads=False)
+            for path, file, groups in files:
+                if name in groups:
+                    with _report_damage(path):
+                        rows = file.read_row_groups(groups[name], use_threads=False)
                         found.append(check_rows(rows, SCHEMA))
             yield pa.concat_tables(found)
 
 
-def sealed_of(directory: Path, given: Sequence[Piece]) -> list[Sealed]:
-    """Return the sealed files that files of the overview tell of.
+def read_sources(directory: Path, wanted: Sequence[Piece]) -> list[Sealed]:
+    """Return the segments that files of the overview list as their source.
 
     Raises
     ------
     RunError
-        One of them is damaged.
+        If a file is damaged.
     """
     found: list[Sealed] = []
-    for piece in given:
-        with _opened(piece.path(directory)) as file:
+    for piece in wanted:
+        with _open(piece.path(directory)) as file:
             found += read_sealed_files(file.metadata)
     return found
 
 
-def _opened(path: Path) -> pq.ParquetFile:
-    with _reading(path):
+def _open(path: Path) -> pq.ParquetFile:
+    with _report_damage(path):
         return pq.ParquetFile(path)
 
 
-def _reading(path: Path) -> AbstractContextManager[None]:
-    # It is made from sealed segments, and made again if it is missing.
+def _report_damage(path: Path) -> AbstractContextManager[None]:
+    # A removed file is built again from the sealed segments.
     return damage_reported(LocalLocation(path), remedy="remove it")
 
 
-def _places(metadata: pq.FileMetaData) -> dict[str, list[int]]:
-    """Return the places of each quantity's row groups."""
+def _row_groups_by_quantity(metadata: pq.FileMetaData) -> dict[str, list[int]]:
+    """Return the indices of each quantity's row groups."""
     found: dict[str, list[int]] = {}
-    for place, group in enumerate(read_groups(metadata) or ()):
+    for index, group in enumerate(read_groups(metadata) or ()):
         if group.texts is not None:
-            found.setdefault(group.texts[0], []).append(place)
+            found.setdefault(group.texts[0], []).append(index)
     return found
 
 
-def of_rows(rows: pa.Table, level: int) -> Iterator[pa.Table]:
-    """Yield the buckets of 4^level steps of each quantity, of rows sorted by layer and step."""
+def downsample(rows: pa.Table, level: int) -> Iterator[pa.Table]:
+    """Yield the buckets of 4^level steps of each quantity from rows sorted by layer and step."""
     layer, names = codes(rows["layer"])
     bucket = bucket_of(rows["step"], level)
     starts = starts_of(layer, bucket)
     layer, bucket = layer[starts], bucket[starts]
     layers = texts(names)
     for name in RECORDED:
-        made = buckets_of(rows[name], starts)
-        there = made.rows > 0
-        yield _table(name, dictionary(layer[there], layers), bucket[there], level, made.at(there))
+        buckets = buckets_of(rows[name], starts)
+        valid = buckets.rows > 0
+        yield _table(
+            name, dictionary(layer[valid], layers), bucket[valid], level, buckets.at(valid)
+        )
 
 
-def merged(rows: pa.Table, level: int) -> pa.Table:
-    """Return one quantity's buckets joined into those of 4^level steps, by layer and step."""
+def merge_buckets(rows: pa.Table, level: int) -> pa.Table:
+    """Merge one quantity's buckets into buckets of 4^level steps, sorted by layer and step."""
     if not rows.num_rows:
         return rows
     layer, names = codes(rows["layer"])
     bucket = bucket_of(rows["step"], level)
-    # Stable, since that is quick where some pieces lie in order one behind the other, as here.
-    order = np.argsort(alphabetic(names)[layer] * (bucket.max() + 1) + bucket, kind="stable")
+    # A stable sort is fast on concatenated sorted parts, as here.
+    order = np.argsort(
+        alphabetical_ranks(names)[layer] * (bucket.max() + 1) + bucket, kind="stable"
+    )
     layer, bucket = layer[order], bucket[order]
     starts = starts_of(layer, bucket)
     return _table(
@@ -254,24 +269,24 @@ def merged(rows: pa.Table, level: int) -> pa.Table:
         dictionary(layer[starts], names),
         bucket[starts],
         level,
-        kept_in(rows).at(order).joined(starts),
+        buckets_in(rows).at(order).joined(starts),
     )
 
 
 def bucket_of(step: pa.ChunkedArray, level: int) -> NDArray[np.int64]:
-    """Return the number of the bucket of 4^level steps that each step is in."""
+    """Return the index of each step's bucket of 4^level steps."""
     return (numbers(step) - 1) >> (2 * level)
 
 
-def kept_in(rows: pa.Table) -> Buckets:
-    """Return what rows of the overview hold; without ``min`` and ``max`` no extremes."""
+def buckets_in(rows: pa.Table) -> Buckets:
+    """Return the buckets that rows of the overview describe; ±∞ for extremes if not read."""
     finite = numbers(rows["finite"]).astype(np.int64)
-    none = finite == 0
+    is_empty = finite == 0
 
-    def values(name: str, instead: float) -> NDArray[np.float64]:
+    def values(name: str, default: float) -> NDArray[np.float64]:
         if name not in rows.column_names:
-            return np.full(len(finite), instead)
-        return np.where(none, instead, numbers(rows[name]).astype(np.float64))
+            return np.full(len(finite), default)
+        return np.where(is_empty, default, numbers(rows[name]).astype(np.float64))
 
     return Buckets(
         numbers(rows["rows"]).astype(np.int64),
@@ -283,18 +298,18 @@ def kept_in(rows: pa.Table) -> Buckets:
 
 
 def _table(
-    quantity: str, layer: pa.Array, bucket: NDArray[np.int64], level: int, kept: Buckets
+    quantity: str, layer: pa.Array, bucket: NDArray[np.int64], level: int, buckets: Buckets
 ) -> pa.Table:
-    none = kept.finite == 0
-    values = (kept.low, kept.mean, kept.high)
+    is_empty = buckets.finite == 0
+    values = (buckets.low, buckets.mean, buckets.high)
     return pa.Table.from_arrays(
         [
             dictionary(np.zeros(len(layer), np.int32), [quantity]),
             layer,
             column((bucket << (2 * level)) + 1, pa.int64()),
-            column(kept.rows.astype(np.int32), pa.int32()),
-            column(kept.finite.astype(np.int32), pa.int32()),
-            *(column(each.astype(np.float32), pa.float32(), none) for each in values),
+            column(buckets.rows.astype(np.int32), pa.int32()),
+            column(buckets.finite.astype(np.int32), pa.int32()),
+            *(column(each.astype(np.float32), pa.float32(), is_empty) for each in values),
         ],
         schema=SCHEMA,
     )

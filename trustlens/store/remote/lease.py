@@ -1,7 +1,7 @@
-"""One writer per run on an object store: a small object there names the session that writes.
+"""One writer per run on an object store: a small object names the session that writes the run.
 
-The writer refreshes the lease object every 10 s and stops uploading when it finds another writer's
-lease. So the writer that came last continues, and one that was wrongly taken for dead does no harm.
+The writer refreshes the lease object every 10 s, and stops uploading when it finds another writer's
+lease. So the latest writer continues, and one that was wrongly considered dead does no harm.
 If two writers create the object at the same moment, which one wins is undefined: not every store
 has conditional writes.
 """
@@ -23,11 +23,11 @@ from trustlens.store.remote_location import RemoteLocation, reason
 
 _log: Final = logging.getLogger("trustlens")
 
-SIGN: Final = 10.0
-"""Seconds between two refreshes; a writer that misses three of them is taken for dead."""
+REFRESH_INTERVAL: Final = 10.0
+"""Seconds between two refreshes; a writer that misses three of them is considered dead."""
 
-_LOOKS: Final = 30
-"""How often the object is read during that time."""
+_CHECKS: Final = 30
+"""How many times the object is read while waiting for three refreshes."""
 
 
 class Lease:
@@ -50,13 +50,13 @@ class Lease:
         self.session = uuid.uuid4().hex
         self.remote = remote
         self._file = remote / LOCK_FILE
-        self._signed = 0.0
+        self._refreshed = 0.0
         self._is_lost = False
-        self._asking = threading.Lock()
-        self._over = threading.Event()
+        self._check_lock = threading.Lock()
+        self._released = threading.Event()
 
     def take(self, *, known_dead: str | None = None) -> None:
-        """Take the lease when it is clear that nobody else writes; that may take half a minute.
+        """Take the lease, after checking that no other writer is alive; may take half a minute.
 
         Parameters
         ----------
@@ -66,70 +66,74 @@ class Lease:
         Raises
         ------
         UsageError
-            Another writer holds it, or the object cannot be written.
+            If another writer holds the lease, or the object cannot be written.
         """
         try:
-            if self._holder() not in {None, self.session, known_dead}:
-                self._wait()
-            self._sign()
+            if self._holding_session() not in {None, self.session, known_dead}:
+                self._wait_for_other_writer()
+            self._refresh()
         except (OSError, pa.ArrowException) as error:
             raise UsageError(
                 f"'{self.remote}' cannot be written ({reason(error)}); check the address and your "
                 "credentials"
             ) from None
-        # On its own thread: an upload or a download may take longer than others wait.
-        threading.Thread(target=self._live, name="trustlens-lease", daemon=True).start()
+        # A thread of its own: an upload or download may take longer than three refreshes.
+        threading.Thread(
+            target=self._refresh_until_released, name="trustlens-lease", daemon=True
+        ).start()
 
     def is_kept(self) -> bool:
-        """Return whether it is still ours; reads the object if the last refresh is not recent.
+        """Return whether this session still has it; read the object if the last refresh is old.
 
         Raises
         ------
         OSError
-            The store does not answer.
+            If the store does not answer.
         """
-        with self._asking:
-            # Not the monotonic clock, which may stand still while a machine sleeps.
-            if not self._is_lost and abs(time.time() - self._signed) > SIGN / 2:
-                # If the object is gone, another writer has had it.
-                self._is_lost = self._holder() != self.session
+        with self._check_lock:
+            # Not the monotonic clock, which may stop while the machine sleeps.
+            if not self._is_lost and abs(time.time() - self._refreshed) > REFRESH_INTERVAL / 2:
+                # If the object was removed, another writer has had the lease.
+                self._is_lost = self._holding_session() != self.session
                 if not self._is_lost:
-                    self._sign()
+                    self._refresh()
             return not self._is_lost
 
     def release(self) -> None:
-        """Give it back. If that fails, the next writer has to wait."""
-        self._over.set()
-        with self._asking, suppress(OSError, pa.ArrowException):
-            if self._holder() == self.session:
+        """Release the lease. If that fails, the next writer has to wait."""
+        self._released.set()
+        with self._check_lock, suppress(OSError, pa.ArrowException):
+            if self._holding_session() == self.session:
                 self.remote.delete(LOCK_FILE)
 
-    def _live(self) -> None:
-        while not self._over.wait(SIGN):
+    def _refresh_until_released(self) -> None:
+        while not self._released.wait(REFRESH_INTERVAL):
             with suppress(OSError, pa.ArrowException):  # the store may answer the next time
                 if not self.is_kept():
                     return
 
-    def _wait(self) -> None:
+    def _wait_for_other_writer(self) -> None:
         _log.warning(
-            "trustlens: another recording of '%s' did not close it; waiting for up to %.0f s to "
-            "see whether it lives",
+            "trustlens: another recording of '%s' has not closed it; waiting up to %.0f s to see "
+            "whether it is still running",
             self.remote,
-            3 * SIGN,
+            3 * REFRESH_INTERVAL,
         )
         seen, silent, failed = self._text(), 0, 0
-        while silent < _LOOKS:
+        while silent < _CHECKS:
             began = time.time()
-            time.sleep(3 * SIGN / _LOOKS)
+            time.sleep(3 * REFRESH_INTERVAL / _CHECKS)
             try:
                 now = self._text()
             except (OSError, pa.ArrowException):  # a live writer could not refresh it either
                 silent, failed = 0, failed + 1
-                if failed == _LOOKS:
+                if failed == _CHECKS:
                     raise
                 continue
-            silent = silent + 1 if time.time() - began < SIGN else 0  # else this machine slept
-            if now is None:  # it has closed the run
+            silent = (
+                silent + 1 if time.time() - began < REFRESH_INTERVAL else 0
+            )  # otherwise this machine slept
+            if now is None:  # the other writer closed the run
                 return
             if now != seen:
                 raise UsageError(
@@ -137,18 +141,18 @@ class Lease:
                     "close that recorder first, or record to another address"
                 )
 
-    def _holder(self) -> str | None:
+    def _holding_session(self) -> str | None:
         text = self._text()
         return None if text is None else text.partition(" ")[0]
 
     def _text(self) -> str | None:
-        """Return the object's content; None if there is none."""
+        """Return the content of the lease object; None if there is no object."""
         try:
             with self.remote.filesystem.open_input_file(self._file.filesystem_path) as opened:
                 return opened.read(1024).decode(errors="replace")
         except FileNotFoundError:
             return None
 
-    def _sign(self) -> None:
+    def _refresh(self) -> None:
         self.remote.put(LOCK_FILE, f"{self.session} {time.time_ns()}".encode())
-        self._signed = time.time()
+        self._refreshed = time.time()

@@ -1,7 +1,7 @@
-"""The staging folder of a run on an object store: where it is written before it is uploaded.
+"""The staging folder of a run on an object store: the run is written there, then uploaded.
 
-It is in the user's cache folder. Files that are not uploaded yet stay there, so that a network
-failure loses nothing.
+It is in the user's cache folder. Files stay there until they are uploaded, so that a failure of the
+network loses nothing.
 """
 
 from __future__ import annotations
@@ -30,55 +30,55 @@ from trustlens.store.remote_location import RemoteLocation, remote_of
 _log: Final = logging.getLogger("trustlens")
 
 _UPLOADED: Final = ".uploaded.json"
-"""The file of a staging folder that lists what was uploaded, so that a resumed recording does not
-upload it again."""
+"""The file of a staging folder that lists the uploaded files, so that a resumed recording does not
+upload them again."""
 
 _CHUNK: Final = 1 << 22  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Size and time of change of a file, by which a changed file is recognized."""
+    """Size and time of change (ns since 1970) of a file: they show whether it has changed."""
 
     size: int
     changed: int
 
 
 UNKNOWN: Final = Version(-1, -1)
-"""The version of a file on the store that this machine did not upload."""
+"""The version of a file on the store that may belong to the run, if there is no list of uploads."""
 
 
 def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | None]:
     """Return the folder in which a run is written, and the lease if it is on an object store.
 
-    The folder holds all files of a run that is to be resumed.
+    If a run is resumed, all of its files are downloaded to the folder.
 
     Raises
     ------
     UsageError
-        The address holds a run and ``resume`` is false; the run is being recorded by another
-        process; or the address cannot be written.
+        If the address holds a run and ``resume`` is False, another process is recording the run, or
+        the address cannot be written.
     RunError
-        The object store does not answer, or its run.json cannot be read.
+        If the object store does not answer, or its run.json cannot be read.
     """
     remote = remote_of(directory)
     if remote is None:
-        return Path(directory.filesystem_path), None  # absolute: the training may change folders
+        return Path(directory.filesystem_path), None  # absolute: the process may change its folder
     staging = staging_folder(remote)
     if not resume:
         _refuse_run(remote, staging)
-    held = is_held(staging)
-    if held:
+    is_held_here = is_held(staging)
+    if is_held_here:
         raise UsageError(
             f"'{directory}' already holds a run that another recorder on this machine is "
-            "recording; close that one first, or record to another address"
+            "recording; close that recorder first, or record to another address"
         )
     lease = Lease(remote)
-    lease.take(known_dead=session_in(staging) if held is False else None)
+    lease.take(known_dead=session_in(staging) if is_held_here is False else None)
     with released_on_error(lease):
-        if not resume:  # another may have been recorded meanwhile
+        if not resume:  # another one may have been recorded since the first check
             _refuse_run(remote, staging)
-        _fetch(remote, staging, lease)
+        _complete_staging(remote, staging, lease)
     return staging, lease
 
 
@@ -93,16 +93,16 @@ def released_on_error(lease: Lease | None) -> Generator[None]:
         raise
 
 
-def _fetch(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
-    """Bring all files of a run into its staging folder."""
-    here = (staging / RUN_FILE).exists()
+def _complete_staging(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
+    """Make sure that the staging folder has all files of the run."""
+    exists_here = (staging / RUN_FILE).exists()
     if not (remote / RUN_FILE).exists():
-        if not here:
-            _refuse_strays(remote)
+        if not exists_here:
+            _refuse_files_without_run(remote)
         return
-    if here and session_in(staging) == session_in(remote) and _has_all(staging, remote):
+    if exists_here and session_in(staging) == session_in(remote) and _has_all(staging, remote):
         return
-    if here:
+    if exists_here:
         _set_aside(staging, remote)
     else:  # a download was interrupted
         shutil.rmtree(staging, ignore_errors=True)
@@ -112,7 +112,7 @@ def _fetch(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
 def _has_all(staging: Path, remote: RemoteLocation) -> bool:
     """Return whether a staging folder has all segments of the store.
 
-    If not, somebody cleaned the cache, and a resumed recording would reuse their numbers.
+    If not, the cache was cleaned, and a resumed recording would reuse their numbers.
     """
     sealed = {name for name in files_of(remote) if name.startswith(TABLES)}
     return sealed.issubset(files_of(staging))
@@ -121,25 +121,25 @@ def _has_all(staging: Path, remote: RemoteLocation) -> bool:
 def _refuse_run(remote: RemoteLocation, staging: Path) -> None:
     if (remote / RUN_FILE).exists():
         raise UsageError(
-            f"'{remote}' already holds a run; give resume=True to go on with it, or record to "
+            f"'{remote}' already holds a run; give resume=True to resume it, or record to "
             "another address"
         )
     if (staging / RUN_FILE).exists():
         raise UsageError(
-            f"a run was recorded to '{remote}' of which nothing could be uploaded: it lies in "
-            f"'{staging}'; give resume=True to go on with it, upload it by trustlens repair "
+            f"a run was recorded to '{remote}', but nothing could be uploaded: it is in "
+            f"'{staging}'; give resume=True to resume it, upload it with trustlens repair "
             f"'{remote.whole_address}', or remove that folder"
         )
 
 
-def _refuse_strays(remote: RemoteLocation) -> None:
+def _refuse_files_without_run(remote: RemoteLocation) -> None:
     # Their rows would be read with the new ones.
     strays = [name for name in (JOURNAL, *TABLES) if (remote / name).entries()]
     if strays:
         raise UsageError(
             f"'{remote}' holds files of a run without its {RUN_FILE} ({', '.join(strays)}): an "
-            "upload broke off; trustlens repair on the machine that recorded it ends it; or remove "
-            "them, or record to another address"
+            "upload was interrupted; complete it with trustlens repair on the recording machine, "
+            "remove the files, or record to another address"
         )
 
 
@@ -155,7 +155,7 @@ def _set_aside(staging: Path, remote: RemoteLocation) -> None:
 
 
 def _download(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
-    from tqdm.auto import tqdm  # noqa: PLC0415 — not at the start of every training
+    from tqdm.auto import tqdm  # noqa: PLC0415 — slow to import, rarely needed
 
     files = files_of(remote)
     with tqdm(
@@ -163,10 +163,10 @@ def _download(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
         unit="B",
         unit_scale=True,
         delay=2,
-        desc=f"fetching {remote.name}",
+        desc=f"downloading {remote.name}",
         disable=None,  # if it is not a terminal
     ) as bar:
-        for name in sorted(files, key=lambda name: name == RUN_FILE):  # that one last
+        for name in sorted(files, key=lambda name: name == RUN_FILE):  # run.json last
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             file = remote / name
@@ -176,14 +176,14 @@ def _download(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
                     bar.update(len(chunk))
     if not lease.is_kept():
         raise UsageError(
-            f"another recording goes on with '{remote}' since this one began to fetch it; close "
-            "that one first, or record to another address"
+            f"another process began to record '{remote}' while this one was downloading it; close "
+            "that recorder first, or record to another address"
         )
     note_uploaded(staging, files_of(staging))
 
 
 def folders_of(run: Location) -> list[str]:
-    """Return the folders that may hold files of a run, relative to it; "" is the run itself."""
+    """Return the folders that may hold files of a run, relative to it; ``""`` is the run itself."""
     levels = [f"{OVERVIEW}/{each}" for each in _folders_in(run / OVERVIEW)]
     replaced = [f"{REPLACED}/{each}" for each in _folders_in(run / REPLACED)]
     tables = [f"{each}/{table}" for each in replaced for table in TABLES]
@@ -206,7 +206,7 @@ def files_of(address: Address) -> dict[str, Version]:
 
 
 def uploaded(staging: Path) -> dict[str, Version] | None:
-    """Return what an earlier process noted as uploaded; None if there is no note."""
+    """Return the files listed as uploaded; None if there is no list, {} if it is invalid."""
     try:
         noted: Any = json.loads((staging / _UPLOADED).read_bytes())
         return {str(name): Version(*map(int, version)) for name, version in noted.items()}
@@ -217,7 +217,7 @@ def uploaded(staging: Path) -> dict[str, Version] | None:
 
 
 def note_uploaded(staging: Path, there: Mapping[str, Version | None]) -> None:
-    """Note what is uploaded, for a process that resumes the recording."""
+    """List the uploaded files, for a process that resumes the recording."""
     noted = {
         name: astuple(version)
         for name, version in there.items()

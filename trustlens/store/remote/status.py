@@ -1,4 +1,4 @@
-"""Whether a run is being recorded; for a run on an object store, from this machine."""
+"""Finding out whether a process on this machine records a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def staging_folder(remote: RemoteLocation) -> Path:
 
 
 def session_in(address: Address) -> str | None:
-    """Return the session that wrote a run last; None if there is no run, or it names none."""
+    """Return the session that wrote a run last; None if there is no run, or it has no session."""
     directory = locate(address)
     if not (directory / RUN_FILE).exists():
         return None
@@ -44,7 +44,7 @@ def is_recorded_here(directory: Location, info: RunInfo) -> bool | None:
     if remote is None:
         return is_held(Path(directory.filesystem_path))
     staging = staging_folder(remote)
-    with suppress(RunError):  # of the staging folder, which was not asked for
+    with suppress(RunError):  # the run.json of the staging folder is damaged
         if session_in(staging) == info.recording.session:
             return is_held(staging)
     return None

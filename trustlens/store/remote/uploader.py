@@ -1,7 +1,7 @@
 """Uploading a run from its staging folder to an object store, file by file, while it is recorded.
 
-Each object is written whole under its final name; none is renamed. Files that are not uploaded yet
-stay in the staging folder, so that a network failure loses nothing.
+Each object is written whole under its final name; none is renamed. Files stay in the staging folder
+until they are uploaded, so that a network failure loses nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ from trustlens.store.segments.leftovers import Leftover
 _log: Final = logging.getLogger("trustlens")
 
 INTERVAL: Final = 10.0
-"""Seconds between two uploads: readers of the store are behind by that much at most."""
+"""Seconds between two uploads: readers of the store are late by at most that much."""
+
+FLUSH_TIMEOUT: Final = 10.0
+"""Seconds that ``flush`` waits at most."""
 
 PATIENCE: Final = 60.0
 """Seconds without progress after which ``close`` gives up; the rest stays in the staging folder."""
@@ -54,7 +57,7 @@ class Uploader:
     Parameters
     ----------
     staging : Path
-        The run on this machine.
+        The staging folder.
     lease : Lease
         The right to write to the store.
     """
@@ -65,26 +68,28 @@ class Uploader:
         self._lease = lease
         self._interval = INTERVAL
         self._patience = PATIENCE
-        # The files on the store, with their versions in the staging folder; a version of None if
-        # it is not known what the file holds. None as a whole: the store was not listed yet.
-        self._there: dict[str, Version | None] | None = None
+        # The files on the store, with the version that was uploaded from the staging folder; None
+        # for a file of another recording. None as a whole: the store has to be listed.
+        self._on_store: dict[str, Version | None] | None = None
         self._warned = self._taken_over = False
         self._progress = time.monotonic()
         self._rounds = 0
         self._wake = threading.Condition()
-        self._asked = self._over = False
-        self._whole = False
-        self._held: RunLock | None = None  # of the staging folder, once the recording has ended
+        self._flush_requested = self._is_closing = False
+        self._is_complete = False
+        self._staging_lock: RunLock | None = (
+            None  # of the staging folder, once the recording has ended
+        )
         self._thread = threading.Thread(target=self._work, name="trustlens-uploader", daemon=True)
         self._thread.start()
 
     def flush(self) -> None:
-        """Wait until all present files are uploaded, for one interval at most."""
+        """Wait until all present files are uploaded, for at most `FLUSH_TIMEOUT`."""
         with self._wake:
-            target = self._rounds + 2  # one may be under way
-            end = time.monotonic() + self._interval
+            target = self._rounds + 2  # the current round may have begun before
+            end = time.monotonic() + FLUSH_TIMEOUT
             while self._rounds < target and time.monotonic() < end:
-                self._asked = True
+                self._flush_requested = True
                 self._wake.notify_all()
                 self._wake.wait(0.05)
 
@@ -95,66 +100,68 @@ class Uploader:
 
     def finish(self) -> bool:
         """Upload the rest and remove the staging folder; return whether that succeeded."""
-        with suppress(UsageError, OSError):  # so that nobody repairs or resumes it meanwhile
-            self._held = RunLock(self._staging)
+        with suppress(UsageError, OSError):  # prevents repairing and resuming
+            self._staging_lock = RunLock(self._staging)
         with self._wake:
-            self._over = True
+            self._is_closing = True
             self._progress = time.monotonic()
             self._wake.notify_all()
         self._thread.join()
-        return self._whole
+        return self._is_complete
 
     @property
     def what_is_left(self) -> str:
-        """A message: where the rest of the run is if it could not be uploaded, and what to do."""
+        """A message for a run that could not be uploaded completely: where it is, what to do."""
         return (
-            f"not all of '{self._remote}' could be uploaded; what it lacks is in "
-            f"'{self._staging}'. A recording that resumes it uploads it, or: trustlens repair "
+            f"not all of '{self._remote}' could be uploaded; the rest is in '{self._staging}'. To "
+            "upload it, resume the recording, or run: trustlens repair "
             f"'{self._remote.whole_address}'"
         )
 
     def _work(self) -> None:
         self._run()
-        if self._held is not None:
-            if self._whole:
-                # First, so that nobody takes an incomplete folder for the run.
+        if self._staging_lock is not None:
+            if self._is_complete:
+                # run.json first: without it, an incomplete folder does not count as a run.
                 with suppress(OSError):
                     (self._staging / RUN_FILE).unlink()
                 shutil.rmtree(self._staging, ignore_errors=True)
-            self._held.release()
+            self._staging_lock.release()
         self._lease.release()
 
     def _run(self) -> None:
-        """Upload until the run is closed and complete on the store, or that is not possible."""
+        """Upload until the run is closed and complete on the store, or uploading fails for good."""
         while True:
             with self._wake:
-                self._asked, over = False, self._over
-            if over:
-                self._there = None  # list it again, to remove files of another recording
-            whole = self._round()
+                self._flush_requested, closing = False, self._is_closing
+            if closing:
+                self._on_store = None  # list it again, to remove files of another recording
+            complete = self._round()
             with self._wake:
                 self._rounds += 1
                 self._wake.notify_all()
-                if over:
-                    self._whole = whole
-                    patient = time.monotonic() - self._progress <= self._patience
-                    if whole or self._taken_over or not patient:
+                if closing:
+                    self._is_complete = complete
+                    may_retry = time.monotonic() - self._progress <= self._patience
+                    if complete or self._taken_over or not may_retry:
                         return
                     self._wake.wait(min(1.0, self._interval))
                     continue
-                self._wake.wait_for(lambda: self._asked or self._over, self._interval)
+                self._wake.wait_for(
+                    lambda: self._flush_requested or self._is_closing, self._interval
+                )
 
     def _round(self) -> bool:
-        """Upload what is new; return whether the store has everything."""
+        """Upload new and changed files once; return whether the store is complete."""
         if self._taken_over:
             return False
         try:
-            self._copy()
+            self._upload_changes()
         except _TakenOverError:
             self._taken_over = True
             _log.warning(
-                "trustlens: another recording goes on with '%s' (or its '.lock' was removed); what "
-                "this one has that is not uploaded stays in '%s'",
+                "trustlens: another recording has taken over '%s' (or its '.lock' was removed); "
+                "files of this recording that are not uploaded stay in '%s'",
                 self._remote,
                 self._staging,
             )
@@ -163,8 +170,8 @@ class Uploader:
             if not self._warned:
                 self._warned = True
                 _log.warning(
-                    "trustlens: '%s' cannot be written (%s); what is in '%s' is uploaded when it "
-                    "can",
+                    "trustlens: '%s' cannot be written (%s); the files in '%s' are uploaded when "
+                    "it can be written again",
                     self._remote,
                     reason(error),
                     self._staging,
@@ -172,132 +179,134 @@ class Uploader:
             return False
         return True
 
-    def _copy(self) -> None:
-        self._check_right()
-        if self._there is None:
-            self._there = dict(self._known())
-            note_uploaded(self._staging, self._there)
-        here = files_of(self._staging)
-        known = (name for name, version in self._there.items() if version is not None)
+    def _upload_changes(self) -> None:
+        self._check_lease()
+        if self._on_store is None:
+            self._on_store = dict(self._list_remote())
+            note_uploaded(self._staging, self._on_store)
+        local = files_of(self._staging)
+        known = (name for name, version in self._on_store.items() if version is not None)
         sealed = (name for name in known if name.startswith(TABLES))
-        if not {RUN_FILE, *sealed}.issubset(here):  # somebody cleaned the cache
-            raise FileNotFoundError(f"files are gone from '{self._staging}'")
-        before = dict(self._there)
+        if not {RUN_FILE, *sealed}.issubset(local):  # the cache was cleaned
+            raise FileNotFoundError(f"files were removed from '{self._staging}'")
+        listed = dict(self._on_store)
         try:
-            self._make_same(self._there, here)
+            self._synchronize(self._on_store, local)
         finally:
-            if self._there != before:
-                note_uploaded(self._staging, self._there)
+            if self._on_store != listed:
+                note_uploaded(self._staging, self._on_store)
 
-    def _make_same(self, there: dict[str, Version | None], here: dict[str, Version]) -> None:
-        # The order is such that a reader of the store never sees a row twice, nor a journal gone
-        # before its segment is there.
-        # 1. Delete overview files that were made from segments which are replaced.
-        changed = [name for name in there if there[name] != here.get(name)]
+    def _synchronize(self, on_store: dict[str, Version | None], local: dict[str, Version]) -> None:
+        # In an order such that a reader of the store never sees a row twice, and no journal is
+        # deleted before its segment is uploaded.
+        # 1. Delete overview files that were made from segments that will be replaced.
+        changed = [name for name in on_store if on_store[name] != local.get(name)]
         replaced = [name for name in changed if name.startswith("layers/")]
-        if replaced or None in there.values():
-            self._delete(there, [name for name in changed if name.startswith(OVERVIEW)])
+        if replaced or None in on_store.values():
+            self._delete(on_store, [name for name in changed if name.startswith(OVERVIEW)])
         # 2. Upload segments by ascending number (those that a rollback cut before those that have
         #    the rows again), then journals, then run.json.
-        for name in sorted(here, key=_order):
-            if there.get(name) != here[name]:
-                self._check_right()
+        for name in sorted(local, key=_order):
+            if on_store.get(name) != local[name]:
+                self._check_lease()
                 try:
                     data = (self._staging / name).read_bytes()
-                except FileNotFoundError:  # sealed meanwhile: uploaded in the next round
+                except FileNotFoundError:  # sealed since: its segment is uploaded in the next round
                     continue
                 self._remote.put(name, data)
-                there[name] = here[name]
+                on_store[name] = local[name]
                 self._progress = time.monotonic()
-        # 3. Delete files that no longer exist locally.
-        gone = [name for name in there if name not in here]
-        self._delete(there, [name for name in gone if _may_go(name, there[name], here)])
+        # 3. Delete files that no longer exist in the staging folder.
+        removed = [name for name in on_store if name not in local]
+        self._delete(
+            on_store, [name for name in removed if _should_delete(name, on_store[name], local)]
+        )
 
-    def _check_right(self) -> None:
+    def _check_lease(self) -> None:
         if not self._lease.is_kept():
             raise _TakenOverError
 
-    def _known(self) -> Iterator[tuple[str, Version | None]]:
-        """Yield files of the store: those that need no upload, and those that may have to go."""
-        before = uploaded(self._staging)
-        if before is None and not (self._remote / RUN_FILE).exists():
-            return  # nothing was uploaded yet
-        # Without a note it is not known which files are another recording's.
-        unknown = None if before else UNKNOWN
+    def _list_remote(self) -> Iterator[tuple[str, Version | None]]:
+        """Yield the files on the store that need no upload, and those that may be deleted."""
+        listed = uploaded(self._staging)
+        if listed is None and not (self._remote / RUN_FILE).exists():
+            return  # nothing is uploaded yet
+        # Without a list of uploads, files of another recording cannot be recognized.
+        unknown = None if listed else UNKNOWN
         for folder in folders_of(self._remote):
             for entry in (self._remote / folder if folder else self._remote).entries():
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                version = before.get(name) if before else None
+                version = listed.get(name) if listed else None
                 if version is not None and version.size == entry.size:
                     yield name, version
                 elif folder.startswith((JOURNAL, OVERVIEW, *TABLES)) and entry.is_plain:
                     yield name, unknown
 
-    def _delete(self, there: dict[str, Version | None], names: list[str]) -> None:
+    def _delete(self, on_store: dict[str, Version | None], names: list[str]) -> None:
         if names:
-            self._check_right()
+            self._check_lease()
         for name in names:
             with suppress(FileNotFoundError):
                 self._remote.delete(name)
-            del there[name]
+            del on_store[name]
 
 
-def _may_go(name: str, version: Version | None, here: Container[str]) -> bool:
-    """Return whether a file that is on the store, and no longer here, is to be deleted."""
+def _should_delete(name: str, version: Version | None, local: Container[str]) -> bool:
+    """Return whether to delete a file of the store that is not in the staging folder."""
     if version is None or name.startswith(OVERVIEW):
-        return True  # another recording's, or made again
+        return True  # from another recording, or derived from segments
     if not name.startswith(JOURNAL):
         return False  # copies from before a rollback are kept
     sealed = name.removeprefix(f"{JOURNAL}/").replace("-", "/").replace(".arrow", ".parquet")
-    return sealed in here
+    return sealed in local
 
 
 def _order(name: str) -> tuple[bool, bool, bool, str]:
-    """Return a key that sorts files for upload; the journal of steps comes before the others."""
+    """Return a key that sorts files: segments, journal of steps, other journals, run.json."""
     journal = name.startswith(JOURNAL)
     return name == RUN_FILE, journal, journal and not name.startswith(f"{JOURNAL}/steps"), name
 
 
 def repair_remote(remote: RemoteLocation) -> list[Leftover] | None:
-    """Recover an interrupted run in its staging folder, and upload what is missing on the store.
+    """Repair an interrupted run in its staging folder, and upload the missing files.
 
     Returns
     -------
     list of Leftover or None
-        What was sealed, by table; None if there was nothing to do.
+        What was sealed, one for each table; None if there was nothing to do.
 
     Raises
     ------
     UsageError
-        The rest of the run is not on this machine, is of an older state of the run, or of a run on
-        another server; or the run is being recorded.
+        If the rest of the run is not on this machine, belongs to an older state of the run or to a
+        run on another server, or the run is being recorded.
     """
-    staging, there = staging_folder(remote), (remote / RUN_FILE).exists()
+    staging, on_store = staging_folder(remote), (remote / RUN_FILE).exists()
     if not (staging / RUN_FILE).exists():
         info = read_info(remote)
         if info.closed is not None or info.recording.repaired is not None:
             return None
         raise UsageError(
-            f"nothing of '{remote}' is left on this machine; if its recording broke off, repair it "
-            "on the machine that recorded it"
+            f"this machine has no files of '{remote}' left to upload; if its recording was "
+            "interrupted, repair it on the machine that recorded it"
         )
     session = session_in(staging)
-    if there and session_in(remote) != session:
+    if on_store and session_in(remote) != session:
         raise UsageError(
-            f"'{remote}' was gone on with elsewhere; what this machine had of it and did not "
-            f"upload is in '{staging}', a run of its own: remove it if you do not want it"
+            f"'{remote}' was resumed on another machine; rows that this machine did not upload are "
+            f"in '{staging}', which can be read as a run: remove it if you do not need it"
         )
-    if not there and RUN_FILE in (uploaded(staging) or {}):
+    if not on_store and RUN_FILE in (uploaded(staging) or {}):
         raise UsageError(
-            f"'{remote}' holds no run, though one was uploaded to it: check the address and its "
-            f"server; what was recorded is in '{staging}'"
+            f"'{remote}' holds no run, although one was uploaded to it: check the address and its "
+            f"server; the recorded run is in '{staging}'"
         )
-    RunLock(staging).release()  # refused while it is being recorded
+    RunLock(staging).release()  # raises UsageError while the run is being recorded
     lease = Lease(remote)
     lease.take(known_dead=session)
     with released_on_error(lease):
-        if (remote / RUN_FILE).exists() != there or (there and session_in(remote) != session):
-            raise UsageError(f"'{remote}' was gone on with meanwhile; try again")
+        if (remote / RUN_FILE).exists() != on_store or (on_store and session_in(remote) != session):
+            raise UsageError(f"'{remote}' was just resumed by another process; try again")
         found = repair(staging)
     uploader = Uploader(staging, lease)
     if not uploader.finish():

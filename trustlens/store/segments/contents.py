@@ -1,4 +1,4 @@
-"""The rows of one segment: of a sealed Parquet file, or of a journal."""
+"""Reading all rows of one segment: of a sealed Parquet file, or of a journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Found = TypeVar("Found")
 
 
 def read_sealed(address: Address, table: str) -> pa.Table:
-    """Return the rows of one sealed file; RunError if it is damaged."""
+    """Return the rows of a sealed segment; RunError if it is damaged."""
     path = locate(address)
 
     def read() -> pa.Table:
@@ -32,12 +32,12 @@ def read_sealed(address: Address, table: str) -> pa.Table:
 
 
 def read_journal(path: Address, table: str) -> pa.Table:
-    """Return the rows of one journal file, up to its last whole batch."""
+    """Return the rows of a journal, up to its last whole batch."""
     return read_whole(path, table)[0]
 
 
 def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
-    """Return the rows of one journal file, and how many bytes of it are no whole batch."""
+    """Return the rows of a journal, and the number of bytes after its last whole batch."""
     path, schema = locate(address), SCHEMAS[table]
     batches = [no_rows(schema)]
     with path.open() as file, path.reading():
@@ -56,7 +56,7 @@ def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
     except StopIteration:
         torn = 0
     except (pa.ArrowException, OSError, ValueError, KeyError):
-        torn = size - whole  # being written, or so left as the process died, or none of ours
+        torn = size - whole  # being written, torn when the process died, or not a journal
     return pa.concat_tables(batches), torn
 
 

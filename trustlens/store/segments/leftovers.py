@@ -1,4 +1,4 @@
-"""Sealing the journals that a process left when it died or ran out of space."""
+"""Sealing journals that remained when a process died or the disk was full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from trustlens.store.segments.sealed import write_sealed
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What the journals of one table held: rows, now sealed, and bytes of an incomplete batch."""
+    """The rows and the torn bytes found in the journals of a table.
+
+    Attributes
+    ----------
+    table : str
+        The table.
+    rows : int
+        Number of rows, which are sealed now.
+    torn : int
+        Bytes of incomplete batches.
+    """
 
     table: str
     rows: int
@@ -22,7 +32,7 @@ class Leftover:
 
     @property
     def is_something(self) -> bool:
-        """Whether anything was found."""
+        """Whether there are rows or torn bytes."""
         return self.rows > 0 or self.torn > 0
 
 
@@ -36,12 +46,12 @@ def seal_leftovers(directory: Path, table: str, *, before: int | None = None) ->
     table : str
         One of ``trustlens.schema.TABLES``.
     before : int, optional
-        Only journals of lower numbers.
+        Seal only journals with lower numbers.
 
     Raises
     ------
     OSError
-        The disk is full, or the segment cannot be written; the journals stay.
+        If the disk is full, or a segment cannot be written. Its journal stays.
     """
     sealed = sealed_numbers(directory, table)
     found = torn = 0
@@ -54,6 +64,6 @@ def seal_leftovers(directory: Path, table: str, *, before: int | None = None) ->
             if rows.num_rows:
                 write_sealed(sealed_path(directory, table, number), table, rows)
             found, torn = found + rows.num_rows, torn + lost
-        with suppress(OSError):  # a reader may have it open: its rows are sealed
+        with suppress(OSError):  # a reader may have it open (Windows)
             journal.unlink()
     return Leftover(table, found, torn)

@@ -1,4 +1,4 @@
-"""Rounding what is recorded to fewer digits: files of half the size."""
+"""Rounding of float32 columns to fewer mantissa bits, which halves the size of the files."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from numpy.typing import NDArray
 from trustlens.store.arrow import column, numbers, present
 
 MANTISSA: Final = 23
-"""Bits of a float32's mantissa that are stored."""
+"""Stored mantissa bits of a float32."""
 
 _INFINITE: Final = np.uint32(0x7F800000)
 
 
-def rounded(table: pa.Table, bits: int) -> pa.Table:
-    """Return a table whose float32 columns keep ``bits`` of the 23 bits of their mantissas.
+def round_floats(table: pa.Table, bits: int) -> pa.Table:
+    """Round the float32 columns of a table to ``bits`` of their 23 mantissa bits.
 
-    To the nearest, ties to even: the relative error is at most 2^−(bits + 1), of numbers below
-    the smallest normal one more. NaN, infinity and null stay as they are.
+    Rounds to nearest, ties to even. The relative error is at most 2^−(bits + 1); it may be larger
+    for subnormal numbers. NaN, infinity and null stay as they are.
     """
     columns = [
-        _rounded(each, bits) if pa.types.is_float32(each.type) else each for each in table.columns
+        _round_column(each, bits) if pa.types.is_float32(each.type) else each
+        for each in table.columns
     ]
     return pa.Table.from_arrays(columns, schema=table.schema)
 
 
-def _rounded(values: pa.ChunkedArray, bits: int) -> pa.Array:
+def _round_column(values: pa.ChunkedArray, bits: int) -> pa.Array:
     null = ~present(values) if values.null_count else None
     return column(round_mantissa(numbers(values), bits), pa.float32(), null)
 
 
 def round_mantissa(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Return float32 values with mantissas of so many bits, of the same shape."""
+    """Round float32 values to ``bits`` mantissa bits; the shape stays the same."""
     if bits == MANTISSA:
         return values
-    whole = values.view(np.uint32)
+    words = values.view(np.uint32)
     dropped = np.uint32(MANTISSA - bits)
     half = np.uint32((1 << (MANTISSA - bits - 1)) - 1)
-    even = (whole >> dropped) & np.uint32(1)
-    made = (whole + half + even) >> dropped << dropped
-    # What would be infinite, and what is not finite, stays.
-    keeps = (made & _INFINITE) == _INFINITE
-    return np.where(keeps, whole, made).view(np.float32)
+    even = (words >> dropped) & np.uint32(1)
+    result = (words + half + even) >> dropped << dropped
+    # Values that are not finite, or would round to infinity, stay as they are.
+    unchanged = (result & _INFINITE) == _INFINITE
+    return np.where(unchanged, words, result).view(np.float32)

@@ -1,4 +1,4 @@
-"""Removing rows from sealed segments at a rollback; copies of the segments are kept."""
+"""Rolling back sealed segments: rows are removed, and copies of the old segments are kept."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trustlens.store.segments.contents import read_sealed
 from trustlens.store.segments.sealed import write_sealed
 
 
-def stays(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bool_]:
-    """Return which rows are not after ``step``, or after the last step of their layer."""
+def kept_rows(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bool_]:
+    """Return a mask of the rows up to ``step``, or up to the last step of their layer."""
     last: NDArray[np.int64] | int = step
     if layers and "layer" in rows.column_names:
         layer, names = codes(rows["layer"])
@@ -25,17 +25,19 @@ def stays(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bo
     return numbers(rows["step"]) <= last
 
 
-def keep_rows(path: Path, table: str, step: int, layers: Mapping[str, int], keep: Path) -> None:
-    """Keep only the rows that stay in a segment; a copy of it goes to the folder ``keep``."""
+def roll_back_segment(
+    path: Path, table: str, step: int, layers: Mapping[str, int], keep: Path
+) -> None:
+    """Remove the rows after ``step`` from a segment; first copy it to the folder ``keep``."""
     rows = read_sealed(path, table)
-    these = stays(rows, step, layers)
-    if not these.all():
-        _keep(path, keep)
-        write_sealed(path, table, rows.filter(column(these, pa.bool_())))
+    kept = kept_rows(rows, step, layers)
+    if not kept.all():
+        _copy(path, keep)
+        write_sealed(path, table, rows.filter(column(kept, pa.bool_())))
 
 
-def _keep(path: Path, folder: Path) -> None:
-    """Copy a file that will be replaced, by a hard link if the file system has them."""
+def _copy(path: Path, folder: Path) -> None:
+    """Copy a file that will be replaced; by a hard link if the file system supports it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, folder / path.name)

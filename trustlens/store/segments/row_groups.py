@@ -1,10 +1,10 @@
 """A row-group index stored in the Parquet metadata, so that readers can skip row groups.
 
 A file of the overview also lists the segments that it was made from, so that a reader of a long run
-can tell which segment holds a step without opening them all.
+finds the segments of a step without opening all of them.
 
 Parquet's own statistics hold the same, but pyarrow aborts the process when it reads those of a file
-with an inconsistent footer (pyarrow 26). Ours are in the file's key-value metadata.
+with an inconsistent footer (pyarrow 26). The index is in the file's key-value metadata instead.
 """
 
 from __future__ import annotations
@@ -25,15 +25,27 @@ from trustlens.store.validation import LAST_STEP
 
 INDEX: Final = b"trustlens"
 FILES: Final = b"trustlens.files"
-"""The keys under which they stand."""
+"""The metadata keys of the row-group index and of the list of segments."""
 
 NO_STEPS: Final = (1, 0)
-"""The first and the last step of a file without rows."""
+"""First and last step of a file without rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A row group: how many rows, from and to which step, and its first and last text if sorted."""
+    """A row group of a file.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows.
+    first, last : int
+        The smallest and the largest step.
+    text : str or None
+        The text column by which the file is sorted, if any.
+    texts : (str, str) or None
+        The first and the last value of that column.
+    """
 
     rows: int
     first: int
@@ -42,7 +54,7 @@ class Group:
     texts: tuple[str, str] | None = None
 
     def may_have(self, rows: RowFilter) -> bool:
-        """Tell whether it may have such rows."""
+        """Return whether the row group may have rows that pass a filter."""
         if not rows.may_be_between(self.first, self.last):
             return False
         among = rows.texts.get(self.text) if self.text is not None else None
@@ -52,50 +64,50 @@ class Group:
         return any(low <= text <= high for text in among)
 
     def all_have(self, name: str) -> bool:
-        """Tell whether all of its rows have the same text in that column."""
+        """Return whether all of its rows have the same text in that column."""
         return self.text == name and self.texts is not None and self.texts[0] == self.texts[1]
 
 
-def alphabetic(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Return the place of each text among them all in order, the order that groups rely on."""
-    # Not numpy's own texts: all are as wide as the longest, and NULs at the end do not count.
-    place = {text: i for i, text in enumerate(sorted(set(texts)))}
-    return np.array([place[text] for text in texts], np.int64)
+def alphabetical_ranks(texts: Sequence[str]) -> NDArray[np.int64]:
+    """Return the rank of each text in the sort order of segments."""
+    # Not by numpy's strings: they are all as wide as the longest, and drop NULs at the end.
+    rank = {text: i for i, text in enumerate(sorted(set(texts)))}
+    return np.array([rank[text] for text in texts], np.int64)
 
 
 def groups_of(table: pa.Table, text: str | None, size: int) -> list[Group]:
-    """Return the row groups of so many rows of a table that is sorted by a column of texts."""
+    """Describe the row groups of ``size`` rows of a table; ``text`` is the column that sorts it."""
     step = numbers(table["step"])
     names = None if text is None else table[text]
-    found: list[Group] = []
+    groups: list[Group] = []
     for begin in range(0, table.num_rows, size):
         some = step[begin : begin + size]
         last = begin + len(some) - 1
         texts = None if names is None else (names[begin].as_py(), names[last].as_py())
-        found.append(Group(len(some), int(some.min()), int(some.max()), text, texts))
-    return found
+        groups.append(Group(len(some), int(some.min()), int(some.max()), text, texts))
+    return groups
 
 
-def written(groups: Sequence[Group]) -> dict[bytes, bytes]:
-    """Return the key-value metadata that says so."""
+def groups_metadata(groups: Sequence[Group]) -> dict[bytes, bytes]:
+    """Return the row-group index as key-value metadata."""
     rows = [[g.rows, g.first, g.last, g.text, *(g.texts or ())] for g in groups]
     return {INDEX: json.dumps(rows).encode()}
 
 
 def read_groups(metadata: pq.FileMetaData) -> list[Group] | None:
-    """Return what a file says of its row groups; None if it does not say, or not of all."""
+    """Return the row-group index of a file; None if it is missing, invalid or incomplete."""
     try:
-        told: Any = json.loads((metadata.metadata or {})[INDEX])
-        groups = [_group(*each) for each in told]
+        parsed: Any = json.loads((metadata.metadata or {})[INDEX])
+        groups = [_group(*each) for each in parsed]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    whole = len(groups) == metadata.num_row_groups
-    return groups if whole and sum(g.rows for g in groups) == metadata.num_rows else None
+    is_complete = len(groups) == metadata.num_row_groups
+    return groups if is_complete and sum(g.rows for g in groups) == metadata.num_rows else None
 
 
 def _group(rows: int, first: int, last: int, text: str | None, *texts: str) -> Group:
-    kinds = (*(type(each) is int for each in (rows, first, last)), *map(_is_text, texts))
-    if not all(kinds) or not _are_steps(first, last) or len(texts) not in {0, 2} or rows <= 0:
+    valid = (*(type(each) is int for each in (rows, first, last)), *map(_is_text, texts))
+    if not all(valid) or not _are_steps(first, last) or len(texts) not in {0, 2} or rows <= 0:
         raise ValueError("not a row group")
     return Group(rows, first, last, text, (texts[0], texts[1]) if texts else None)
 
@@ -110,7 +122,7 @@ def _is_text(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A sealed file: its number, its bytes, its first and its last step."""
+    """A sealed segment: its number, its size in bytes, its first and last step."""
 
     number: int
     size: int
@@ -118,24 +130,24 @@ class Sealed:
     last: int
 
 
-def sealed_written(files: Iterable[Sealed]) -> dict[bytes, bytes]:
-    """Return the key-value metadata that tells of these files."""
+def segments_metadata(files: Iterable[Sealed]) -> dict[bytes, bytes]:
+    """Return the key-value metadata that lists segments."""
     return {FILES: json.dumps([astuple(each) for each in files]).encode()}
 
 
 def read_sealed_files(metadata: pq.FileMetaData) -> list[Sealed]:
-    """Return the sealed files that a file of the overview tells of; none if it does not."""
+    """Return the segments that a file of the overview lists; empty if it has no valid list."""
     try:
-        told: Any = json.loads((metadata.metadata or {})[FILES])
-        return [_sealed(*each) for each in told]
+        parsed: Any = json.loads((metadata.metadata or {})[FILES])
+        return [_sealed(*each) for each in parsed]
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
 
 
-def _sealed(*told: int) -> Sealed:
-    if any(type(each) is not int for each in told):
-        raise ValueError("not a sealed file")
-    sealed = Sealed(*told)
+def _sealed(*parsed: int) -> Sealed:
+    if any(type(each) is not int for each in parsed):
+        raise ValueError("not a segment")
+    sealed = Sealed(*parsed)
     if not _are_steps(sealed.first, sealed.last):
-        raise ValueError("not a sealed file")
+        raise ValueError("not a segment")
     return sealed
