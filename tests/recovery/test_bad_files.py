@@ -1,4 +1,4 @@
-"""Files that are no run's, or no longer: a clear error, no crash, nothing read out of the run."""
+"""Damaged and hostile files: a clear error, no crash, and nothing outside of the run is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trustlens.store.layout import SCHEMAS, journal_path, sealed_path
 from trustlens.store.segments.contents import read_whole
 
 EXAMPLES = int(os.environ.get("TRUSTLENS_EXAMPLES", "300"))
-"""Hostile inputs to try; the project tried 21,000."""
+"""Number of hostile inputs to try; 21,000 were tried once."""
 
 Make = Callable[..., Path]
 
@@ -34,21 +34,21 @@ def read_all(path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting() -> Iterator[None]:
-    """A pipe that is opened would be waited for without end."""
+def _time_limit() -> Iterator[None]:
+    """Fail instead of waiting forever for a pipe that was opened."""
 
-    def late(*_: Any) -> None:
-        raise AssertionError("it waits for something")
+    def fail(*_: Any) -> None:
+        raise AssertionError("waited too long")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(600 + EXAMPLES // 10)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
 
 
-def test_no_hostile_input_does_more_than_raise(tmp_path: Path) -> None:
-    """In a process with little memory, so that what takes much of it fails."""
+def test_hostile_files_only_raise_trustlens_errors(tmp_path: Path) -> None:
+    """The process has a memory limit, so that reading which takes too much memory fails."""
     fuzz = Path(__file__).parents[1] / "support" / "fuzz.py"
     done = subprocess.run(
         [sys.executable, "-W", "error", str(fuzz), str(tmp_path / "run"), "0", str(EXAMPLES)],
@@ -59,7 +59,7 @@ def test_no_hostile_input_does_more_than_raise(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_parquet_bomb_is_not_unpacked(synthetic_run: Make) -> None:
+def test_a_parquet_bomb_is_not_decompressed(synthetic_run: Make) -> None:
     path = synthetic_run("run")
     zeros = pa.table({"step": np.zeros(1 << 25, np.int64)})
     pq.write_table(zeros, sealed_path(path, "layers", 0), compression="zstd")
@@ -70,7 +70,7 @@ def test_a_parquet_bomb_is_not_unpacked(synthetic_run: Make) -> None:
             read()
 
 
-def test_an_arrow_bomb_is_not_unpacked(tmp_path: Path) -> None:
+def test_an_arrow_bomb_is_not_decompressed(tmp_path: Path) -> None:
     path = tmp_path / "journal.arrow"
     schema = SCHEMAS["steps"]
     count = 1 << 20
@@ -99,8 +99,8 @@ def test_an_arrow_bomb_is_not_unpacked(tmp_path: Path) -> None:
 def test_a_json_bomb_is_not_read(synthetic_run: Make) -> None:
     path = synthetic_run("run")
     with (path / "run.json").open("r+b") as file:
-        file.truncate(1 << 40)  # a hole: it takes no room
-    with pytest.raises(RunError, match="too many to be trustlens's"):
+        file.truncate(1 << 40)  # a sparse file
+    with pytest.raises(RunError, match="more than trustlens writes"):
         trustlens.open_run(path)
 
 
@@ -116,11 +116,11 @@ def test_a_link_out_of_the_run_is_not_followed(synthetic_run: Make, tmp_path: Pa
         kept.rename(path / inside)
         assert len(trustlens.open_run(path).layers()) == 400
     outside = tmp_path / "link"
-    outside.symlink_to(path)  # to the run as a whole, that is the user's own
+    outside.symlink_to(path)  # a link to the whole run is the user's own
     assert len(trustlens.open_run(outside).layers()) == 400
 
 
-def test_a_journal_that_leads_out_of_the_run_is_not_followed(synthetic_run: Make) -> None:
+def test_a_journal_that_is_a_link_is_not_followed(synthetic_run: Make) -> None:
     path, other = synthetic_run("run", close=False), synthetic_run("other", close=False, seed=5)
     journal = journal_path(path, "layers", 0)
     journal.unlink()
@@ -132,7 +132,7 @@ def test_a_journal_that_leads_out_of_the_run_is_not_followed(synthetic_run: Make
 @pytest.mark.parametrize(
     "place", ["run.json", "layers/000000.parquet", "journal/layers-000001.arrow", ".lock"]
 )
-def test_a_pipe_is_not_waited_for(synthetic_run: Make, place: str) -> None:
+def test_a_pipe_is_not_opened(synthetic_run: Make, place: str) -> None:
     path = synthetic_run("run")
     (path / place).parent.mkdir(exist_ok=True)
     (path / place).unlink(missing_ok=True)
@@ -141,13 +141,13 @@ def test_a_pipe_is_not_waited_for(synthetic_run: Make, place: str) -> None:
     if place == ".lock":
         assert len(trustlens.open_run(path).layers()) == 400
     else:
-        with pytest.raises(RunError, match="no plain file"):
+        with pytest.raises(RunError, match="not a regular file"):
             trustlens.open_run(path).layers()
 
 
-def test_names_that_are_paths_are_only_names(synthetic_run: Make, tmp_path: Path) -> None:
+def test_layer_names_that_are_paths_are_not_opened(synthetic_run: Make, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
-    os.mkfifo(outside)  # who opens it waits
+    os.mkfifo(outside)  # opening it would block
     names = [str(outside), "../outside", "../../etc/passwd"]
     path = synthetic_run("run", layers=names)
     signal.alarm(20)

@@ -1,4 +1,4 @@
-"""Readers poll a run that is written, sealed, killed, repaired and resumed meanwhile."""
+"""Readers poll a run while it is written, sealed, killed, repaired and resumed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import trustlens
-from support.fuzz import make, readers
+from support.fuzz import make_interrupted_run, readers
 from trustlens.store.repair import repair
 
 SECONDS = float(os.environ.get("TRUSTLENS_SECONDS", "8"))
-"""For which they poll; the project let them for a minute."""
+"""Seconds for which they poll; a minute was tried once."""
 
 POLLING = Path(__file__).parents[1] / "support" / "polling.py"
 
@@ -31,25 +31,25 @@ def started(*arguments: str | Path | int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process can be killed with SIGKILL here")
-def test_four_readers_see_each_row_once_and_never_an_error(tmp_path: Path) -> None:
+def test_four_readers_see_each_row_once_and_no_error(tmp_path: Path) -> None:
     run, stop = tmp_path / "run", tmp_path / "stop"
     polls = [started("read", run, stop) for _ in range(4)]
     end, seed, died = time.monotonic() + SECONDS, 0, 0
     while time.monotonic() < end or not died:
         seed += 1
         writer = started("write", run, seed)
-        _, said = writer.communicate()
+        _, errors = writer.communicate()
         died += writer.returncode == -9
-        assert writer.returncode in (0, -9), said
+        assert writer.returncode in (0, -9), errors
         if seed % 3 == 0:
             repair(run)
     stop.touch()
     for poll in polls:
-        counted, said = poll.communicate()
-        assert (poll.returncode, said) == (0, "")
-        times, most = map(int, counted.split())
-        assert times > SECONDS / 2
-        assert most > 50
+        output, errors = poll.communicate()
+        assert (poll.returncode, errors) == (0, "")
+        reads, rows = map(int, output.split())
+        assert reads > SECONDS / 2
+        assert rows > 50
 
 
 def listing(directory: Path) -> dict[str, tuple[int, int, int]]:
@@ -59,7 +59,7 @@ def listing(directory: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def test_reading_changes_nothing(tmp_path: Path, synthetic_run: Callable[..., Path]) -> None:
-    make(tmp_path / "left")  # as a dead process leaves it
+    make_interrupted_run(tmp_path / "left")
     for path in (tmp_path / "left", synthetic_run("closed"), synthetic_run("open", close=False)):
         before = listing(path)
         run = trustlens.open_run(path)

@@ -1,4 +1,4 @@
-"""A full disk is waited out; a directory that is gone ends the recording; the training goes on."""
+"""Recording resumes after a full disk and ends if the directory is removed; training continues."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ import torch
 import trustlens
 from support.runs import layers_table, run_info, steps_table
 from trustlens.cli import main
-from trustlens.store import repair as store_repair
 from trustlens.store import table_writer as store_table
 from trustlens.store import writer as store_writer
 from trustlens.store.reader import read_table
 from trustlens.store.repair import repair
+from trustlens.store.segments import leftovers
 from trustlens.store.writer import RunWriter
 
 LAYERS = ["a", "b"]
@@ -89,8 +89,8 @@ CHILD = """
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of a file's size here")
-def test_a_recording_waits_until_there_is_room_and_says_what_is_missing(
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_full_disk_is_reported_and_its_steps_are_listed_as_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "run"
@@ -100,22 +100,22 @@ def test_a_recording_waits_until_there_is_room_and_says_what_is_missing(
         text=True,
         check=True,
     )
-    told = json.loads(done.stdout)
-    assert told["same"]
-    assert len(told["said"]) == 1
-    assert "there is no room to write to" in told["said"][0]
+    outcome = json.loads(done.stdout)
+    assert outcome["same"]
+    assert len(outcome["said"]) == 1
+    assert "there is no room to write to" in outcome["said"][0]
     run = trustlens.open_run(directory)
     (first, last), *others = run.info.recording.gaps
     assert not others
     assert [first, last] == [51, 250]
-    there = run.matrix("nonfinite").index.tolist()
-    assert there == [*range(1, first), *range(last + 1, 301)]
+    recorded = run.matrix("nonfinite").index.tolist()
+    assert recorded == [*range(1, first), *range(last + 1, 301)]
     assert run.status == "closed"
     (sentence,) = run.missing()
     assert sentence.startswith(f"steps {first} to {last} are missing: there was no room")
     assert main(["show", str(directory)]) == 0
     assert sentence in capsys.readouterr().out
-    assert len(pd.read_parquet(directory / "layers")) == len(there)
+    assert len(pd.read_parquet(directory / "layers")) == len(recorded)
 
 
 def fill(path: Path) -> None:
@@ -126,21 +126,23 @@ def fill(path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB, where this process may make one."""
+    """A file system of 1 MB; skips if this process may not mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(
+    mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
         capture_output=True,
         check=False,
     )
-    if made.returncode:
+    if mounted.returncode:
         pytest.skip("this process may not mount a file system")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_is_waited_out(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_recording_resumes_after_a_full_disk(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = small_disk / "run"
     writer = RunWriter(run, run_info(layers=LAYERS), segment_rows=100)
     append(writer, 1, 30)
@@ -155,11 +157,11 @@ def test_a_full_disk_is_waited_out(small_disk: Path, caplog: pytest.LogCaptureFi
     writer.close(writer.info.closed_at("2026-11-25T00:00:00+00:00"))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     opened = trustlens.Run(run)
-    there = set(steps_of(run))
-    assert there >= set(range(401, 501))
+    recorded = set(steps_of(run))
+    assert recorded >= set(range(401, 501))
     assert not list((run / "journal").iterdir() if (run / "journal").exists() else [])
     gaps = opened.info.recording.gaps
-    missing = set(range(1, 501)) - there
+    missing = set(range(1, 501)) - recorded
     assert missing
     assert missing <= {step for first, last in gaps for step in range(first, last + 1)}
     assert len(opened.missing()) == len(gaps)
@@ -170,7 +172,7 @@ def test_a_full_disk_is_waited_out(small_disk: Path, caplog: pytest.LogCaptureFi
 
 
 def training() -> tuple[torch.optim.Optimizer, Callable[[trustlens.Recorder, int], None]]:
-    """Return an optimizer, and what takes so many steps of it, each flushed."""
+    """Return an optimizer, and a function that takes steps of it, flushing after each."""
     parameter = torch.nn.Parameter(torch.ones(30))
     optimizer = torch.optim.AdamW([parameter])
 
@@ -184,7 +186,7 @@ def training() -> tuple[torch.optim.Optimizer, Callable[[trustlens.Recorder, int
 
 
 @pytest.mark.parametrize("back", [0, 15])
-def test_steps_without_room_that_are_recorded_later_are_not_missing(
+def test_steps_recorded_again_after_a_full_disk_are_not_missing(
     back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimizer, train = training()
@@ -195,7 +197,7 @@ def test_steps_without_room_that_are_recorded_later_are_not_missing(
     with trustlens.record(optimizer, tmp_path) as recorder:
         train(recorder, 20)
         with monkeypatch.context() as patch:
-            patch.setattr(store_table.TableWriter, "_journal", full)
+            patch.setattr(store_table.TableWriter, "_write_to_journal", full)
             train(recorder, 20)
     (sentence,) = trustlens.Run(tmp_path).missing()
     assert sentence.startswith("steps 21 to 40 are missing: there was no room")
@@ -207,22 +209,22 @@ def test_steps_without_room_that_are_recorded_later_are_not_missing(
     assert run.missing() == []
 
 
-def test_a_seal_that_found_no_room_is_made_up_for(
+def test_a_seal_that_failed_on_a_full_disk_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RunWriter(tmp_path, run_info(layers=LAYERS), segment_rows=40)
-    whole = store_table.write_sealed
+    original = store_table.write_sealed
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for module in (store_table, store_repair):
+    for module in (store_table, leftovers):
         monkeypatch.setattr(module, "write_sealed", full)
     append(writer, 1, 50)
     assert not list((tmp_path / "layers").iterdir())
     assert steps_of(tmp_path) == list(range(1, 51))
-    for module in (store_table, store_repair):
-        monkeypatch.setattr(module, "write_sealed", whole)
+    for module in (store_table, leftovers):
+        monkeypatch.setattr(module, "write_sealed", original)
     append(writer, 51, 100)
     assert steps_of(tmp_path) == list(range(1, 101))
     writer.close(writer.info)
@@ -230,11 +232,11 @@ def test_a_seal_that_found_no_room_is_made_up_for(
     assert writer.info.recording.gaps == ()
 
 
-def test_where_not_even_run_json_has_room_it_is_written_later(
+def test_run_json_is_written_after_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RunWriter(tmp_path, run_info(layers=LAYERS))
-    whole = store_writer.write_info
+    original = store_writer.write_info
 
     def full(*_: Any) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -242,12 +244,12 @@ def test_where_not_even_run_json_has_room_it_is_written_later(
     monkeypatch.setattr(store_writer, "write_info", full)
     writer.change_info(lambda info: info.closed_at("now", dropped=1))
     assert trustlens.Run(tmp_path).info.recording.dropped == 0
-    monkeypatch.setattr(store_writer, "write_info", whole)
+    monkeypatch.setattr(store_writer, "write_info", original)
     writer.flush()
     assert trustlens.Run(tmp_path).info.recording.dropped == 1
 
 
-def test_a_layer_has_rows_only_once_run_json_names_it(
+def test_a_layer_has_rows_only_after_run_json_lists_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RunWriter(tmp_path, run_info(layers=["a"]))
@@ -269,7 +271,7 @@ def test_a_layer_has_rows_only_once_run_json_names_it(
         both(2)
         killed = tmp_path.with_name("killed")
         shutil.copytree(tmp_path, killed)
-    both(3)  # there is room again
+    both(3)  # the disk is no longer full
     run = trustlens.Run(killed)
     assert run.layers().empty
     assert run.last_step == 2
@@ -280,7 +282,7 @@ def test_a_layer_has_rows_only_once_run_json_names_it(
     assert run.info.recording.gaps == ((1, 2),)
 
 
-def test_a_directory_that_is_gone_ends_the_recording_with_one_warning(
+def test_removing_the_directory_ends_the_recording_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(store_writer, "SEGMENT_ROWS", 10)
@@ -298,7 +300,7 @@ def test_a_directory_that_is_gone_ends_the_recording_with_one_warning(
     assert "stopped recording" in warnings[0].getMessage()
 
 
-def test_a_file_system_that_became_read_only_ends_it_and_what_was_flushed_is_there(
+def test_a_read_only_file_system_ends_the_recording_and_flushed_rows_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(store_writer, "SEGMENT_ROWS", 10)
@@ -317,8 +319,8 @@ def test_a_file_system_that_became_read_only_ends_it_and_what_was_flushed_is_the
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
     run = trustlens.Run(tmp_path)
-    there = run.matrix("nonfinite").index
-    assert there[: run.last_step].tolist() == list(range(1, run.last_step + 1))
+    recorded = run.matrix("nonfinite").index
+    assert recorded[: run.last_step].tolist() == list(range(1, run.last_step + 1))
     last = run.last_step
     assert last >= 19
     with trustlens.record(optimizer, tmp_path, resume=True) as recorder:
@@ -326,13 +328,13 @@ def test_a_file_system_that_became_read_only_ends_it_and_what_was_flushed_is_the
     assert trustlens.Run(tmp_path).last_step == 45
     gap = trustlens.Run(tmp_path).info.recording.passed_over
     assert gap == ((last + 1, 40),)
-    assert any("resumed behind them" in each for each in trustlens.Run(tmp_path).missing())
+    assert any("before the run was resumed" in each for each in trustlens.Run(tmp_path).missing())
 
 
-def test_what_is_missing_of_a_run_that_lacks_nothing_is_nothing(tmp_path: Path) -> None:
+def test_nothing_is_missing_from_a_complete_run(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_info(layers=LAYERS))
     append(writer, 1, 10)
-    assert trustlens.Run(tmp_path).missing() == []  # it is being recorded
+    assert trustlens.Run(tmp_path).missing() == []  # while it is recorded
     writer.close(writer.info.closed_at("2026-11-25T00:00:00+00:00"))
     assert trustlens.Run(tmp_path).missing() == []
     assert repair(tmp_path) == []

@@ -1,7 +1,7 @@
-"""Hostile files: each of a run's files changed in some way, and all readers tried on it.
+"""Fuzzing of the readers: change a random file of a run, and call all readers.
 
-python fuzz.py DIRECTORY FIRST COUNT    prints what went wrong, a line an input; nothing if all
-                                        readers gave a result or a TrustlensError
+python fuzz.py DIRECTORY FIRST COUNT    tries the seeds from FIRST; prints each failure, that is,
+                                        any exception other than a TrustlensError
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trustlens.store.layout import SCHEMAS
 from trustlens.store.reader import fingerprint
 from trustlens.store.writer import RunWriter
 
-MEMORY = 3 << 30  # bytes of addresses that the process may have
+MEMORY = 3 << 30  # maximum address space of the process, in bytes
 
 LAYERS = ["a.weight", "a.bias", "b.weight"]
 
@@ -49,8 +49,8 @@ def histograms(steps: np.ndarray) -> pa.Table:
     )
 
 
-def make(directory: Path) -> None:
-    """Write a run of which every table has sealed files and a journal, as if its process died."""
+def make_interrupted_run(directory: Path) -> None:
+    """Write a run as if its process died: every table has segments and a journal."""
     writer = RunWriter(directory, runs.run_info(layers=LAYERS), segment_rows=60)
     values = runs.synthetic_values(120, len(LAYERS))
     for begin in range(0, 110, 10):
@@ -83,29 +83,29 @@ def readers(run: trustlens.Run) -> list[Callable[[], Any]]:
 
 
 def changed(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Return a file with a random change."""
-    out = bytearray(data)
+    """Return the content of a file with a random change."""
+    result = bytearray(data)
     kind = rng.randrange(7)
-    at = rng.randrange(len(out))
+    at = rng.randrange(len(result))
     if kind == 0:  # some bytes
         for _ in range(rng.choice([1, 1, 2, 5, 20])):
-            out[rng.randrange(len(out))] = rng.randrange(256)
+            result[rng.randrange(len(result))] = rng.randrange(256)
     elif kind == 1:  # one bit
-        out[at] ^= 1 << rng.randrange(8)
+        result[at] ^= 1 << rng.randrange(8)
     elif kind == 2:  # cut
-        del out[at:]
+        del result[at:]
     elif kind == 3:  # an extreme number
         number = rng.choice([0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1])
-        out[at : at + 8] = struct.pack("<Q", number)[: len(out[at : at + 8])]
+        result[at : at + 8] = struct.pack("<Q", number)[: len(result[at : at + 8])]
     elif kind == 4:  # near the end, where a footer has its lengths
-        out[max(0, len(out) - 1 - rng.randrange(200))] = rng.randrange(256)
+        result[max(0, len(result) - 1 - rng.randrange(200))] = rng.randrange(256)
     elif kind == 5:  # a piece of another file
         length = rng.randrange(1, 200)
         begin = rng.randrange(len(other))
-        out[at : at + length] = other[begin : begin + length]
+        result[at : at + length] = other[begin : begin + length]
     else:  # something in between
-        out[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 40)))
-    return bytes(out)
+        result[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 40)))
+    return bytes(result)
 
 
 VALUES: tuple[Any, ...] = (
@@ -115,66 +115,66 @@ VALUES: tuple[Any, ...] = (
 
 
 def changed_json(data: bytes, rng: random.Random) -> bytes:
-    """Return a run.json in which something is another thing."""
+    """Return a run.json in which random values are replaced or removed."""
     content = json.loads(data)
     for _ in range(rng.choice([1, 1, 1, 3])):
-        place, key = content, rng.choice(list(content))
+        container, key = content, rng.choice(list(content))
         while True:
-            inner = place[key]
+            inner = container[key]
             keys = list(inner) if isinstance(inner, dict) else list(range(len(inner))) if (
                 isinstance(inner, list)
             ) else []  # fmt: skip
             if not keys or rng.random() < 0.3:
                 break
-            place, key = inner, rng.choice(keys)
-        if rng.random() < 0.2 and isinstance(place, dict) and len(place) > 1:
-            del place[key]
+            container, key = inner, rng.choice(keys)
+        if rng.random() < 0.2 and isinstance(container, dict) and len(container) > 1:
+            del container[key]
         else:
-            place[key] = rng.choice(VALUES)
+            container[key] = rng.choice(VALUES)
     if rng.random() < 0.02:
         return b'{"schema_version": 1, "name": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     return json.dumps(content).encode()
 
 
 def attempt(directory: Path) -> str | None:
-    """Try all readers; return what went wrong."""
+    """Call all readers; return the traceback of an unexpected error, if any."""
     try:
         run = trustlens.Run(directory)
     except TrustlensError:
         return None
-    except BaseException:  # noqa: BLE001 — all of it is to be told
+    except BaseException:  # noqa: BLE001 — every error is reported
         return traceback.format_exc()
     for read in readers(run):
         try:
             read()
         except TrustlensError:
             pass
-        except BaseException:  # noqa: BLE001 — all of it is to be told
+        except BaseException:  # noqa: BLE001 — every error is reported
             return traceback.format_exc()
     return None
 
 
 def fuzz(directory: Path, first: int, count: int) -> int:
     shutil.rmtree(directory, ignore_errors=True)
-    make(directory)
+    make_interrupted_run(directory)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     files = sorted(path for path in directory.rglob("*") if path.suffix)
-    whole = {path: path.read_bytes() for path in files}
-    wrong = 0
+    originals = {path: path.read_bytes() for path in files}
+    failures = 0
     for seed in range(first, first + count):
         rng = random.Random(seed)  # noqa: S311
         path = rng.choice(files)
         if path.name == "run.json" and rng.random() < 0.8:
-            data = changed_json(whole[path], rng)
+            data = changed_json(originals[path], rng)
         else:
-            data = changed(whole[path], whole[rng.choice(files)], rng)
+            data = changed(originals[path], originals[rng.choice(files)], rng)
         path.write_bytes(data)
         found = attempt(directory)
         if found is not None:
-            wrong += 1
+            failures += 1
             sys.stdout.write(f"seed {seed}: {path.relative_to(directory)}\n{found}\n")
-        path.write_bytes(whole[path])
-    return wrong
+        path.write_bytes(originals[path])
+    return failures
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A writer that dies and comes again, and readers that poll; each a process of its own.
+"""A writer that resumes a run and may kill itself, and a reader that polls; to be run as processes.
 
-python polling.py write DIRECTORY SEED      goes on with the run for a while, and closes it or dies
-python polling.py read DIRECTORY STOP       reads until the file STOP is there; prints how often
+python polling.py write DIRECTORY SEED      resumes the run for a while, and closes it or dies
+python polling.py read DIRECTORY STOP       reads until the file STOP exists; prints the number of
+                                            reads, and the largest number of steps read
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ SEGMENT = 40
 
 
 def write(directory: Path, seed: int) -> None:
-    chance = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311
     writer = RunWriter(
         directory, run_info(layers=LAYERS), resume=lambda info: info, segment_rows=SEGMENT
     )
     span = RunFiles(directory).span("steps")
-    last = 0 if span is None else max(0, span[1] - chance.randrange(30))
-    writer.rewind(last, {})
-    for _ in range(chance.randrange(5, 60)):
-        steps = np.arange(last + 1, last + 1 + chance.randrange(1, 6))
+    last = 0 if span is None else max(0, span[1] - rng.randrange(30))
+    writer.rollback(last, {})
+    for _ in range(rng.randrange(5, 60)):
+        steps = np.arange(last + 1, last + 1 + rng.randrange(1, 6))
         norm = steps[:, None] + np.arange(len(LAYERS)) / 4
         values = {"weight_norm": norm, "grad_norm": norm}
         writer.append("layers", layers_table(steps, LAYERS, values))
@@ -44,7 +45,7 @@ def write(directory: Path, seed: int) -> None:
         writer.flush()
         last = int(steps[-1])
         time.sleep(0.002)
-    if chance.random() < 0.5:
+    if rng.random() < 0.5:
         os.kill(os.getpid(), signal.SIGKILL)
     writer.close(writer.info)
 
@@ -52,16 +53,16 @@ def write(directory: Path, seed: int) -> None:
 def read(directory: Path, stop: Path) -> None:
     while not (directory / "run.json").exists():
         time.sleep(0.01)
-    follows, times, most = trustlens.Run(directory), 0, 0
+    kept_open, reads, most_steps = trustlens.Run(directory), 0, 0
     while not stop.exists():
-        for run in (follows, trustlens.Run(directory)):
-            most = max(most, check(run))
-            times += 1
-    print(times, most)  # noqa: T201
+        for run in (kept_open, trustlens.Run(directory)):
+            most_steps = max(most_steps, check(run))
+            reads += 1
+    print(reads, most_steps)  # noqa: T201
 
 
 def check(run: trustlens.Run) -> int:
-    """Hold what is read to what was written: each row once, none missing, none other."""
+    """Check that each written row is read once, and no other rows; return the number of steps."""
     frame = run.layers(["weight_norm"])
     count = len(frame) // len(LAYERS)
     step = np.repeat(np.arange(1, count + 1), len(LAYERS))
@@ -77,7 +78,7 @@ def check(run: trustlens.Run) -> int:
     assert (weight.rows == weight.rows[:, :1]).all()
     np.testing.assert_array_equal(weight.rows, grad.rows)
     np.testing.assert_array_equal(weight.mean, grad.mean)
-    assert not len(run.diagnose())  # which reads several quantities in buckets
+    assert not len(run.diagnose())  # it reads several quantities in buckets
     assert run.status in ("recording", "interrupted", "closed")
     return count
 

@@ -1,4 +1,4 @@
-"""Runs on disk made of numbers that a test chose, written through the store."""
+"""Runs on disk with given values, written by the store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_info(
 def layers_table(
     steps: np.ndarray, names: Sequence[str], values: Mapping[str, np.ndarray]
 ) -> pa.Table:
-    """Rows of `layers` from arrays of shape (steps, layers); what is not given is null."""
+    """Return rows of `layers` from arrays (steps, layers); missing quantities are null."""
     rows = len(steps) * len(names)
     columns: dict[str, Any] = {
         "step": np.repeat(np.asarray(steps, np.int64), len(names)),
@@ -85,7 +85,7 @@ def metrics_table(steps: np.ndarray, metrics: Mapping[str, np.ndarray]) -> pa.Ta
 
 
 def synthetic_values(steps: int, layers: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Plausible values of every recorded quantity: smooth random walks about layer levels."""
+    """Return plausible values (steps, layers) of every recorded quantity: smooth random walks."""
     rng = np.random.default_rng(seed)
 
     def walk(low: float, high: float) -> np.ndarray:
@@ -134,7 +134,7 @@ def make_run(
     metrics: Mapping[str, np.ndarray] | None = None,
     close: bool = True,
 ) -> Path:
-    """Write a run through the store. `values` overrides a quantity, or makes it null by None."""
+    """Write a run by the store. ``values`` replaces quantities; None makes one null."""
     names = (
         [f"block{i // 2}.{'weight' if i % 2 == 0 else 'bias'}" for i in range(layers)]
         if (isinstance(layers, int))
@@ -143,7 +143,7 @@ def make_run(
     info = run_info(name or path.name, names, optimizer, lr)
     writer = RunWriter(path, info)
     numbers = np.arange(1, steps + 1)
-    merged: dict[str, np.ndarray | None] = {
+    all_values: dict[str, np.ndarray | None] = {
         **synthetic_values(steps, len(names), seed),
         **(values or {}),
     }
@@ -152,8 +152,8 @@ def make_run(
             "loss": 2.3 * np.exp(-numbers / 20),
             "test_accuracy": 1 - 0.9 * np.exp(-numbers / 20),
         }
-    kept = {key: value for key, value in merged.items() if value is not None}
-    writer.append("layers", layers_table(numbers, names, kept))
+    not_null = {key: value for key, value in all_values.items() if value is not None}
+    writer.append("layers", layers_table(numbers, names, not_null))
     writer.append("steps", steps_table(numbers))
     writer.append("metrics", metrics_table(numbers, metrics))
     writer.flush()

@@ -1,4 +1,4 @@
-"""What the warm process imports, so that what is forked from it need not."""
+"""Imported by the process from which children are forked, so that they need not import it."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from support import recoverable_training as training  # noqa: F401
 from trustlens.recording.statistics import cpu_backend as cpu
 
 torch.set_num_threads(1)
-cpu.CpuBackend.if_possible()  # the library is loaded, and built if it never was
+cpu.CpuBackend.if_possible()  # load the C library; build it first if necessary
