@@ -1,4 +1,4 @@
-"""Optimizers that change while recorded, processes that fork or end, disks that fill up."""
+"""Changes while recording: optimizers, working directory, forks, full or hanging disks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def step(model: nn.Module, *optimizers: torch.optim.Optimizer, times: int = 1) -
             optimizer.step()
 
 
-def test_layers_added_in_front_leave_the_earlier_rows_their_names(tmp_path: Path) -> None:
-    """Unfreezing goes from the head down, while the first steps still wait for the writer."""
+def test_rows_keep_their_layer_names_if_layers_are_added_in_front(tmp_path: Path) -> None:
+    """Unfreezing adds layers before those whose first steps are still queued for the writer."""
     model = two_layers()
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.01)
     with trustlens.record(optimizer, tmp_path, model=model) as recorder:
@@ -61,7 +61,7 @@ def test_layers_added_in_front_leave_the_earlier_rows_their_names(tmp_path: Path
             assert sizes.tolist() == pytest.approx([6, 8], rel=1e-6)
 
 
-def test_a_layer_taken_away_keeps_its_rows(tmp_path: Path) -> None:
+def test_a_removed_layer_keeps_its_rows(tmp_path: Path) -> None:
     model = two_layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with trustlens.record(optimizer, tmp_path, model=model):
@@ -73,7 +73,7 @@ def test_a_layer_taken_away_keeps_its_rows(tmp_path: Path) -> None:
     assert run.layers(layers=["1.weight"])["step"].tolist() == [1, 2]
 
 
-def test_a_parameter_put_in_the_place_of_another_is_followed(tmp_path: Path) -> None:
+def test_a_replaced_parameter_is_followed(tmp_path: Path) -> None:
     model = two_layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with trustlens.record(optimizer, tmp_path, model=model):
@@ -85,7 +85,7 @@ def test_a_parameter_put_in_the_place_of_another_is_followed(tmp_path: Path) -> 
     assert norms.loc[2, "1.weight"] == pytest.approx(2**0.5, rel=1e-6)
 
 
-def test_rates_are_seen_after_a_checkpoint_was_loaded(tmp_path: Path) -> None:
+def test_changed_options_are_recorded_after_a_checkpoint_was_loaded(tmp_path: Path) -> None:
     model = two_layers()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     with trustlens.record(optimizer, tmp_path, model=model):
@@ -98,23 +98,23 @@ def test_rates_are_seen_after_a_checkpoint_was_loaded(tmp_path: Path) -> None:
     assert run.matrix("weight_decay")["0.weight"].tolist() == [0, 0.25]
 
 
-def test_a_step_that_a_closure_broke_off_is_none(tmp_path: Path) -> None:
+def test_a_step_whose_closure_raised_is_not_recorded(tmp_path: Path) -> None:
     model = two_layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
     def broken() -> float:
-        raise ValueError("the user's own")
+        raise ValueError("error in the closure")
 
     with trustlens.record(optimizer, tmp_path, model=model) as recorder:
         step(model, optimizer)
-        with pytest.raises(ValueError, match="the user's own"):
+        with pytest.raises(ValueError, match="error in the closure"):
             optimizer.step(broken)
         step(model, optimizer)
         assert recorder.step == 2
     assert trustlens.open_run(tmp_path).matrix("nonfinite").index.tolist() == [1, 2]
 
 
-def test_optimizers_that_step_at_different_times_share_one_count(tmp_path: Path) -> None:
+def test_optimizers_that_step_at_different_times_share_one_step_count(tmp_path: Path) -> None:
     model = two_layers()
     often = torch.optim.SGD(model[0].parameters(), lr=0.01)
     seldom = torch.optim.SGD(model[1].parameters(), lr=0.01)
@@ -128,7 +128,7 @@ def test_optimizers_that_step_at_different_times_share_one_count(tmp_path: Path)
     assert run.metrics()["step"].tolist() == [3]
 
 
-def test_models_trained_in_threads_do_not_mix_their_sums(tmp_path: Path) -> None:
+def test_sums_of_models_trained_in_threads_are_not_mixed(tmp_path: Path) -> None:
     def train(value: float) -> None:
         weight = nn.Parameter(torch.full((400_000,), value))
         optimizer = torch.optim.SGD([weight], lr=0.0)
@@ -147,8 +147,8 @@ def test_models_trained_in_threads_do_not_mix_their_sums(tmp_path: Path) -> None
         np.testing.assert_allclose(norms, value * 400_000**0.5, rtol=1e-6)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
-def test_a_fork_leaves_the_files_to_the_process_that_recorded(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_forked_process_does_not_write_to_the_run(tmp_path: Path) -> None:
     code = """
         import os, sys, torch, trustlens
         weight = torch.nn.Parameter(torch.ones(3))
@@ -179,11 +179,11 @@ def test_a_fork_leaves_the_files_to_the_process_that_recorded(tmp_path: Path) ->
     run = trustlens.open_run(tmp_path / "run")
     assert run.matrix("nonfinite").index.tolist() == [1, 2, 3]
     assert len(run.metrics()) == 1
-    assert run.status == "closed"  # by the end of the interpreter
+    assert run.status == "closed"  # at the exit of the interpreter
     assert run.info.recording.stopped is None
 
 
-def test_layers_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_layers_of_the_same_name_get_different_names(tmp_path: Path) -> None:
     parameters = [nn.Parameter(torch.full((1,), float(i))) for i in (1, 2, 3)]
     optimizers = [torch.optim.SGD([("weight", p)], lr=0.1) for p in parameters]
     with trustlens.record(optimizers, tmp_path):
@@ -193,7 +193,7 @@ def test_layers_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert norms.loc[1].to_dict() == {"weight": 1, "weight#2": 2, "weight#3": 3}
 
 
-def test_a_name_that_no_file_could_hold_is_kept_as_its_escape(tmp_path: Path) -> None:
+def test_a_name_that_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
     model = nn.Module()
     for name in ("\ud800", r"\ud800", "ok"):
         model.register_parameter(name, nn.Parameter(torch.ones(3)))
@@ -209,7 +209,7 @@ def test_a_name_that_no_file_could_hold_is_kept_as_its_escape(tmp_path: Path) ->
     assert main(["list", str(tmp_path)]) == 0
 
 
-def test_a_training_that_goes_to_another_folder_is_recorded_where_it_began(
+def test_changing_the_working_directory_does_not_move_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
@@ -233,7 +233,7 @@ def test_a_training_that_goes_to_another_folder_is_recorded_where_it_began(
     assert run.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_a_slow_training_is_written_while_it_runs() -> None:
+def test_steps_of_a_slow_training_are_written_while_it_runs() -> None:
     written: list[list[int]] = []
     thread: WriterThread[int] = WriterThread(written.append)
     for i in range(8):
@@ -255,8 +255,8 @@ def _full_disk(directory: Path, report: Any) -> None:
     report.put(model[0].weight.detach().numpy())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
-def test_where_files_are_full_what_is_not_recorded_is_a_gap(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_steps_that_could_not_be_written_are_reported_as_gaps(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     report = context.SimpleQueue()
     process = context.Process(target=_full_disk, args=(tmp_path / "run", report))
@@ -280,7 +280,7 @@ def _open_files() -> int:
     return len(list(descriptors.iterdir())) if descriptors.exists() else 0
 
 
-def test_a_failure_that_also_spoils_the_end_is_still_one_warning(
+def test_a_failure_that_also_prevents_closing_logs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = two_layers()
@@ -309,13 +309,15 @@ def test_a_failure_that_also_spoils_the_end_is_still_one_warning(
         (lambda o, d: trustlens.record(o, d, config=argparse.Namespace()), r"vars\(arguments\)"),
     ],
 )
-def test_mistakes_are_named(call: Callable[..., Any], message: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_named(
+    call: Callable[..., Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=message):
         call(torch.optim.SGD(two_layers().parameters(), lr=0.1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_of_odd_values_is_kept_as_standard_json(tmp_path: Path) -> None:
+def test_a_config_with_unusual_values_is_stored_as_standard_json(tmp_path: Path) -> None:
     config = {"a": np.complex64(1), "b": float("inf"), "c": "name-\udcff", "d": np.float32(0.5)}
     optimizer = torch.optim.SGD(two_layers().parameters(), lr=0.1)
     with trustlens.record(optimizer, tmp_path, config=config):
@@ -326,11 +328,11 @@ def test_a_config_of_odd_values_is_kept_as_standard_json(tmp_path: Path) -> None
         "c": "name-\udcff",
         "d": 0.5,
     }
-    text = (tmp_path / "run.json").read_bytes().decode()  # it is UTF-8
+    text = (tmp_path / "run.json").read_bytes().decode()  # raises if it is not UTF-8
     assert "Infinity" not in text
 
 
-def test_one_warning_for_a_metric_that_is_never_a_number(
+def test_one_warning_for_a_metric_that_is_not_a_number(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer = torch.optim.SGD(two_layers().parameters(), lr=0.1)
@@ -341,7 +343,7 @@ def test_one_warning_for_a_metric_that_is_never_a_number(
     assert trustlens.open_run(tmp_path).metrics()["value"].tolist() == [1.0] * 4
 
 
-def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes() -> None:
+def test_the_queue_for_a_hanging_disk_is_bounded_in_bytes() -> None:
     disk, begun = threading.Event(), threading.Event()
     written: list[int] = []
 
@@ -351,7 +353,7 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes() -> None:
         written.extend(items)
 
     thread: WriterThread[int] = WriterThread(write, memory=100)
-    assert thread.put(0, 1000)  # alone, it may be of any size
+    assert thread.put(0, 1000)  # an empty queue takes any size
     assert begun.wait(10)
     assert not thread.put(1, 1)
     disk.set()
@@ -365,7 +367,7 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes() -> None:
     assert thread.dropped == 2
 
 
-def test_a_listener_that_fails_at_the_end_or_lacks_a_method_harms_no_other(
+def test_a_listener_whose_close_raises_or_that_lacks_a_method_does_not_affect_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Listener:
@@ -381,12 +383,14 @@ def test_a_listener_that_fails_at_the_end_or_lacks_a_method_harms_no_other(
         def close(self) -> None:
             raise RuntimeError("injected")
 
-    class Lacking:
+    class Incomplete:
         def close(self) -> None: ...
 
     model, other = two_layers(), Listener()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with trustlens.record(optimizer, tmp_path, model=model, listeners=[Broken(), Lacking(), other]):
+    with trustlens.record(
+        optimizer, tmp_path, model=model, listeners=[Broken(), Incomplete(), other]
+    ):
         step(model, optimizer)
     assert other.closed
     assert trustlens.open_run(tmp_path).last_step == 1

@@ -1,4 +1,4 @@
-"""Faults planted in real training must be found in their layer, at their step."""
+"""`diagnose` finds faults in a real training in the right layer, at the right step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trustlens.optim import Lamb
 STEPS, FAULT = 110, 81
 LAYER = "3.weight"
 
-Plant = Callable[[nn.Parameter, torch.optim.Optimizer, int], None]
+Fault = Callable[[nn.Parameter, torch.optim.Optimizer, int], None]
 
 
-def hundredfold(p: nn.Parameter, _: torch.optim.Optimizer, __: int) -> None:
+def gradient_times_100(p: nn.Parameter, _: torch.optim.Optimizer, __: int) -> None:
     assert p.grad is not None
     p.grad *= 100
 
 
-def no_gradient(p: nn.Parameter, _: torch.optim.Optimizer, __: int) -> None:
+def zero_gradient(p: nn.Parameter, _: torch.optim.Optimizer, __: int) -> None:
     assert p.grad is not None
     p.grad.zero_()
 
@@ -34,13 +34,13 @@ def one_nan(p: nn.Parameter, _: torch.optim.Optimizer, step: int) -> None:
         p.grad.view(-1)[0] = torch.nan
 
 
-def other_weights(p: nn.Parameter, _: torch.optim.Optimizer, step: int) -> None:
+def weights_times_10(p: nn.Parameter, _: torch.optim.Optimizer, step: int) -> None:
     if step == FAULT:
         with torch.no_grad():
             p *= 10
 
 
-def own_rate(_: nn.Parameter, optimizer: torch.optim.Optimizer, __: int) -> None:
+def learning_rate_times_50(_: nn.Parameter, optimizer: torch.optim.Optimizer, __: int) -> None:
     optimizer.param_groups[1]["lr"] = 50 * optimizer.param_groups[0]["lr"]
 
 
@@ -51,8 +51,8 @@ OPTIMIZERS = {
 }
 
 
-def train(path: Path, optimizer_name: str, plant: Plant | None) -> trustlens.Run:
-    """Learn a random teacher's answers, with a fault in one layer from step 81 on."""
+def train(path: Path, optimizer_name: str, fault: Fault | None) -> trustlens.Run:
+    """Fit the outputs of a random teacher, with a fault in one layer from step 81 on."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(20, 32), nn.LayerNorm(32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(),
@@ -71,30 +71,30 @@ def train(path: Path, optimizer_name: str, plant: Plant | None) -> trustlens.Run
             loss = (model(x) - teacher(x).detach()).square().mean()
             optimizer.zero_grad()
             loss.backward()
-            if plant is not None and step >= FAULT:
-                plant(chosen, optimizer, step)
+            if fault is not None and step >= FAULT:
+                fault(chosen, optimizer, step)
             optimizer.step()
     return trustlens.open_run(path)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "plant", "kind"),
+    ("optimizer", "fault", "kind"),
     [
-        *((name, other_weights, "exploding") for name in OPTIMIZERS),
-        *((name, own_rate, "exploding") for name in OPTIMIZERS),
-        *((name, no_gradient, "frozen") for name in OPTIMIZERS),
+        *((name, weights_times_10, "exploding") for name in OPTIMIZERS),
+        *((name, learning_rate_times_50, "exploding") for name in OPTIMIZERS),
+        *((name, zero_gradient, "frozen") for name in OPTIMIZERS),
         *((name, one_nan, "not finite") for name in OPTIMIZERS),
-        # Adam and LAMB make of it an update three times as long: too little for the rule here.
-        ("sgd", hundredfold, "exploding"),
+        # With Adam and LAMB the update is only three times as long, below the threshold here.
+        ("sgd", gradient_times_100, "exploding"),
     ],
 )
-def test_a_planted_fault(tmp_path: Path, optimizer: str, plant: Plant, kind: str) -> None:
-    findings = train(tmp_path / "run", optimizer, plant).diagnose()
+def test_a_fault_is_found(tmp_path: Path, optimizer: str, fault: Fault, kind: str) -> None:
+    findings = train(tmp_path / "run", optimizer, fault).diagnose()
     first = findings.iloc[0]
     assert (first["layer"], first["step"], first["kind"]) == (LAYER, FAULT, kind)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_none_without_a_fault(tmp_path: Path, optimizer: str) -> None:
+def test_no_findings_without_a_fault(tmp_path: Path, optimizer: str) -> None:
     findings = train(tmp_path / "run", optimizer, None).diagnose()
     assert findings.empty, findings.to_string()

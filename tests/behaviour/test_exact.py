@@ -1,4 +1,4 @@
-"""Every recorded number against its definition, and every bit of a training against itself."""
+"""Every recorded number equals its definition, and recording changes no bit of the training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def nulls_of(name):
     return NO_VARIANCE if name.startswith(("SGD", "Lars")) else set()
 
 
-# The training: a small network with dropout, weights large, small and zero.
+# The training: a small network with dropout, and large, small and zero weights.
 
 
 class Net(torch.nn.Module):
@@ -47,7 +47,7 @@ class Net(torch.nn.Module):
         self.second = torch.nn.Linear(9, 3)
         self.scale = torch.nn.Parameter(torch.tensor(20.0))
         self.idle = torch.nn.Parameter(torch.randn(4))  # its gradient is 0
-        self.unused = torch.nn.Parameter(torch.randn(2))  # it has none
+        self.unused = torch.nn.Parameter(torch.randn(2))  # it has no gradient
         torch.nn.init.zeros_(self.second.bias)
         with torch.no_grad():
             self.first.bias.mul_(1e-3)
@@ -68,7 +68,7 @@ def groups_of(model):
 
 @dataclass
 class Seen:
-    """What one step looked like from outside, by layer."""
+    """Inputs and result of one step, by layer."""
 
     before: dict[str, np.ndarray]
     grads: dict[str, np.ndarray | None]
@@ -89,9 +89,9 @@ def see(model, optimizer):
 
 
 def train(case, directory: Path | None, steps=STEPS, seed=0):
-    """Train with clipped gradients and a schedule; return the model, its optimizer, what was seen.
+    """Train with clipped gradients and a schedule; return model, optimizer and observed steps.
 
-    Records into `directory` if there is one.
+    Records into `directory` unless it is None.
     """
     torch.manual_seed(seed)
     model = Net()
@@ -125,7 +125,7 @@ def clip_divisor(case, grads):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_column_is_its_definition(name, tmp_path):
+def test_every_column_equals_its_definition(name, tmp_path):
     case = CASES[name]
     _, _, seen = train(case, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
@@ -138,8 +138,8 @@ def test_every_column_is_its_definition(name, tmp_path):
                 continue
             before, after = step.before[n], step.after[n]
             stepped = layers[n].step(before, g / divisor, step.rates[n], step.decays[n])
-            # the simulation is this optimizer's: its change is the change that was made,
-            # up to the rounding of the weights and of float32's m/√v
+            # The simulation makes the same change as this optimizer, up to the rounding of the
+            # weights and of float32's m/√v.
             rounding = 1e-6 * norm(before) + 1e-5 * norm(stepped.change)
             assert norm(after - before - stepped.change) <= rounding, (t, n)
             expected = expected_row(
@@ -151,11 +151,11 @@ def test_every_column_is_its_definition(name, tmp_path):
     assert nulls == nulls_of(name)
 
 
-def test_the_training_reaches_what_it_is_to_show(tmp_path):
+def test_the_training_covers_the_cases_it_is_meant_to_cover(tmp_path):
     train(CASES["Lamb"], tmp_path / "run")
     rows = rows_of(tmp_path / "run")
     ratios = [row["trust_ratio"] for row in rows.values() if row["trust_ratio"] is not None]
-    assert max(ratios) == 10  # the clip
+    assert max(ratios) == 10  # clipped
     assert min(ratios) < 0.1
     assert rows[1, "second.bias"]["trust_ratio"] == 1  # r₁ = 0
     assert rows[1, "first.weight"]["grad_norm"] < 0.11  # clipped
@@ -164,7 +164,7 @@ def test_the_training_reaches_what_it_is_to_show(tmp_path):
     assert rows[1, "first.bias"]["learning_rate"] == pytest.approx(0.05)
 
 
-# What must stay as it is without a recorder.
+# State that recording must not change.
 
 
 def flat_state(optimizer):
@@ -177,7 +177,7 @@ def random_state():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_recording_changes_no_bit(name, tmp_path):
+def test_training_is_bit_identical_with_and_without_recording(name, tmp_path):
     plain, plain_optimizer, _ = train(CASES[name], None)
     plain_random = random_state()
     recorded, recorded_optimizer, _ = train(CASES[name], tmp_path / "run")
@@ -206,11 +206,11 @@ def test_recording_changes_no_bit(name, tmp_path):
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=10, deadline=None)
-def test_any_shapes(shapes, steps, name, seed, tmp_path_factory):
+def test_layers_of_any_shape(shapes, steps, name, seed, tmp_path_factory):
     generator = torch.Generator().manual_seed(seed)
 
     def draw():
-        # in float64, lest a sum that happens to cancel shows float32's rounding
+        # In float64: a sum that happens to cancel would show float32's rounding.
         return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
     case, parameters = CASES[name], [torch.nn.Parameter(w) for w in draw()]
@@ -230,7 +230,7 @@ def test_any_shapes(shapes, steps, name, seed, tmp_path_factory):
 
 
 def test_a_layer_of_many_chunks(tmp_path):
-    # longer than the pieces in which the sums are made, and not a multiple of them
+    # Longer than the chunks of the sums, and not a multiple of their length.
     (p,) = parameters_of((1_000_003,))
     before, g = wide(p), torch.randn(1_000_003)
     optimizer = CASES["AdamW"].make([{"params": [p], "lr": 0.01, "weight_decay": 0.1}])

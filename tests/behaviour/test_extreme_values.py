@@ -1,5 +1,4 @@
-"""Values at the ends of what numbers can be: squares that float32 cannot hold, NaN and infinities;
-and weights of few digits."""
+"""Extreme values: squares outside the range of float32, NaN and infinities, and 16-bit weights."""
 
 from __future__ import annotations
 
@@ -12,21 +11,21 @@ from support import oracle
 from support.oracle import Layer, train
 from support.simulation import norm, rows_of, wide
 from support.supported import CASES, EXACT, LAST_PLACES
-from trustlens.recording.measuring import snapshots as kept
+from trustlens.recording.measuring import snapshots
 from trustlens.schema import COUNTS
 
 SHAPE = (20, 3)
 STEPS = 4
-BREAKS = 2  # the step, from 0, in which a value is broken
+BREAKS = 2  # the step, counted from 0, in which a value becomes NaN or infinite
 BROKEN = [("g", np.nan), ("g", np.inf), ("w", np.nan), ("w", -np.inf), ("m", np.nan), ("m", np.inf)]
 WAYS = {"copied": 1 << 30, "undone": -1}
 DENSE = [case for case in CASES if case.kind.__name__ not in {"SparseAdam", "Muon", "LBFGS"}]
 OF_DIRECTION = {"direction_norm", "undecayed_norm", "undecayed_dot_weight", "trust_ratio"}
-LOSING = {"weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight"}
+OF_LOST_WEIGHTS = {"weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight"}
 
 
 def one_of_each(cases):
-    """The first of each kind, and every fused one."""
+    """Yield the first case of each kind, and every fused case."""
     met = set()
     for case in cases:
         if (case.kind, case.when) not in met or "fused" in case.options:
@@ -41,58 +40,59 @@ def layer(name, seed, *, steps=STEPS, dtype=torch.float32, size=1.0, grads=1.0):
     return Layer(name, weights.to(dtype), [g.to(dtype) for g in of_steps])
 
 
-def broken(optimizer, parameters):
+def set_broken_values(optimizer, parameters):
+    """Set one element of each layer's gradient, weights or state to NaN or infinity."""
     for i, (where, value) in enumerate(BROKEN):
         p = parameters[f"{where} {value}"]
         state = optimizer.state[p]
-        kept_as = {"g": p.grad, "w": p.data}.get(where)
-        if kept_as is None:
+        tensor = {"g": p.grad, "w": p.data}.get(where)
+        if tensor is None:
             names = ("exp_avg", "momentum_buffer", "square_avg", "sum", "prev", "acc_delta")
-            kept_as = next((state[n] for n in names if state.get(n) is not None), p.grad)
-        kept_as[i, 1] = value
+            tensor = next((state[n] for n in names if state.get(n) is not None), p.grad)
+        tensor[i, 1] = value
 
 
 @np.errstate(all="ignore")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", list(one_of_each(DENSE)), ids=str)
-def test_one_value_that_is_not_finite(case, way, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "SMALL", WAYS[way])
+def test_a_single_value_that_is_not_finite(case, way, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "SMALL", WAYS[way])
     names = [*(f"{where} {value}" for where, value in BROKEN), "healthy"]
 
-    def break_it(t, optimizer, parameters):
+    def before_step(t, optimizer, parameters):
         if t == BREAKS:
-            broken(optimizer, parameters)
+            set_broken_values(optimizer, parameters)
 
     layers = [layer(name, seed) for seed, name in enumerate(names)]
-    _, _, seen = train(case, layers, tmp_path / "run", before_step=break_it)
+    _, _, seen = train(case, layers, tmp_path / "run", before_step=before_step)
     rows = rows_of(tmp_path / "run")
     for (t, name), step in seen.items():
         undone = way == "undone" and not case.copies and t > 1
         expected, _ = oracle.expected_row(case.kind.__name__, step, case.null)
-        if undone:  # an update that is not finite makes what was there before it look like it
+        if undone:  # the weights recovered from an update that is not finite are not finite either
             broke = ~(np.isfinite(step.before) & np.isfinite(step.g) & np.isfinite(step.after))
             expected["nonfinite"] = broke.sum()
         row = rows[t, name]
         assert row["nonfinite"] == expected["nonfinite"], (t, name)
         assert row["zero_grad"] == 0
         if name == "healthy" or t <= BREAKS:
-            told = [c for c, v in expected.items() if v is not None]
+            present = [c for c, v in expected.items() if v is not None]
             if undone:
-                told.remove("swallowed")
-            assert all(np.isfinite(row[c]) for c in told), (t, name)
+                present.remove("swallowed")
+            assert all(np.isfinite(row[c]) for c in present), (t, name)
         else:
-            shows(row, expected, step, undone=undone)
+            check_not_finite(row, expected, step, undone=undone)
 
 
-def shows(row, expected, step, *, undone):
-    """What is not finite is not finite in the row, or null where it cannot be told."""
+def check_not_finite(row, expected, step, *, undone):
+    """Check that columns that should not be finite are not, or are null if w is not recoverable."""
     moved_finitely = np.isfinite(expected["update_norm"])
     for column, value in expected.items():
         if value is None or column in COUNTS:
             continue
         if column in OF_DIRECTION and not np.isfinite(step.before).all():
-            continue  # it is had from the state: finite, though the weights do not show it
-        if undone and column in LOSING and (row[column] is None or not moved_finitely):
+            continue  # computed from the state, which is finite although the weights are not
+        if undone and column in OF_LOST_WEIGHTS and (row[column] is None or not moved_finitely):
             assert row[column] is None, column
             assert not np.isfinite(row["update_norm"])
         elif not np.isfinite(value):
@@ -101,7 +101,7 @@ def shows(row, expected, step, *, undone):
 
 
 def direction_of(kind, group, state, g, w):
-    """d as the state after a step says it, by its formula."""
+    """Return d, computed from the state after a step by its formula."""
     if kind == "SGD":
         buffer = state.get("momentum_buffer")
         return g + group["weight_decay"] * w if buffer is None else wide(buffer)
@@ -118,12 +118,12 @@ def direction_of(kind, group, state, g, w):
      and not {"nesterov", "amsgrad", "maximize", "betas", "differentiable"} & c.options.keys()],
     ids=str,
 )  # fmt: skip
-def test_squares_that_float32_cannot_hold(case, size, way, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "SMALL", WAYS[way])
+def test_squares_outside_the_range_of_float32(case, size, way, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "SMALL", WAYS[way])
     layers = [layer("layer", 3, steps=1, size=size), layer("again", 4, steps=1, size=size)]
     if way == "undone":
         for each in layers:
-            each.grads *= 2  # its first step is copied
+            each.grads *= 2  # a second step: the weights are always copied in the first
     optimizer, parameters, seen = train(case, layers, tmp_path / "run")
     row = rows_of(tmp_path / "run")[len(layers[0].grads), "layer"]
     step, p = seen[len(layers[0].grads), "layer"], parameters["layer"]
@@ -146,15 +146,15 @@ def test_squares_that_float32_cannot_hold(case, size, way, tmp_path, monkeypatch
         assert row["variance_sum"] < 1e-40 or row["variance_sum"] == np.inf
 
 
-FEW_DIGITS = [  # fused SGD with momentum: see below
+SIXTEEN_BIT_CASES = [  # fused SGD with momentum has a test of its own, below
     case for case in one_of_each(DENSE) if not case.options.keys() >= {"fused", "momentum"}
 ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", FEW_DIGITS, ids=str)
-def test_weights_of_few_digits(case, dtype, tmp_path):
-    """What is of the weights and gradients is exact; what is of the state, to its own rounding."""
+@pytest.mark.parametrize("case", SIXTEEN_BIT_CASES, ids=str)
+def test_16_bit_weights(case, dtype, tmp_path):
+    """Columns of weights and gradients are exact; those of the state are as exact as the state."""
     layers = [layer(f"layer{seed}", seed, dtype=dtype, grads=10.0) for seed in range(2)]
     _, _, seen = train(case, layers, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
@@ -172,8 +172,8 @@ def test_weights_of_few_digits(case, dtype, tmp_path):
                 assert got == pytest.approx(value, rel=0.05), (t, name, column)
 
 
-def test_a_momentum_that_was_not_applied_is_not_taken_for_the_direction(tmp_path):
-    """torch 2.13's fused SGD on the CPU keeps, of such weights, another buffer than it applied."""
+def test_the_direction_is_not_computed_from_a_momentum_that_was_not_applied(tmp_path):
+    """With 16-bit weights, the fused SGD of torch 2.13 applies another buffer than it stores."""
     p = torch.nn.Parameter(torch.linspace(-1, 1, 60).bfloat16())
     optimizer = torch.optim.SGD([p], lr=0.5, momentum=0.9, fused=True)
     seen = []

@@ -1,4 +1,4 @@
-"""The training is what it is without the recorder, whatever fails in the recorder."""
+"""Training is bit-identical to training without the recorder, whatever fails in the recorder."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from trustlens.store import writer
 from trustlens.store.writer import RunWriter
 
 BEFORE = 3
-"""Steps before a failure."""
+"""Number of steps before a failure."""
 
 
 class Training:
-    """Dropout, a scaler, a schedule, a group added and a step left out: all that may go wrong."""
+    """A training with dropout, a scaler, a schedule, an added group and a skipped step."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         random.seed(0)
-        np.random.seed(0)  # noqa: NPY002 — the state that a recorder could disturb
+        np.random.seed(0)  # noqa: NPY002 — the global state, which a recorder could change
         self.model = nn.Sequential(nn.Linear(7, 13), nn.Dropout(0.5), nn.Linear(13, 2))
         self.head = nn.Linear(2, 2)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
@@ -67,7 +67,7 @@ class Training:
             log(loss=loss)
 
     def everything(self) -> bytes:
-        """Return the bytes of all that a training is made of, also of its random numbers."""
+        """Return the state of the training and of all random generators, as bytes."""
         parts: list[Any] = [p.detach() for p in self.model.parameters()]
         parts += [p.detach() for p in self.head.parameters()]
         parts += [self.optimizer.state_dict(), self.scaler.state_dict(), self.schedule.state_dict()]
@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> bytes:
+def unrecorded() -> bytes:
     training = Training()
     training.train(BEFORE + 7)
     return training.everything()
@@ -102,7 +102,7 @@ def _no_hook_is_left() -> Iterator[None]:
 
 
 class Listening:
-    """Receives rows, and does nothing with them."""
+    """A listener that ignores its rows."""
 
     def on_layers(self, table: Any) -> None: ...
     def on_metrics(self, table: Any) -> None: ...
@@ -113,7 +113,7 @@ class Listening:
 def _raising(error: BaseException, first: Callable[[], Any] = lambda: None) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
         first()
-        raise copy.copy(error)  # one that is raised holds all that was at work
+        raise copy.copy(error)  # a raised error refers to all local variables
 
     return fail
 
@@ -121,21 +121,21 @@ def _raising(error: BaseException, first: Callable[[], Any] = lambda: None) -> C
 STAGES: dict[str, tuple[Any, str]] = {
     # before the step
     "find the layers of a new group": (recorder, "find_layers"),
-    "say so in run.json": (writer, "write_info"),
+    "add them to run.json": (writer, "write_info"),
     "copy the weights": (WeightSnapshots, "take"),
     # after it
-    "what the family did": (layer_reader, "Stepped"),
+    "read a layer": (layer_reader, "Stepped"),
     "measure": (OptimizerProbe, "_backend"),
     "measure again": (CachedPlan, "measure"),
     "plan": (CachedPlan, "of"),
     "count elements": (CpuBackend, "measure_and_count"),
     "send to the host": (measurement, "send"),
     "make a record": (recorder, "StepRecord"),
-    "hand it over": (WriterThread, "put"),
-    # a step that the scaler left out
-    "look into a wrapper": (hooks, "unwrapped"),
+    "queue it": (WriterThread, "put"),
+    # a step that the scaler skipped
+    "unwrap the optimizer": (hooks, "unwrapped"),
     "ask the scaler": (hooks, "found_inf"),
-    # on the writer's thread
+    # on the writer thread
     "collect": (WriterThread, "_collect"),
     "make tables": (output, "tables"),
     "append": (RunWriter, "append"),
@@ -143,14 +143,14 @@ STAGES: dict[str, tuple[Any, str]] = {
     # at the end
     "seal": (table, "write_sealed"),
     "close": (RunWriter, "close"),
-    # what ends nothing but itself
+    # failures that do not stop the recording
     "take a metric": (recorder, "host_scalar"),
     "a listener": (Listening, "on_layers"),
-    "the end of a listener": (Listening, "close"),
+    "close a listener": (Listening, "close"),
 }
 
-GOES_ON = {"take a metric", "a listener", "the end of a listener"}
-NOT_TOLD = {"say so in run.json", "seal", "close"}  # run.json cannot be written
+RECORDING_CONTINUES = {"take a metric", "a listener", "close a listener"}
+NOT_STORED = {"add them to run.json", "seal", "close"}  # run.json cannot be written
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ NOT_TOLD = {"say so in run.json", "seal", "close"}  # run.json cannot be written
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # noqa: PLR0917
+def test_a_failure_in_any_stage_logs_one_warning_and_does_not_change_the_training(  # noqa: PLR0917
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    undisturbed: bytes,
+    unrecorded: bytes,
     stage: str,
     error: Exception,
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # 
         monkeypatch.setattr(*STAGES[stage], fail)
         training.train(7, log)
     assert failed, "the stage was not reached"
-    assert training.everything() == undisturbed
+    assert training.everything() == unrecorded
     assert not training.optimizer._optimizer_step_pre_hooks
     assert not training.optimizer._optimizer_step_post_hooks
     assert [(record.name, record.levelname) for record in caplog.records] == [
@@ -195,14 +195,14 @@ def test_a_failure_in_any_stage_is_one_warning_and_the_training_is_the_same(  # 
     assert run.matrix("nonfinite").index[:BEFORE].tolist() == [1, 2, 3]
     assert run.layers(layers=["group0.param0"])["weight_norm"].notna().all()
     assert run.metrics()["value"].notna().sum() >= BEFORE
-    if stage in GOES_ON:
+    if stage in RECORDING_CONTINUES:
         assert run.matrix("nonfinite").index.tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
         assert run.info.recording.stopped is None
-    elif stage not in NOT_TOLD:
+    elif stage not in NOT_STORED:
         assert "injected" in (run.info.recording.stopped or "")
 
 
-def test_a_failure_while_the_step_calls_its_closure(
+def test_a_failure_during_the_closure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def trained(directory: Path | None) -> Tensor:
@@ -226,7 +226,7 @@ def test_a_failure_while_the_step_calls_its_closure(
     assert "injected" in caplog.text
 
 
-def test_an_interruption_in_a_hook_is_the_users_own(
+def test_a_keyboard_interrupt_in_a_hook_reaches_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training()
@@ -245,8 +245,8 @@ def test_an_interruption_in_a_hook_is_the_users_own(
     assert not training.optimizer._optimizer_step_pre_hooks
 
 
-def _held(shape: tuple[int, ...] = (13, 7)) -> int:
-    """Count the tensors of a layer's shape, and what was measured and not yet written."""
+def _count_held(shape: tuple[int, ...] = (13, 7)) -> int:
+    """Count the existing tensors of a layer's shape and the measurements."""
     gc.collect()
     return sum(
         type(each) is Measurement or (type(each) is Tensor and tuple(each.shape) == shape)
@@ -255,24 +255,24 @@ def _held(shape: tuple[int, ...] = (13, 7)) -> int:
 
 
 @pytest.mark.parametrize("stage", ["measure again", "make tables"])
-def test_memory_is_given_back_when_recording_has_stopped(
+def test_memory_is_freed_after_recording_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     training = Training()
     training.train(1)
-    alone = _held()
+    alone = _count_held()
     # With histograms the weights are copied in each step.
     with trustlens.record(training.optimizer, tmp_path, histograms_every=1) as recording:
         training.train(1)
-        assert _held() > alone
+        assert _count_held() > alone
         monkeypatch.setattr(*STAGES[stage], _raising(RuntimeError("injected")))
         training.optimizer.step()
         recording.flush()
-        assert _held() == alone
+        assert _count_held() == alone
 
 
 class Whole(torch.optim.SGD):
-    """An optimizer that copies and pickles all that it holds, also its hooks."""
+    """An optimizer whose copies and pickles include all attributes, also its hooks."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
@@ -291,7 +291,7 @@ def _saved(optimizer: Any) -> Any:
     ids=["copy", "deepcopy", "pickle", "torch.save"],
 )
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, Lamb, Whole])
-def test_a_copy_of_a_recorded_optimizer_takes_no_recorder_along(
+def test_a_copy_of_a_recorded_optimizer_is_not_recorded(
     tmp_path: Path, kind: Any, twin_of: Callable[[Any], Any]
 ) -> None:
     weight = nn.Parameter(torch.ones(3))

@@ -1,4 +1,4 @@
-"""What a stranger tried: inputs that once stopped the recording, slowed it or went unchecked."""
+"""Inputs that once stopped the recording, slowed it down or were not checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_momentum_of_sparse_gradients_is_recorded(tmp_path):
     assert rows["direction_norm"].tolist() == pytest.approx([u / 0.1 for u in updates], rel=1e-6)
 
 
-def test_steps_within_inference_mode_and_outside(tmp_path):
+def test_steps_inside_and_outside_inference_mode(tmp_path):
     small, large = (torch.nn.Parameter(torch.ones(n)) for n in (3, 20_000))
     optimizer = torch.optim.SGD([small, large], lr=0.1)
     with trustlens.record(optimizer, tmp_path / "run"):
@@ -47,8 +47,8 @@ def test_many_metrics_keep_their_names():
     assert made["value"].to_pylist() == [record.values[name] for name in made["name"].to_pylist()]
 
 
-def test_no_tensors_of_the_whole_models_size():
-    # Adafactor's direction is a float64 tensor: of one layer at a time, not of all.
+def test_measuring_allocates_no_tensors_of_the_whole_models_size():
+    # Adafactor's direction is a float64 tensor. It may exist for one layer at a time only.
     parameters = [torch.nn.Parameter(torch.ones(1 << 10, 1 << 10)) for _ in range(6)]
     optimizer = torch.optim.Adafactor(parameters, lr=0.01)
     probe = OptimizerProbe(optimizer)
@@ -57,7 +57,7 @@ def test_no_tensors_of_the_whole_models_size():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     probe.before(((optimizer,), {}), measure=True, histograms=False)
-    probe._snapshots.follow([layer for _, layer in probe._layers])  # as if there were no copies
+    probe._snapshots.follow([layer for _, layer in probe._layers])  # do not count the copies
     with torch.no_grad(), torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         probe.after(histograms=False)
     held = most = 0
@@ -65,11 +65,13 @@ def test_no_tensors_of_the_whole_models_size():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    assert 0 < most < 6 * 4 * (1 << 20) * 1.7  # 17 bytes an element, were it of all layers
+    assert (
+        0 < most < 6 * 4 * (1 << 20) * 1.7
+    )  # it would be 17 bytes an element for all layers at once
 
 
 @pytest.mark.parametrize("own", [["a"], [-3], [None], [True], [2**70], 3])
-def test_a_checkpoint_with_other_than_steps_is_refused(tmp_path, own):
+def test_a_checkpoint_with_invalid_steps_is_refused(tmp_path, own):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
     with (
         trustlens.record(optimizer, tmp_path / "run") as recorder,

@@ -1,4 +1,4 @@
-"""What would make a training wait on an accelerator, or break it; none is needed to see most."""
+"""Recording never synchronizes with an accelerator. Most of these tests need none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "uniqu
 
 
 class CountingReads(TorchDispatchMode):
-    """Counts the operations that bring a number to the host."""
+    """Counts the operations that read a number on the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class CountingReads(TorchDispatchMode):
 
 
 def reads_a_step(layers: int, directory: Path | None) -> float:
-    """Return what the host reads in one step of a training, once it is under way."""
+    """Return the number of reads per step, after the first four steps."""
     parameters = [torch.nn.Parameter(torch.ones(300)) for _ in range(layers)]
     optimizer = torch.optim.AdamW(parameters, lr=0.01, fused=True)
     recorder = None if directory is None else trustlens.record(optimizer, directory)
@@ -46,15 +46,15 @@ def reads_a_step(layers: int, directory: Path | None) -> float:
 
 
 @needs_compiler
-def test_what_is_read_does_not_grow_with_the_layers(tmp_path: Path) -> None:
+def test_the_number_of_reads_does_not_grow_with_the_layers(tmp_path: Path) -> None:
     added = [
         reads_a_step(layers, tmp_path / str(layers)) - reads_a_step(layers, None)
         for layers in (2, 40)
     ]
-    assert added[0] == added[1] <= 4  # one layer's step count, for all: it lies on the CPU
+    assert added[0] == added[1] <= 4  # the step count of one layer for all, on the CPU
 
 
-def test_a_step_that_is_captured_in_a_graph_is_left_alone(
+def test_a_step_captured_in_a_cuda_graph_is_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     p = torch.nn.Parameter(torch.ones(3))
@@ -75,7 +75,7 @@ def test_a_step_that_is_captured_in_a_graph_is_left_alone(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
-def test_a_training_on_a_gpu_never_waits(options: dict[str, Any], tmp_path: Path) -> None:
+def test_recording_on_a_gpu_never_synchronizes(options: dict[str, Any], tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 8)).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, **options)
     batch = torch.randn(16, 64, device="cuda")

@@ -1,4 +1,4 @@
-"""A run that is gone on with holds what one without an interruption holds, row for row."""
+"""A resumed run has the same rows as a run without an interruption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.stateful import Stateful
 
 import trustlens
-from support.interrupted import OPTIMIZERS, OPTIONS, Job, assert_same, straight
+from support.interrupted import OPTIMIZERS, OPTIONS, Job, assert_same, uninterrupted
 from trustlens.store.writer import RunWriter
 
 
@@ -35,7 +35,7 @@ def _small_segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("_small_segments")
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "SGD, momentum", "Lamb"])
-def test_with_the_recorders_state(name: str, tmp_path: Path) -> None:
+def test_resuming_with_the_recorders_state(name: str, tmp_path: Path) -> None:
     first = Job(OPTIMIZERS[name])
     recorder = first.record(tmp_path / "run", config={"lr": 1}, name="first", **OPTIONS)
     first.train(8, recorder)
@@ -52,7 +52,7 @@ def test_with_the_recorders_state(name: str, tmp_path: Path) -> None:
     assert recorder.step == 8
     second.train(20, recorder)
     recorder.close()
-    assert_same(tmp_path / "run", straight(tmp_path / "straight", OPTIMIZERS[name]))
+    assert_same(tmp_path / "run", uninterrupted(tmp_path / "uninterrupted", OPTIMIZERS[name]))
     run = trustlens.open_run(tmp_path / "run")
     assert (run.status, run.name, run.info.config) == ("closed", "first", {"lr": 1})
 
@@ -61,10 +61,10 @@ def test_with_the_recorders_state(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("name", ["AdamW", "AdamW, fused", "Lamb"])
 @pytest.mark.parametrize("at", [5, 8])
-def test_without_it_the_optimizers_own_count_tells(
+def test_resuming_from_the_optimizers_own_step_count(
     name: str, scaled: bool, at: int, tmp_path: Path
 ) -> None:
-    """Also with steps that gradient scaling skipped before the checkpoint and behind it."""
+    """Also with steps that gradient scaling skipped before and after the checkpoint."""
     first = Job(OPTIMIZERS[name], scaled=scaled)
     with first.record(tmp_path / "run", **OPTIONS) as recorder:
         first.train(at, recorder)
@@ -77,10 +77,12 @@ def test_without_it_the_optimizers_own_count_tells(
         assert recorder.state_dict() == {"step": at, "own": [at]}  # before the first step
         second.train(20, recorder)
         assert recorder.step == 20
-    assert_same(tmp_path / "run", straight(tmp_path / "straight", OPTIMIZERS[name], scaled=scaled))
+    assert_same(
+        tmp_path / "run", uninterrupted(tmp_path / "uninterrupted", OPTIMIZERS[name], scaled=scaled)
+    )
 
 
-def test_with_the_recorders_state_and_then_without_it(tmp_path: Path) -> None:
+def test_resuming_with_the_recorders_state_and_then_without_it(tmp_path: Path) -> None:
     make, checkpoints = OPTIMIZERS["AdamW"], [(8, 11), (12, 16), (17, 20)]
     saved, state = None, None
     for resumed, (at, until) in enumerate(checkpoints):
@@ -93,11 +95,11 @@ def test_with_the_recorders_state_and_then_without_it(tmp_path: Path) -> None:
             job.train(at, recorder)
             saved, state = job.checkpoint(), recorder.state_dict()
             job.train(until, recorder)
-    assert_same(tmp_path / "run", straight(tmp_path / "straight", make, scaled=True))
+    assert_same(tmp_path / "run", uninterrupted(tmp_path / "uninterrupted", make, scaled=True))
 
 
 @pytest.mark.parametrize("name", ["SGD", "SGD, momentum"])
-def test_an_optimizer_without_a_count_goes_on_after_the_last_step(
+def test_an_optimizer_without_a_step_count_resumes_after_the_last_step(
     name: str, tmp_path: Path
 ) -> None:
     first = Job(OPTIMIZERS[name])
@@ -107,24 +109,26 @@ def test_an_optimizer_without_a_count_goes_on_after_the_last_step(
     second.load(first.checkpoint())
     with second.record(tmp_path / "run", resume=True, **OPTIONS) as recorder:
         second.train(20, recorder)
-    assert_same(tmp_path / "run", straight(tmp_path / "straight", OPTIMIZERS[name]))
+    assert_same(tmp_path / "run", uninterrupted(tmp_path / "uninterrupted", OPTIMIZERS[name]))
     assert not (tmp_path / "run" / ".replaced").exists()
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("name", ["AdamW", "AdamW, fused", "SGD, momentum", "Lamb"])
-def test_a_job_stopped_before_its_first_checkpoint_begins_anew(
+def test_a_job_stopped_before_its_first_checkpoint_starts_again(
     name: str, scaled: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for until in (1, 3, 20):
         job = Job(OPTIMIZERS[name], scaled=scaled)
         with job.record(tmp_path / "run", resume=True, **OPTIONS) as recorder:
             job.train(until, recorder)
-    assert_same(tmp_path / "run", straight(tmp_path / "straight", OPTIMIZERS[name], scaled=scaled))
-    assert len(caplog.records) == 2  # what is taken away whole is told
+    assert_same(
+        tmp_path / "run", uninterrupted(tmp_path / "uninterrupted", OPTIMIZERS[name], scaled=scaled)
+    )
+    assert len(caplog.records) == 2  # one for each time that all rows are removed
 
 
-def test_a_run_whose_optimizer_had_stepped_before_it(tmp_path: Path) -> None:
+def test_a_run_whose_optimizer_had_steps_before_it(tmp_path: Path) -> None:
     first = Job()
     first.train(5)
     with first.record(tmp_path / "run") as recorder:
@@ -140,12 +144,12 @@ def test_a_run_whose_optimizer_had_stepped_before_it(tmp_path: Path) -> None:
     third.train(5)
     saved = third.checkpoint()
     third = Job()
-    with third.record(tmp_path / "straight") as recorder:
-        third.load(saved)  # only now it is known how many steps it has done
+    with third.record(tmp_path / "uninterrupted") as recorder:
+        third.load(saved)  # only the checkpoint says how many steps it has done
         third.train(14, recorder)
-    assert_same(tmp_path / "run", tmp_path / "straight")
-    with Job().record(tmp_path / "straight", resume=True):
-        recorded = trustlens.open_run(tmp_path / "straight").info.recording
+    assert_same(tmp_path / "run", tmp_path / "uninterrupted")
+    with Job().record(tmp_path / "uninterrupted", resume=True):
+        recorded = trustlens.open_run(tmp_path / "uninterrupted").info.recording
         assert recorded.optimizer_steps_before == (5,)
 
 
@@ -155,11 +159,11 @@ PROCESS = """
     sys.path.insert(0, sys.argv[1])
     from support.interrupted import OPTIONS, OPTIMIZERS, Job
     from trustlens.store.writer import RunWriter
-    place, until = Path(sys.argv[2]), int(sys.argv[3])
+    folder, until = Path(sys.argv[2]), int(sys.argv[3])
     RunWriter.__init__.__kwdefaults__["segment_rows"] = 7
     for name in ("AdamW", "SGD"):
-        job, saved = Job(OPTIMIZERS[name]), place / f"{name}.pt"
-        recorder = job.record(place / name, resume=True, **OPTIONS)
+        job, saved = Job(OPTIMIZERS[name]), folder / f"{name}.pt"
+        recorder = job.record(folder / name, resume=True, **OPTIONS)
         if saved.exists():
             state = torch.load(saved)
             job.load(state["job"])
@@ -173,8 +177,8 @@ PROCESS = """
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
-def test_a_process_that_is_killed_again_and_again(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_process_that_is_killed_twice(tmp_path: Path) -> None:
     for until in (6, 11):
         arguments = [Path(__file__).parents[1], tmp_path, until]
         done = subprocess.run(
@@ -183,19 +187,19 @@ def test_a_process_that_is_killed_again_and_again(tmp_path: Path) -> None:
         assert done.returncode == -signal.SIGKILL
     for name in ("AdamW", "SGD"):
         run = tmp_path / name
-        assert (run / ".lock").exists()  # held by nobody
+        assert (run / ".lock").exists()  # but no process holds it
         job = Job(OPTIMIZERS[name])
         state = torch.load(tmp_path / f"{name}.pt")
         with job.record(run, resume=True, **OPTIONS) as recorder:
             job.load(state["job"])
             recorder.load_state_dict(state["recorder"])
             job.train(20, recorder)
-        assert_same(run, straight(tmp_path / "straight" / name, OPTIMIZERS[name]))
+        assert_same(run, uninterrupted(tmp_path / "uninterrupted" / name, OPTIMIZERS[name]))
         assert not (run / ".lock").exists()
 
 
 @pytest.mark.usefixtures("_small_segments")
-def test_a_rollback_in_mid_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rollback_during_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     job = Job()
     with job.record(tmp_path / "run", **OPTIONS) as recorder:
@@ -205,13 +209,13 @@ def test_a_rollback_in_mid_run(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         job.load(saved)
         recorder.load_state_dict(state)
         job.train(20, recorder)
-    assert_same(tmp_path / "run", straight(tmp_path / "straight", OPTIMIZERS["AdamW"]))
-    (told,) = caplog.records
-    assert "goes on after step 8" in told.message
-    assert ".replaced/000001" in told.message
+    assert_same(tmp_path / "run", uninterrupted(tmp_path / "uninterrupted", OPTIMIZERS["AdamW"]))
+    (record,) = caplog.records
+    assert "resumes after step 8" in record.message
+    assert ".replaced/000001" in record.message
 
 
-def test_several_optimizers_go_on_each_from_its_own_step(tmp_path: Path) -> None:
+def test_several_optimizers_resume_each_from_its_own_step(tmp_path: Path) -> None:
     def train(directory: Path, stops: tuple[int, ...]) -> Path:
         saved: dict[str, Any] = {}
         for stop in stops:
@@ -243,13 +247,13 @@ def test_several_optimizers_go_on_each_from_its_own_step(tmp_path: Path) -> None
         return directory
 
     run = train(tmp_path / "run", (13, 18))
-    assert_same(run, train(tmp_path / "straight", (18,)))
+    assert_same(run, train(tmp_path / "uninterrupted", (18,)))
     layers = trustlens.open_run(run).layers()
     seldom = layers[layers["layer"] == "optimizer1.group0.param0"]
     assert seldom["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_of_several_optimizers_those_without_a_count_follow_the_others(tmp_path: Path) -> None:
+def test_optimizers_without_a_step_count_follow_one_that_has_it(tmp_path: Path) -> None:
     def make(p: Iterator[nn.Parameter]) -> list[torch.optim.Optimizer]:
         first, *rest = p
         return [torch.optim.SGD([first], lr=0.1), torch.optim.AdamW(rest)]
@@ -279,14 +283,16 @@ def test_of_several_optimizers_those_without_a_count_follow_the_others(tmp_path:
     )
 
 
-def test_several_optimizers_without_a_count_go_on_after_their_own_last_step(
+def test_several_optimizers_without_a_step_count_resume_after_their_own_last_steps(
     tmp_path: Path,
 ) -> None:
     def train(until: int) -> None:
         layers = [nn.Parameter(torch.ones(2)) for _ in range(2)]
         often, seldom = (torch.optim.SGD([layer], lr=0.1, momentum=0.9) for layer in layers)
         for optimizer, layer in zip((often, seldom), layers, strict=True):
-            optimizer.state[layer]["momentum_buffer"] = torch.ones(2)  # as of a checkpoint
+            optimizer.state[layer]["momentum_buffer"] = torch.ones(
+                2
+            )  # as if loaded from a checkpoint
         with trustlens.record([often, seldom], tmp_path, resume=True):
             for step in range(until - 6, until):
                 often.step()
@@ -301,7 +307,7 @@ def test_several_optimizers_without_a_count_go_on_after_their_own_last_step(
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
-def test_a_stateful_of_torch_distributed_checkpoint(tmp_path: Path) -> None:
+def test_the_recorder_is_a_stateful_of_torch_distributed_checkpoint(tmp_path: Path) -> None:
     first = Job()
     with first.record(tmp_path / "run") as recorder:
         assert isinstance(recorder, Stateful)
@@ -315,15 +321,15 @@ def test_a_stateful_of_torch_distributed_checkpoint(tmp_path: Path) -> None:
         dcp.load({"recorder": recorder}, checkpoint_id=tmp_path / "checkpoint")
         assert recorder.step == 4
         second.train(7, recorder)
-    straight = Job()
-    with straight.record(tmp_path / "straight") as recorder:
-        straight.train(7, recorder)
-    assert_same(tmp_path / "run", tmp_path / "straight")
+    uninterrupted = Job()
+    with uninterrupted.record(tmp_path / "uninterrupted") as recorder:
+        uninterrupted.train(7, recorder)
+    assert_same(tmp_path / "run", tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_the_step_that_torchs_checkpointing_makes_is_none(name: str, tmp_path: Path) -> None:
-    """It fills in the state of a new optimizer, at rate 0, and calls the hooks."""
+def test_the_step_of_torchs_checkpointing_is_not_recorded(name: str, tmp_path: Path) -> None:
+    """It creates the state of a new optimizer with a step of rate 0, which calls the hooks."""
     first = Job(OPTIMIZERS[name])
     with first.record(tmp_path / "run", resume=True) as recorder:
         get_optimizer_state_dict(first.model, first.optimizer)
@@ -340,8 +346,10 @@ def test_the_step_that_torchs_checkpointing_makes_is_none(name: str, tmp_path: P
         second.done = 5
         second.train(9, recorder)
         assert recorder.step == 9
-    straight = Job(OPTIMIZERS[name])
-    get_optimizer_state_dict(straight.model, straight.optimizer)  # leaves Adam a count of 1
-    with straight.record(tmp_path / "straight") as recorder:
-        straight.train(9, recorder)
-    assert_same(tmp_path / "run", tmp_path / "straight")
+    uninterrupted = Job(OPTIMIZERS[name])
+    get_optimizer_state_dict(
+        uninterrupted.model, uninterrupted.optimizer
+    )  # sets Adam's step count to 1
+    with uninterrupted.record(tmp_path / "uninterrupted") as recorder:
+        uninterrupted.train(9, recorder)
+    assert_same(tmp_path / "run", tmp_path / "uninterrupted")

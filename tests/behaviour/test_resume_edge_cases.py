@@ -1,4 +1,4 @@
-"""Resuming as it may go: checkpoints that do not fit, errors, what is kept and what is told."""
+"""Edge cases of resuming: checkpoints that do not fit, errors, replaced files, reported gaps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from trustlens.errors import RunError, UsageError
 from trustlens.recording import resume
 from trustlens.store.reader import fingerprint
 from trustlens.store.repair import repair
-from trustlens.store.segments import rollback as rewind
+from trustlens.store.segments import rollback as segment_rollback
 from trustlens.store.writer import RunWriter
 
 
-def test_what_is_taken_away_is_kept_where_no_reader_looks(tmp_path: Path) -> None:
+def test_removed_rows_are_kept_where_no_reader_looks(tmp_path: Path) -> None:
     job, run = Job(), tmp_path / "runs" / "run"
     with job.record(run) as recorder:
         job.train(6, recorder)
@@ -44,7 +44,7 @@ def test_what_is_taken_away_is_kept_where_no_reader_looks(tmp_path: Path) -> Non
     assert sorted(pd.read_parquet(run / "layers")["step"]) == [1] * 4 + [2] * 4
 
 
-def test_a_rewind_is_not_dropped_and_does_not_wait(
+def test_a_rollback_is_not_dropped_and_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, begun = threading.Event(), threading.Event()
@@ -73,7 +73,7 @@ def test_a_rewind_is_not_dropped_and_does_not_wait(
 @pytest.mark.parametrize(
     "given", [{}, {"step": -1}, {"step": 1.5}, {"step": True}, {"step": 2**53}, None, [8]]
 )
-def test_a_state_that_is_none_is_refused(given: Any, tmp_path: Path) -> None:
+def test_an_invalid_recorder_state_is_refused(given: Any, tmp_path: Path) -> None:
     with (
         Job().record(tmp_path) as recorder,
         pytest.raises(UsageError, match="give what its state_dict returned"),
@@ -81,7 +81,7 @@ def test_a_state_that_is_none_is_refused(given: Any, tmp_path: Path) -> None:
         recorder.load_state_dict(given)
 
 
-def test_a_checkpoint_ahead_of_the_run_leaves_a_gap_and_says_so(
+def test_a_checkpoint_ahead_of_the_run_leaves_a_gap_and_logs_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Job()
@@ -100,13 +100,13 @@ def test_a_checkpoint_ahead_of_the_run_leaves_a_gap_and_says_so(
     (sentence,) = run.missing()
     assert sentence.startswith("steps 6 to 9 are missing")
     caplog.clear()
-    with Job().record(tmp_path / "new", resume=True) as recorder:  # no run there: no gap
+    with Job().record(tmp_path / "new", resume=True) as recorder:  # a new run: no gap
         recorder.load_state_dict({"step": 100})
         assert recorder.step == 100
     assert not caplog.records
 
 
-def test_a_gap_that_is_recorded_after_all_is_told_no_more(tmp_path: Path) -> None:
+def test_a_gap_that_is_recorded_later_is_no_longer_reported(tmp_path: Path) -> None:
     first = Job()
     with first.record(tmp_path) as recorder:
         first.train(10, recorder)
@@ -127,10 +127,10 @@ def test_a_gap_that_is_recorded_after_all_is_told_no_more(tmp_path: Path) -> Non
     assert sentence.startswith("steps 46 to 50 are missing")
 
 
-def test_rows_that_a_failed_rewind_left_do_not_stand_for_steps_of_later(
+def test_rows_left_by_a_failed_rollback_are_not_later_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = rewind.write_sealed
+    whole = segment_rollback.write_sealed
 
     def full(path: Path, table: str, rows: Any) -> None:
         if table == "layers":
@@ -140,10 +140,10 @@ def test_rows_that_a_failed_rewind_left_do_not_stand_for_steps_of_later(
     job = Job()
     with job.record(tmp_path) as recorder, monkeypatch.context() as patch:
         job.train(10, recorder)
-        patch.setattr(rewind, "write_sealed", full)
+        patch.setattr(segment_rollback, "write_sealed", full)
         recorder.load_state_dict({"step": 5})
         recorder.flush()
-        job.train(13, recorder)  # steps 6 to 8, anew and unrecorded
+        job.train(13, recorder)  # steps 6 to 8 again, not recorded
     run = trustlens.open_run(tmp_path)
     assert (run.last_step, run.matrix("nonfinite").index.max()) == (5, 10)
     with job.record(tmp_path, resume=True) as recorder:
@@ -156,16 +156,16 @@ def test_rows_that_a_failed_rewind_left_do_not_stand_for_steps_of_later(
     assert sentence.startswith("steps 6 to 8 are missing")
 
 
-def test_there_and_back_before_the_writer_gets_to_it(
+def test_two_rollbacks_before_the_writer_performs_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk, whole = threading.Event(), RunWriter.rewind
+    disk, whole = threading.Event(), RunWriter.rollback
 
     def hanging(store: RunWriter, *given: Any) -> Path | None:
         disk.wait()
         return whole(store, *given)
 
-    monkeypatch.setattr(RunWriter, "rewind", hanging)
+    monkeypatch.setattr(RunWriter, "rollback", hanging)
     job = Job()
     with job.record(tmp_path) as recorder:
         job.train(10, recorder)
@@ -179,7 +179,7 @@ def test_there_and_back_before_the_writer_gets_to_it(
     assert sentence.startswith("steps 6 to 20 are missing")
 
 
-def test_metrics_logged_before_the_first_step_belong_to_the_checkpoints(tmp_path: Path) -> None:
+def test_metrics_logged_before_the_first_step_get_the_checkpoints_step(tmp_path: Path) -> None:
     first = Job()
     with first.record(tmp_path / "run") as recorder:
         first.train(6)
@@ -192,7 +192,7 @@ def test_metrics_logged_before_the_first_step_belong_to_the_checkpoints(tmp_path
         recorder.log(accuracy=0.5)
         second.train(7)
     with Job().record(tmp_path / "run", resume=True) as recorder:
-        recorder.log(last=1.0)  # and no step
+        recorder.log(last=1.0)  # without a step
     metrics = trustlens.open_run(tmp_path / "run").metrics()
     assert dict(zip(metrics["name"], metrics["step"], strict=True)) == {
         "early": 6,
@@ -201,7 +201,7 @@ def test_metrics_logged_before_the_first_step_belong_to_the_checkpoints(tmp_path
     }
 
 
-def test_an_error_while_rewinding_is_one_warning(
+def test_an_error_during_a_rollback_is_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -212,7 +212,7 @@ def test_an_error_while_rewinding_is_one_warning(
         first.train(6, recorder)
     second, plain = Job(), Job()
     plain.train(5)
-    monkeypatch.setattr("trustlens.store.segments.rollback._keep", fail)
+    monkeypatch.setattr("trustlens.store.segments.rollback._copy", fail)
     with second.record(tmp_path / "run", resume=True) as recorder:
         recorder.load_state_dict({"step": 2})
         second.train(5, recorder)
@@ -225,7 +225,7 @@ def test_an_error_while_rewinding_is_one_warning(
     assert not list((tmp_path / "run" / "layers").glob(".*"))
 
 
-def test_what_was_lost_stays_told_and_what_ended_it_does_not(
+def test_a_resumed_run_keeps_the_number_of_dropped_rows_but_not_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lose(recorder: trustlens.Recorder, rows: int) -> None:
@@ -244,19 +244,19 @@ def test_what_was_lost_stays_told_and_what_ended_it_does_not(
             first.train(3, recorder)
             recorder.flush()
     assert "injected" in caplog.text
-    told = trustlens.open_run(tmp_path).info.recording
-    assert (told.dropped, told.stopped) == (3, "RuntimeError: injected")
+    recording = trustlens.open_run(tmp_path).info.recording
+    assert (recording.dropped, recording.stopped) == (3, "RuntimeError: injected")
     with first.record(tmp_path, resume=True) as recorder:
         lose(recorder, 2)
-    told = trustlens.open_run(tmp_path).info.recording
-    assert told.dropped == 5
-    assert told.stopped is None
+    recording = trustlens.open_run(tmp_path).info.recording
+    assert recording.dropped == 5
+    assert recording.stopped is None
 
 
-def test_a_count_that_lies_on_an_accelerator_is_read_as_a_run_is_resumed_only(
+def test_a_step_count_on_an_accelerator_is_read_only_if_a_run_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To read it is to wait. No such device is needed to see it."""
+    """Reading it would synchronize. The test uses CPU tensors."""
     monkeypatch.setattr(resume, "is_on_accelerator", lambda value: isinstance(value, torch.Tensor))
     waits: list[bool] = []
 
@@ -278,7 +278,7 @@ def test_a_count_that_lies_on_an_accelerator_is_read_as_a_run_is_resumed_only(
     assert trustlens.open_run(tmp_path).info.recording.optimizer_steps_before == (2,)
 
 
-def test_a_count_is_not_read_again_while_another_optimizer_has_not_stepped(
+def test_a_step_count_is_not_read_again_while_another_optimizer_has_not_stepped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[torch.optim.Optimizer] = []
@@ -307,12 +307,10 @@ def test_a_count_is_not_read_again_while_another_optimizer_has_not_stepped(
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_a_skipped_step_is_counted_once_its_own_optimizer_is_located(
-    late: int, tmp_path: Path
-) -> None:
-    """One of two optimizers begins at 1 and overflows; then the other is loaded and steps."""
+def test_a_skipped_step_is_counted_when_its_optimizer_is_located(late: int, tmp_path: Path) -> None:
+    """One of two optimizers starts at step 1 and overflows; then the other is loaded and steps."""
 
-    def train(directory: Path, *, saved: Any = None, straight: bool = False) -> Any:
+    def train(directory: Path, *, saved: Any = None, uninterrupted: bool = False) -> Any:
         layers = [nn.Parameter(torch.ones(3)) for _ in range(2)]
         optimizers = [torch.optim.AdamW([layer]) for layer in layers]
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -328,7 +326,7 @@ def test_a_skipped_step_is_counted_once_its_own_optimizer_is_located(
                 for _ in range(4):
                     step(1 - late)
                 state = copy.deepcopy(optimizers[1 - late].state_dict())
-                if not straight:
+                if not uninterrupted:
                     for _ in range(5):
                         step(1 - late)
                         step(late)
@@ -345,21 +343,23 @@ def test_a_skipped_step_is_counted_once_its_own_optimizer_is_located(
 
     saved = train(tmp_path / "run")
     train(tmp_path / "run", saved=saved)
-    train(tmp_path / "straight", straight=True)
-    run, straight = contents(tmp_path / "run"), contents(tmp_path / "straight")
+    train(tmp_path / "uninterrupted", uninterrupted=True)
+    run, uninterrupted = contents(tmp_path / "run"), contents(tmp_path / "uninterrupted")
     keys = ["step", "layer"]
-    assert run["layers"][keys].to_numpy().tolist() == straight["layers"][keys].to_numpy().tolist()
-    assert run["steps"].to_numpy().tolist() == straight["steps"].to_numpy().tolist()
+    assert (
+        run["layers"][keys].to_numpy().tolist() == uninterrupted["layers"][keys].to_numpy().tolist()
+    )
+    assert run["steps"].to_numpy().tolist() == uninterrupted["steps"].to_numpy().tolist()
 
 
-def test_what_is_no_run_and_what_does_not_fit(tmp_path: Path) -> None:
+def test_folders_that_hold_no_valid_run_and_models_that_do_not_fit(tmp_path: Path) -> None:
     def other(job: Job) -> trustlens.Recorder:
         job.model[2] = nn.Linear(5, 3)
         job.optimizer = torch.optim.Adam(job.model.parameters())
         return job.record(tmp_path / "run", resume=True)
 
     first = Job()
-    with first.record(tmp_path / "run", resume=True) as recorder:  # there is none yet
+    with first.record(tmp_path / "run", resume=True) as recorder:  # a new run
         first.train(2, recorder)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with pytest.raises(UsageError, match="resume=True"):
@@ -376,7 +376,7 @@ def test_what_is_no_run_and_what_does_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "foreign",
+    "invalid",
     [
         {"optimizer_steps_before": 5},
         {"optimizer_steps_before": [None]},
@@ -387,15 +387,15 @@ def test_what_is_no_run_and_what_does_not_fit(tmp_path: Path) -> None:
         {"gaps": [[1]], "torn_layers": {}},
     ],
 )
-def test_notes_that_are_none_are_passed_over(
-    foreign: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_invalid_entries_of_run_json_are_ignored(
+    invalid: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = Job()
     with job.record(tmp_path) as recorder:
         job.train(3, recorder)
-    said = json.loads((tmp_path / "run.json").read_text())
-    said["recorder"] |= foreign
-    (tmp_path / "run.json").write_text(json.dumps(said))
+    info = json.loads((tmp_path / "run.json").read_text())
+    info["recorder"] |= invalid
+    (tmp_path / "run.json").write_text(json.dumps(info))
     with job.record(tmp_path, resume=True) as recorder:
         job.train(5, recorder)
     assert not caplog.records
@@ -405,7 +405,7 @@ def test_notes_that_are_none_are_passed_over(
     assert not (tmp_path / ".lock").exists()
 
 
-def test_what_is_nested_too_deeply_to_be_written_again_is_named(tmp_path: Path) -> None:
+def test_a_config_too_deeply_nested_to_be_written_again_is_reported(tmp_path: Path) -> None:
     job = Job()
     with job.record(tmp_path, config={"deep": "here"}) as recorder:
         job.train(3, recorder)
@@ -416,14 +416,14 @@ def test_what_is_nested_too_deeply_to_be_written_again_is_named(tmp_path: Path) 
         lambda: job.record(tmp_path, resume=True),
         lambda: repair(tmp_path),
     ]
-    for attempt in (*tries, *tries):  # again: the lock was given back
+    for attempt in (*tries, *tries):  # twice: the lock is released after an error
         with pytest.raises(RunError, match=r"run\.json' cannot be written: .* nested too deeply"):
             attempt()
     assert (tmp_path / "run.json").read_text() == text
     assert trustlens.open_run(tmp_path).last_step == 3
 
 
-def test_layers_of_both_models_are_known(tmp_path: Path) -> None:
+def test_a_run_resumed_with_another_model_has_the_layers_of_both(tmp_path: Path) -> None:
     first = Job()
     with first.record(tmp_path / "run") as recorder:
         first.train(2, recorder)

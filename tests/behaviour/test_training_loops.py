@@ -1,4 +1,4 @@
-"""Training as people do it: each real step is one row, and nothing else is."""
+"""Common training loops: each step of the optimizer is recorded once, and nothing else is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_accumulated_gradients_are_one_step(tmp_path):
         assert rows[t, "weight"]["grad_norm"] == pytest.approx(norm(total), rel=TOLERANCE)
 
 
-def test_the_gradient_is_the_clipped_one(tmp_path):
+def test_the_recorded_gradient_is_the_clipped_one(tmp_path):
     (p,) = parameters_of((30, 4))
     optimizer = torch.optim.SGD([p], lr=0.1)
     with trustlens.record(optimizer, tmp_path / "run"):
@@ -44,8 +44,8 @@ def test_the_gradient_is_the_clipped_one(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (SMALL + 1,)])
-def test_a_step_outside_the_optimizer_is_not_invented(shape, tmp_path):
-    """Weights that change between two steps show in r₁, and in no update."""
+def test_a_change_outside_the_optimizer_is_not_a_step(shape, tmp_path):
+    """Weights that change between two steps show in r₁, but in no update."""
     (p,) = parameters_of(shape)
     optimizer = torch.optim.AdamW([p], lr=0.01, betas=(0.9, 0.99))
     before, after = [], []
@@ -73,7 +73,7 @@ def test_a_step_outside_the_optimizer_is_not_invented(shape, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (SMALL + 1,)])
-def test_another_hook_that_writes_to_the_weights_is_no_part_of_the_step(shape, tmp_path):
+def test_changes_by_other_hooks_are_not_part_of_the_step(shape, tmp_path):
     (p,) = parameters_of(shape)
     optimizer = torch.optim.AdamW([p], lr=0.01)
     seen = []
@@ -91,7 +91,7 @@ def test_another_hook_that_writes_to_the_weights_is_no_part_of_the_step(shape, t
     assert norm(seen[2]) < 0.5 * norm(seen[1])
 
 
-def test_a_group_added_and_a_schedule_in_mid_run(tmp_path):
+def test_a_group_added_during_the_run_and_a_schedule(tmp_path):
     first, second = parameters_of((3, 4), (5,))
     optimizer = torch.optim.AdamW([first], lr=0.1, weight_decay=0.2)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -112,11 +112,11 @@ def test_a_group_added_and_a_schedule_in_mid_run(tmp_path):
     of_second = {t: row for (t, layer), row in rows.items() if layer == "group1.param0"}
     assert list(of_second) == [3, 4]
     assert [row["learning_rate"] for row in of_second.values()] == pytest.approx([1.0, 0.5])
-    assert of_second[3]["debias1"] == pytest.approx(10)  # its own first step
+    assert of_second[3]["debias1"] == pytest.approx(10)  # its first step
 
 
-def test_element_histograms_of_a_large_layer_are_of_the_weights_before(tmp_path):
-    """Its weights are undone from the state in other steps; here they are counted one by one."""
+def test_element_histograms_of_a_large_layer_are_of_the_weights_before_the_step(tmp_path):
+    """In steps without histograms its weights are recovered from the state, not copied."""
     shape = (SMALL + 1,)
     (p,) = parameters_of(shape)
     optimizer = torch.optim.AdamW([p], lr=0.1)

@@ -1,4 +1,4 @@
-"""Layers and runs that are not as usual: no crash, and nothing made up."""
+"""Unusual layers and runs: no crash, and no invented numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_layer_with_a_value_that_is_not_finite_stays_visible(name, bad, tmp_pa
     layer = {t: rows[t, "group0.param0"] for t in (1, 2, 3)}
     other = {t: rows[t, "group0.param1"] for t in (1, 2, 3)}
     assert [layer[t]["nonfinite"] for t in (1, 2)] == [0, 1]
-    assert layer[3]["nonfinite"] >= 1  # it is in the weights by now
+    assert layer[3]["nonfinite"] >= 1  # it has reached the weights
     assert [other[t]["nonfinite"] for t in (1, 2, 3)] == [0, 0, 0]
     for column in ("grad_norm", "grad_max", "direction_norm", "update_norm", "update_max"):
         assert np.isfinite(layer[1][column])
@@ -82,7 +82,7 @@ def test_updates_that_bfloat16_rounds_away(name, tmp_path):
     assert row["weight_norm"] == pytest.approx(norm(before), rel=TOLERANCE)
     assert row["grad_norm"] == pytest.approx(norm(wide(g)), rel=TOLERANCE)
     assert row["update_max"] == pytest.approx(np.abs(delta).max(), rel=TOLERANCE)
-    if name not in {"SGD", "Lars"}:  # the direction of the averages as bfloat16 holds them
+    if name not in {"SGD", "Lars"}:  # the direction of the averages as stored, in bfloat16
         state = optimizer.state[p]
         m, v = wide(state["exp_avg"]), wide(state["exp_avg_sq"])
         d = m / 0.1 / (np.sqrt(v / 0.01) + case.eps)
@@ -91,7 +91,7 @@ def test_updates_that_bfloat16_rounds_away(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD, momentum", "Lamb", "Lars"])
-def test_a_layer_without_gradient_has_what_it_has(name, tmp_path):
+def test_a_layer_without_gradient_has_a_weight_norm_and_nulls(name, tmp_path):
     used, unused = parameters_of((3, 4), (5,))
     optimizer = CASES[name].make([{"params": [used, unused], "lr": 0.01, "weight_decay": 0.1}])
     rows = record_steps(tmp_path / "run", optimizer, [[torch.ones(3, 4), None]] * 2)
@@ -115,7 +115,7 @@ def test_a_layer_counts_its_own_steps(name, tmp_path):
     assert factors[1][1::2] == [None, None]
 
 
-def test_a_run_of_no_step(tmp_path):
+def test_a_run_without_steps(tmp_path):
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     with trustlens.record(optimizer, tmp_path / "run", model=model):
@@ -127,7 +127,7 @@ def test_a_run_of_no_step(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "Lamb", "Lars"])
-def test_a_run_of_one_step(name, tmp_path):
+def test_a_run_with_one_step(name, tmp_path):
     model = torch.nn.Linear(3, 2)
     optimizer = CASES[name].make([{"params": list(model.parameters()), "lr": 0.01}])
     grads = [[torch.ones_like(p) for p in model.parameters()]]
@@ -136,14 +136,14 @@ def test_a_run_of_one_step(name, tmp_path):
     assert len(pq.read_table(tmp_path / "run" / "steps")) == 1
 
 
-def test_a_rate_that_is_a_tensor(tmp_path):
+def test_a_learning_rate_that_is_a_tensor(tmp_path):
     (p,) = parameters_of((3, 4))
     optimizer = torch.optim.AdamW([p], lr=torch.tensor(0.01), betas=(0.9, 0.99))
     rows = record_steps(tmp_path / "run", optimizer, [[torch.ones(3, 4)]])
     assert rows[1, "group0.param0"]["learning_rate"] == pytest.approx(0.01, rel=1e-6)
 
 
-def test_a_closure(tmp_path):
+def test_a_step_with_a_closure(tmp_path):
     (p,) = parameters_of((3, 4))
     optimizer = torch.optim.SGD([p], lr=0.01)
     before = wide(p)
@@ -175,8 +175,8 @@ def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "Adam, amsgrad", "Lamb"])
-def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
-    """There the count stays a tensor: reading it would wait. No such device is needed to see it."""
+def test_step_counts_on_a_device(name, tmp_path, monkeypatch):
+    """They stay tensors, since reading one would synchronize. The test uses CPU tensors."""
     for module in (direction, snapshots, cached_plan, measurement):
         monkeypatch.setattr(module, "is_on_accelerator", torch.is_tensor)
     (p,) = parameters_of((30, 4))
@@ -194,8 +194,8 @@ def test_step_counts_that_lie_on_a_device(name, tmp_path, monkeypatch):
         compare(made[t, "group0.param0"], expected, products, t)
 
 
-def test_a_skipped_step_that_is_known_only_after_it_was_measured():
-    """On an accelerator: what was measured is not written. No such device is needed to see it."""
+def test_the_measurement_of_a_skipped_step_is_not_written():
+    """On an accelerator it is only known after measuring that the step was skipped."""
     measured = Measurement(
         layers=np.zeros(1, np.int32),
         sizes=np.ones(1),
@@ -233,11 +233,11 @@ def test_a_step_that_gradient_scaling_skipped(overflow, tmp_path):
     assert rows[done[0], "group0.param0"]["weight_norm"] == pytest.approx(norm(start))
     factors = [rows[t, "group0.param0"]["debias1"] for t in done]
     assert factors == pytest.approx([1 / (1 - 0.9**t) for t in (1, 2, 3)])
-    for t in done:  # the gradient that was used, not the scaled one
+    for t in done:  # the unscaled gradient
         assert rows[t, "group0.param0"]["grad_max"] == 2
 
 
-def test_a_half_precision_gradient_that_lamb_clips_is_divided_as_lamb_divides(tmp_path):
+def test_a_bfloat16_gradient_that_lamb_clips_is_rounded_as_in_lamb(tmp_path):
     p = torch.nn.Parameter(torch.randn(300).bfloat16())
     optimizer = trustlens.optim.Lamb([p], lr=0.01, max_grad_norm=0.3)
     gradient = torch.randn(300).bfloat16()

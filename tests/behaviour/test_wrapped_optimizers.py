@@ -1,4 +1,4 @@
-"""Optimizers behind others, compiled ones, and subclasses that call their parent's step."""
+"""Wrapped optimizers, compiled steps, and subclasses that call their parent's step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 import trustlens
 from trustlens.errors import UsageError
 
-# Stand-ins with the shape of what they are named after, so that the tests need none of them.
+# Stand-ins for wrappers of other packages, so that the tests do not need these packages.
 
 
 class Accelerated(Optimizer):
-    """As Accelerate's AcceleratedOptimizer: an Optimizer that never went through its __init__."""
+    """Like Accelerate's AcceleratedOptimizer: an Optimizer whose __init__ is never called."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -36,7 +36,7 @@ class Accelerated(Optimizer):
 
 
 class Lightning:
-    """As Lightning's LightningOptimizer: takes the class of what it wraps, hands all else on."""
+    """Like Lightning's LightningOptimizer: a subclass of the wrapped class that forwards to it."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
@@ -51,7 +51,7 @@ class Lightning:
 
 
 class Lookahead(Optimizer):
-    """As torch-optimizer's Lookahead: groups of its inner one, and moves the weights itself."""
+    """Like torch-optimizer's Lookahead: shares the inner groups, and changes the weights itself."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -67,7 +67,7 @@ class Lookahead(Optimizer):
 
 
 class LocalSGD(Optimizer):
-    """As torch's PostLocalSGDOptimizer."""
+    """Like torch's PostLocalSGDOptimizer."""
 
     def __init__(self, optim: Any) -> None:
         self.optim = optim
@@ -78,7 +78,7 @@ class LocalSGD(Optimizer):
 
 
 class ScheduleFree:
-    """As schedulefree's ScheduleFreeWrapper: no Optimizer at all."""
+    """Like schedulefree's ScheduleFreeWrapper: not a torch Optimizer."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
@@ -120,7 +120,7 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
         lambda inner: Accelerated(Lookahead(inner)),
     ],
 )
-def test_the_optimizer_within_a_wrapper_is_recorded(
+def test_the_optimizer_inside_a_wrapper_is_recorded(
     tmp_path: Path, wrap: Callable[[Any], Any]
 ) -> None:
     plain, model = two_layers(), two_layers()
@@ -146,8 +146,8 @@ def test_the_optimizer_within_a_wrapper_is_recorded(
     )
 
 
-def test_a_wrapper_with_hooks_of_its_own_is_recorded_itself(tmp_path: Path) -> None:
-    """As pytorch_optimizer's Lookahead: then its own change of the weights is in the update."""
+def test_a_wrapper_that_has_hooks_is_recorded_itself(tmp_path: Path) -> None:
+    """Like pytorch_optimizer's Lookahead: the update then includes the wrapper's change."""
 
     class Halving(Optimizer):
         def __init__(self, optimizer: Optimizer) -> None:
@@ -169,8 +169,8 @@ def test_a_wrapper_with_hooks_of_its_own_is_recorded_itself(tmp_path: Path) -> N
     assert update.loc[1].tolist() == pytest.approx([3**0.5])
 
 
-def test_an_optimizer_whose_steps_cannot_be_seen_is_refused(tmp_path: Path) -> None:
-    class Unmade(Optimizer):
+def test_an_optimizer_whose_hooks_are_not_called_is_refused(tmp_path: Path) -> None:
+    class NotInitialized(Optimizer):
         def __init__(self, parameters: Any) -> None:
             self.param_groups = [{"params": list(parameters)}]
 
@@ -182,8 +182,11 @@ def test_an_optimizer_whose_steps_cannot_be_seen_is_refused(tmp_path: Path) -> N
 
     parameters = list(two_layers().parameters())
     for given, message in (
-        (Unmade(parameters), r"no hooks of the Unmade .* torch\.optim\.Optimizer\.__init__"),
-        (Accelerated(Unmade(parameters)), "no hooks of the Unmade"),
+        (
+            NotInitialized(parameters),
+            r"no step hooks of the NotInitialized .* torch\.optim\.Optimizer\.__init__",
+        ),
+        (Accelerated(NotInitialized(parameters)), "no step hooks of the NotInitialized"),
         (Trainer(torch.optim.SGD(parameters)), "got 'Trainer' for an optimizer"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -191,12 +194,12 @@ def test_an_optimizer_whose_steps_cannot_be_seen_is_refused(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-# Compiled steps. With the first one torch imports what warns of torch.jit: not our warning.
+# Compiled steps. The first one makes torch import a module that warns about torch.jit.
 compiles = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 class Decaying(torch.optim.AdamW):
-    """Calls its parent's step, which has hooks of its own once an AdamW has been made."""
+    """Calls its parent's step, which also calls hooks once an AdamW has been created."""
 
     def step(self, closure=None):
         with torch.no_grad():
@@ -216,7 +219,7 @@ MADE: dict[str, Callable[[Any], Optimizer]] = {
     ("name", "backend"),
     [("AdamW", "eager"), ("AdamW", "aot_eager"), ("SGD", "aot_eager"), ("subclass", "eager")],
 )
-def test_a_compiled_step_is_recorded_as_it_is_without(
+def test_a_compiled_step_is_recorded_like_an_uncompiled_one(
     tmp_path: Path, name: str, backend: str
 ) -> None:
     def compiled(optimizer: Optimizer) -> Callable[[], Any]:
@@ -234,7 +237,7 @@ def test_a_compiled_step_is_recorded_as_it_is_without(
     for t in range(6):
         model.zero_grad()
         model(torch.randn(4, 6, generator=make)).square().mean().backward()
-        if t == 2:  # compiled before the hooks were there, and used after they have gone
+        if t == 2:  # compiled before the hooks exist, used until after they are removed
             recorder = trustlens.record(optimizer, tmp_path, model=model)
         elif t == 5:
             recorder.close()
@@ -256,7 +259,7 @@ def test_a_compiled_step_is_recorded_as_it_is_without(
 
 
 @compiles
-def test_a_whole_training_step_that_is_compiled(tmp_path: Path) -> None:
+def test_a_compiled_training_step_is_recorded(tmp_path: Path) -> None:
     def trained(model: nn.Module, optimizer: Optimizer) -> None:
         torch._dynamo.reset()
 
@@ -284,11 +287,11 @@ def move(optimizer: Optimizer, by: float) -> None:
             p.add_(by)
 
 
-# Subclasses that call their parent's step. torch gives hooks to the step of each class as its
-# first optimizer is made, so these are made anew for each test.
+# Subclasses that call their parent's step. torch wraps the step of a class to call hooks when its
+# first optimizer is created, so each test defines new classes.
 
 
-def family_of_three() -> tuple[type[Optimizer], type[Optimizer], type[Optimizer]]:
+def new_classes() -> tuple[type[Optimizer], type[Optimizer], type[Optimizer]]:
     class Parent(Optimizer):
         def __init__(self, params: Any) -> None:
             super().__init__(params, {"lr": 1.0})
@@ -299,7 +302,7 @@ def family_of_three() -> tuple[type[Optimizer], type[Optimizer], type[Optimizer]
                 closure()
 
     class Child(Parent):
-        """Moves the weights before and after its parent does, and survives its failure."""
+        """Changes the weights before and after its parent's step; catches its ArithmeticError."""
 
         def step(self, closure=None):
             move(self, 10.0)
@@ -318,11 +321,11 @@ def family_of_three() -> tuple[type[Optimizer], type[Optimizer], type[Optimizer]
 
 @pytest.mark.parametrize("first", ["the parents", "the child"])
 @pytest.mark.parametrize(("kind", "update"), [(0, 1), (1, 112), (2, 1112)])
-@pytest.mark.parametrize("ending", ["returns", "survived", "raises", "raises elsewhere"])
-def test_the_outermost_step_is_the_step(
+@pytest.mark.parametrize("ending", ["returns", "caught", "raises", "raises in a thread"])
+def test_only_the_outermost_step_is_recorded(
     tmp_path: Path, first: str, kind: int, update: float, ending: str
 ) -> None:
-    classes = family_of_three()
+    classes = new_classes()
     if first == "the parents":
         for parent in classes[:kind]:
             parent([nn.Parameter(torch.zeros(1))])
@@ -330,10 +333,10 @@ def test_the_outermost_step_is_the_step(
     optimizer = classes[kind]([weight])
 
     def broken(error: type[Exception]) -> None:
-        raise error("the user's own")
+        raise error("error in the closure")
 
     def fail() -> None:
-        with pytest.raises(ValueError, match="the user's own"):
+        with pytest.raises(ValueError, match="error in the closure"):
             optimizer.step(lambda: broken(ValueError))
         with torch.no_grad():
             weight.zero_()
@@ -343,13 +346,13 @@ def test_the_outermost_step_is_the_step(
         for t in range(1, 4):
             if ending == "raises":
                 fail()
-            elif ending == "raises elsewhere":
+            elif ending == "raises in a thread":
                 thread = threading.Thread(target=fail)
                 thread.start()
                 thread.join()
             starts.append(weight.item())
-            survives = ending == "survived" and kind > 0
-            optimizer.step((lambda: broken(ArithmeticError)) if survives else None)
+            caught = ending == "caught" and kind > 0
+            optimizer.step((lambda: broken(ArithmeticError)) if caught else None)
             assert recorder.step == t
     run = trustlens.open_run(tmp_path)
     assert run.matrix("nonfinite").index.tolist() == [1, 2, 3]
@@ -357,8 +360,8 @@ def test_the_outermost_step_is_the_step(
     assert run.matrix("weight_norm").iloc[:, 0].tolist() == starts
 
 
-def test_a_recorder_that_is_opened_or_closed_within_a_step(tmp_path: Path) -> None:
-    """It does not count the step of which it saw one end only."""
+def test_a_recorder_opened_or_closed_during_a_step(tmp_path: Path) -> None:
+    """It does not count a step of which it saw only the beginning or only the end."""
     weight = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
     optimizer = torch.optim.SGD([weight], lr=1.0)
@@ -372,11 +375,11 @@ def test_a_recorder_that_is_opened_or_closed_within_a_step(tmp_path: Path) -> No
     assert trustlens.open_run(tmp_path).matrix("weight_norm").to_numpy().tolist() == [[0.0]]
 
 
-def test_steps_of_one_class_within_each_other_are_those_of_two_optimizers(tmp_path: Path) -> None:
-    """A closure may step another optimizer: that is a step of its own, and ours goes on."""
-    mine, yours = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    outer, inner = torch.optim.SGD([mine], lr=1.0), torch.optim.SGD([yours], lr=1.0)
-    mine.grad, yours.grad = torch.ones(1), torch.ones(1)
+def test_nested_steps_of_two_optimizers_of_one_class_are_both_recorded(tmp_path: Path) -> None:
+    """A closure may step another optimizer; that is a separate step."""
+    first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    outer, inner = torch.optim.SGD([first], lr=1.0), torch.optim.SGD([second], lr=1.0)
+    first.grad, second.grad = torch.ones(1), torch.ones(1)
     with trustlens.record([outer, inner], tmp_path):
         for _ in range(2):
             outer.step(inner.step)

@@ -1,4 +1,4 @@
-"""A training that is interrupted, and what tells whether its record shows that."""
+"""A training that can be interrupted, and checks that its run does not show the interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 class Job:
-    """A training whose data follow from the step alone, as a new process would make it."""
+    """A training whose data depend only on the step, so that a new process can continue it."""
 
     def __init__(self, make: Make = OPTIMIZERS["AdamW"], *, scaled: bool = False) -> None:
         torch.manual_seed(0)
@@ -67,7 +67,7 @@ class Job:
 
 
 def contents(directory: Path) -> dict[str, pd.DataFrame]:
-    """The rows of each table but for the time, in one order."""
+    """Return the rows of each table in a fixed order, without their times."""
     frames: dict[str, pd.DataFrame] = {}
     for table in TABLES:
         frame = read_table(directory, table).to_pandas().drop(columns="time", errors="ignore")
@@ -79,6 +79,7 @@ def contents(directory: Path) -> dict[str, pd.DataFrame]:
 
 
 def assert_same(one: Path, other: Path) -> None:
+    """Check that two runs have the same rows, and that each row of the first exists once."""
     expected = contents(other)
     for table, frame in contents(one).items():
         pd.testing.assert_frame_equal(frame, expected[table], obj=table)
@@ -93,7 +94,8 @@ def assert_same(one: Path, other: Path) -> None:
 OPTIONS = {"every": 3, "histograms_every": 4}
 
 
-def straight(directory: Path, make: Make, until: int = 20, *, scaled: bool = False) -> Path:
+def uninterrupted(directory: Path, make: Make, until: int = 20, *, scaled: bool = False) -> Path:
+    """Record a training that is not interrupted, and return its directory."""
     job = Job(make, scaled=scaled)
     with job.record(directory, **OPTIONS) as recorder:
         job.train(until, recorder)

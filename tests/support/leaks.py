@@ -1,4 +1,4 @@
-"""Fail a test that leaves something behind which other tests, or a user's training, would meet."""
+"""Fail a test that leaves recorders, hooks, threads or patches behind."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.optim import Optimizer, optimizer
 from trustlens.recording.hooks import grad_scaler
 from trustlens.recording.options import BEING_RECORDED
 
-SECONDS_TO_END = 5  # that a thread has, once nobody waits for it
-# Not the optimizers' own classes, whose `step` torch itself wraps when one is made.
+SECONDS_TO_END = 5  # time for a thread to end after the test
+# Without the classes of optimizers, since torch itself wraps their `step`.
 PATCHABLE = (
     torch,
     torch.cuda,
@@ -31,7 +31,7 @@ PATCHABLE = (
 
 @pytest.fixture(autouse=True)
 def fails_on_leaks() -> Iterator[None]:
-    """Compare what there is after each test, and after its fixtures, with what was there before."""
+    """Compare recorders, hooks, threads and patches before and after each test and its fixtures."""
     left, functions = everything_left(), patchable_functions()
     yield
     deadline = time.monotonic() + SECONDS_TO_END
@@ -46,7 +46,7 @@ def fails_on_leaks() -> Iterator[None]:
 
 
 def everything_left() -> dict[Any, str]:
-    """Return, for each recorder, hook and thread there is now, what to call it."""
+    """Return a description of each existing recorder, hook and thread."""
     left: dict[Any, str] = {}
     for one in BEING_RECORDED:
         left["recorder", id(one)] = f"an open recorder of {type(one).__name__}"

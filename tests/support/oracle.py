@@ -1,9 +1,9 @@
-"""What an optimizer of torch.optim does, found without our formulas: by torch's own, in float64.
+"""What an optimizer of torch.optim does in a step, computed by torch's own code in float64.
 
-Before each step a shadow is made: an optimizer of the same class and options, of float64 copies
-of the parameters, with the real one's state as float64. It does the same step. Its change of the
-weights gives the direction, ``d = −Δw/η − λw``; its averages are those of the step. What the
-step really did is read off the real weights.
+Before each step a shadow is made: an optimizer of the same class and options, with float64 copies
+of the parameters and of the state. It does the same step. The change of its weights gives the
+direction, ``d = −Δw/η − λw``; its averages are those of the step. The applied update is computed
+from the weights of the real optimizer.
 """
 
 from __future__ import annotations
@@ -21,22 +21,18 @@ from support.supported import LAST_PLACES
 from trustlens.schema import COUNTS, RECORDED
 
 OF_WEIGHTS = {"weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight"}
-NUMBERS = {
-    "step",
-    "mu_product",
-    "eta",
-    "mu",
-}  # of the state, without dimensions: float32's here too
+# State entries without dimensions; the shadow keeps their dtype.
+NUMBERS = {"step", "mu_product", "eta", "mu"}
 
 
 @dataclass
 class Step:
-    """One layer in one step; arrays are float64, and real: complex ones have a last dimension 2."""
+    """One layer in one step. Arrays are float64; complex ones are real with a last dimension 2."""
 
     group: dict[str, Any]
     before: np.ndarray
     g: np.ndarray | None
-    shadow: np.ndarray | None = None  # w as float64 arithmetic has it after the step
+    shadow: np.ndarray | None = None  # w after the step in float64 arithmetic
     state: dict[str, Any] = field(default_factory=dict)
     after: np.ndarray | None = None
     real_state: dict[str, Any] = field(default_factory=dict)  # after the step
@@ -46,7 +42,7 @@ class Step:
 
 
 def real(tensor):
-    """A copy as a float64 array, dense and real."""
+    """Return a copy as a float64 array, dense and real."""
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
@@ -62,9 +58,9 @@ def widened(value):
 
 
 def plain_options(group, parameters):
-    """The group's options as numbers, for the loop over single tensors.
+    """Return the group's options for torch's single-tensor loop, with numbers instead of tensors.
 
-    Only the arithmetic of tensors without dimensions, and which numbers those are, stays.
+    Betas that are tensors stay tensors unless the step is fused, since that changes their rounding.
     """
     plain = {"foreach": False, "fused": None}
     if group.get("fused") or "lambd" in group:
@@ -74,7 +70,7 @@ def plain_options(group, parameters):
         options["lr"] = float(options["lr"])
     if isinstance(options.get("betas", (0,))[0], torch.Tensor) and group.get("fused"):
         options["betas"] = tuple(float(beta) for beta in options["betas"])
-    if options.get("eps", 0) == (None, 1e-3):  # Adafactor's: that of the first one's dtype
+    if options.get("eps", 0) == (None, 1e-3):  # Adafactor: ε of the first parameter's dtype
         first = next((p for p in parameters if p.grad is not None), None)
         if first is not None:
             options["eps"] = (torch.finfo(first.dtype).eps, 1e-3)
@@ -82,7 +78,7 @@ def plain_options(group, parameters):
 
 
 def shadow_step(optimizer):
-    """Do the step in float64, beside the optimizer; what it did, by the parameter's identity."""
+    """Do the step in float64; return the weights and state after it, by the parameter's id."""
     groups, pairs = [], []
     for group in optimizer.param_groups:
         copies = [torch.nn.Parameter(widened(p), requires_grad=False) for p in group["params"]]
@@ -100,7 +96,7 @@ def shadow_step(optimizer):
     return {id(p): (real(q), dict(shadow.state.get(q, {}))) for p, q in pairs}
 
 
-# What the columns are made of, by the optimizers' documentation.
+# The terms of the columns, by the optimizers' documentation.
 
 
 def decoupled_decay(kind, group):
@@ -122,8 +118,8 @@ def beta(group, which):
     return float(group["betas"][which])
 
 
-def left(kind, group, which, t):
-    """1 − βᵗ as the step has it: of float32 numbers where β or t is a tensor to it."""
+def one_minus_power(kind, group, which, t):
+    """Return 1 − βᵗ as the step computes it: in float32 if it uses a tensor β or t."""
     tensor = group.get("capturable") or (group.get("differentiable") and kind in {"Adam", "AdamW"})
     beta_given = group["betas"][which]
     if group.get("fused") or not (tensor or isinstance(beta_given, torch.Tensor)):
@@ -133,10 +129,10 @@ def left(kind, group, which, t):
 
 
 def second_moment(kind, state, group, t):
-    """v̂, and the ε that is added to its root."""
+    """Return v̂, and the ε that is added to its root."""
     v = eps = None
     if kind in {"Adam", "AdamW", "NAdam", "RAdam", "SparseAdam"}:
-        return of_adam(kind, state, group, t)
+        return second_moment_of_adam(kind, state, group, t)
     if kind == "Adagrad":
         v, eps = real(state["sum"]), group["eps"]
     elif kind == "RMSprop":
@@ -153,9 +149,9 @@ def second_moment(kind, state, group, t):
     return v, eps
 
 
-def of_adam(kind, state, group, t):
+def second_moment_of_adam(kind, state, group, t):
     v = real(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
-    eps, rest = group["eps"], left(kind, group, 1, t)
+    eps, rest = group["eps"], one_minus_power(kind, group, 1, t)
     if kind == "RAdam" and not rectified(group, t, rest):
         return v, eps
     if kind in {"RAdam", "SparseAdam"}:  # √(v/c) + ε/√c = (√v + ε)/√c
@@ -164,14 +160,14 @@ def of_adam(kind, state, group, t):
 
 
 def rectified(group, t, rest):
-    """Whether RAdam divides already: Liu et al. 2020, Algorithm 2."""
+    """Return whether RAdam divides by √v̂ in step t (Liu et al. 2020, Algorithm 2)."""
     longest = 2 / (1 - beta(group, 1)) - 1
     return longest - 2 * t * (1 - rest) / rest > 5
 
 
 def debias_factors(kind, group, t):
     if kind in {"Adam", "AdamW", "SparseAdam", "RAdam", "NAdam", "Adamax"}:
-        first, second = (1 / left(kind, group, which, t) for which in (0, 1))
+        first, second = (1 / one_minus_power(kind, group, which, t) for which in (0, 1))
         if kind == "NAdam":
             drift = group["momentum_decay"]
             rates = beta(group, 0) * (1 - 0.5 * 0.96 ** (np.arange(1, t + 2) * drift))
@@ -184,11 +180,12 @@ def debias_factors(kind, group, t):
 
 
 def expected_row(kind, step, null):
-    """Every column by its definition, None for null; and what inner products are relative to."""
+    """Return every column by its definition (None for null), and the sizes of inner products."""
     w, g, delta = step.before, step.g, step.after - step.before
     if g is None:
-        here = {"weight_norm": norm(w), "update_norm": norm(delta), "nonfinite": bad(w),
-                "update_max": largest(delta), "update_dot_weight": (delta * w).sum(),
+        here = {"weight_norm": norm(w), "update_norm": norm(delta),
+                "nonfinite": count_not_finite(w), "update_max": largest(delta),
+                "update_dot_weight": (delta * w).sum(),
                 "learning_rate": float(step.group["lr"])}  # fmt: skip
         return dict.fromkeys(RECORDED) | here, {}
     rate, lam = float(step.group["lr"]), decoupled_decay(kind, step.group)
@@ -196,11 +193,11 @@ def expected_row(kind, step, null):
     u = -change / rate
     d = u - lam * w
     m = momentum_of(step.real_state if step.shadow is None else step.state)
-    v = kept_v = eps = None
+    v = real_v = eps = None
     if step.shadow is not None:
         v, eps = second_moment(kind, step.state, step.group, step.t)
-        # Where gradient and decay cancel, v is float32's rounding: g²/v of it can be the whole sum.
-        kept_v, _ = second_moment(kind, step.real_state, step.group, step.t)
+        # If gradient and decay cancel, v is float32's rounding error: g²/v may be the whole sum.
+        real_v, _ = second_moment(kind, step.real_state, step.group, step.t)
     first, second = debias_factors(kind, step.group, step.t)
     row = {
         "trust_ratio": min(over(norm(w), norm(u)), 10.0),
@@ -214,7 +211,7 @@ def expected_row(kind, step, null):
         "grad_dot_momentum": None if m is None else (g * m).sum(),
         "momentum_norm": None if m is None else norm(m),
         "variance_sum": None if v is None else v.sum(),
-        "surprise": surprise(g, kept_v, eps),
+        "surprise": surprise(g, real_v, eps),
         "update_max": largest(delta),
         "grad_max": largest(g),
         "debias1": first,
@@ -235,7 +232,7 @@ def expected_row(kind, step, null):
     return {k: None if k in null else v for k, v in row.items()}, products
 
 
-def bad(values):
+def count_not_finite(values):
     return int((~np.isfinite(values)).sum())
 
 
@@ -248,7 +245,7 @@ def surprise(g, v, eps):
 
 
 def compare(kind, row, step, *, null, bound, where):
-    """Hold a row to its definition, within the bound."""
+    """Check that a row equals its definition, within the bound."""
     assert set(RECORDED) <= set(row)
     expected, products = expected_row(kind, step, null)
     slack = slacks(step, expected, products, bound)
@@ -275,14 +272,14 @@ def compare(kind, row, step, *, null, bound, where):
 
 
 def slacks(step, expected, products, bound):
-    """What the columns may be off beyond the bound: inner products cancel, weights are rounded."""
+    """Return the absolute errors allowed beyond the bound, for cancellation and rounded weights."""
     slack = {name: bound * size for name, size in products.items()}
     # Δw/η has the float64 rounding of the weights.
     own = 4e-16 * norm(step.before) / float(step.group["lr"])
     for name, size in (("direction_norm", 1), ("undecayed_norm", 1),
                        ("undecayed_dot_weight", norm(step.before))):  # fmt: skip
         slack[name] = slack.get(name, 0.0) + own * size
-    if "direction_norm" in slack and expected["direction_norm"]:  # d and λw may cancel, too
+    if "direction_norm" in slack and expected["direction_norm"]:  # d and λw may also cancel
         share = slack["direction_norm"] / expected["direction_norm"]
         slack["trust_ratio"] = expected["trust_ratio"] * share
     w, delta = step.before, step.after - step.before
@@ -304,7 +301,7 @@ def slacks(step, expected, products, bound):
 
 @dataclass
 class Layer:
-    """A parameter with its gradients, one for each step (None: it has none)."""
+    """A parameter with its gradient in each step, or None."""
 
     name: str
     weights: torch.Tensor
@@ -322,9 +319,9 @@ def parameters_of(layers, differentiable):
 
 
 def train(case, layers, directory=None, *, rates=(1.0,), before_step=None):
-    """Do as many steps as there are gradients, recorded and shadowed if there is a directory.
+    """Do a step for each gradient; record and shadow them if a directory is given.
 
-    Returns the optimizer, its parameters by name, and what each step was by (step, name).
+    Return the optimizer, its parameters by name, and each layer's `Step` by (step, name).
     """
     parameters = parameters_of(layers, case.options.get("differentiable"))
     count = max(layer.group for layer in layers) + 1
@@ -344,17 +341,17 @@ def train(case, layers, directory=None, *, rates=(1.0,), before_step=None):
         if before_step is not None:
             before_step(t, optimizer, parameters)
         if recorder is not None:
-            seen |= look(t + 1, optimizer, parameters)
+            seen |= before_step_of(t + 1, optimizer, parameters)
         optimizer.step()
         if recorder is not None:
-            after_step(t + 1, optimizer, parameters, seen)
+            add_result(t + 1, optimizer, parameters, seen)
     if recorder is not None:
         recorder.close()
     return optimizer, parameters, seen
 
 
-def look(number, optimizer, parameters):
-    """What a step begins with, and what its shadow does."""
+def before_step_of(number, optimizer, parameters):
+    """Return each layer's `Step` before the step, with the result of the shadow."""
     shadowed = {} if type(optimizer).__name__ == "Muon" else shadow_step(optimizer)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     seen = {}
@@ -368,8 +365,8 @@ def look(number, optimizer, parameters):
     return seen
 
 
-def after_step(number, optimizer, parameters, seen):
-    """Note what the step really did."""
+def add_result(number, optimizer, parameters, seen):
+    """Add the weights and state after the step."""
     for name, p in parameters.items():
         step = seen[number, name]
         step.after = real(p)

@@ -1,8 +1,8 @@
-"""A float64 simulation of every optimizer that is known, sharing no code with the recorder.
+"""A float64 simulation of every known optimizer, which shares no code with the recorder.
 
-It is given copies of a layer's weights and gradient from before each step; its moving averages
-are its own, in float64 from the first step on. What is recorded comes from the optimizer's
-float32 state, so the two agree to float32's rounding and no better.
+It receives copies of a layer's weights and gradient before each step, and computes the moving
+averages itself, in float64 from the first step on. The recorder reads the optimizer's float32
+state, so the two agree only up to float32's rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import trustlens
 from trustlens.optim import LAMB_VARIANTS, LARS_VARIANTS, Lamb, Lars
 from trustlens.schema import COUNTS, RECORDED
 
-TOLERANCE = 2e-5  # issue 2: r, r₁, r₂, ‖Δw‖ and the debias factors; here every column
+TOLERANCE = 2e-5  # the largest relative error that the documentation allows
 
 
 def norm(x):
@@ -28,12 +28,13 @@ def norm(x):
 
 
 def over(above, below):
+    """Return above / below, or 1 if one of them is 0."""
     return above / below if above != 0 and below != 0 else 1.0
 
 
-# Each family keeps what it needs of a layer and says, for one step: the
-# direction d, the decoupled decay λ, m, v̂, the debias factors, the ratio it applied (None: it
-# applies none) and the change it makes to the weights.
+# Each class simulates one layer of an optimizer family. `step` takes w, g, η and λ and returns the
+# direction d, the decoupled decay λ, m, v̂, the debias factors, the ratio that was applied (None if
+# the family applies none) and the change of the weights.
 
 
 @dataclass
@@ -97,11 +98,11 @@ class SgdLayer:
 
 @dataclass
 class LambLayer:
-    """u, the change and the ratio as one way of writing LAMB has them."""
+    """LAMB, with `variant` computing the ratio and the change of the weights."""
 
     variant: Callable[..., tuple[float, np.ndarray]]
-    debiased: bool  # m and v themselves, as the article has it
-    factors: tuple[bool, bool]  # which debias factors are applied at all
+    debiased: bool  # whether d uses m̂ and v̂, as in the article
+    factors: tuple[bool, bool]  # which of the two debias factors are applied
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-6
@@ -186,7 +187,7 @@ def lars_optax(w, g, lam):
 
 @dataclass
 class Case:
-    """An optimizer, and what simulates one layer of it."""
+    """An optimizer, and the simulation of one layer of it."""
 
     make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     layer: Callable[[], Any]
@@ -251,7 +252,7 @@ CASES = {
 
 
 def expected_row(before, after, g, stepped: Stepped, *, rate, eps):
-    """Every column of `layers` by its definition, None for null."""
+    """Return every column of `layers` by its definition, with None for null."""
     delta = after - before
     u = stepped.d + stepped.lam * before
     r1, r2 = norm(before), norm(u)
@@ -282,7 +283,7 @@ def expected_row(before, after, g, stepped: Stepped, *, rate, eps):
 
 
 def sizes_of_products(before, after, g, stepped):
-    """What an inner product's rounding is relative to: its terms cancel, their sizes do not."""
+    """Return the products of norms to which the error of each inner product is relative."""
     r1 = norm(before)
     return {
         "undecayed_dot_weight": norm(stepped.d) * r1,
@@ -304,21 +305,22 @@ def compare(row, expected, products, where):
             assert got == pytest.approx(value, rel=TOLERANCE, abs=slack), (where, name)
 
 
-# Recording, and reading back.
+# Recording and reading the files.
 
 
 def wide(tensor):
+    """Return a float64 copy as an array."""
     return tensor.detach().double().numpy().copy()
 
 
 def rows_of(directory, table="layers"):
-    """The rows as they lie in the files, by (step, layer), without the reader's help."""
+    """Return the rows of a table by (step, layer), read by pyarrow from the Parquet files."""
     rows = pq.read_table(directory / table).to_pylist()
     return {(row["step"], row["layer"]): row for row in rows}
 
 
 def record_steps(directory, optimizer, gradients, model=None):
-    """Step once for each list of gradients, one for each parameter (None: it has none)."""
+    """Do a step for each list of gradients (one per parameter or None); return the rows."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     with trustlens.record(optimizer, directory, model=model):
         for of_step in gradients:

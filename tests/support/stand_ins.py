@@ -1,9 +1,9 @@
-"""LAMB and LARS of packages that cannot be installed here, or not without a GPU.
+"""Stand-ins for LAMB and LARS of packages that cannot be installed without a GPU, or at all.
 
-Each steps as its package's does: the same arithmetic in the same order, the same options, state
-and treatment of ``.grad``, and it says that it comes from there. Read in November 2026: apex's
-``fused_lamb.py`` and ``multi_tensor_lamb.cu``, DeepSpeed 0.19.8 and the one after it, timm 1.0.31
-and the ones before that wrote over ``.grad``, cybertronai's pytorch-lamb 1.0.
+Each has the arithmetic of its package in the same order, the same options, state and treatment of
+``.grad``, and the package's module and class name. Written in November 2026 from apex's
+``fused_lamb.py`` and ``multi_tensor_lamb.cu``, DeepSpeed 0.19.8 and the version after it, timm
+1.0.31 and older versions that overwrite ``.grad``, and cybertronai's pytorch-lamb 1.0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 def of_package(module, name):
-    """Have a class and its step come from a module of another package."""
+    """Return a decorator that gives a class and its step the module and name of another package."""
 
     def rename(kind):
         step = inspect.unwrap(kind.step)
@@ -29,7 +29,7 @@ def of_package(module, name):
 
 
 def with_closure(step):
-    """Have the closure called first, as all of them do."""
+    """Add a closure to a step, called first as in all these packages."""
 
     @functools.wraps(step)
     def called(self, closure=None):
@@ -42,11 +42,11 @@ def with_closure(step):
     return called
 
 
-class OneKind(torch.optim.Optimizer):
-    """What they share: options by name, and averages that begin with 0."""
+class StandIn(torch.optim.Optimizer):
+    """Base class: options with defaults, and averages that start at 0."""
 
     def __init__(self, params, **options):
-        super().__init__(params, {**self.usual, **options})
+        super().__init__(params, {**self.default_options, **options})
 
     def averages(self, p):
         state = self.state[p]
@@ -54,14 +54,14 @@ class OneKind(torch.optim.Optimizer):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         return state["exp_avg"], state["exp_avg_sq"]
 
-    def given(self):
+    def parameters_with_grad(self):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     yield group, p
 
     def total_norm(self):
-        return torch.stack([p.grad.norm() for _, p in self.given()]).norm()
+        return torch.stack([p.grad.norm() for _, p in self.parameters_with_grad()]).norm()
 
 
 def over(above, below):
@@ -72,8 +72,8 @@ LAMB = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
 
 
 @of_package("apex.optimizers.fused_lamb", "FusedLAMB")
-class FusedLAMB(OneKind):
-    usual: ClassVar = {
+class FusedLAMB(StandIn):
+    default_options: ClassVar = {
         **LAMB,
         "bias_correction": True,
         "grad_averaging": True,
@@ -90,7 +90,7 @@ class FusedLAMB(OneKind):
         clip = max(self.total_norm() / self.defaults["max_grad_norm"], torch.ones(()))
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
-        for group, p in self.given():
+        for group, p in self.parameters_with_grad():
             (beta1, beta2), t, decay = group["betas"], group["step"], group["weight_decay"]
             m, v = self.averages(p)
             g = p.grad / clip
@@ -99,7 +99,7 @@ class FusedLAMB(OneKind):
             m.mul_(beta1).add_(g, alpha=1 - beta1 if group["grad_averaging"] else 1.0)
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
             c1, c2 = (1 - beta1**t, 1 - beta2**t) if group["bias_correction"] else (1.0, 1.0)
-            update = p.grad  # it is written over
+            update = p.grad  # the step overwrites the gradient
             update.copy_(m / c1 / ((v / c2).sqrt() + group["eps"]))
             if self.adam_w_mode:
                 update.add_(decay * p)
@@ -108,8 +108,8 @@ class FusedLAMB(OneKind):
 
 
 @of_package("deepspeed.ops.lamb.fused_lamb", "FusedLamb")
-class FusedLamb(OneKind):
-    usual: ClassVar = {
+class FusedLamb(StandIn):
+    default_options: ClassVar = {
         **LAMB,
         "bias_correction": True,
         "max_grad_norm": 0.0,
@@ -126,7 +126,7 @@ class FusedLamb(OneKind):
     @with_closure
     def step(self):
         del self.lamb_coeffs[:]
-        for group, p in self.given():
+        for group, p in self.parameters_with_grad():
             (beta1, beta2), eps = group["betas"], group["eps"]
             m, v = self.averages(p)
             t = self.state[p]["step"] = self.state[p].get("step", 0) + 1
@@ -150,8 +150,8 @@ def timm_ratio(w, u):
 
 
 @of_package("timm.optim.lamb", "Lamb")
-class TimmLamb(OneKind):
-    usual: ClassVar = {
+class TimmLamb(StandIn):
+    default_options: ClassVar = {
         **LAMB,
         "bias_correction": True,
         "grad_averaging": True,
@@ -162,7 +162,7 @@ class TimmLamb(OneKind):
         "decoupled_decay": False,
         "corrected_weight_decay": False,
     }
-    clips_in_place = False  # as older ones do
+    clips_in_place = False  # True in older versions
 
     def __init__(self, params, **options):
         super().__init__(params, **options)
@@ -175,13 +175,13 @@ class TimmLamb(OneKind):
         clip = None if bound is None else (self.total_norm() / bound).clamp(min=1.0)
         for group in self.param_groups:
             group["step"] = group.get("step", torch.zeros(())) + 1
-        for group, p in self.given():
+        for group, p in self.parameters_with_grad():
             g = p.grad
             if clip is not None:
                 g = g.div_(clip) if self.clips_in_place else g / clip
-            self.one(group, p, g)
+            self.step_one(group, p, g)
 
-    def one(self, group, p, g):
+    def step_one(self, group, p, g):
         (beta1, beta2), t = group["betas"], group["step"].item()
         lr, decay = group["lr"], group["weight_decay"]
         m, v = self.averages(p)
@@ -204,8 +204,8 @@ class TimmLamb(OneKind):
 
 
 @of_package("timm.optim.lars", "Lars")
-class Lars(OneKind):
-    usual: ClassVar = {
+class Lars(StandIn):
+    default_options: ClassVar = {
         "lr": 1.0,
         "momentum": 0.0,
         "dampening": 0.0,
@@ -216,11 +216,11 @@ class Lars(OneKind):
         "trust_clip": False,
         "always_adapt": False,
     }
-    in_place = False  # as older ones are
+    in_place = False  # True in older versions
 
     @with_closure
     def step(self):
-        for group, p in self.given():
+        for group, p in self.parameters_with_grad():
             g, decay, momentum = p.grad, group["weight_decay"], group["momentum"]
             if decay or group["always_adapt"]:
                 w_norm, g_norm = p.norm(2.0), g.norm(2.0)
@@ -240,10 +240,10 @@ class Lars(OneKind):
             p.add_(g, alpha=-group["lr"])
 
 
-class Copied(OneKind):
-    """pytorch-lamb's file as users copy it into their own project, under any name."""
+class Copied(StandIn):
+    """pytorch-lamb's code, as users copy it into their project under another name."""
 
-    usual: ClassVar = {**LAMB, "weight_decay": 0.0}
+    default_options: ClassVar = {**LAMB, "weight_decay": 0.0}
 
     def __init__(self, params, *, adam=False, **options):
         super().__init__(params, **options)
@@ -251,10 +251,10 @@ class Copied(OneKind):
 
     @with_closure
     def step(self):
-        self.all()
+        self.step_all()
 
-    def all(self):
-        for group, p in self.given():
+    def step_all(self):
+        for group, p in self.parameters_with_grad():
             beta1, beta2 = group["betas"]
             m, v = self.averages(p)
             state = self.state[p]
@@ -264,7 +264,7 @@ class Copied(OneKind):
             update = m / (v.sqrt() + group["eps"]) + group["weight_decay"] * p
             state["weight_norm"] = p.pow(2).sum().sqrt().clamp(0, 10)
             state["adam_norm"] = update.pow(2).sum().sqrt()
-            state["trust_ratio"] = r = state["weight_norm"] / state["adam_norm"]  # 0 where w is
+            state["trust_ratio"] = r = state["weight_norm"] / state["adam_norm"]  # 0 if w is 0
             p.add_(-group["lr"] * (1.0 if self.adam else r) * update)
 
 
@@ -272,11 +272,11 @@ class Copied(OneKind):
 class PytorchLamb(Copied):
     @with_closure
     def step(self):
-        self.all()
+        self.step_all()
 
 
 class LARC:
-    """apex's wrapper, which is no optimizer."""
+    """apex's LARC, a wrapper that is not an Optimizer."""
 
     def __init__(self, optimizer, trust_coefficient=0.02, eps=1e-8):
         self.optim, self.trust_coefficient, self.eps = optimizer, trust_coefficient, eps

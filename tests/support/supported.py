@@ -23,10 +23,10 @@ FORMULA = "closed form"
 MEASURED = "measured"
 
 EXACT = 2e-5
-"""What a column may differ from its definition where d comes from a float32 state."""
+"""Largest relative error of a column if d is computed from a float32 state."""
 
 LAST_PLACES = 1.2e-7
-"""Of ‖w‖: what a norm of Δw may be off where w is had from what is there after the step."""
+"""Largest error of a norm of Δw relative to ‖w‖, if w is computed from the state after the step."""
 
 NO_MOMENTUM = ("grad_dot_momentum", "momentum_norm", "debias1")
 NO_VARIANCE = ("variance_sum", "surprise", "debias2")
@@ -37,8 +37,8 @@ NEITHER = NO_MOMENTUM + NO_VARIANCE
 class Case:
     """An optimizer with some options.
 
-    `when` says in words what sets it apart from the other cases of its class, `copies` whether
-    the weights of a large layer are copied at each step, `null` what is null.
+    `when` describes how the case differs from others of its class, `copies` says whether the
+    weights of large layers are copied in each step, and `null` lists the columns that are null.
     """
 
     kind: type[torch.optim.Optimizer]
@@ -53,7 +53,7 @@ class Case:
         return f"{self.kind.__name__}({given})"
 
     def make(self, groups: Any) -> torch.optim.Optimizer:
-        # A tensor given twice would be one object that a schedule changes in both.
+        # Clone tensors: a schedule would change a shared tensor in all optimizers that use it.
         return self.kind(groups, **{k: _fresh(v) for k, v in self.options.items()})
 
 
@@ -84,12 +84,10 @@ DECAY, UP, FOREACH, FUSED = (
 LOOSE, KEPT_GRAPH = {"decoupled_weight_decay": True}, {"differentiable": True}
 AMS, NESTEROV, CENTERED = {"amsgrad": True}, {"momentum": 0.9, "nesterov": True}, {"centered": True}
 
-STRONG = {
-    "lr": 0.06,
-    "weight_decay": 1.25,
-}  # 0.375 of the weights, at the largest rate in the tests
+# A decay of 0.375 of the weights, at the largest rate in the tests.
+STRONG = {"lr": 0.06, "weight_decay": 1.25}
 
-# They hold what torch tests itself (torch.testing._internal.common_optimizers), and more.
+# They include the options that torch tests (torch.testing._internal.common_optimizers).
 CASES = [
     *_cases("SGD", {}, {"lr": 0.01}, RATE, DECAY | UP, FOREACH | DECAY, FUSED | DECAY,
             FUSED | UP | RATE, KEPT_GRAPH | DECAY, {"weight_decay": 0.5}, STRONG,
@@ -159,10 +157,10 @@ ACCELERATOR = [
     *_cases("Rprop", CAPTURED, CAPTURED | FOREACH | RATE, null=NEITHER),
     *_cases("ASGD", CAPTURED | DECAY, CAPTURED | FOREACH | RATE, null=NEITHER),
 ]  # fmt: skip
-"""What runs on an accelerator only."""
+"""Cases that run only on an accelerator."""
 
 
-# The page.
+# The documentation page.
 
 
 @dataclass(frozen=True)
@@ -189,12 +187,12 @@ class LayerwiseRow:
 
 
 def torch_rows() -> Iterator[Row]:
-    """Return a row for each set of cases with the same promises."""
-    alike: dict[tuple[Any, ...], list[Case]] = {}
+    """Yield a row for each set of cases that promise the same."""
+    by_promise: dict[tuple[Any, ...], list[Case]] = {}
     for case in [*CASES, *ACCELERATOR]:
         key = (case.kind, case.when, case.direction, case.copies, case.null)
-        alike.setdefault(key, []).append(case)
-    for (kind, when, direction, copies, null), cases in alike.items():
+        by_promise.setdefault(key, []).append(case)
+    for (kind, when, direction, copies, null), cases in by_promise.items():
         options = dict.fromkeys(_option(*each) for case in cases for each in case.options.items())
         yield Row(
             f"`{kind.__name__}`" + (f", {when}" if when else ""),
@@ -271,7 +269,7 @@ other LAMB of unknown class is measured.
 
 
 def page(rows: Iterable[Row], layerwise: Iterable[LayerwiseRow]) -> str:
-    """Return the page in Markdown."""
+    """Return the documentation page in Markdown."""
     shared = ("optimizer", "options in the tests", "d")
     first = _table((*shared, "weights copied", "exact to", "null"), rows)
     second = _table((*shared, "source of the ratio", "tested with"), layerwise)

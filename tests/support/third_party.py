@@ -1,8 +1,8 @@
-"""Other packages' LAMB and LARS, and what each of their steps did, as it shows from outside.
+"""LAMB and LARS of other packages, and what their steps did according to weights and state.
 
-The ratio is none that anybody computed: it is how far the weights moved in proportion to u, λw
-left out where it stands beside r·u. The direction is the package's formula, in float64, of the
-averages in its state.
+The ratio is not computed by any package's rule: it is the length of the change of the weights
+relative to that of u, without the decay if the ratio does not apply to it (Δw = −η(r·d + λw)).
+The direction is the package's formula, in float64, of the averages in the optimizer's state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BETAS = (0.9, 0.99)
 
 @dataclass
 class Seen:
-    """One layer in one step: all that can be seen of it from outside, in float64."""
+    """The weights, gradient and state of a layer before and after a step; arrays are float64."""
 
     group: dict[str, Any]
     state: dict[str, Any]
@@ -38,7 +38,7 @@ class Seen:
 
     @property
     def factors(self):
-        """1/(1 − βᵗ); every layer that these see has a gradient in each step."""
+        """1/(1 − β₁ᵗ) and 1/(1 − β₂ᵗ); every layer here has a gradient in each step."""
         return [1 / (1 - beta**self.step) for beta in self.group["betas"]]
 
     @property
@@ -50,7 +50,10 @@ class Seen:
         return float(self.group["lr"])
 
 
-def lamb(s: Seen, *, debias=True, beside=False, decay=None, keys=("exp_avg", "exp_avg_sq"), d=None):
+def lamb(
+    s: Seen, *, debias=True, decoupled=False, decay=None, keys=("exp_avg", "exp_avg_sq"), d=None
+):
+    """Return what a LAMB did; if ``decoupled``, its ratio does not apply to the decay."""
     m, v = (wide(s.state[key]) for key in keys)
     f1, f2 = s.factors
     inside = debias is True
@@ -58,7 +61,7 @@ def lamb(s: Seen, *, debias=True, beside=False, decay=None, keys=("exp_avg", "ex
     d = (f1 if inside else 1.0) * m / (np.sqrt(v_hat) + s.group["eps"]) if d is None else d
     lam = s.group["weight_decay"] if decay is None else decay
     rate = s.lr * {"rate": f1 / f2**0.5, "first": f1}.get(debias, 1.0)
-    if beside:
+    if decoupled:
         ratio = norm(s.change + s.lr * lam * s.w) / (rate * norm(d)) if d.any() else None
     else:
         u = d + lam * s.w
@@ -68,7 +71,7 @@ def lamb(s: Seen, *, debias=True, beside=False, decay=None, keys=("exp_avg", "ex
 
 
 def lars(s: Seen, *, flat=False):
-    """Return what a LARS did: its ratio is in the momentum, or in the change if it has none."""
+    """Return what a LARS did, with the ratio from its momentum, or from Δw without momentum."""
     lam = 0.0 if flat and s.w.ndim <= 1 else s.group["weight_decay"]
     u = s.g + lam * s.w
     momentum = s.group["momentum"]
@@ -93,7 +96,7 @@ def cautious(s: Seen):
 
 def of_bitsandbytes(s: Seen):
     if s.state["state1"].dtype == torch.float32:
-        return lamb(s, beside=True, keys=("state1", "state2"))
+        return lamb(s, decoupled=True, keys=("state1", "state2"))
     return adam_of_8_bits(s)
 
 
@@ -134,12 +137,12 @@ def clipped(grads):
     return [g / max(float(total), 1.0) for g in grads]
 
 
-BIG = ((70, 60), *SHAPES[1:])  # bitsandbytes keeps 32 bits of small ones
+BIG = ((70, 60), *SHAPES[1:])  # bitsandbytes has 32-bit states for small layers
 NO_CLIP = {"max_grad_norm": 1e9}
 ADAM = {"betas": BETAS, "eps": 1e-6}
 TO, KO, BNB = torch_optimizer, pytorch_optimizer, bitsandbytes.optim
 TIMM, APEX, DEEP = stand_ins.TimmLamb, stand_ins.FusedLAMB, stand_ins.FusedLamb
-KOZISTR = {"debias": "first", "beside": True}
+KOZISTR = {"debias": "first", "decoupled": True}
 OLD, NEW = {"version": "0.19.8"}, {"version": "0.19.9"}
 
 
@@ -149,7 +152,7 @@ def deepspeed_eps_inside(s):
 
 
 def timm_corrected(s):
-    return lamb(s, beside=True, decay=s.group["weight_decay"] * s.lr / 0.05)
+    return lamb(s, decoupled=True, decay=s.group["weight_decay"] * s.lr / 0.05)
 
 
 def kozistr_fixed(s):
@@ -183,7 +186,7 @@ CASES = {
         KO.Lamb,
         lamb,
         "pytorch_optimizer",
-        how={"debias": False, "beside": True},
+        how={"debias": False, "decoupled": True},
         adam_debias=True,
         **ADAM,
     ),
@@ -193,7 +196,7 @@ CASES = {
     "pytorch_optimizer, clipped": case(
         KO.Lamb, lamb, "pytorch_optimizer", how=KOZISTR, pre_norm=True, used=clipped, **ADAM
     ),
-    "pytorch_optimizer, uphill": case(
+    "pytorch_optimizer, maximize": case(
         KO.Lamb,
         lamb,
         "pytorch_optimizer",
@@ -205,8 +208,8 @@ CASES = {
     "timm": case(TIMM, lamb, "timm", **ADAM, **NO_CLIP),
     "timm, always": case(TIMM, lamb, "timm", always_adapt=True, **ADAM, **NO_CLIP),
     "timm, trust clip": case(TIMM, lamb, "timm", trust_clip=True, **ADAM, **NO_CLIP),
-    "timm, beside": case(
-        TIMM, lamb, "timm", how={"beside": True}, decoupled_decay=True, **ADAM, **NO_CLIP
+    "timm, decoupled": case(
+        TIMM, lamb, "timm", how={"decoupled": True}, decoupled_decay=True, **ADAM, **NO_CLIP
     ),
     "timm, corrected": case(
         TIMM,
@@ -245,7 +248,7 @@ CASES = {
         patch=OLD,
         eps_inside_sqrt=True,
         betas=BETAS,
-        eps=1.0,  # its own square: `surprise` has ε² as a floor
+        eps=1.0,  # equal to its square, since `surprise` divides by at least ε²
     ),
     "bitsandbytes": case(BNB.LAMB, of_bitsandbytes, "bitsandbytes", **ADAM),
     "bitsandbytes, bound": case(
@@ -266,7 +269,7 @@ CASES |= {
     "LARS, pytorch_optimizer, dampening": case(
         KO.LARS, lars, how={"flat": True}, dampening=0.4, foreach=False, **LARS
     ),
-    "LARS, pytorch_optimizer, uphill": case(
+    "LARS, pytorch_optimizer, maximize": case(
         KO.LARS,
         lars,
         how={"flat": True},
@@ -287,7 +290,7 @@ CASES |= {
 
 STATE, RULE, BOUND = "its state", "its rule, from the recorded norms", "its `unorm_vec` and ‖w‖"
 EIGHT_BITS = "1: 8-bit states apply none"
-PACKAGES = {  # by how a case's name begins
+PACKAGES = {  # by the beginning of a case's name
     "pytorch-lamb": ("pytorch-lamb `Lamb`", STATE),
     "torch-optimizer": ("torch-optimizer `Lamb`", STATE),
     "pytorch_optimizer": ("pytorch_optimizer `Lamb`", STATE),
@@ -305,7 +308,7 @@ PACKAGES = {  # by how a case's name begins
 
 
 def layerwise_rows():
-    """Return the lines of the page's second table: our own LAMB and LARS, and other packages'."""
+    """Yield the rows of the documentation's table of LAMB and LARS, ours and other packages'."""
     for kind in ("Lamb", "Lars"):
         own = [name for name in simulation.CASES if name.partition(",")[0] == kind]
         options = [name.partition(", ")[2] or "article" for name in own]
@@ -324,13 +327,14 @@ def layerwise_rows():
 
 
 def parameters_of(shapes):
-    """Layers large, zero and small, as torch.nn makes them; the last one's gradient will be 0."""
+    """Return large, zero and small layers; the gradient of the last one will be 0."""
     torch.manual_seed(1)
     sizes = (20.0, 0.0, 1e-3, 1.0, 1.0)
     return [torch.nn.Parameter(torch.randn(of) * by) for of, by in zip(shapes, sizes, strict=False)]
 
 
 def made(case, parameters):
+    """Return the case's optimizer, with two groups."""
     options = {"lr": case.lr, "weight_decay": 0.1, **case.options}
     if case.family == "LAMB":
         options["eps"] = case.eps

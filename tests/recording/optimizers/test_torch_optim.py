@@ -313,9 +313,9 @@ def test_parameters_that_are_added_later_frozen_or_shared(tmp_path):
             for p in named.values():
                 p.grad = draw(make, p.shape, p.dtype) if p.requires_grad else None
             followed = {n: p for n, p in named.items() if n != "one.bias" or t > 1}
-            seen |= oracle.look(t + 1, optimizer, followed)
+            seen |= oracle.before_step_of(t + 1, optimizer, followed)
             optimizer.step()
-            oracle.after_step(t + 1, optimizer, followed, seen)
+            oracle.add_result(t + 1, optimizer, followed, seen)
     rows = rows_of(tmp_path / "run")
     assert {name for _, name in rows} == {"one.weight", "one.bias", "two.bias"}
     assert rows.keys() == seen.keys()
