@@ -34,7 +34,10 @@ class Child:
         self._process = context.Process(
             target=_run, args=(sender, errors, work, arguments), daemon=True
         )
-        self._process.start()
+        with pytest.MonkeyPatch.context() as patch:
+            # The process that forks ignores sys.path (Python 3.11), and an error of its preload.
+            patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+            self._process.start()
         sender.close()
 
     def receive(self, seconds: float = LONG) -> tuple[Any, ...] | None:
