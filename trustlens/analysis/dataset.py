@@ -108,7 +108,7 @@ def _split_at_wildcard(pattern: str) -> tuple[str, str]:
 
 
 def _matching_folders(base: Location, parts: tuple[str, ...]) -> Iterator[Location]:
-    """Yield the folders below ``base`` whose relative path matches, part by part."""
+    """Yield the folders below ``base`` whose relative path matches a pattern, given in parts."""
     if not parts:
         yield base
         return

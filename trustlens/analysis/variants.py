@@ -127,8 +127,9 @@ def _layers_with_debiased_direction(
 def _why_direction_differs(
     optimizer: OptimizerInfo, group: Mapping[str, Any], *, decoupled: bool
 ) -> str | None:
-    """Return why d differs from Adam's, and what to record instead; None if it does not differ.
+    """Return the end of an error message if d differs from Adam's, else None.
 
+    The text says why it differs, and with which optimizer or option to record a run instead.
     ``decoupled`` says whether a decoupled weight decay was recorded.
     """
     family = family_of(optimizer)
@@ -155,7 +156,7 @@ def _debiases_direction(optimizer: OptimizerInfo, group: Mapping[str, Any]) -> b
 
 
 def _check_debias_known(run: RunTables, not_debiased: NDArray[np.bool_]) -> None:
-    """Raise UsageError if the debias factors of layers whose d is m/(√v+ε) are unknown."""
+    """Raise UsageError if a layer's m and v are not debiased and its debias factors are unknown."""
     if not not_debiased.any():
         return
     rows = run.layers(["debias2"])

@@ -88,9 +88,10 @@ class Rows:
         *,
         measures: bool,
     ) -> Tensor | None:
-        """Step the parameters and return the recorded sums, float64 (n, len(SUMS)), or None.
+        """Step the n parameters; return the recorded sums if ``measures`` is True, else None.
 
-        Like ``Rows.step`` of fused_cpu.py; all tensors are on the device.
+        The sums are float64 (n, len(SUMS)). The arguments are those of ``Rows.step`` of
+        fused_cpu.py, with all tensors on the device.
         """
         kernels = self._step_kernels
         lars = kernels.LARS if self._has_momentum else kernels.LARS_WITHOUT

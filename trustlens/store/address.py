@@ -21,7 +21,7 @@ def is_address(value: object) -> bool:
 
 
 def locate(address: Address) -> Location:
-    """Return the location that a path or an address names; a location is returned as it is.
+    """Return the `Location` that a path or an address names; return a `Location` unchanged.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 def column(
     values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_] | None = None
 ) -> pa.Array:
-    """Return an array as a column. The column shares its memory: it must not be modified later.
+    """Return an array as an Arrow column that shares its memory: do not modify the array later.
 
     Parameters
     ----------

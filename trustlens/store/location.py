@@ -106,7 +106,10 @@ class Location(Protocol):
         ...
 
     def names_changed(self) -> int | None:
-        """Return when this folder's names last changed, in ns since 1970; None if unknown."""
+        """Return when an entry was last added to, removed from or renamed in this folder.
+
+        In nanoseconds since 1970; None if unknown.
+        """
         ...
 
     def open(self, entry: Entry | None = None) -> pa.NativeFile:
@@ -230,7 +233,7 @@ class LocalLocation:
             return None
 
     def names_changed(self) -> int | None:
-        """Return when this folder's names last changed, in ns since 1970; None if unknown."""
+        """Return the folder's time of modification in ns since 1970; None if it is unknown."""
         try:
             return self.path.stat().st_mtime_ns
         except OSError:

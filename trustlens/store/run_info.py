@@ -264,8 +264,8 @@ def write_info(directory: Path, info: RunInfo) -> None:
     Raises
     ------
     RunError
-        If the config, or another value, is nested too deeply for Python's JSON writer. (This may
-        happen to a file that could be read: writing takes more of Python's stack than reading.)
+        If the config, or another value, is nested too deeply for Python's JSON writer. (Even
+        values read from a ``run.json`` can be: writing takes more of Python's stack than reading.)
     """
     path = directory / RUN_FILE
     try:

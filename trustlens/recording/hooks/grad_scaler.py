@@ -18,7 +18,7 @@ class Follower(Protocol):
     """Number of calls of its optimizer's hooks so far."""
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
-        """Handle a call of ``GradScaler.step`` that called no hook; must not raise."""
+        """Handle a ``GradScaler.step`` during which ``fired`` did not change; must not raise."""
         ...
 
 

@@ -105,7 +105,10 @@ class StepHooks:
         self._handles = []
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
-        """Handle a call of ``GradScaler.step`` that called no hook."""
+        """Report a skipped step if this optimizer's gradients overflowed.
+
+        Called after each ``GradScaler.step`` that called none of this optimizer's hooks.
+        """
 
         def check() -> None:
             ours = unwrapped(optimizer) is self._optimizer

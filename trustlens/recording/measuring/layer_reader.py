@@ -40,18 +40,19 @@ class LayerReader:
                 self._grad_factor = self._family.grad_factor(self._optimizer, present)
 
     def read(self, place: int, *, fused: bool = False, counts: Tensor | None = None) -> LayerStep:
-        """Return a layer's step.
+        """Return a layer's weights before and after the last step, its gradient and its direction.
 
         Parameters
         ----------
         place : int
             Place of the layer in the list given to :meth:`follow`.
         fused : bool
-            Whether the optimizer's fused step computed the layer's sums. That step had the weights
-            before it, so the result is that of a layer whose weights were copied.
+            Whether the optimizer's fused step computed the layer's sums. It used the weights before
+            the step, so ``before`` is not needed, but is set (to ``after``): None would mean that
+            these weights must be computed from those after the step.
         counts : Tensor, optional
-            Step counts of several layers, to use instead of the layer's own. The numbers of the
-            direction then describe all these layers.
+            Step counts of several layers, to use instead of the layer's own. Coefficients of the
+            direction that depend on the step count then have one value for each of these layers.
         """
         layer = self._layers[place]
         parameter, group = layer.parameter, layer.group

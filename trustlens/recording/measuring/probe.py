@@ -122,9 +122,10 @@ class OptimizerProbe:
         return args, {**kwargs, "closure": wrapped}
 
     def skipped(self) -> float | Parcel:
-        """Return 1 if the step changed nothing, else 0: a float, or a pending copy from the device.
+        """Return 1 if the step changed nothing, else 0.
 
-        With gradient scaling, a fused optimizer itself skips a step whose gradients overflowed.
+        With gradient scaling, a fused optimizer itself skips a step whose gradients overflowed. Its
+        flag may be on the GPU: then a `Parcel` is returned, a copy to the host that is under way.
         """
         found = getattr(self.optimizer, "found_inf", None)
         return 0.0 if found is None else host_scalar(found)

@@ -50,10 +50,10 @@ class PreparedLayers(Protocol):
         Parameters
         ----------
         grads : int64 (layers,)
-            Addresses of the gradients, which are contiguous and have the dtype they had at
-            preparation; 0 for none.
+            Addresses of the gradients; 0 for none. Each gradient is contiguous and has the dtype
+            that it had when :meth:`PreparingBackend.prepare` was called.
         forms : sequence of Direction
-            The layers' directions, without duplicates. Only their numbers are read, not their
+            The layers' directions, without duplicates. Only their coefficients are read, not their
             tensors.
         form_of : int64 (layers,)
             Index of each layer's direction in ``forms``; -1 if it is unknown.

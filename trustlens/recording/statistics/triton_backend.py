@@ -110,7 +110,8 @@ def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
 def _packed(step: LayerStep, kept: list[Tensor]) -> PackedLayer:
     """Return a layer as the kernels read it; `_UNREADABLE` if they cannot.
 
-    Its contiguous tensors are appended to ``kept``.
+    Its tensors, or contiguous copies of them, are appended to ``kept``. The addresses in the result
+    are valid only while these tensors exist.
     """
     addresses: list[int] = []
     dtypes: list[torch.dtype | None] = []

@@ -92,8 +92,8 @@ class PreparedGpuLayers:
         Parameters
         ----------
         grads : sequence of int
-            Addresses of the gradients, which are contiguous and have the dtype they had at
-            preparation (without a gradient then, the dtype of the weights); 0 for none.
+            Addresses of the gradients; 0 for none. Each gradient is contiguous and has the dtype
+            that it had when the layers were packed (that of the weights if there was none then).
         forms : sequence of Direction
             The layers' directions, without duplicates. Only their coefficients are read, not their
             tensors. A coefficient may be a tensor on the device, without dimensions or of shape

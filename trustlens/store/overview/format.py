@@ -99,7 +99,7 @@ class Piece:
 
 
 def finest_level(info: RunInfo) -> int:
-    """Return the level of a run's finest buckets, which hold 64 to 256 recorded steps."""
+    """Return the level k of the finest buckets: of 4^k steps, of which 64 to 256 are recorded."""
     return FINEST + ((info.recording.every - 1).bit_length() + 1) // 2
 
 
@@ -238,7 +238,10 @@ def _row_groups_by_quantity(metadata: pq.FileMetaData) -> dict[str, list[int]]:
 
 
 def downsample(rows: pa.Table, level: int) -> Iterator[pa.Table]:
-    """Yield the buckets of 4^level steps of each quantity from rows sorted by layer and step."""
+    """Yield one table for each quantity: its buckets of 4^level steps.
+
+    The rows must be sorted by layer and step.
+    """
     layer, names = codes(rows["layer"])
     bucket = bucket_of(rows["step"], level)
     starts = starts_of(layer, bucket)

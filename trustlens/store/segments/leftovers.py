@@ -14,7 +14,7 @@ from trustlens.store.segments.sealed import write_sealed
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """The rows and the torn bytes found in the journals of a table.
+    """The rows, and the bytes of incomplete batches, found in the journals of a table.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Leftover:
 
     @property
     def is_something(self) -> bool:
-        """Whether there are rows or torn bytes."""
+        """Whether there are rows, or bytes of incomplete batches."""
         return self.rows > 0 or self.torn > 0
 
 
