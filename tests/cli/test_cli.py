@@ -235,7 +235,7 @@ def _mistakes(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "list nowhere": (["list", str(folder / "nowhere")], "does not exist"),
         "no address": (
             ["dashboard", str(run), "--host", "203.0.113.7"],
-            "give another with --host",
+            "choose another with --host",
         ),
         "list a store": (["list", store], "'s3://bucket/sweep' is not on this machine"),
         "look at a store": (["dashboard", store], "'trustlens show ADDRESS'"),
@@ -286,7 +286,7 @@ def test_a_port_in_use(synthetic_run: Make, capsys: pytest.CaptureFixture[str]) 
         port = taken.getsockname()[1]
         path = synthetic_run("run")
         assert main(["dashboard", str(path), "--port", str(port), "--no-browser"]) == 2
-    assert "give another with --port" in capsys.readouterr().err
+    assert "choose another with --port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
