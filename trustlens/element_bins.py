@@ -43,7 +43,7 @@ def element_counts(values: NDArray[Any]) -> dict[int, int]:
 
 
 def element_edges() -> NDArray[np.float64]:
-    """Return the edges of the finite element buckets in ascending order, float64 of shape (2041,).
+    """Return the edges of the buckets of finite elements, ascending, float64 of shape (2041,).
 
     They run from −2¹²⁸ through 0 (index 1020) to 2¹²⁸. :func:`by_value` returns the counts between
     them.

@@ -44,7 +44,7 @@ class Selection:
 
 
 def resolve(selection: Selection, entries: Sequence[Entry]) -> Selection:
-    """Return the selection with existing runs: defaults replace missing and unset ones."""
+    """Return the selection; a default replaces each run that is not set or cannot be read."""
     existing = {entry.id for entry in entries if entry.run is not None}
     a = selection.a if selection.a in existing else None
     b = selection.b if selection.b in existing or selection.b == "" else None

@@ -175,7 +175,10 @@ def _check_debias_known(run: RunTables, not_debiased: NDArray[np.bool_]) -> None
 
 @np.errstate(all="ignore")
 def _scale(columns: Columns, debiased: NDArray[np.bool_], *, debias: bool) -> NDArray[np.float64]:
-    """Return the factor that converts the stored d to the debiased (or not debiased) d."""
+    """Return for each row the factor that converts the stored d to the d that is wanted.
+
+    ``debiased`` says whether the stored d is debiased, ``debias`` whether the wanted one is.
+    """
     factor = columns["debias1"] / np.sqrt(columns["debias2"])
     if debias:
         return np.where(debiased, 1.0, factor)

@@ -50,7 +50,7 @@ def step_ticks(first: float, last: float) -> dict[str, Any]:
 
 
 def whole_ticks(first: float, last: float) -> dict[str, Any]:
-    """Return ticks at ``first`` and at whole steps up to ``last``, for an axis with margins."""
+    """Return ticks at ``first`` and at whole steps up to ``last``: none in the axis's margins."""
     even = [(step, text) for step, text in ticks(first, last, "linear") if step == round(step)]
     clearance = first + 0.06 * (last - first)
     shown = [(first, number(first)), *(pair for pair in even if pair[0] > clearance)]

@@ -26,8 +26,8 @@ class LayerValues:
     nonfinite : bool array of shape (steps, layers)
         Whether a value was recorded that is infinite or NaN. False if no value was recorded.
     width : int
-        1, or the number of steps of each bucket if the values are means of buckets of steps;
-        ``steps`` are then the first steps of the buckets.
+        1 if each value is that of a single step. If values are means of buckets of steps, the
+        number of steps of each bucket; ``steps`` then has the first step of each.
     """
 
     steps: NDArray[np.int64]

@@ -62,7 +62,10 @@ def trust_ratios(
     adapted: Tensor,
     clip: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Return the quotients, clamped to `clip`, where `adapted` is True, else 1; all (layers,)."""
+    """Return numerator / denominator, clamped to `clip`; or 1 where `adapted` is False.
+
+    All tensors have the shape (layers,).
+    """
     ratio = numerators / denominators
     if clip is not None:
         ratio = ratio.clamp(*clip)

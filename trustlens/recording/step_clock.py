@@ -1,4 +1,4 @@
-"""A wall clock for the times of steps that never goes back."""
+"""A wall clock that never goes back, for the times of steps."""
 
 from __future__ import annotations
 

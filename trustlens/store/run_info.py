@@ -286,8 +286,8 @@ def read_info(address: Address) -> RunInfo:
     Raises
     ------
     RunError
-        If the directory does not exist or holds no run, or the file was not written by trustlens or
-        by a newer version of it.
+        If the directory does not exist or holds no run; or if the file cannot be read, was not
+        written by trustlens, or was written by a newer version of trustlens.
     """
     directory = locate(address)
     path = directory / RUN_FILE

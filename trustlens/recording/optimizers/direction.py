@@ -111,7 +111,7 @@ class Stepped:
     given_grad : Tensor
         The gradient as the optimizer received it; may be sparse.
     entry_before : Tensor, optional
-        The value before the step of the state entry that :attr:`Family.state_entry_before` names.
+        The state entry that :attr:`Family.state_entry_before` names, as it was before the step.
     optimizer : Any
         The optimizer.
     """

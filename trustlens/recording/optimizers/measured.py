@@ -11,7 +11,7 @@ from trustlens.recording.optimizers.direction import Direction, Stepped, float_o
 
 
 def measured(s: Stepped, decay: float | None = None) -> Direction | None:
-    """Return the direction −Δw/η = d + λw, or d if ``decay`` gives λ.
+    """Return d = −Δw/η − λw if λ is given as ``decay``, else d + λw = −Δw/η.
 
     Return None if the group has no learning rate or it is 0.
     """

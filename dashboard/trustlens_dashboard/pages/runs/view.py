@@ -39,7 +39,10 @@ def select_runs(search: str | None, ticked: Any) -> Any:
 
 
 def tick_rows(snapshot: Snapshot, search: str | None, ticked: Any) -> tuple[Any, list[Any]]:
-    """Return the rows to tick for the URL's selection, and the names of these runs with links."""
+    """Return the rows to tick for the URL's selection, and a line of text.
+
+    The text names the selected runs and links to the pages that compare them.
+    """
     selection = Selection.parse(search)
     chosen = [run_id for run_id in (selection.a, selection.b) if run_id]
     names = [run.name for run in snapshot.chosen(*chosen)]
