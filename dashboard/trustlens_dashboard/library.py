@@ -93,7 +93,7 @@ class Snapshot:
         return [[entry.id, entry.name, entry.error, entry.changed] for entry in self.entries]
 
     def state(self, run: Run) -> State:
-        """Return the state of a run, which is read from disk once per snapshot.
+        """Return the state of a run, read from disk at the first call and cached for later ones.
 
         Raises
         ------

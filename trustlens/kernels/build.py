@@ -96,7 +96,11 @@ def compiled_here(source: Path) -> Path:
 
 
 def _processor() -> str:
-    """Return a text that identifies the processor, since machines may share a home folder."""
+    """Return a text that identifies the processor.
+
+    It is hashed into the name of a compiled library, since machines with different processors may
+    share the cache folder.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

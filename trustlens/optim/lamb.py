@@ -1,4 +1,4 @@
-"""LAMB as the article defines it, with the variants of other packages as options."""
+"""LAMB (You et al. 2019, Algorithm 2), with the variants of other packages as options."""
 
 # torch's foreach operations have private names only:
 # ruff: noqa: SLF001

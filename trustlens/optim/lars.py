@@ -1,4 +1,4 @@
-"""LARS as the article defines it, with the variants of its paper and other packages as options."""
+"""LARS (You et al. 2017), with the variants of the paper and of other packages as options."""
 
 # torch's foreach operations have private names only:
 # ruff: noqa: SLF001

@@ -74,7 +74,7 @@ class Location(Protocol):
 
     @property
     def whole_address(self) -> str:
-        """The address to give to a command."""
+        """The path or the address with its options, as the command line takes it."""
         ...
 
     @property

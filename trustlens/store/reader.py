@@ -209,7 +209,7 @@ class RunFiles:
         return known[1]
 
     def _listed_in_overview(self) -> dict[int, Sealed]:
-        """Return the segments that the overview lists, by number."""
+        """Return the segments that the files of the overview were made from: a dict by number."""
         listed_spans: dict[int, Sealed] = {}
         pieces = self.pieces()
         for piece in sorted(

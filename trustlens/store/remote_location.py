@@ -65,7 +65,7 @@ class RemoteLocation:
 
     @property
     def whole_address(self) -> str:
-        """The address to give to a command, with its options."""
+        """The address with its options, as the command line takes it."""
         options = urlencode(self.options, safe=":/")
         return f"{self.address}?{options}" if options else self.address
 
@@ -198,10 +198,10 @@ def remote_location(address: str) -> RemoteLocation:
     Raises
     ------
     UsageError
-        If no file system is known for the address, or it cannot be opened.
+        If no file system is known for the address, or it cannot be opened, for example because a
+        package that fsspec needs for it is not installed.
     MissingDependencyError
-        If Arrow does not support the file system, and fsspec, or a package that fsspec needs, is
-        not installed.
+        If the address needs fsspec, since Arrow does not know it, and fsspec is not installed.
     """
     import pyarrow.fs as arrow_fs  # noqa: PLC0415 — slow to import; most runs are local
 

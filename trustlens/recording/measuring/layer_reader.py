@@ -31,7 +31,7 @@ class LayerReader:
         self._layers = list(layers)
 
     def find_grad_factor(self) -> None:
-        """Compute the factor by which the step scaled all gradients, for the reads that follow."""
+        """Compute the factor by which the step scaled all gradients; :meth:`read` applies it."""
         self._grad_factor = 1.0
         if self._family.grad_factor is not None:
             grads = [self._given_grad(place) for place in range(len(self._layers))]

@@ -207,7 +207,7 @@ def _device_columns(
     ratios: Sequence[Tensor | None],
     like: Tensor,
 ) -> Tensor | None:
-    """Return ``Measurement.device``, with the dtype and device of ``like``."""
+    """Return the value of ``Measurement.device``; dtype and device are those of ``like``."""
     columns: list[Sequence[Any]] = [
         [each.rate for each in shared],
         [each.direction and each.direction.debias1 for each in shared],

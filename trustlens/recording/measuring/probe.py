@@ -57,7 +57,7 @@ class OptimizerProbe:
         self._cached: dict[bool, _Cached] = {}  # by whether elements are counted
 
     def attach(self, hooks: StepHooks) -> None:
-        """Store the optimizer's hooks, which :meth:`detach` removes."""
+        """Store the optimizer's hooks, so that :meth:`detach` can remove them."""
         self._hooks = hooks
 
     def detach(self) -> None:

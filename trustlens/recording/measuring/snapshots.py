@@ -195,7 +195,11 @@ class _CopyPlan:
     copies: list[Tensor]
 
     def is_valid(self, invertible: list[bool]) -> bool:
-        """Return whether a step in which these groups are invertible needs the same copies."""
+        """Return whether the next step needs the same copies.
+
+        ``invertible`` is, for each group, whether its weights before that step can be computed
+        from the state after it.
+        """
         return invertible == self.invertible and not any(
             p.requires_grad or p.grad is not None for p in self.unchanged
         )

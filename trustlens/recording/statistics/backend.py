@@ -24,9 +24,10 @@ class Backend(Protocol):
     """The backend's name in ``run.json``."""
 
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
-        """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on their device.
+        """Return the sums of each layer as a float64 tensor of shape (layers, len(SUMS)).
 
-        A sum that does not exist is NaN. The result is float32 on devices without float64.
+        A sum is NaN if the layer lacks a tensor that it needs, such as the gradient. The result is
+        on the device of the layers, and is float32 if that device does not support float64.
         """
         ...
 

@@ -77,7 +77,7 @@ def _direction_sums(form: Direction, w: Tensor, g: Tensor, update: Tensor) -> di
 
 
 def _terms(form: Direction, g: Tensor) -> Tensor:
-    """Return a·g + b·x."""
+    """Return a·g + b·x, two terms of the formula in ``recording/optimizers/direction.py``."""
     terms = torch.zeros_like(g)
     if _is_nonzero(form.grad_share):
         terms = terms + form.grad_share * g

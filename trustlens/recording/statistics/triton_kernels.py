@@ -87,7 +87,11 @@ def _is_nonzero(share, values):
 
 @triton.jit
 def _load_inputs(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Load w', g, x, v̂ and m (0 outside of the layer); return them with √v̂ and d's denominator."""
+    """Load the tensors in the formula of d (``recording/optimizers/direction.py``).
+
+    Return the weights after the step, g, x, v̂, m, √v̂, and the denominator of d. What is loaded is
+    0 outside of the layer.
+    """
     _, _, grad_at, base_at, variance_at, momentum_at, start, has_grad, _ = layer
     after = read(layer[0], start, lanes, inside, KINDS[0], KINDS[7], REAL)
     g = read(grad_at, start, lanes, mask_unless_zero(inside, has_grad), KINDS[2], KINDS[8], REAL)

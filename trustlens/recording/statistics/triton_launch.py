@@ -211,7 +211,11 @@ def _coefficient_table(
 def _layout(
     kernels: Any, layers: Sequence[PackedLayer]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Group]]:
-    """Return the tables of layers and chunks, and the groups; chunks of a kind are adjacent."""
+    """Return the table of layers, the table of chunks, and the groups.
+
+    A group is all layers of one kind. Their chunks are adjacent in the table, so that one launch
+    measures them.
+    """
     from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — may be missing
 
     by_kind: dict[KernelKind, list[int]] = {}

@@ -19,7 +19,7 @@ class Buckets:
     Attributes
     ----------
     rows : int64 (n,)
-        Number of values, including those that are not finite; a null is no value.
+        Number of values that are not null, whether finite or not.
     finite : int64 (n,)
         Number of finite values.
     low, high : float64 (n,)

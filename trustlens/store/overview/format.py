@@ -143,7 +143,7 @@ def write_piece(
     *,
     is_final: bool,
 ) -> None:
-    """Write a file of the overview.
+    """Write a file of the overview, which holds downsampled rows of ``layers``.
 
     Parameters
     ----------

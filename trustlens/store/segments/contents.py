@@ -61,6 +61,6 @@ def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
 
 
 def readable(path: Location, read: Callable[[], Found]) -> Found:
-    """Return what ``read`` reads from a sealed file; RunError if the file is damaged."""
+    """Return ``read()``, which reads the file ``path``; RunError if the file is damaged."""
     with damage_reported(path, remedy="restore it, or move it away to read the rest of the run"):
         return read()

@@ -46,7 +46,7 @@ def drawn_steps(data: RidgelineData) -> list[int]:
 
 
 def nearest(steps: Sequence[int] | np.ndarray[Any, Any], step: int) -> int | None:
-    """Return the nearest of the steps, the earlier one in a tie; None if there are no steps."""
+    """Return which of ``steps`` is nearest to ``step``, the earlier one in a tie; None if empty."""
     return min((int(s) for s in steps), key=lambda s: (abs(s - step), s), default=None)
 
 
