@@ -273,7 +273,7 @@ def _entry(name: str, status: os.stat_result) -> Entry:
 
 
 def check_small(file: object, size: int) -> None:
-    """Raise RunError if a file is larger than any ``run.json``."""
+    """Raise RunError if a file is larger than a ``run.json`` may be."""
     if size > TEXT_LIMIT:
         raise RunError(f"'{file}' has {size:,} bytes, more than trustlens writes; restore it")
 

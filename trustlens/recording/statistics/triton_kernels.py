@@ -121,10 +121,10 @@ def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, RE
 
 @triton.jit
 def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Return the numbers that are summed, per element, 0 outside of the layer.
+    """Return each element's values for `_terms`; they are 0 outside of the layer.
 
-    Also return the sum of the magnitudes of d's terms, w', and a mask of the elements for which
-    float32 cannot decide whether d + λw is 0.
+    Also return, for each element, the sum of the magnitudes of d's terms; the weight after the
+    step; and whether float32 cannot decide if d + λw is 0.
     """
     a, b, c, e, epsilon, decay = (
         numbers[1], numbers[2], numbers[3], numbers[4], numbers[6], numbers[7],
