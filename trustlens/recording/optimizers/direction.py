@@ -4,13 +4,17 @@ Every optimizer's direction d is the same formula with other coefficients::
 
     d = (a·g + b·x + c·w) / (√(h·v) + ε) + e·Δw
 
-The denominator is 1 if the optimizer does not divide. d is defined by what the step does with it:
-``Δw = −η(d + λw)``, where η is the learning rate of the layer's group and λ its decoupled weight
-decay. Other factors of the learning rate (Adagrad's decay of the rate, Adafactor's scale) are part
-of d; only LAMB and LARS have a trust ratio, and factors of the rate, outside d.
+Here g is the gradient, w the weights before the step and Δw the change that the step made to them;
+x is usually the momentum and v the second moment. The denominator is 1 if the optimizer does not
+divide.
 
-If the formula allows it, ``x`` and ``v`` are the optimizer's state tensors themselves, so that
-computing the sums over a layer allocates nothing of the layer's size.
+The step defines d: ``Δw = −η(d + λw)``, where η and λ are the learning rate and the decoupled
+weight decay of the layer's group. Other factors that multiply η, such as Adagrad's decay of the
+rate or Adafactor's scale, are part of d. LAMB and LARS are exceptions: their trust ratio and their
+factors of η are not part of d.
+
+Where possible, ``x`` and ``v`` are the optimizer's own state tensors, not new ones. The sums over a
+layer can then be computed without a new tensor of the layer's size.
 """
 
 from __future__ import annotations
@@ -29,44 +33,51 @@ State = Mapping[str, Any]
 Group = Mapping[str, Any]
 
 
-@dataclass(slots=True)  # not frozen, which would triple the time: one is made per layer and step
+# Not frozen: a frozen one takes three times as long to create, and each layer needs one per step.
+@dataclass(slots=True)
 class Direction:
-    """The coefficients of one layer's direction d, and what the optimizer applied besides d.
+    """One layer's direction d as coefficients and tensors, and what the optimizer applied besides.
 
-    A coefficient is a float, or a tensor on the layer's device if reading it would synchronize.
-    Such a tensor has no dimensions, or the shape (n,) if this object describes n layers at once.
+    :attr:`Family.direction` returns it; the backends of ``recording/statistics`` compute the
+    recorded sums from it.
+
+    A coefficient is a float, unless its value is on an accelerator and reading it would make the
+    CPU wait. It is then a tensor on the layer's device: without dimensions, or of shape (n,) if
+    this object describes n layers at once.
 
     Attributes
     ----------
     rate : float or Tensor
-        The factor that the step multiplied d by: η, for LAMB including the factors outside d.
+        The factor by which the step multiplied d: η. For ``trustlens.optim.Lamb`` it includes the
+        trust ratio and the other factors that are not part of d.
     base : Tensor, optional
         x, in the parameter's shape.
     grad_share, base_share, weight_share, update_share : float or Tensor
-        a, b, c and e of the formula.
+        The coefficients a, b, c and e of the formula.
     variance : Tensor, optional
         v, in the parameter's shape.
     variance_share : float or Tensor
-        h, so that v̂ = h·v.
+        The coefficient h of the formula, so that v̂ = h·v.
     divides : bool
         Whether d is divided by √v̂ + ε. If not, v is recorded but not used.
     epsilon : float
-        ε, outside the root.
+        ε, which is added outside the root.
     momentum : Tensor, optional
-        m, to be recorded; often the same tensor as ``base``.
+        The momentum m, which is recorded; often the same tensor as ``base``.
     decay : float or None
-        Decoupled weight decay λ. None if λ is not known; ``d`` then holds d + λw.
+        Decoupled weight decay λ. None if λ is not known; this object then describes d + λw.
     kept : float or Tensor, optional
-        The factor that the decay multiplies w by, if the optimizer rounds it first. If None, it is
-        1 − η(c + λ).
+        The factor by which the decay multiplies w, given if it is not exactly 1 − η(c + λ), for
+        example because the optimizer rounds it. None: the factor is 1 − η(c + λ).
     debias1, debias2 : float or Tensor, optional
-        The debias factors that were applied; None if there is no average to debias.
+        The factors by which the optimizer debiased m and v. None if there is no such average.
     trust_ratio : Tensor, optional
         The trust ratio that the optimizer applied, if its state holds it.
     ratio_rule : RatioRule, optional
-        How to compute that ratio from the recorded norms, if its state does not hold it.
+        How to compute the trust ratio from the recorded norms, if the state does not hold it.
     measured : bool
-        Whether d was computed from the change of the weights and has their rounding error.
+        Whether d was computed from the change of the weights. If so, the rounding error of the
+        weights is also in d.
     """
 
     rate: float | Tensor = math.nan
@@ -89,12 +100,12 @@ class Direction:
     measured: bool = False
 
 
-@dataclass(slots=True)  # not frozen, as `Direction`
+@dataclass(slots=True)  # not frozen, for the same reason as `Direction`
 class Stepped:
     """One layer after the optimizer's step: the argument of :attr:`Family.direction`.
 
-    All tensors are on the layer's device. Complex ones are given as real tensors with a last
-    dimension of size 2.
+    All tensors are on the layer's device. A complex tensor is given as a real tensor with an
+    additional last dimension of size 2.
 
     Attributes
     ----------
@@ -107,9 +118,9 @@ class Stepped:
     after : Tensor
         The parameter after the step.
     before : Tensor, optional
-        The parameter before the step, if it was copied.
+        The parameter before the step; None if it was not copied.
     given_grad : Tensor
-        The gradient as the optimizer received it; may be sparse.
+        The gradient as the optimizer received it, possibly sparse.
     entry_before : Tensor, optional
         The state entry that :attr:`Family.state_entry_before` names, as it was before the step.
     optimizer : Any
@@ -127,15 +138,16 @@ class Stepped:
 
     @property
     def rate(self) -> float | Tensor:
-        """The learning rate η: a float, or a tensor if it is on an accelerator."""
+        """The learning rate η: a tensor if it is on an accelerator, else a float."""
         return float_or_tensor(self.group["lr"])
 
     @property
     def steps(self) -> int | Tensor:
-        """The layer's own step count t, or 0 if the optimizer keeps none.
+        """The layer's step count t; 0 if the optimizer counts no steps.
 
-        Some optimizers keep one count per group. A count on an accelerator is a tensor, since
-        reading it would synchronize.
+        It is read from the layer's state, or from the group if the optimizer has one count per
+        group. A count on an accelerator is returned as a tensor, since reading its value would
+        make the CPU wait.
         """
         step = self.state.get("step", self.group.get("step", 0))
         return step if is_on_accelerator(step) else int(step)
@@ -155,7 +167,8 @@ def always(group: Group) -> bool:  # noqa: ARG001 — has the signature of a fla
 class Family:
     """A kind of optimizer: how its direction is computed, and what the recorder can rely on.
 
-    Flags that depend on an optimizer's options are functions of a parameter group.
+    Each optimizer in the table of ``registry.py`` has a family. A flag that depends on the
+    optimizer's options is a function: it takes a parameter group and returns a bool.
 
     Attributes
     ----------
@@ -165,30 +178,32 @@ class Family:
         Takes a :class:`Stepped` and returns the layer's :class:`Direction`, or None if d cannot be
         computed for this step.
     invertible : callable
-        Whether the weights before a step can be computed from the state after it, as
-        ``w = (w' + η·(a·g + b·x)/(√v̂ + ε)) / (1 − η(c + λ))``. If not, the recorder copies them
-        before each step.
+        Whether the weights w before a step can be computed from the weights w' and the state after
+        it, as ``w = (w' + η·(a·g + b·x)/(√v̂ + ε)) / (1 − η(c + λ))``. If not, the recorder copies
+        the weights before each step.
     overwrites_grad : callable
-        Whether the step may change ``p.grad``. If so, the recorder copies it first.
+        Whether the step may change ``p.grad``. If so, the recorder copies ``p.grad`` before
+        the step changes it.
     grad_factor : callable, optional
-        Takes the optimizer and the gradients that it received, and returns the factor by which the
-        step scales them without writing it back to ``p.grad`` (internal clipping, for example).
-        Returns 1 if the step scales ``p.grad`` in place.
+        Takes the optimizer and the list of gradients that it received. Returns the factor by which
+        the step scales the gradients internally, without changing ``p.grad``, for example to clip
+        their norm. Returns 1 if the step scales ``p.grad`` in place.
     uses_first_grad : bool
-        Whether to copy the gradient after the first call of a step's closure.
+        Whether a step with a closure uses the gradient of the closure's first call. If so, the
+        recorder copies the gradient after that call.
     cacheable : bool
-        Whether the directions of layers of the same group and step count differ only in their
-        tensors, all of which are entries of the state. If not, the direction of each layer is
-        computed again in each step.
+        Whether the directions of two layers with the same group and step count differ only in their
+        tensors, and all of these are entries of the state. The recorder then computes one direction
+        for all such layers. If not, it computes each layer's direction in each step.
     provides_sums : bool
         Whether the optimizer's fused step can compute the recorded sums itself; see
         ``Lamb.measured``.
     provides_weights_before : bool
-        Whether such an optimizer keeps the weights before the step of those layers whose step was
-        not fused; see ``Lars.before``.
+        Whether the optimizer copies the weights before the step of those layers whose step is not
+        fused; see ``Lars.before``.
     state_entry_before : str, optional
-        Name of a state entry (a tensor without dimensions) whose value before the step
-        ``direction`` needs.
+        Name of a state entry, a tensor without dimensions. The recorder copies it before the step,
+        because ``direction`` needs that value.
     variant : str, optional
         The key of ``LAMB_VARIANTS`` or ``LARS_VARIANTS`` that describes the optimizer.
     """
@@ -207,9 +222,10 @@ class Family:
 
 
 def float_or_tensor(value: float | Tensor) -> float | Tensor:
-    """Return a number as a Python float, or as a tensor if reading it would synchronize.
+    """Return a number as a Python float, unless it is a tensor on an accelerator.
 
-    A tensor on an accelerator is returned detached, without dimensions if it has one element.
+    Reading such a tensor would make the CPU wait. It is returned as a detached tensor instead,
+    without dimensions if it has one element.
     """
     if isinstance(value, Tensor):
         value = value.detach()
@@ -219,7 +235,7 @@ def float_or_tensor(value: float | Tensor) -> float | Tensor:
 
 
 def is_on_accelerator(value: Any) -> bool:
-    """Return whether a number is a tensor on an accelerator, so that reading it synchronizes."""
+    """Return whether a value is a tensor on an accelerator: reading it makes the CPU wait."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
@@ -236,7 +252,7 @@ def debias_factor(beta: float | Tensor, t: int | Tensor) -> float | Tensor:
         return -1 / torch.expm1(t * beta.log())
     if beta == 0:
         return 1.0
-    if isinstance(t, Tensor):  # expm1, since 1 − βᵗ would cancel in the count's float32
+    if isinstance(t, Tensor):  # expm1: t is float32, in which 1 − βᵗ would lose precision
         return -1 / torch.expm1(t * math.log(beta))
     return 1 / (1 - beta**t)
 

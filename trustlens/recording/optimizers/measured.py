@@ -13,7 +13,7 @@ from trustlens.recording.optimizers.direction import Direction, Stepped, float_o
 def measured(s: Stepped, decay: float | None = None) -> Direction | None:
     """Return d = −Δw/η − λw if λ is given as ``decay``, else d + λw = −Δw/η.
 
-    Return None if the group has no learning rate or it is 0.
+    Return None if the group has no learning rate, or if the learning rate is 0.
     """
     rate = s.group.get("lr")
     if rate is None:
@@ -35,12 +35,12 @@ def measured(s: Stepped, decay: float | None = None) -> Direction | None:
     )
 
 
-# The next two are measured: only running the optimizer again would reproduce their directions.
+# Muon and LBFGS have no closed formula: only running the optimizer again would reproduce d.
 def muon(s: Stepped) -> Direction | None:
-    """Return the measured direction of `torch.optim.Muon`."""
+    """Return the direction of `torch.optim.Muon`, computed by :func:`measured`."""
     return measured(s, float(s.group["weight_decay"]))
 
 
 def lbfgs(s: Stepped) -> Direction | None:
-    """Return the measured direction of `torch.optim.LBFGS`."""
+    """Return the direction of `torch.optim.LBFGS`, computed by :func:`measured`."""
     return measured(s, 0.0)

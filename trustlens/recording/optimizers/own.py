@@ -23,7 +23,7 @@ def lamb_direction(s: Stepped, options: Group) -> Direction:
     The state must hold ``exp_avg`` and ``exp_avg_sq``; it may hold ``trust_ratio``.
     """
     factor1, factor2 = debias_factors(options, s.steps)
-    debias = options["debias"]  # "rate" and "first" apply the factors outside the direction
+    debias = options["debias"]  # with "rate" and "first", the factors are not part of d
     inside = debias is True
     momentum = s.state["exp_avg"]
     return Direction(
@@ -42,7 +42,11 @@ def lamb_direction(s: Stepped, options: Group) -> Direction:
 
 
 def lars_direction(s: Stepped) -> Direction:
-    """Return the direction of a LARS: d = g, since the momentum contains the trust ratio."""
+    """Return the direction of a LARS: d = g.
+
+    It does not contain the momentum, because the momentum sums vectors that were already scaled by
+    trust ratios.
+    """
     buffer = s.state.get("momentum_buffer")
     return Direction(
         rate=s.rate,
@@ -55,9 +59,9 @@ def lars_direction(s: Stepped) -> Direction:
 
 
 def applied_ratio(s: Stepped, ratio: Any) -> Tensor | None:
-    """Return a trust ratio (number, tensor or None) as a tensor without dimensions, or None.
+    """Return a trust ratio as a tensor without dimensions; None if the ratio is None.
 
-    A number becomes float32 on the layer's device; a tensor stays on its device.
+    A number becomes a float32 tensor on the layer's device. A tensor stays on its own device.
     """
     if ratio is None or isinstance(ratio, Tensor):
         return None if ratio is None else ratio.detach().reshape(())
@@ -65,19 +69,27 @@ def applied_ratio(s: Stepped, ratio: Any) -> Tensor | None:
 
 
 def own_lamb(s: Stepped) -> Direction:
-    """Return the direction of ``trustlens.optim.Lamb``, with the rate that the step gave d."""
+    """Return the direction of ``trustlens.optim.Lamb``.
+
+    Its ``rate`` is the product of all factors by which the step multiplied d, including the trust
+    ratio. If the decay is applied before the step, its ``kept`` is 1 − ηλ.
+    """
     d, debias = lamb_direction(s, s.group), s.group["debias"]
     applied: Any = s.rate if d.trust_ratio is None else s.rate * float_or_tensor(d.trust_ratio)
     if debias in ("rate", "first"):
         factor1, factor2 = debias_factors(s.group, s.steps)
         applied = applied * factor1 / (factor2**0.5 if debias == "rate" else 1)
-    first = s.group["decay"] != "inside"  # the decay multiplies w by 1 − ηλ, without the ratio
+    first = s.group["decay"] != "inside"  # the decay multiplies w by 1 − ηλ, not by 1 − ηrλ
     kept = 1 - s.rate * float(s.group["weight_decay"]) if first else None
     return replace(d, rate=applied, kept=kept)
 
 
 def is_lamb_invertible(group: Group) -> bool:
-    """Return whether 1 − ηrλ, the factor by which the decay multiplies w, is a safe divisor."""
+    """Return whether a step of ``trustlens.optim.Lamb`` can be undone.
+
+    If the decay is inside the update, undoing the step divides by 1 − ηrλ, where r is the trust
+    ratio. Then ηrλ must be known to be below 0.5.
+    """
     rate, clip = float_or_tensor(group["lr"]), group["clip_ratio"]
     decay = float(group["weight_decay"])
     if group["decay"] != "inside" or not decay:

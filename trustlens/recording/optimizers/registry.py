@@ -52,7 +52,7 @@ FAMILIES: Final[Mapping[tuple[str, str], Family | Callable[[], Family]]] = {
     ("pytorch_optimizer", "Lamb"): Family(
         LAMB, third_party.pytorch_optimizer_lamb, variant="pytorch_optimizer"
     ),
-    # Older versions of timm clip p.grad in place, so that its norm is within the bound here.
+    # Older versions of timm clip p.grad in place: `clip_factor` then finds nothing to clip.
     ("timm", "Lamb"): Family(
         LAMB, third_party.timm_lamb, variant="timm", grad_factor=third_party.clip_factor
     ),
@@ -77,9 +77,10 @@ FAMILIES: Final[Mapping[tuple[str, str], Family | Callable[[], Family]]] = {
     ),
     ("bitsandbytes", "lars"): Family(LARS, third_party.bitsandbytes_lars),
 }
-"""Family of each optimizer by (package, class), or a function that makes one per optimizer object.
+"""Family of each known optimizer. The keys are (package, class name).
 
-bitsandbytes has one class for several optimizers: the key holds its ``optimizer_name`` instead.
+A value may be a function that returns a new family for each optimizer object. bitsandbytes has one
+class for several optimizers: its keys hold the attribute ``optimizer_name`` instead of the class.
 """
 
 UNKNOWN: Final = Family("", third_party.unknown, overwrites_grad=always)
@@ -89,7 +90,7 @@ UNKNOWN: Final = Family("", third_party.unknown, overwrites_grad=always)
 def family_of(optimizer: Optimizer) -> Family:
     """Return the family of an optimizer, or :data:`UNKNOWN` if the table does not contain it.
 
-    A subclass has its parent's family only if it inherits its parent's ``step``.
+    A subclass of a known optimizer has that optimizer's family only if it inherits its ``step``.
     """
     step = _step_of(type(optimizer))
     for kind in type(optimizer).__mro__:
@@ -105,6 +106,6 @@ def family_of(optimizer: Optimizer) -> Family:
 
 
 def _step_of(kind: type) -> Any:
-    """Return a class's ``step`` without the wrapper that torch adds for the first instance."""
+    """Return a class's ``step`` without the wrapper that torch adds at the first instantiation."""
     step = getattr(kind, "step", None)
     return None if step is None else inspect.unwrap(step)

@@ -1,8 +1,8 @@
-"""LAMB and LARS of other packages, and optimizers of unknown class.
+"""Directions of LAMB and LARS from other packages, and of optimizers of unknown class.
 
 The recorded trust ratio is the one that the optimizer applied. It is read from the optimizer's
-state. If the state does not hold it, it is computed from the recorded norms by the package's rule
-(:class:`trustlens.trust_ratio.RatioRule`).
+state if the optimizer stores it. Otherwise the package's own rule
+(:class:`trustlens.trust_ratio.RatioRule`) computes it from the recorded norms.
 """
 
 from __future__ import annotations
@@ -33,14 +33,21 @@ from trustlens.trust_ratio import (
 def _lamb_with_rule(
     s: Stepped, variant: str, *, debias: bool | str, weight_decay: float, **switches: Any
 ) -> Direction:
-    """Return the direction of a LAMB that does not store its ratio."""
+    """Return the direction of a LAMB that does not store its trust ratio.
+
+    ``variant`` is a key of ``LAMB_VARIANTS``; ``switches`` override options of that variant.
+    """
     options = {**s.group, "debias": debias, "weight_decay": weight_decay}
     rule = RatioRule.of(lamb_ratio, {**LAMB_VARIANTS[variant], **switches})
     return replace(lamb_direction(s, options), trust_ratio=None, ratio_rule=rule)
 
 
 def _measured_by_ratio(s: Stepped, ratio: Any, decay: float | None = None) -> Direction | None:
-    """Return d computed from Δw = −η(r·d + λw), given the ratio r."""
+    """Return d computed from Δw = −η(r·d + λw), where ``ratio`` is r and ``decay`` is λ.
+
+    Return None if the ratio is None, or if :func:`measured` returns None. If ``decay`` is None, the
+    result describes −Δw/(ηr), which contains the unknown decay.
+    """
     d = measured(s)
     applied = applied_ratio(s, ratio)
     if d is None or applied is None:
@@ -56,13 +63,16 @@ def _measured_by_ratio(s: Stepped, ratio: Any, decay: float | None = None) -> Di
 
 
 def _stored_ratio(s: Stepped) -> Any:
-    """Return the ratio in the state, or 1 if the option `adam` turns the ratio off."""
+    """Return the trust ratio in the state, or 1 if the option `adam` turns the ratio off."""
     unused = s.group.get("adam", getattr(s.optimizer, "adam", False))
     return 1.0 if unused is True else s.state.get("trust_ratio")
 
 
 def pytorch_lamb(s: Stepped) -> Direction:
-    """Return the direction of the LAMB of pytorch-lamb, or of torch-optimizer, which can debias."""
+    """Return the direction of LAMB from pytorch-lamb or torch-optimizer.
+
+    Only torch-optimizer's LAMB has the option ``debias``.
+    """
     debias = "rate" if getattr(s.optimizer, "debias", False) else False
     d = lamb_direction(s, {**s.group, "debias": debias})
     return replace(d, trust_ratio=applied_ratio(s, _stored_ratio(s)))
@@ -71,7 +81,8 @@ def pytorch_lamb(s: Stepped) -> Direction:
 def pytorch_optimizer_lamb(s: Stepped) -> Direction | None:
     """Return the direction of pytorch_optimizer's LAMB.
 
-    Return None if it needs a learning rate that is 0 or on a device, or a ratio that is missing.
+    Return None if the direction depends on a learning rate that is 0 or on an accelerator, or on a
+    trust ratio that is missing.
     """
     group, decay = s.group, float(s.group["weight_decay"])
     if group["weight_decouple"] and group.get("fixed_decay") and decay:  # w decays by λ, not by ηλ
@@ -79,7 +90,7 @@ def pytorch_optimizer_lamb(s: Stepped) -> Direction | None:
             return None
         decay /= s.rate
     ratio = _stored_ratio(s)
-    if group.get("rectify"):  # RAdam's rate; may skip the update and a decay inside it
+    if group.get("rectify"):  # RAdam's rate; some steps skip the update and its decay
         return _measured_by_ratio(s, ratio, decay if group["weight_decouple"] else 0.0)
     options = {
         **group,
@@ -90,7 +101,10 @@ def pytorch_optimizer_lamb(s: Stepped) -> Direction | None:
 
 
 def timm_lamb(s: Stepped) -> Direction | None:
-    """Return the direction of timm's LAMB, or None if its decay depends on a rate on a device."""
+    """Return the direction of timm's LAMB.
+
+    Return None if the decay depends on a learning rate that is on an accelerator.
+    """
     group, decay = s.group, float(s.group["weight_decay"])
     decoupled = bool(group.get("decoupled_decay"))
     adapts = bool(group["always_adapt"] or decay)
@@ -109,7 +123,8 @@ def timm_lamb(s: Stepped) -> Direction | None:
     )
     if not group.get("caution"):
         return d
-    momentum = s.state["exp_avg"]  # keep elements of g's sign; Liang et al. 2024
+    # Cautious LAMB (Liang et al. 2024) uses only the elements of m that have the sign of g.
+    momentum = s.state["exp_avg"]
     cautious = (momentum.sign() * s.grad.sign() > 0).to(momentum.dtype)
     return replace(d, base=momentum * cautious / cautious.mean().clamp(min=1e-3))
 
@@ -127,7 +142,7 @@ def apex_lamb(s: Stepped) -> Direction:
 
 
 def deepspeed_lamb() -> Family:
-    """Return a family for one FusedLamb object of DeepSpeed."""
+    """Return a new family for one FusedLamb object of DeepSpeed."""
     direction = _DeepSpeedLamb()
     return Family(LAMB, direction, variant="deepspeed" if direction.is_old else None)
 
@@ -135,12 +150,14 @@ def deepspeed_lamb() -> Family:
 class _DeepSpeedLamb:
     """Computes the directions of one FusedLamb object of DeepSpeed.
 
-    The optimizer stores its ratios in a list, in the order of the parameters with a gradient.
+    An instance is the ``direction`` function of that optimizer's family. The optimizer stores its
+    trust ratios in a list, one for each parameter that has a gradient, in order.
     """
 
     def __init__(self) -> None:
         version = str(getattr(sys.modules.get("deepspeed"), "__version__", ""))
-        # Up to 0.19.8 the debias factors are part of the rate; later, part of the direction.
+        # Up to 0.19.8 the debias factors are part of the rate. In later versions they are part of
+        # the direction.
         self.is_old = [int(n) for n in re.findall(r"\d+", version)[:3]] <= [0, 19, 8]
         self._last: Tensor | None = None
         self._by_state: dict[int, Tensor] = {}
@@ -165,24 +182,27 @@ class _DeepSpeedLamb:
         )
 
     def _read(self, optimizer: Any) -> None:
-        """Assign the optimizer's list of ratios to its states, once per step."""
+        """Match the optimizer's list of trust ratios with its states, once per step."""
         ratios: list[Tensor] = optimizer.lamb_coeffs
         if ratios and self._last is ratios[-1]:
             return
         stepped = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         self._last, self._by_state = (ratios[-1] if ratios else None), {}
-        if len(stepped) == len(ratios):  # differs if gradients were passed to `step`
+        if len(stepped) == len(ratios):  # not if the caller passed gradients to `step`
             pairs = zip(stepped, ratios, strict=True)
             self._by_state = {id(optimizer.state[p]): ratio for p, ratio in pairs}
 
 
 def bitsandbytes_lamb(s: Stepped) -> Direction | None:
-    """Return the direction of bitsandbytes' LAMB, or None if a parameter overrides its group."""
+    """Return the direction of bitsandbytes' LAMB.
+
+    Return None if a parameter does not use its group's options.
+    """
     if not _follows_its_group(s):
         return None
     decay = float(s.group["weight_decay"])
     first = s.state["state1"]
-    if first.dtype != torch.float32:  # 8-bit states: an Adam step, without a ratio
+    if first.dtype != torch.float32:  # with 8-bit states, the step is Adam's, without a trust ratio
         d = measured(s, decay)
         return d and replace(d, trust_ratio=applied_ratio(s, 1.0))
     state = {**s.state, "exp_avg": first, "exp_avg_sq": s.state["state2"]}
@@ -191,9 +211,10 @@ def bitsandbytes_lamb(s: Stepped) -> Direction | None:
 
 
 def bitsandbytes_lars(s: Stepped) -> Direction | None:
-    """Return the direction of bitsandbytes' LARS: the momentum, which contains λw but not r.
+    """Return the direction of bitsandbytes' LARS.
 
-    Return None if a parameter overrides its group.
+    The direction is the momentum, which contains λw but not the trust ratio. Return None if a
+    parameter does not use its group's options.
     """
     if not _follows_its_group(s):
         return None
@@ -212,7 +233,10 @@ def bitsandbytes_lars(s: Stepped) -> Direction | None:
 
 
 def _follows_its_group(s: Stepped) -> bool:
-    """Return whether all parameters use their group's options, and 8-bit states are in blocks."""
+    """Return whether all parameters use their group's options.
+
+    Return False also if the optimizer quantizes its 8-bit states in whole tensors, not in blocks.
+    """
     manager = s.optimizer.mng
     overrides = [*manager.pid2config.values(), *manager.index2config.values()]
     harmless = {"optim_bits", "min_8bit_size"}
@@ -222,14 +246,18 @@ def _follows_its_group(s: Stepped) -> bool:
 
 
 def _bitsandbytes_ratio(s: Stepped) -> Tensor | None:
-    """Return min(1, bound·‖w‖ / ‖u‖). The state holds ‖u‖ on the CPU, its square elsewhere."""
+    """Return the trust ratio min(1, bound·‖w‖ / ‖u‖), where u is the update.
+
+    The state's ``unorm_vec`` holds ‖u‖ on the CPU and ‖u‖² on other devices. Return None if the
+    weights before the step were not copied.
+    """
     bound = s.optimizer.args.max_unorm
     if s.before is None or bound <= 0:
         return applied_ratio(s, 1.0) if bound <= 0 else None
     norm: Tensor = s.state["unorm_vec"].reshape(())
     if norm.device.type != "cpu":
         norm = norm.sqrt()
-    most = bound * s.before.float().norm()  # float32 as in the optimizer
+    most = bound * s.before.float().norm()  # in float32, as in the optimizer
     return torch.where(norm > most, most / norm, 1.0)
 
 
@@ -252,7 +280,10 @@ def torch_optimizer_lars(s: Stepped) -> Direction:
 
 
 def _lars_with_rule(s: Stepped, variant: str, switches: dict[str, Any]) -> Direction:
-    """Return the direction of a LARS that does not store its ratio."""
+    """Return the direction of a LARS that does not store its trust ratio.
+
+    ``variant`` is a key of ``LARS_VARIANTS``; ``switches`` override options of that variant.
+    """
     rule = RatioRule.of(lars_ratio, {**LARS_VARIANTS[variant], **switches})
     return replace(lars_direction(s), ratio_rule=rule)
 
@@ -260,14 +291,17 @@ def _lars_with_rule(s: Stepped, variant: str, switches: dict[str, Any]) -> Direc
 def pytorch_optimizer_lars(s: Stepped) -> Direction:
     """Return the direction of pytorch_optimizer's LARS."""
     d = lars_direction(s)
-    if s.given_grad.dim() <= 1:  # the step is SGD's, without decay or ratio
+    if s.given_grad.dim() <= 1:  # such layers get the step of SGD: no decay, no trust ratio
         return replace(d, decay=0.0, trust_ratio=applied_ratio(s, 1.0))
     options = {"trust_coefficient": s.group["trust_coefficient"]}
     return replace(d, ratio_rule=RatioRule.of(pytorch_optimizer_lars_ratio, options))
 
 
 def clip_factor(optimizer: Any, grads: Sequence[Tensor]) -> float | Tensor:
-    """Return the factor that clips the norm of all gradients together to `max_grad_norm`."""
+    """Return the factor that clips the joint norm of all gradients to `max_grad_norm`.
+
+    It is 1 if the norm is within the bound, or if there is no bound.
+    """
     bound = optimizer.defaults["max_grad_norm"]
     if bound is None:
         return 1.0
@@ -281,9 +315,10 @@ def sign_factor(optimizer: Any, grads: Sequence[Tensor]) -> float:  # noqa: ARG0
 
 
 def unknown(s: Stepped) -> Direction | None:
-    """Return the measured direction of an optimizer of unknown class.
+    """Return the direction of an optimizer of unknown class, computed by :func:`measured`.
 
-    If its state has the entries of pytorch-lamb, it is a copy of that code: its ratio is recorded.
+    If the state has the entries of pytorch-lamb, the optimizer is taken for a copy of that code,
+    and the trust ratio in the state is recorded.
     """
     if s.state.keys() >= {"exp_avg", "exp_avg_sq", "weight_norm", "adam_norm", "trust_ratio"}:
         return _measured_by_ratio(s, _stored_ratio(s))

@@ -1,8 +1,10 @@
 """Directions of the optimizers of torch.optim, which apply no trust ratio.
 
-The formulas are those of torch's documentation, or of its code where the two differ. A coupled
-weight decay is added to the gradient before the averages are computed. The averages contain it, and
-``c·w`` has it only if the formula uses the gradient itself.
+The formulas are those of torch's documentation, or of torch's code where the two differ.
+
+A weight decay is either decoupled (applied to the weights) or coupled: added to the gradient before
+the optimizer updates its averages. The averages then contain a coupled decay. In
+``Direction.weight_share`` it appears only if the formula also uses the gradient itself.
 """
 
 from __future__ import annotations
@@ -28,19 +30,20 @@ _HALF: Final = (torch.bfloat16, torch.float16)
 
 
 def _decoupled(group: Group) -> float:
-    """Return λ, or 0 if the decay is added to the gradient."""
+    """Return the group's decoupled weight decay λ; 0 if its decay is added to the gradient."""
     return float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
 
 
 def _coupled(group: Group) -> float:
-    """Return the decay that is added to the gradient, or 0 if it is decoupled."""
+    """Return the weight decay that the group adds to the gradient; 0 if it is decoupled."""
     return 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
 
 
 def _kept(s: Stepped, decay: float) -> float | Tensor | None:
-    """Return 1 − ηλ as rounded by `Tensor.mul_`: to float32 if the weights or the rate are float32.
+    """Return the value of ``Direction.kept``: 1 − ηλ with the rounding of torch's step.
 
-    Return None for a fused step, which does not round it.
+    `Tensor.mul_` rounds the factor to float32 if the weights or the learning rate are float32
+    tensors. A fused step does not round it: the result is then None.
     """
     if s.group.get("fused"):
         return None
@@ -51,10 +54,10 @@ def _kept(s: Stepped, decay: float) -> float | Tensor | None:
 
 
 def _applied_debias_factor(s: Stepped, which: int, *, tensor: Any = None) -> float | Tensor:
-    """Return 1/(1 − βᵗ) with the rounding of torch's step.
+    """Return 1/(1 − βᵗ) for β = ``betas[which]``, with the rounding of torch's step.
 
-    If the step uses t as a tensor (`tensor`), or β is a tensor, βᵗ and 1 − βᵗ are rounded to
-    float32. Otherwise this is :func:`debias_factor`.
+    If β is a tensor, or torch's step computes with t as a tensor (``tensor`` is true), βᵗ and
+    1 − βᵗ are rounded to float32. Otherwise the result is that of :func:`debias_factor`.
     """
     beta = s.group["betas"][which]
     if s.group.get("fused") or not (tensor or isinstance(beta, Tensor)):
@@ -63,14 +66,14 @@ def _applied_debias_factor(s: Stepped, which: int, *, tensor: Any = None) -> flo
 
 
 def without_coupled_decay(group: Group) -> bool:
-    """Return whether no decay is added to the gradient. If one is, d is not linear in w."""
+    """Return whether the group adds no decay to the gradient. If it does, d is not linear in w."""
     return _coupled(group) == 0
 
 
 def adam(s: Stepped) -> Direction:
     """Return the direction of Adam or AdamW (Kingma and Ba 2015; Loshchilov and Hutter 2019).
 
-    With AMSGrad, v is the largest one so far (Reddi et al. 2018).
+    With AMSGrad (Reddi et al. 2018), v is the elementwise maximum of all second moments so far.
     """
     tensor = s.group.get("capturable") or s.group.get("differentiable")
     factor1, factor2 = (_applied_debias_factor(s, which, tensor=tensor) for which in (0, 1))
@@ -93,8 +96,8 @@ def adam(s: Stepped) -> Direction:
 
 def nadam(s: Stepped) -> Direction:
     """Return the direction of NAdam (Dozat 2016)."""
-    # g and m have a factor each. Instead of β₁ᵗ, that of g uses the product of the momentum decay
-    # rates of the steps up to this one, and that of m the product up to the next step.
+    # NAdam's β₁ changes in each step. In place of β₁ᵗ, the factor of g contains the product of all
+    # values up to this step, and the factor of m the product up to the next step.
     group, t = s.group, s.steps
     beta1, decay = float_or_tensor(group["betas"][0]), group["momentum_decay"]
     mu, following = (beta1 * (1 - 0.5 * 0.96 ** (n * decay)) for n in (t, t + 1))
@@ -123,14 +126,15 @@ def nadam(s: Stepped) -> Direction:
 def radam(s: Stepped) -> Direction:
     """Return the direction of RAdam (Liu et al. 2020, Algorithm 2).
 
-    It is divided by √v̂ only in steps in which the variance can be estimated.
+    The direction is divided by √v̂ only in steps in which the variance can be estimated.
     """
     group = s.group
     t = s.state["step"] if group["capturable"] else s.steps
     beta2 = group["betas"][1]
     factor1, factor2 = (_applied_debias_factor(s, n, tensor=group["capturable"]) for n in (0, 1))
     longest = 2 / (1 - beta2) - 1
-    # A small difference of large numbers, so it is computed in the same order as in torch.
+    # `length` is a small difference of large numbers: the same order of operations as in torch
+    # gives the same rounding error.
     length = float_or_tensor(longest - 2 * t * (beta2**t) / (1 - beta2**t))
     above, below = (length - 4) * (length - 2) * longest, (longest - 4) * (longest - 2) * length
     momentum, variance, eps = s.state["exp_avg"], s.state["exp_avg_sq"], group["eps"]
@@ -163,7 +167,8 @@ def radam(s: Stepped) -> Direction:
 def adamax(s: Stepped) -> Direction:
     """Return the direction of Adamax (Kingma and Ba 2015, section 7.1).
 
-    It is divided by an infinity norm, which is not a second moment and is not recorded.
+    The direction is divided by an infinity norm. This is not a second moment, so it is not
+    recorded.
     """
     factor1 = _applied_debias_factor(s, 0, tensor=s.group["capturable"])
     momentum = s.state["exp_avg"]
@@ -177,7 +182,7 @@ def adamax(s: Stepped) -> Direction:
 
 
 def adagrad(s: Stepped) -> Direction:
-    """Return the direction of Adagrad (Duchi et al. 2011), including the decay of its rate."""
+    """Return the direction of Adagrad (Duchi et al. 2011), with the factor of ``lr_decay``."""
     share = 1 / (1 + (s.steps - 1) * s.group["lr_decay"])
     return Direction(
         rate=s.rate,
@@ -223,8 +228,8 @@ def adadelta(s: Stepped) -> Direction | None:
 
     Return None if there is a coupled decay and the weights before the step were not copied.
     """
-    # The state's average of δ² already contains this step's δ, so the old average is computed
-    # from it: δ² = (old + ε)·x, new = ρ·old + (1 − ρ)·δ².
+    # `acc_delta` is an average of the squared updates δ², and already contains this step's δ. The
+    # average before the step (`old`) follows from δ² = (old + ε)·x and new = ρ·old + (1 − ρ)·δ².
     rho, eps, decay = s.group["rho"], s.group["eps"], _coupled(s.group)
     square = s.state["square_avg"]
     grad = upcast(s.grad)
@@ -248,7 +253,7 @@ def adadelta(s: Stepped) -> Direction | None:
 
 def rprop(s: Stepped) -> Direction | None:
     """Return the direction of Rprop (Riedmiller and Braun 1993), or None if the rate is 0."""
-    # `prev` is the gradient, with 0 in the elements whose sign changed.
+    # `prev` is this step's gradient, set to 0 in the elements whose sign changed.
     rate = s.rate
     if not isinstance(rate, Tensor) and rate == 0:
         return None
@@ -261,7 +266,7 @@ def rprop(s: Stepped) -> Direction | None:
 
 def asgd(s: Stepped) -> Direction | None:
     """Return the direction of ASGD (Polyak and Juditsky 1992), or None if the rate is 0."""
-    # w ← w − η'·(λw + g), where η' is the state's `eta` after the previous step.
+    # The step is w ← w − η'·(λw + g), where η' is the state's `eta` after the previous step.
     rate, decay = s.rate, s.group["lambd"]
     if not isinstance(rate, Tensor) and rate == 0:
         return None
@@ -280,12 +285,12 @@ def asgd(s: Stepped) -> Direction | None:
 def adafactor(s: Stepped) -> Direction:
     """Return the direction of Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5).
 
-    In torch's form, the rate is relative to the layer's root mean square, and the update is clipped
-    at `d`.
+    As in torch, the rate is relative to the root mean square of the layer's weights. If the root
+    mean square of the update exceeds the option `d`, the update is scaled down to it.
     """
     group, t = s.group, s.steps
     eps1, eps2 = group["eps"]
-    if eps1 is None:  # torch takes it from the first parameter's dtype, for the whole group
+    if eps1 is None:  # torch uses the epsilon of the first parameter's dtype for the whole group
         first = next(p for p in group["params"] if p.grad is not None)
         eps1 = torch.finfo(first.dtype).eps
     rate, decay = s.rate, float(group["weight_decay"])
@@ -317,7 +322,10 @@ def adafactor(s: Stepped) -> Direction:
 
 
 def takes_short_steps(group: Group) -> bool:
-    """Return whether ‖Δw‖ < ‖w‖ is certain. If not, ‖w‖ before the step may be ambiguous."""
+    """Return whether Adafactor's step is certain to be shorter than ‖w‖.
+
+    If not, more than one ‖w‖ before the step may lead to the weights after it.
+    """
     rate, most = float_or_tensor(group["lr"]), group["d"] + group["weight_decay"]
     return not isinstance(rate, Tensor) and rate * most < 0.9
 
@@ -327,19 +335,23 @@ def _at_most_one(value: Any) -> Any:
 
 
 def _at_least(least: float, value: Tensor) -> Tensor:
-    """Return max(least, value), and `least` for NaN, like Python's `max` in torch's code."""
+    """Return max(least, value). If the value is NaN, return `least`, as Python's `max` does."""
     return torch.fmax(value, torch.full_like(value, least))
 
 
 def _norm_before(after: Tensor, update: Tensor, share: Any, kept: Any) -> Tensor:
-    """Return ‖w‖ from w' = kept·w − ‖w‖·share·update: the positive root of a quadratic."""
+    """Return ‖w‖ before a step w' = kept·w − ‖w‖·share·update.
+
+    It is the positive root of the quadratic equation that the squared norms fulfil. ``after`` is
+    w'.
+    """
     a = kept**2 - share**2 * update.square().sum()
     b = share * (after * update).sum()
     return (b + (b * b + a * after.square().sum()).clamp(min=0).sqrt()) / a
 
 
 def sparse_adam(s: Stepped) -> Direction:
-    """Return the direction of SparseAdam: that of Adam in rows with a gradient, 0 in the others."""
+    """Return the direction of SparseAdam: Adam's in rows that have a gradient, 0 in the others."""
     # torch adds ε to √v, not to √v̂.
     factor1, factor2 = debias_factors(s.group, s.steps)
     given = s.given_grad.coalesce()
@@ -362,14 +374,21 @@ def sparse_adam(s: Stepped) -> Direction:
 
 
 def adds_momentum_to_grad(group: Group) -> bool:
-    """Return whether torch may add the momentum to ``p.grad`` in place, as its foreach does."""
+    """Return whether torch's step may add the momentum to ``p.grad`` in place.
+
+    The foreach implementation does so with Nesterov momentum, unless weight decay or `maximize`
+    made it copy the gradient.
+    """
     copies = group["weight_decay"] or group["maximize"] or group["fused"]
     return group["nesterov"] and not copies and group["foreach"] is not False
 
 
 def sgd(s: Stepped) -> Direction | None:
-    """Return the direction of SGD, or None if it must be measured and the rate is 0."""
-    # The state may still hold a buffer of earlier steps with momentum.
+    """Return the direction of SGD.
+
+    Return None if it must be computed from the change of the weights but the rate is 0.
+    """
+    # Without momentum, the state may still hold the buffer of earlier steps with momentum.
     buffer = s.state.get("momentum_buffer") if s.group["momentum"] else None
     if buffer is not None and s.group.get("fused") and s.after.dtype in _HALF:
         return measured(s, 0.0)  # torch's fused step applies another buffer than it stores
