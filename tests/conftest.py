@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from support.leaks import fails_on_leaks  # noqa: F401 — autouse fixture
-from support.runs import make_run
+from tests.support.leaks import fails_on_leaks  # noqa: F401 — autouse fixture
+from tests.support.runs import make_run
 
 # Draw the same examples in every CI run, so that failures are reproducible.
 settings.register_profile("ci", derandomize=True)

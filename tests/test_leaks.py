@@ -72,10 +72,10 @@ def test_a_test_that_leaks_fails(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-p", "support.leaks", "-p", "no:dash"),
+            *(sys.executable, "-m", "pytest", "-p", "tests.support.leaks", "-p", "no:dash"),
             *("-p", "no:cacheprovider", "--junit-xml", report, "--rootdir", tmp_path, tmp_path),
         ],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         cwd=tmp_path,
         capture_output=True,
         check=False,

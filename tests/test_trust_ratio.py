@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import support.lamb_formulas as formulas
+import tests.support.lamb_formulas as formulas
 from trustlens.errors import UsageError
 from trustlens.optim import LAMB_VARIANTS, LARS_VARIANTS, Lamb, Lars
 from trustlens.trust_ratio import (

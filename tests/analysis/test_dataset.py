@@ -19,7 +19,7 @@ import pytest
 from dask.distributed import Client, LocalCluster
 
 import trustlens
-from support.runs import make_run
+from tests.support.runs import make_run
 from trustlens.errors import UsageError
 from trustlens.store.address import locate
 

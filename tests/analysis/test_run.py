@@ -97,7 +97,7 @@ def test_quantities_that_were_not_recorded_are_nan(synthetic_run: Make) -> None:
 
 
 def test_the_fingerprint_changes_when_the_rows_change(tmp_path: Path) -> None:
-    from support.runs import layers_table, run_info
+    from tests.support.runs import layers_table, run_info
     from trustlens.store.writer import RunWriter
 
     writer = RunWriter(tmp_path, run_info(layers=["a"]))
@@ -115,7 +115,7 @@ def test_the_fingerprint_changes_when_the_rows_change(tmp_path: Path) -> None:
 
 
 def test_a_run_reads_a_changed_run_json(tmp_path: Path) -> None:
-    from support.runs import layers_table, run_info
+    from tests.support.runs import layers_table, run_info
     from trustlens.store.writer import RunWriter
 
     writer = RunWriter(tmp_path, run_info(layers=["a"]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trustlens
-from support.runs import synthetic_values
+from tests.support.runs import synthetic_values
 from trustlens.analysis import tables
 from trustlens.analysis.sampling import nearest_steps
 from trustlens.errors import UsageError

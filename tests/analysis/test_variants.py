@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import support.lamb_formulas as of
+import tests.support.lamb_formulas as of
 import trustlens
-from support.lamb_training import (
+from tests.support.lamb_training import (
     DECAY,
     DECAYED,
     STEPS,
@@ -18,7 +18,7 @@ from support.lamb_training import (
     make_optimizer,
     train,
 )
-from support.runs import make_run
+from tests.support.runs import make_run
 from trustlens.errors import UsageError
 from trustlens.optim import LAMB_VARIANTS as V
 

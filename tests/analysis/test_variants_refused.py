@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import support.lamb_formulas as of
+import tests.support.lamb_formulas as of
 import trustlens
-from support.lamb_training import (
+from tests.support.lamb_training import (
     BETAS,
     DECAYED,
     Adam,
@@ -19,7 +19,7 @@ from support.lamb_training import (
     problem,
     train,
 )
-from support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
+from tests.support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
 from trustlens.errors import UsageError
 from trustlens.optim import Lars
 from trustlens.store.run_info import OptimizerInfo, read_info, write_info

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trustlens
-from support.simulation import (
+from tests.support.simulation import (
     CASES,
     compare,
     expected_row,

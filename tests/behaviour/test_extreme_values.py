@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import trustlens
-from support import oracle
-from support.oracle import Layer, train
-from support.simulation import norm, rows_of, wide
-from support.supported import CASES, EXACT, LAST_PLACES
+from tests.support import oracle
+from tests.support.oracle import Layer, train
+from tests.support.simulation import norm, rows_of, wide
+from tests.support.supported import CASES, EXACT, LAST_PLACES
 from trustlens.recording.measuring import snapshots
 from trustlens.schema import COUNTS
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trustlens
-from support.compiled import needs_compiler
+from tests.support.compiled import needs_compiler
 from trustlens.recording.hooks import optimizer as hooks
 
 READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique", "_unique2"}

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.stateful import Stateful
 
 import trustlens
-from support.interrupted import OPTIMIZERS, OPTIONS, Job, assert_same, uninterrupted
+from tests.support.interrupted import OPTIMIZERS, OPTIONS, Job, assert_same, uninterrupted
 from trustlens.store.writer import RunWriter
 
 
@@ -157,7 +157,7 @@ PROCESS = """
     import os, sys, torch
     from pathlib import Path
     sys.path.insert(0, sys.argv[1])
-    from support.interrupted import OPTIONS, OPTIMIZERS, Job
+    from tests.support.interrupted import OPTIONS, OPTIMIZERS, Job
     from trustlens.store.writer import RunWriter
     folder, until = Path(sys.argv[2]), int(sys.argv[3])
     RunWriter.__init__.__kwdefaults__["segment_rows"] = 7

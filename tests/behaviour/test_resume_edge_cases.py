@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import trustlens
-from support.interrupted import Job, contents
+from tests.support.interrupted import Job, contents
 from trustlens.errors import RunError, UsageError
 from trustlens.recording import resume
 from trustlens.store.reader import fingerprint

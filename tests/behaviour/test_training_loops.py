@@ -7,7 +7,7 @@ import torch
 from torch.optim.adamw import adamw
 
 import trustlens
-from support.simulation import TOLERANCE, norm, parameters_of, rows_of, wide
+from tests.support.simulation import TOLERANCE, norm, parameters_of, rows_of, wide
 from trustlens.element_bins import element_counts
 from trustlens.recording.measuring.snapshots import SMALL
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import trustlens
-from support.simulation import (
+from tests.support.simulation import (
     CASES,
     TOLERANCE,
     compare,

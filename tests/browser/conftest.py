@@ -24,7 +24,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from support.runs import make_run, synthetic_values
+from tests.support.runs import make_run, synthetic_values
 
 LAMB = "trustlens.optim.lamb.Lamb"
 LAYERS = [

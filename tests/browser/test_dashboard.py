@@ -15,7 +15,7 @@ from playwright.sync_api import (
     Page,
 )
 
-from support.runs import layers_table, metrics_table, run_info, steps_table, synthetic_values
+from tests.support.runs import layers_table, metrics_table, run_info, steps_table, synthetic_values
 from trustlens.store.writer import RunWriter
 
 pytestmark = pytest.mark.browser

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import trustlens
-from support.runs import make_run
+from tests.support.runs import make_run
 from trustlens import cli
 from trustlens.analysis.diagnose import diagnose
 from trustlens.cli import main

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import trustlens
-from support.compiled import needs_compiler
+from tests.support.compiled import needs_compiler
 from trustlens.cli import main
 
 

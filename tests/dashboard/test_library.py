@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from dash import no_update
 
-from support.runs import make_run
+from tests.support.runs import make_run
 from trustlens_dashboard.frame import live
 from trustlens_dashboard.library import Library
 from trustlens_dashboard.pages.runs import view as runs_page

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 import trustlens
-from support.runs import START, make_run
+from tests.support.runs import START, make_run
 from trustlens.element_bins import by_value, element_edges
 from trustlens.errors import UsageError
 from trustlens.export import TensorBoardListener, to_tensorboard

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import trustlens
-from support.runs import layers_table, run_info, steps_table, synthetic_values
+from tests.support.runs import layers_table, run_info, steps_table, synthetic_values
 from trustlens.figures._curves import curves_data
 from trustlens.figures._debias import debias_data
 from trustlens.figures._heatmap import heatmap, heatmap_data

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.compiled import needs_compiler
+from tests.support.compiled import needs_compiler
 from trustlens.kernels import build
 
 REPOSITORY = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.compiled import COMPILED
+from tests.support.compiled import COMPILED
 from trustlens import schema
 from trustlens.element_bins import ELEMENT_BUCKETS, ELEMENT_SHIFT
 from trustlens.kernels import sums

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.fused_checks import (
+from tests.support.fused_checks import (
     CHANGES,
     CONFIGURATIONS,
     EXAMPLE_CONFIGURATIONS,
@@ -30,7 +30,7 @@ from support.fused_checks import (
     is_same,
     layer_steps,
 )
-from support.fused_steps import give_gradients, layers, needs_compiler, values
+from tests.support.fused_steps import give_gradients, layers, needs_compiler, values
 from trustlens.errors import UsageError
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.statistics import SUMS

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import support.lamb_formulas as formulas
-from support.fused_steps import FUSED, needs_compiler
-from support.lamb_formulas import (
+import tests.support.lamb_formulas as formulas
+from tests.support.fused_steps import FUSED, needs_compiler
+from tests.support.lamb_formulas import (
     BETA1,
     BETA2,
     EPS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.fused_steps import FUSED, needs_compiler
+from tests.support.fused_steps import FUSED, needs_compiler
 from trustlens.errors import UsageError
 from trustlens.optim import LARS_VARIANTS, Lars
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import trustlens
-from support.fuzz import make_interrupted_run, readers
+from tests.support.fuzz import make_interrupted_run, readers
 from trustlens.store.repair import repair
 
 SECONDS = float(os.environ.get("TRUSTLENS_SECONDS", "8"))

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 import trustlens
-from support.interrupted import OPTIMIZERS, Job, assert_same, contents
-from support.processes import LONG, Child, needs_forks
-from support.recoverable_training import OPTIONS, STEPS, Point, Torn, train
+from tests.support.interrupted import OPTIMIZERS, Job, assert_same, contents
+from tests.support.processes import LONG, Child, needs_forks
+from tests.support.recoverable_training import OPTIONS, STEPS, Point, Torn, train
 from trustlens.cli import main
 
 KILLS = int(os.environ.get("TRUSTLENS_EXAMPLES", "10"))

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import trustlens
-from support.runs import layers_table, run_info, steps_table
+from tests.support.runs import layers_table, run_info, steps_table
 from trustlens.cli import main
 from trustlens.store import table_writer as store_table
 from trustlens.store import writer as store_writer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.runs import make_run
+from tests.support.runs import make_run
 
 SCRIPT = Path(__file__).parents[2] / "sample_runs" / "summary.py"
 

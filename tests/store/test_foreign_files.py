@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import trustlens
-from support.runs import layers_table, make_run, run_info, steps_table
+from tests.support.runs import layers_table, make_run, run_info, steps_table
 from trustlens.errors import RunError
 from trustlens.store.atomic_write import temporary_name
 from trustlens.store.repair import repair

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import trustlens
-from support.runs import make_run
+from tests.support.runs import make_run
 from trustlens.errors import RunError
 from trustlens.store.address import locate
 from trustlens.store.location import LocalLocation, Location

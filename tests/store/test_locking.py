@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support.runs import run_info
+from tests.support.runs import run_info
 from trustlens.errors import RunError, UsageError
 from trustlens.store.locking import RunLock
 from trustlens.store.run_info import RunInfo

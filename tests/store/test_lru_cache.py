@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import trustlens
-from support.runs import make_run
+from tests.support.runs import make_run
 from trustlens.store.lru_cache import LruCache
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 import trustlens
-from support.runs import layers_table, metrics_table, run_info, steps_table
+from tests.support.runs import layers_table, metrics_table, run_info, steps_table
 from trustlens.cli import main
 from trustlens.schema import TABLES
 from trustlens.store import repair as store_repair

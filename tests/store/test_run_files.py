@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import trustlens
-from support.runs import layers_table, metrics_table, run_info, steps_table, synthetic_values
+from tests.support.runs import layers_table, metrics_table, run_info, steps_table, synthetic_values
 from trustlens.cli import main
 from trustlens.errors import RunError, UsageError
 from trustlens.schema import COUNTS, RECORDED, TABLES
@@ -262,7 +262,7 @@ def test_flushed_rows_survive_kill_9(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code = f"""
         import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         import torch, trustlens
         model = torch.nn.Linear(3, 2)
         optimizer = torch.optim.Adam(model.parameters())

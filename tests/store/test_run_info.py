@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.runs import run_info
+from tests.support.runs import run_info
 from trustlens.store.run_info import RecordingInfo, RunInfo, read_info, write_info
 
 FULL: dict[str, Any] = {

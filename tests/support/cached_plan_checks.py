@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import trustlens
-from recording.measuring.test_cached_plan import (
+from tests.recording.measuring.test_cached_plan import (
     Training,
     a_checkpoint_is_loaded,
     a_state_tensor_is_replaced,
@@ -23,8 +23,8 @@ from recording.measuring.test_cached_plan import (
     states_get_new_addresses,
     the_rate_changes,
 )
-from recording.optimizers.test_torch_optim import as_if_on_a_device
-from support.devices import DEVICE
+from tests.recording.optimizers.test_torch_optim import as_if_on_a_device
+from tests.support.devices import DEVICE
 from trustlens.recording.measuring.cached_plan import CachedPlan
 from trustlens.recording.statistics.cpu_backend import CpuBackend
 from trustlens.recording.statistics.triton_backend import TritonBackend

@@ -8,8 +8,15 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from support.devices import DEVICE, forbid_synchronization
-from support.fused_steps import CHECKS, fused_and_foreach, give_gradients, layers, state_of, values
+from tests.support.devices import DEVICE, forbid_synchronization
+from tests.support.fused_steps import (
+    CHECKS,
+    fused_and_foreach,
+    give_gradients,
+    layers,
+    state_of,
+    values,
+)
 from trustlens.optim import LAMB_VARIANTS, Lamb, Lars
 from trustlens.recording.optimizers.direction import Stepped
 from trustlens.recording.optimizers.own import lamb_direction, lars_direction

@@ -14,8 +14,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from support.devices import DEVICE, forbid_synchronization
-from support.fused_checks import (
+from tests.support.devices import DEVICE, forbid_synchronization
+from tests.support.fused_checks import (
     CHANGES,
     CONFIGURATIONS,
     EXAMPLE_CONFIGURATIONS,
@@ -29,7 +29,7 @@ from support.fused_checks import (
     is_same,
     layer_steps,
 )
-from support.fused_steps import give_gradients, layers, values
+from tests.support.fused_steps import give_gradients, layers, values
 from trustlens.errors import UsageError
 from trustlens.optim import Lamb, Lars, fused
 from trustlens.optim import fused_cuda as cuda

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from support.devices import DEVICE
+from tests.support.devices import DEVICE
 from trustlens.optim import Lamb, Lars
 from trustlens.optim.fused_cpu import library
 

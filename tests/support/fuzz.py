@@ -18,13 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import pyarrow as pa
 
 import trustlens
-from support import runs
+from tests.support import runs
 from trustlens.errors import TrustlensError
 from trustlens.store.arrow import dictionary
 from trustlens.store.layout import SCHEMAS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import support.lamb_formulas as formulas
+import tests.support.lamb_formulas as formulas
 import trustlens
 from trustlens.optim import LAMB_VARIANTS, Lamb
 

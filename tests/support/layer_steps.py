@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from support.devices import DEVICE
+from tests.support.devices import DEVICE
 from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics import SUMS, LayerStep, reference
 

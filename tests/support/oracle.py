@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import trustlens
-from support.simulation import norm, over
-from support.supported import LAST_PLACES
+from tests.support.simulation import norm, over
+from tests.support.supported import LAST_PLACES
 from trustlens.schema import COUNTS, RECORDED
 
 OF_WEIGHTS = {"weight_norm", "trust_ratio", "undecayed_dot_weight", "update_dot_weight"}

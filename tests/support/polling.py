@@ -14,12 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
 import trustlens
-from support.runs import layers_table, metrics_table, run_info, steps_table
+from tests.support.runs import layers_table, metrics_table, run_info, steps_table
 from trustlens.store.reader import RunFiles
 from trustlens.store.writer import RunWriter
 

@@ -28,7 +28,7 @@ class Child:
 
     def __init__(self, errors: Path, work: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["support.warm"])
+        context.set_forkserver_preload(["tests.support.warm"])
         self.errors = errors
         self._messages, sender = context.Pipe(duplex=False)
         self._process = context.Process(
@@ -36,7 +36,7 @@ class Child:
         )
         with pytest.MonkeyPatch.context() as patch:
             # The process that forks ignores sys.path (Python 3.11), and an error of its preload.
-            patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+            patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
             self._process.start()
         sender.close()
 

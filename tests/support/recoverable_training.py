@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import torch
 
 import trustlens.store.writer
-from support.interrupted import OPTIMIZERS, Job
-from support.processes import sleep_until_killed
+from tests.support.interrupted import OPTIMIZERS, Job
+from tests.support.processes import sleep_until_killed
 
 STEPS = 32
 SEGMENT = 10  # rows; some tables are sealed every three steps

@@ -282,7 +282,7 @@ def _table(head: tuple[str, ...], rows: Iterable[Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from support.third_party import layerwise_rows
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.support.third_party import layerwise_rows
 
     PAGE.write_text(page(torch_rows(), layerwise_rows()), encoding="utf-8")

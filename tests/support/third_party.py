@@ -17,8 +17,8 @@ import pytorch_optimizer
 import torch
 import torch_optimizer
 
-from support import simulation, stand_ins, supported
-from support.simulation import Stepped, norm, wide
+from tests.support import simulation, stand_ins, supported
+from tests.support.simulation import Stepped, norm, wide
 
 SHAPES = ((30, 7), (7,), (5,), (3,), (4,))
 BETAS = (0.9, 0.99)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from support.devices import DEVICE, forbid_synchronization
-from support.layer_steps import (
+from tests.support.devices import DEVICE, forbid_synchronization
+from tests.support.layer_steps import (
     DTYPES,
     FORMS,
     ROUNDED_FORMS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from support import recoverable_training as training  # noqa: F401
+from tests.support import recoverable_training as training  # noqa: F401
 from trustlens.recording.statistics import cpu_backend as cpu
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import trustlens
-from support.compiled import needs_compiler
+from tests.support.compiled import needs_compiler
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.measuring import cached_plan, probe
 from trustlens.recording.measuring.cached_plan import CachedPlan

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from support.compiled import needs_compiler
+from tests.support.compiled import needs_compiler
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.measuring import measurement as module
 from trustlens.recording.measuring.cached_plan import CachedPlan

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import trustlens
-from support.simulation import TOLERANCE, norm, parameters_of, record_steps, rows_of, wide
+from tests.support.simulation import TOLERANCE, norm, parameters_of, record_steps, rows_of, wide
 from trustlens.recording.measuring import snapshots
 from trustlens.recording.measuring.layers import find_layers
 from trustlens.recording.measuring.snapshots import SMALL, WeightSnapshots

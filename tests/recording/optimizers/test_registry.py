@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support.supported import CASES
+from tests.support.supported import CASES
 from trustlens.optim import Lamb, Lars
 from trustlens.recording.optimizers import family_of
 from trustlens.recording.optimizers.registry import FAMILIES, UNKNOWN
 
-KINDS = {case.kind for case in CASES}
+KINDS = sorted({case.kind for case in CASES}, key=lambda kind: kind.__name__)
 
 
 class InheritsStep(torch.optim.AdamW):

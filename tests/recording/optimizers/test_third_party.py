@@ -13,8 +13,8 @@ import torch
 import torch_optimizer
 
 import trustlens
-from support import stand_ins
-from support.simulation import (
+from tests.support import stand_ins
+from tests.support.simulation import (
     TOLERANCE,
     compare,
     expected_row,
@@ -23,7 +23,7 @@ from support.simulation import (
     sizes_of_products,
     wide,
 )
-from support.third_party import (
+from tests.support.third_party import (
     BETAS,
     CASES,
     NO_CLIP,

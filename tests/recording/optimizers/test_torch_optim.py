@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support import oracle, supported
-from support.oracle import Layer, compare, train
-from support.simulation import rows_of
-from support.supported import ACCELERATOR, CASES, EXACT
-from support.third_party import layerwise_rows
+from tests.support import oracle, supported
+from tests.support.oracle import Layer, compare, train
+from tests.support.simulation import rows_of
+from tests.support.supported import ACCELERATOR, CASES, EXACT
+from tests.support.third_party import layerwise_rows
 from trustlens import record
 from trustlens.recording.measuring import cached_plan, measurement, snapshots
 from trustlens.recording.measuring.probe import OptimizerProbe

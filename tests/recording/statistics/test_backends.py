@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.compiled import measure_compiled, needs_compiler
+from tests.support.compiled import measure_compiled, needs_compiler
 from trustlens.element_bins import ELEMENT_BUCKETS, element_counts
 from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics import SUMS, LayerStep, reference, torch_backend

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 
-from support.compiled import COMPILED, measure_compiled, needs_compiler
-from support.layer_steps import (
+from tests.support.compiled import COMPILED, measure_compiled, needs_compiler
+from tests.support.layer_steps import (
     EXACT,
     FORMS,
     assert_agree,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trustlens
-from support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
+from tests.support.runs import layers_table, make_run, run_info, steps_table, synthetic_values
 from trustlens.schema import QUANTITIES
 from trustlens.store.downsampled import Downsampled, read_downsampled
 from trustlens.store.layout import sealed_path

@@ -26,7 +26,7 @@ import trustlens
 import trustlens.recording.recorder
 import trustlens.store.remote.lease as leasing
 import trustlens.store.remote.uploader as uploading
-from support.runs import layers_table, run_info
+from tests.support.runs import layers_table, run_info
 from trustlens.cli import main
 from trustlens.errors import MissingDependencyError, RunError, UsageError
 from trustlens.store import address as addresses
@@ -321,9 +321,9 @@ def killed(address: str, cache: Path, last: int) -> None:
     """Record to an address in a process that is killed, on the machine with that cache folder."""
     code = f"""
         import os, signal, sys
-        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+        sys.path.insert(0, {str(Path(__file__).parents[3])!r})
         import trustlens
-        from test_remote import step, training
+        from tests.store.remote.test_remote import step, training
         model, optimizer = training()
         recorder = trustlens.record(optimizer, {address!r}, model=model)
         for number in range(1, {last} + 1):

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from support.runs import layers_table, run_info, steps_table
+from tests.support.runs import layers_table, run_info, steps_table
 from trustlens.errors import RunError
 from trustlens.store import writer as store_writer
 from trustlens.store.layout import journal_path, sealed_path
