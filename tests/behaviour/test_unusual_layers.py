@@ -22,7 +22,7 @@ from tests.support.simulation import (
     sizes_of_products,
     wide,
 )
-from trustlens.recording.measuring import cached_plan, measurement, snapshots
+from trustlens.recording.measuring import cached_plan, measurement
 from trustlens.recording.measuring.measurement import Measurement
 from trustlens.recording.optimizers import direction
 from trustlens.recording.statistics import SUMS
@@ -177,7 +177,7 @@ def test_a_restored_optimizer_keeps_its_debias_factors(tmp_path):
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "Adam, amsgrad", "Lamb"])
 def test_step_counts_on_a_device(name, tmp_path, monkeypatch):
     """They stay tensors, since reading one would synchronize. The test uses CPU tensors."""
-    for module in (direction, snapshots, cached_plan, measurement):
+    for module in (direction, cached_plan, measurement):
         monkeypatch.setattr(module, "is_on_accelerator", torch.is_tensor)
     (p,) = parameters_of((30, 4))
     case = CASES[name]
