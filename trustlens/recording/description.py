@@ -21,7 +21,15 @@ from trustlens.store.run_info import LayerInfo, OptimizerInfo, RecordingInfo, Ru
 
 
 def describe_optimizer(optimizer: Optimizer, family: str, variant: str | None) -> OptimizerInfo:
-    """Return an optimizer's class name, the options of its parameter groups, family and variant."""
+    """Describe an optimizer by its class name, its groups' options, its family and its variant.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The optimizer.
+    family, variant : str
+        As ``name`` and ``variant`` of ``trustlens.recording.optimizers.Family``.
+    """
     kind = type(optimizer)
     hidden = {"params", "param_names"}
     groups = tuple(
@@ -64,16 +72,16 @@ def describe_resumed(
     directory : Path
         The run's directory, for the error message.
     old : RunInfo
-        The present contents.
+        What the file contains now.
     new : RunInfo
-        The contents for a new run.
+        What the file of a new run with the same arguments would contain.
     keep : sequence of str
-        Names of fields to keep from ``old``.
+        Names of fields to take from ``old`` instead of ``new``, besides ``created``.
 
     Raises
     ------
     UsageError
-        If a layer has another shape than before.
+        If a layer has another shape in ``new`` than in ``old``.
     """
     kept = {name: getattr(old, name) for name in ("created", *keep)}
     return replace(
@@ -87,7 +95,13 @@ def describe_resumed(
 def _all_layers(
     directory: Path, old: Sequence[LayerInfo], new: Sequence[LayerInfo]
 ) -> tuple[LayerInfo, ...]:
-    """Return the new layers, then those that only `old` contains."""
+    """Return the new layers, followed by those that only `old` contains.
+
+    Raises
+    ------
+    UsageError
+        If a layer has another shape in `new` than in `old`.
+    """
     shapes = {layer.name: layer.shape for layer in old}
     for layer in new:
         if shapes.get(layer.name, layer.shape) != layer.shape:
@@ -101,7 +115,7 @@ def _all_layers(
 
 
 def json_ready(value: Any) -> Any:
-    """Return a value that JSON can represent; convert values of other types to text."""
+    """Return the value as JSON can represent it: values of other types are converted to text."""
     if isinstance(value, Mapping):
         return {str(key): json_ready(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

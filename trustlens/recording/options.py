@@ -20,7 +20,13 @@ BEING_RECORDED: Final[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
 
 
 def checked_optimizers(given: Any) -> list[Optimizer]:
-    """Return the optimizers passed to ``record``, unwrapped; raise UsageError if one is invalid."""
+    """Return the optimizers passed to ``record``, as a list and without their wrappers.
+
+    Raises
+    ------
+    UsageError
+        If no optimizer is given, if one is invalid, or if one is given twice.
+    """
     several = isinstance(given, Iterable) and not isinstance(given, str)
     optimizers = [unwrapped(optimizer) for optimizer in (list(given) if several else [given])]
     if not optimizers:
@@ -37,7 +43,7 @@ def check_options(**given: Any) -> None:
     for name, value in given.items():
         is_valid, valid_values = _OPTIONS[name]
         if not is_valid(value):
-            short = isinstance(value, int | float | str | None)  # the repr of others may be long
+            short = isinstance(value, int | float | str | None)  # other types may have a long repr
             got = f"{name}={value!r}" if short else f"{type(value).__name__!r} for {name}"
             raise UsageError(f"record got {got}; give {valid_values}")
 

@@ -1,8 +1,9 @@
 """`record` and `Recorder`: measure an optimizer's steps, queue the results for the writer thread.
 
-The optimizer's step hooks copy what the step overwrites, measure after the step, and queue the
-sums. They never raise. They synchronize with a device only once: before the first step of a
-resumed run whose optimizer keeps its step count there.
+torch calls the recorder's step hooks before and after each optimizer step. They copy what the step
+overwrites, then measure what the step did, and queue the measured sums. They never raise. They
+synchronize with an accelerator only at the start of a resumed run, to read the optimizer's step
+count if it is kept there.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ def record(
     """Record what an optimizer does to each layer, from the next step on.
 
     A layer is one parameter tensor. Training results are bit-identical to training without the
-    recorder. Weights are copied before a step only if the update cannot be computed from the
-    optimizer's state after the step. The recorder keeps a reference to the optimizers until it is
-    closed; it closes itself when the process exits.
+    recorder. Where possible, a layer's weights before a step are computed from its weights and the
+    optimizer's state after the step. They are copied before the step only where this computation is
+    impossible or could be inexact, and at steps with histograms. The recorder keeps a reference to
+    the optimizers until it is closed; it closes itself when the process exits.
 
     Parameters
     ----------
@@ -77,8 +79,9 @@ def record(
         unless ``resume`` is True. With an address such as ``s3://bucket/runs/lamb``, the run is
         written to the local disk and uploaded in the background.
     model : torch.nn.Module, optional
-        The model, from which the layers get their names. By default, layers are named as in the
-        optimizer's named parameters, if it has any, or by position: ``group0.param3``.
+        The model, from which the layers get their names. Without a model, a layer has the name that
+        was given to the optimizer with the parameter (``model.named_parameters()``), or else a name
+        by position: ``group0.param3``.
     name : str, optional
         The run's name; by default the name of the directory.
     config : mapping, optional
@@ -91,18 +94,19 @@ def record(
         ``histograms_every``-th step after it; 0 for none. The layers are recorded at these steps
         too.
     resume : bool
-        Continue the run in ``directory``, if it contains one. Recording continues after the step
-        that is, in order of preference: passed to :meth:`Recorder.load_state_dict`; given by the
-        optimizer's own step count at the first step; the last recorded step, if the optimizer keeps
-        no count (SGD). Rows after that step are removed, so that every (step, layer) appears once;
-        copies of the files with these rows are kept in the run's folder ``.replaced``. The run
-        keeps its name and config unless new ones are given.
+        Continue the run in ``directory``, if it contains one. The step after which it continues is
+        the one passed to :meth:`Recorder.load_state_dict`. If none was passed, it follows from the
+        optimizer's own step count, read at the first step. If the optimizer keeps no count (SGD),
+        it is the last recorded step. Rows of later steps are removed, so that every (step, layer)
+        appears once; copies of the files with these rows are kept in the run's folder
+        ``.replaced``. The run keeps its name and config unless new ones are given.
     fsync : bool
         Call ``fsync`` about once a second, on the writer thread. Written rows survive the end of
         the process in any case; with ``fsync`` they also survive a loss of power.
     precision : int, optional
-        Number of mantissa bits to store of the floats in ``layers``, from 1 to 23; by default all
-        23. With 12 bits, the relative error is at most 0.0123 % and files are 40 % smaller.
+        Number of mantissa bits, from 1 to 23, to which the floats of the table ``layers`` are
+        rounded before they are stored; by default all 23. With 12 bits, the relative error is at
+        most 0.0123 % and files are 40 % smaller.
     listeners : sequence of Listener
         Objects that also receive the rows as they are recorded, such as
         ``trustlens.export.TensorBoardListener``.
@@ -110,15 +114,16 @@ def record(
     Returns
     -------
     Recorder
-        A context manager that logs metrics and closes the run.
+        The object that records the steps from now on. Use it to log metrics, and close it at the
+        end, for example by a ``with`` block.
 
     Raises
     ------
     UsageError
-        If ``optimizer`` is not an optimizer, has no parameters or is already being recorded; if
-        ``directory`` contains a run and ``resume`` is False, is being written by another recorder
-        or is not writable; if a layer has another shape in the run to resume; or if an option has
-        a wrong type or value.
+        If ``optimizer`` is not an optimizer, has no parameters or is already being recorded. If
+        ``directory`` contains a run although ``resume`` is False, if another recorder is writing to
+        it, or if it is not writable. If a layer has another shape in the run to resume. If an
+        option has a wrong type or value.
     RunError
         If the run to resume cannot be read.
 
@@ -157,8 +162,9 @@ def record(
 class Recorder:
     """Records the steps of one or more optimizers until it is closed.
 
-    Created by :func:`record`. As a context manager, it closes itself on exit. Save its
-    :meth:`state_dict` in each checkpoint if the training may be resumed.
+    Created by :func:`record`, which explains the parameters. If it is used in a ``with`` statement,
+    it is closed at the end of the block. Save its :meth:`state_dict` in each checkpoint if the
+    training may be resumed.
 
     Attributes
     ----------
@@ -187,9 +193,10 @@ class Recorder:
         self._histograms_every = histograms_every
         self._safely = Failsafe(directory, self._release)
         self._probes = [OptimizerProbe(optimizer) for optimizer in optimizers]
-        # Append only: queued records refer to layers by their index in this list.
+        # Names are only appended: queued records refer to layers by their index in this list.
         self._layer_names: list[str] = []
-        # Calls that wait for a step number: that of an optimizer (its index) or of the run (None).
+        # Functions to call once a step number is known. The first element says whose number: that
+        # of an optimizer (its index) or that of the run (None).
         self._waiting: list[tuple[int | None, Callable[[], None]]] = []
         counts = [own_count(optimizer) or 0 for optimizer in optimizers]
         info = describe_run(
@@ -220,8 +227,9 @@ class Recorder:
     def step(self) -> int:
         """Number of the last step of the run; 0 before the first.
 
-        Before the first step of a resumed run, an estimate from the run's files and from the
-        optimizer states loaded so far; reading it may synchronize with a device.
+        Before the first step of a resumed run, the number is an estimate, made from the run's files
+        and the optimizer states loaded so far. Then reading this property may synchronize with an
+        accelerator.
         """
         return self._position().step
 
@@ -231,17 +239,17 @@ class Recorder:
         Parameters
         ----------
         **values
-            Metrics by name, one number each: a Python or numpy number, or a tensor of one element
-            on any device, which is copied without synchronizing. Other values are ignored, with one
-            warning per name.
+            One number for each metric, passed under the metric's name: a Python or numpy number, or
+            a tensor of one element on any device. A tensor is copied to the host without
+            synchronizing. Other values are ignored, with one warning per name.
         """
         self._safely(lambda: self._log(values))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step numbers to save in a checkpoint.
 
-        With :meth:`load_state_dict`, this makes the recorder a ``Stateful`` of
-        ``torch.distributed.checkpoint``.
+        Since the recorder has this method and :meth:`load_state_dict`,
+        ``torch.distributed.checkpoint`` accepts it as a ``Stateful``.
 
         Returns
         -------
@@ -253,11 +261,12 @@ class Recorder:
         return {"step": step, "own": own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue after the step of a checkpoint, in a resumed run or during a run.
+        """Continue the run after the step at which a checkpoint was saved.
 
-        Rows after that step are removed, so that every (step, layer) appears once; copies of the
-        files with these rows are kept in the run's folder ``.replaced``. The writer thread does
-        this; the call returns at once.
+        Call this after loading the checkpoint, in a resumed run or at any time during a run. Rows
+        of later steps are removed, so that every (step, layer) appears once; copies of the files
+        with these rows are kept in the run's folder ``.replaced``. The call returns at once, and
+        the writer thread removes the rows.
 
         Parameters
         ----------
@@ -275,7 +284,7 @@ class Recorder:
     def flush(self) -> None:
         """Wait until readers can see everything recorded so far.
 
-        For a run on an object store, wait at most 10 s for the upload.
+        If the run is on an object store, this includes the upload, for at most 10 s.
         """
         if not self._safely.over and not self._safely.is_fork:
             self._pipeline.flush()
@@ -283,8 +292,9 @@ class Recorder:
     def close(self) -> None:
         """Remove the hooks, write the remaining rows and seal the run's files.
 
-        For a run on an object store, wait for the upload; after 60 s without progress, stop waiting
-        and keep the files that are not uploaded on this machine. Closing twice does nothing.
+        If the run is on an object store, also wait for the upload. If the upload makes no progress
+        for 60 s, stop waiting; the files not uploaded yet stay on this machine. Closing a second
+        time does nothing.
         """
         if self._safely.over:
             return
@@ -317,8 +327,8 @@ class Recorder:
             after=lambda: self._after(index),
             skipped=lambda: self._skipped(index),
             captured=lambda: self._safely.warn(
-                "trustlens cannot record steps captured in a CUDA graph, since its replays run no "
-                "Python; to record them, keep optimizer.step() out of the graph"
+                "trustlens cannot record steps captured in a CUDA graph, since replaying it runs "
+                "no Python; to record them, keep optimizer.step() out of the graph"
             ),
         )
         probe.attach(hooks)
@@ -326,11 +336,11 @@ class Recorder:
         if not probe.family.name:
             self._safely.warn(
                 f"trustlens does not know {type(probe.optimizer).__name__}: it measures each "
-                "update from a copy of the weights and gradients, and records quantities that "
-                "cannot be measured as null"
+                "update from a copy of the weights and gradients, and records null for each "
+                "quantity that cannot be measured this way"
             )
 
-    # The hooks call these through the failsafe, in the order of a step. They must not block.
+    # The step hooks call the next three methods, through the failsafe. They must not block.
 
     def _before(self, index: int, call: Call) -> Call | None:
         probe = self._probes[index]
@@ -370,7 +380,7 @@ class Recorder:
     def _count_step(
         self, index: int, measured: Sequence[Measurement[Parcel]] | None, skipped: float | Parcel
     ) -> None:
-        # Called after the step: if its closure raises, the step does not count.
+        # Steps are counted at their end, so that a step whose closure raises does not count.
         step, first = self._steps.count(index)
         if measured is None:
             self._pipeline.drop()
@@ -378,7 +388,7 @@ class Recorder:
         record = StepRecord(step, self._clock.now(), first, measured, skipped)
         self._pipeline.put(record, sum(part.nbytes for part in measured))
 
-    # Step numbers, see StepCounter.
+    # The methods below find out the step numbers, with the `StepCounter`.
 
     def _position(self) -> Position:
         if self._steps.state is State.UNKNOWN:
@@ -386,8 +396,8 @@ class Recorder:
         return self._steps.position()
 
     def _find_step(self) -> None:
-        """Determine the number of the step that begins, as far as possible."""
-        # Only in a resumed run, and only once, read a count on an accelerator: this synchronizes.
+        """Determine the number of the step that begins, if the optimizers' states show it."""
+        # Reading a step count on an accelerator synchronizes: do so in a resumed run only.
         self._apply(self._steps.before_step(self._progress(wait=self._steps.is_resumed)))
 
     def _progress(self, *, wait: bool) -> dict[int, Progress]:
@@ -415,7 +425,10 @@ class Recorder:
         self._call_waiting()
 
     def _when_known(self, index: int | None, work: Callable[[], None]) -> None:
-        """Call a function as soon as the step of an optimizer, or of the run (None), is known."""
+        """Call a function at once, or later when the step number that it needs is known.
+
+        This is the number of the last step of optimizer ``index``, or of the run if that is None.
+        """
         if self._is_known(index):
             work()
         else:
@@ -432,7 +445,7 @@ class Recorder:
             self._when_known(index, work)
 
     def _call_all_waiting(self) -> None:
-        """Make all waiting calls, since no step will follow."""
+        """Call all functions in ``_waiting`` now, since no step will follow."""
         for _, work in self._waiting:
             work()
 
@@ -443,7 +456,10 @@ class Recorder:
         )
 
     def _follow_layers(self, before: Sequence[LayerInfo] = ()) -> tuple[LayerInfo, ...]:
-        """Pass each probe its layers; return all layers, then those only in ``before``."""
+        """Find the layers of the optimizers, and let each probe measure those of its optimizer.
+
+        Return all layers found, followed by the layers of ``before`` that no longer exist.
+        """
         layers = find_layers([probe.optimizer for probe in self._probes], self._model)
         present = {layer.info.name for layer in layers}
         old = set(self._layer_names)

@@ -1,4 +1,4 @@
-"""Read the step from which a resumed run continues, from its files and its optimizers' states."""
+"""Read up to which step a resumed run has got, from its files and its optimizers' states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from trustlens.store.run_info import RunInfo
 
 
 def read_history(directory: Path, info: RunInfo, optimizers: int) -> History:
-    """Return the step history of a run from its files, for the given number of optimizers.
+    """Return which steps a run has recorded, according to its files.
+
+    Parameters
+    ----------
+    directory : Path
+        The run's directory on this machine.
+    info : RunInfo
+        Contents of ``run.json``.
+    optimizers : int
+        Number of optimizers with which the run continues.
 
     Raises
     ------
@@ -27,8 +36,9 @@ def read_history(directory: Path, info: RunInfo, optimizers: int) -> History:
     last = max(steps["step"].to_pylist(), default=0)
     last_of_each = [last] * optimizers
     if optimizers > 1 and info.recording.every == 1:
-        # An optimizer may have done fewer steps than the run. If the process was killed, `layers`
-        # may also have rows of a step that is not in `steps`: that step does not count.
+        # An optimizer may have done fewer steps than the run: read its last step from `layers`.
+        # If the process was killed, `layers` may have rows of a step that is missing in `steps`;
+        # such a step does not count.
         rows = _last_rows(directory, info, optimizers)
         last_of_each = [min(step, last) for step in rows]
     before = (*info.recording.optimizer_steps_before, *[0] * optimizers)
@@ -42,7 +52,10 @@ def read_history(directory: Path, info: RunInfo, optimizers: int) -> History:
 
 
 def _last_rows(directory: Path, info: RunInfo, optimizers: int) -> list[int]:
-    """Return, for each optimizer, the last step with rows of its layers."""
+    """Return, for each optimizer, the last step of which the table ``layers`` has its layers.
+
+    The step is 0 for an optimizer without rows.
+    """
     rows = read_table(directory, "layers", ["step", "layer"])
     lasts = rows.group_by("layer").aggregate([("step", "max")])
     last = dict(zip(lasts["layer"].to_pylist(), lasts["step_max"].to_pylist(), strict=True))
@@ -61,11 +74,11 @@ def progress_of(optimizer: Optimizer, *, wait: bool) -> Progress:
 
 
 def own_count(optimizer: Optimizer, *, wait: bool = True) -> int | None:
-    """Return how many steps an optimizer has done, by its own count.
+    """Return how many steps an optimizer has done, according to the counts that it keeps itself.
 
-    This is the largest of the counts that it keeps in its state, for layers and for groups. None if
-    it keeps none, or if a count is on an accelerator and ``wait`` is False, since reading it
-    synchronizes.
+    Optimizers keep such counts per layer, per parameter group or once; the largest is returned.
+    Return None if the optimizer keeps no count. Also return None if ``wait`` is False and a count
+    is on an accelerator, since reading that count would synchronize.
     """
     holders: list[Any] = [optimizer.state, *optimizer.state.values(), *optimizer.param_groups]
     given = [holder.get("step") for holder in holders if isinstance(holder, Mapping)]

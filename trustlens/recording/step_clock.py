@@ -8,9 +8,9 @@ import time
 class StepClock:
     """Returns the time in microseconds since 1970 (UTC), which never decreases.
 
-    It is the wall clock's time. If that is earlier than the last time returned (the clock was set
-    back, or the run was resumed on another machine), the elapsed time is added to the last time
-    instead.
+    Normally this is the wall clock's time. The wall clock can be earlier than the time returned
+    last, if it was set back or if the run was resumed on another machine. Then the result is the
+    time returned last plus the time that has passed since.
 
     Parameters
     ----------

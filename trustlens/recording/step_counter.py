@@ -1,7 +1,7 @@
 """Count the steps of a run and of each of its optimizers, also in a resumed run.
 
-The counter has no side effects and reads no file and no optimizer: the recorder passes in the
-optimizers' progress and applies the events that the counter returns.
+The counter itself accesses neither files nor optimizers. The recorder passes in the progress of the
+optimizers. The counter returns events, such as a rollback, and the recorder applies them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class State(Enum):
     PARTLY_KNOWN = auto()
     """A resumed run: the step to continue from is known for some optimizers only."""
     AWAITING_FIRST_STEP = auto()
-    """All step numbers are known. The optimizers' own counts are read once, at the next step, since
-    a checkpoint may be loaded into the optimizers until then."""
+    """All step numbers are known. The optimizers' own step counts will be read just before the next
+    step, since a checkpoint may be loaded into the optimizers until then."""
     COUNTING = auto()
     """All step numbers are known, and each step adds 1."""
 
@@ -38,8 +38,8 @@ class Progress:
     Attributes
     ----------
     count : int, optional
-        Number of steps done, by the optimizer's own count; None if it keeps none, or if the count
-        was not read because it is on an accelerator.
+        Number of steps done, according to the optimizer's own step count. None if the optimizer
+        keeps no count, or if the count was not read because it is on an accelerator.
     has_state : bool
         Whether the optimizer has state from earlier steps.
     """
@@ -61,7 +61,8 @@ class History:
     skipped : sequence of int
         The steps that gradient scaling skipped, ascending.
     steps_before : sequence of int
-        Number of steps, by its own count, that each optimizer had done before the run's first step.
+        For each optimizer, the value of its own step count before the run's first step. It is not
+        0 if the optimizer had been trained before.
     last_time : int
         Time of the last step, in microseconds since 1970.
     """
@@ -74,7 +75,7 @@ class History:
 
 
 class Position(NamedTuple):
-    """The last step of the run, and the last step of each optimizer (``own``)."""
+    """The last ``step`` of the run, and the last step of each optimizer (``own``)."""
 
     step: int
     own: list[int]
@@ -91,7 +92,10 @@ class Rollback:
     own: Sequence[int]
 
     def last_steps(self, layers: Sequence[LayerInfo]) -> dict[str, int]:
-        """Return the last step to keep of each layer for which it differs from ``step``."""
+        """Return the last step to keep for each layer, by the layer's name.
+
+        Layers for which this is :attr:`step` are left out.
+        """
         return {
             layer.name: self.own[layer.optimizer]
             for layer in layers
@@ -101,7 +105,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Event: the run continues after step ``until``, but its last recorded step is ``after``."""
+    """Event: the run continues after step ``until``, but is recorded only up to step ``after``."""
 
     after: int
     until: int
@@ -109,7 +113,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class StepsBefore:
-    """Event: write to ``run.json`` how many steps each optimizer had done before the run."""
+    """Event: write new ``counts`` to ``run.json``; see :attr:`History.steps_before`."""
 
     counts: tuple[int, ...]
 
@@ -120,19 +124,21 @@ Event = Rollback | Gap | StepsBefore
 class StepCounter:
     """Counts the steps of a run and of its optimizers.
 
-    A new run counts from 1. In a resumed run, each optimizer continues after the step that is, in
-    order of preference: passed to :meth:`go_to`; given by the optimizer's own step count (which
-    excludes steps skipped by gradient scaling); the last recorded step, if the optimizer has state
-    but no count. For an optimizer without state, its first step decides: if it has state after
-    that step, it was created without loading a checkpoint and begins at step 1 again; if not, it
-    continues after the last recorded step.
+    A new run counts from 1. In a resumed run, to "locate" an optimizer means to determine the step
+    after which it continues. The first rule that applies decides:
 
-    "Locate" an optimizer means: determine the step after which it continues.
+    1. A step was passed to :meth:`go_to`: this step.
+    2. The optimizer has a step count of its own: the step with this count. The count excludes steps
+       that gradient scaling skipped.
+    3. The optimizer has state, but no count: the last recorded step.
+    4. The optimizer has no state before its first step, but has state after it: it was created
+       without loading a checkpoint, and begins at step 1 again.
+    5. It has no state after its first step either: the last recorded step.
 
     Parameters
     ----------
     counts : sequence of (int or None)
-        Each optimizer's own step count when the recorder is attached.
+        Each optimizer's own step count when the recorder is created; None if it keeps no count.
     history : History, optional
         History of the run to resume; None for a new run.
 
@@ -154,7 +160,10 @@ class StepCounter:
 
     @property
     def unknown(self) -> Sequence[int]:
-        """Indices of the optimizers not located yet, whose progress the methods below need."""
+        """Indices of the optimizers that are not located yet.
+
+        :meth:`position` and :meth:`before_step` need the progress of these optimizers.
+        """
         return self._unknown
 
     @property
@@ -172,16 +181,21 @@ class StepCounter:
         return optimizer not in self._unknown or self.state is State.AWAITING_FIRST_STEP
 
     def next_step(self, optimizer: int) -> int:
-        """Return the number of an optimizer's next step; an estimate if it is not known."""
+        """Return the number of an optimizer's next step.
+
+        It is an estimate as long as :meth:`is_known` returns False.
+        """
         return self._own[optimizer] + 1
 
     def position(self, progress: Mapping[int, Progress] = MappingProxyType({})) -> Position:
-        """Return the last step of the run and of each optimizer; an estimate in ``UNKNOWN``.
+        """Return the last step of the run and of each optimizer.
+
+        In the state ``UNKNOWN``, these are estimates.
 
         Parameters
         ----------
         progress : mapping of int to Progress
-            Progress of each optimizer in :attr:`unknown`. Needed in ``UNKNOWN`` only.
+            Progress of each optimizer in :attr:`unknown`, by index. Needed in ``UNKNOWN`` only.
         """
         if self.state is not State.UNKNOWN:
             return Position(self._step, list(self._own))
@@ -190,9 +204,10 @@ class StepCounter:
         return Position(max((n for n in implied if n is not None), default=self._step), own)
 
     def go_to(self, own: Sequence[int]) -> list[Event]:
-        """Continue each optimizer after the given step, regardless of its own count.
+        """Continue each optimizer after the step given for it, regardless of its own count.
 
-        The state becomes ``AWAITING_FIRST_STEP``, or stays ``COUNTING``.
+        ``own[i]`` is the step for optimizer ``i``. Return the events to apply. The state
+        becomes ``AWAITING_FIRST_STEP``, or stays ``COUNTING``.
         """
         self._own = list(own)
         if self.state is not State.COUNTING:
@@ -200,8 +215,9 @@ class StepCounter:
         return self._continue_after(Rollback(max(own), tuple(own)))
 
     def before_step(self, progress: Mapping[int, Progress]) -> list[Event]:
-        """Locate all optimizers that have a count or state; call before any optimizer's step.
+        """Locate all optimizers that have a step count or state, and return the events to apply.
 
+        Until the state is ``COUNTING``, the recorder calls this before each step of any optimizer.
         The state changes from ``AWAITING_FIRST_STEP`` to ``COUNTING``; from ``UNKNOWN`` or
         ``PARTLY_KNOWN``, it changes to ``COUNTING`` if all optimizers are located, and to
         ``PARTLY_KNOWN`` if some are.
@@ -209,7 +225,7 @@ class StepCounter:
         Parameters
         ----------
         progress : mapping of int to Progress
-            Progress of each optimizer in :attr:`unknown`.
+            Progress of each optimizer in :attr:`unknown`, by index.
         """
         found: dict[int, int | None] = {}
         before = list(self._steps_before)
@@ -226,16 +242,18 @@ class StepCounter:
         return [*self._set_steps_before(before), *self._locate(found)]
 
     def after_step(self, optimizer: int, *, has_state: bool) -> list[Event]:
-        """Locate all optimizers after the first step of one that had no state before it.
+        """Locate the remaining optimizers, after one of them did its first step.
 
-        The state becomes ``COUNTING``. Does nothing if this optimizer was located before its step.
+        Return the events to apply. The state becomes ``COUNTING``. If the optimizer that did the
+        step was located before, nothing is done.
 
         Parameters
         ----------
         optimizer : int
             Index of the optimizer that has done a step.
         has_state : bool
-            Whether the optimizer has state now. If so, it was created without loading a checkpoint.
+            Whether the optimizer has state now. If so, since it had none before the step, it was
+            created without loading a checkpoint.
         """
         if self.is_known(optimizer):
             return []
@@ -262,7 +280,10 @@ class StepCounter:
         return step, first
 
     def _implied(self, count: int | None, optimizer: int) -> int | None:
-        """Return the step of the run that matches an optimizer's own count, if it has one."""
+        """Convert an optimizer's own step count to a step of the run; None stays None.
+
+        The own count includes steps done before the run and excludes skipped steps.
+        """
         if count is None:
             return None
         step = max(count - self._steps_before[optimizer], 0)
@@ -277,7 +298,10 @@ class StepCounter:
         return [StepsBefore(self._steps_before)]
 
     def _locate(self, found: Mapping[int, int | None]) -> list[Event]:
-        """Set the last step of each optimizer in `found`, where None means: it has no count."""
+        """Set the last step of each optimizer in `found` and return the events to apply.
+
+        `found` maps the optimizer's index to this step, or to None if the optimizer has no count.
+        """
         if not found:
             return []
         known = [step for step in found.values() if step is not None]
@@ -300,14 +324,16 @@ class StepCounter:
         recorded, self._step = self._step, rollback.step
         if rollback.step <= recorded:
             return [rollback]
-        # An earlier rollback that failed may have left rows of steps that were repeated without
-        # being recorded. Remove these rows before the run continues after a gap.
+        # The run continues after a gap. If an earlier rollback failed, there may still be rows of
+        # steps that were then done again, but not recorded. First remove such outdated rows.
         rest = Rollback(recorded, tuple(min(step, recorded) for step in rollback.own))
         return [*([Gap(recorded, rollback.step)] if recorded else []), rest, rollback]
 
 
 def checked_state(given: Any, optimizers: int) -> list[int]:
-    """Return the last step of each optimizer from a dict as ``Recorder.state_dict`` returns it.
+    """Return the last step of each optimizer, from a dict such as ``Recorder.state_dict`` returns.
+
+    ``optimizers`` is the number of optimizers now.
 
     Raises
     ------
@@ -321,11 +347,11 @@ def checked_state(given: Any, optimizers: int) -> list[int]:
             f"load_state_dict of a recorder got {given!r}; give what its state_dict returned, "
             'or {"step": 1000}'
         )
-    # If the number of optimizers has changed since, all continue after the same step.
+    # If the checkpoint has another number of optimizers, all continue after the same step.
     return own if len(own) == optimizers else [step] * optimizers
 
 
 def _is_step(value: Any) -> TypeGuard[int]:
-    # Half of the largest step that a reader accepts, to leave room for further steps.
+    # The limit is half of the largest step that a reader accepts, to leave room for later steps.
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     return is_integer and 0 <= value <= LAST_STEP // 2

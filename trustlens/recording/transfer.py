@@ -22,7 +22,18 @@ class NoRoomError(Exception):
 
 
 class Parcel:
-    """A pending copy of a tensor to the host; the writer thread waits for it in :meth:`open`."""
+    """A tensor whose copy to the host may still be under way.
+
+    The training thread creates it; the writer thread waits for the copy in :meth:`open`.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        The tensor on the host that the copy is written to, or the tensor on the device if ``fetch``
+        replaces it by calling :meth:`arrive`.
+    fetch : callable, optional
+        Waits until the copy is complete. None if the tensor is already on the host.
+    """
 
     def __init__(self, tensor: Tensor, fetch: Callable[[], None] | None = None) -> None:
         self.tensor = tensor
@@ -36,7 +47,7 @@ class Parcel:
         return self.tensor.numpy()
 
     def arrive(self, tensor: Tensor) -> None:
-        """Set the tensor that has arrived on the host."""
+        """Replace the tensor by its complete copy on the host."""
         self.tensor, self._fetch = tensor, None
 
 
@@ -44,7 +55,8 @@ class Ring:
     """A ring buffer on a device, whose contents are copied to the host together.
 
     The training thread copies tensors into the buffer, on the device, and never waits. The writer
-    thread copies them to the host on a separate stream, which waits for the copies into the buffer.
+    thread copies the buffer to the host on a separate stream; that stream first waits until the
+    tensors are in the buffer.
 
     Parameters
     ----------
@@ -56,8 +68,8 @@ class Ring:
 
     def __init__(self, device: torch.device, size: int = RING) -> None:
         on_device = device.type != "cpu"
-        # An evaluation may log the first tensor. A buffer that is allocated in its inference mode
-        # could not be written to outside of that mode.
+        # The first tensor may come from `log` in inference mode. A buffer allocated in that mode
+        # could not be written to outside of it.
         with torch.inference_mode(mode=False):
             self._memory = torch.empty(size, dtype=torch.uint8, device=device)
             self._host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=on_device)
@@ -65,7 +77,7 @@ class Ring:
         self._lock = threading.Lock()
         self._taking = threading.Lock()
         self._waiting: list[tuple[Parcel, int, Any]] = []
-        self._begin = self._end = 0  # of the part in use, in bytes ever written
+        self._begin = self._end = 0  # the part in use; counts all bytes ever written
 
     def put(self, tensor: Tensor) -> Parcel:
         """Copy a tensor into the buffer, without waiting.
@@ -79,7 +91,7 @@ class Ring:
         with self._lock:
             begin = self._end
             if begin % size + needed > size:
-                begin += size - begin % size  # contiguous: skip the end of the memory
+                begin += size - begin % size  # does not fit before the end: begin at 0
             if begin + needed - self._begin > size:
                 raise NoRoomError
             self._end = begin + needed
@@ -175,5 +187,5 @@ def host_scalar(value: Any) -> float | Parcel:
 
 
 def opened_scalar(value: float | Parcel) -> float:
-    """Return the number; wait for it if it is a pending copy."""
+    """Return a value that :func:`host_scalar` returned as a float; wait for a pending copy."""
     return float(np.asarray(value.open())) if isinstance(value, Parcel) else value

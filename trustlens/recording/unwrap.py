@@ -11,11 +11,11 @@ _INNER: Final = ("optimizer", "_optimizer", "optim", "base")
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer whose step hooks torch calls, looking inside wrappers.
+    """Return the optimizer whose step hooks torch calls: the given one or one wrapped in it.
 
-    Accelerate's, Lightning's and Lookahead's wrappers have ``param_groups`` and pass each step to
-    an inner optimizer; torch calls the hooks of the inner one only. If no such optimizer is found,
-    return the object itself.
+    The wrappers of Accelerate, Lightning and Lookahead have ``param_groups`` and pass each step to
+    an inner optimizer. torch calls the hooks of the inner optimizer only. If no optimizer with
+    hooks is found, return the given object itself.
     """
     if calls_hooks(optimizer) or not hasattr(optimizer, "param_groups"):
         return optimizer
@@ -28,5 +28,5 @@ def calls_hooks(optimizer: Any) -> bool:
     return (
         isinstance(optimizer, Optimizer)
         and "_optimizer_step_pre_hooks" in vars(optimizer)
-        and getattr(type(optimizer).step, "hooked", False)  # torch wraps it in __init__
+        and getattr(type(optimizer).step, "hooked", False)  # set by Optimizer.__init__
     )

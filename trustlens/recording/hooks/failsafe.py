@@ -15,16 +15,26 @@ _log: Final = logging.getLogger("trustlens")
 
 
 class Failsafe:
-    """Calls functions until one of them raises or recording has ended; never raises itself.
+    """Calls the recorder's functions so that none of their errors reaches the training loop.
 
-    After the first error it logs one warning, recording stops and training continues.
+    After the first error, it logs one warning and calls no further functions: recording stops and
+    training continues.
 
     Parameters
     ----------
     directory : Location
         Directory of the run, for the warning.
     release : callable
-        Frees what measuring needs; called after the first error.
+        Frees the memory used for measuring; called after the first error.
+
+    Attributes
+    ----------
+    failure : str or None
+        The first error as text; None if there was none.
+    over : bool
+        Whether the recorder was closed. The recorder sets it.
+    directory : Location
+        Directory of the run.
     """
 
     def __init__(self, directory: Location, release: Callable[[], None]) -> None:
@@ -45,7 +55,7 @@ class Failsafe:
         if self.failure is None and not self.over and not self.is_fork:
             try:
                 return work()
-            except Exception as error:  # noqa: BLE001 — the training must not see it
+            except Exception as error:  # noqa: BLE001 — it must not stop the training
                 self.fail(error)
         return None
 
@@ -53,15 +63,15 @@ class Failsafe:
         """Call a function while the recorder is being closed, even if recording has failed."""
         try:
             work()
-        except Exception as error:  # noqa: BLE001 — the training must not see it
+        except Exception as error:  # noqa: BLE001 — it must not stop the training
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Stop recording."""
-        # The hooks are removed by `close`: torch may be iterating over them now.
+        """Stop recording because of an error and warn the user, unless it has stopped already."""
+        # The step hooks stay until the recorder is closed: torch may be iterating over them now.
         if self.failure is not None:
             return
-        self.failure = f"{type(error).__name__}: {error}"  # text only: the error refers to tensors
+        self.failure = f"{type(error).__name__}: {error}"  # not the error itself: it holds tensors
         self._release()
         _log.warning(
             "trustlens stopped recording into '%s'; training continues. %s",
@@ -70,7 +80,7 @@ class Failsafe:
         )
 
     def warn(self, message: str, about: str | None = None) -> None:
-        """Warn the user, once per message, or once per subject if ``about`` names one."""
+        """Log a warning once: for each message, or for each ``about`` if that is given."""
         key = about or message
         if key not in self._warned:
             self._warned.add(key)

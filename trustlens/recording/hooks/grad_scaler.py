@@ -15,10 +15,10 @@ class Follower(Protocol):
     """An object that :func:`follow_scalers` informs about skipped steps."""
 
     fired: int
-    """Number of calls of its optimizer's hooks so far."""
+    """How often the step hooks of the follower's optimizer were called so far."""
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
-        """Handle a ``GradScaler.step`` during which ``fired`` did not change; must not raise."""
+        """Handle a call of ``GradScaler.step`` that did not change ``fired``; must not raise."""
         ...
 
 
@@ -31,8 +31,9 @@ _wrapped: Callable[..., Any] = GradScaler.step
 def follow_scalers(follower: Follower) -> None:
     """Inform a follower of skipped steps, until :func:`leave_scalers`.
 
-    For an optimizer that is not fused, the scaler itself checks for infinite gradients and does not
-    call the optimizer's step. So ``GradScaler.step`` is wrapped while there are followers.
+    If the gradients of an optimizer that is not fused are infinite, ``GradScaler.step`` does not
+    call the optimizer's ``step``, and torch calls no hook. To notice this, ``GradScaler.step`` is
+    replaced by a wrapper while there are followers.
     """
     global _wrapper, _wrapped  # noqa: PLW0603 — the class is shared by the process
     with _lock:
@@ -43,11 +44,12 @@ def follow_scalers(follower: Follower) -> None:
 
 
 def leave_scalers(follower: Follower) -> None:
-    """Stop informing a follower; after the last one ``GradScaler.step`` is restored."""
+    """Stop informing a follower. Restore ``GradScaler.step`` when no follower is left."""
     with _lock:
         if follower in _followers:
             _followers.remove(follower)
-        # If other code has wrapped our wrapper, it must stay; without followers it only calls on.
+        # If other code has wrapped our wrapper, ours must stay. Without followers, it only calls
+        # the function that it wraps.
         if not _followers and GradScaler.step is _wrapper:
             GradScaler.step = _wrapped
 
@@ -55,7 +57,7 @@ def leave_scalers(follower: Follower) -> None:
 def found_inf(scaler: GradScaler, optimizer: Any) -> bool:
     """Return whether the scaler found infinite or NaN gradients of the optimizer.
 
-    The scaler has just read the same numbers, so this does not wait for the device again.
+    The scaler has just read the same flags, so reading them does not wait for the device again.
     """
     # torch has no public function for this
     found = scaler._found_inf_per_device(optimizer)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
@@ -73,7 +75,8 @@ def _observe(step: Callable[..., Any]) -> Callable[..., Any]:
     return observed_step
 
 
-# torch.compile must not trace these within a compiled training step: its guards would fail.
+# torch.compile must not trace the next two functions as part of a compiled training step: the
+# guards that it derives from the changing `fired` would fail.
 
 
 @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]

@@ -19,50 +19,51 @@ from trustlens.recording.unwrap import unwrapped
 Result = TypeVar("Result")
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a call of ``step``; the first one is the optimizer."""
+"""Positional and keyword arguments of a call of ``step``; the first positional one is ``self``."""
 
 _TORCH_STEP: Final[CodeType] = Optimizer.profile_hook_step(lambda _: None).__code__
-"""Code of the wrapper that torch puts around each class's ``step``, and that calls the hooks.
+"""Code object of the wrapper that torch puts around the ``step`` of each optimizer class.
 
-torch has no public function that says whether an optimizer's step is running. A frame on the stack
-with this code is a running step, see :meth:`StepHooks._running_steps`.
+The wrapper calls the step hooks. torch has no public function that says whether an optimizer's step
+is running, but a stack frame with this code shows it, see :meth:`StepHooks._running_steps`.
 """
 
 
 class Guard(Protocol):
-    """Calls a function and returns its result, or None if it raised; never raises itself."""
+    """Calls functions and never raises, such as a ``Failsafe``."""
 
     def __call__(self, work: Callable[[], Result], /) -> Result | None:
-        """Call the function."""
+        """Call a function and return its result, or None if it raised or was not called."""
         ...
 
 
 class StepHooks:
-    """Registers the hooks of one optimizer, until :meth:`remove`.
+    """The recorder's step hooks of one optimizer, registered until :meth:`remove`.
 
-    If the ``step`` of a subclass calls that of its parent, torch calls the hooks for both; the
-    functions given here are called for the outermost only.
+    The hooks call the functions given here. If the ``step`` of a subclass calls that of its parent
+    class, torch calls the hooks for both, but these functions are called for the outer one only.
 
     Parameters
     ----------
     optimizer : Optimizer
         The optimizer.
     guard : Guard
-        All functions are called through it.
+        Calls all functions below, and handles their errors.
     before : callable
-        Called before each step with its arguments; may return arguments to use instead.
+        Called before each step with the step's arguments. May return other arguments, to be passed
+        to the step instead.
     after : callable
         Called after each step that did not raise.
     skipped : callable
         Called for a step that gradient scaling skipped because of infinite gradients.
     captured : callable
         Called instead of ``before`` and ``after`` for a step that is being captured in a CUDA
-        graph: nothing may be added to the graph, and its replays call no hooks.
+        graph. Measuring would add operations to the graph, and replaying a graph calls no hooks.
 
     Attributes
     ----------
     fired : int
-        Number of hook calls so far.
+        Number of times that torch called the hook before a step, plus the number of skipped steps.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class StepHooks:
             optimizer.register_step_pre_hook(hooks[0]),
             optimizer.register_step_post_hook(hooks[1]),
         ]
-        # Run before all other post hooks, since one of them may change the weights.
+        # Our post hook runs before all others, since another one may change the weights.
         present: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
         present.move_to_end(self._handles[1].id, last=False)
         follow_scalers(self)
@@ -105,9 +106,10 @@ class StepHooks:
         self._handles = []
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
-        """Report a skipped step if this optimizer's gradients overflowed.
+        """Call ``skipped`` if the scaler skipped this optimizer's step.
 
-        Called after each ``GradScaler.step`` that called none of this optimizer's hooks.
+        Called after each call of ``GradScaler.step``, for any optimizer, during which torch called
+        no hook of this optimizer.
         """
 
         def check() -> None:
@@ -120,8 +122,8 @@ class StepHooks:
 
     def _before_step(self, call: Call) -> Call | None:
         self.fired += 1
-        # torch calls no post hook for a step that raised, so `_in_step` may still be set from it.
-        # Then only the stack shows whether this step is nested in another one.
+        # torch calls no post hook for a step that raised, so `_in_step` may still be True after
+        # such a step. Only the stack shows whether the present step is nested in another one.
         self._nested = self._in_step and self._running_steps() > 1
         if self._nested:
             return None
@@ -142,7 +144,7 @@ class StepHooks:
     def _running_steps(self) -> int:
         """Return how many calls of this optimizer's ``step`` are on the stack.
 
-        Rarely called: only for nested steps, and for the first one after a step that raised.
+        Rarely called: only for nested steps, and for the first step after a step that raised.
         """
         running, frame = 0, sys._getframe()
         while frame is not None:
@@ -163,9 +165,10 @@ def _is_captured(optimizer: Optimizer) -> bool:
 def _initializes_state() -> bool:
     """Return whether the current step only creates the optimizer's state, without training.
 
-    To load a checkpoint into an optimizer without state, torch.distributed.checkpoint first does a
-    step with learning rate 0, which creates the state. Only the calling function on the stack
-    distinguishes it from a step of the training. Called only if the optimizer has no state.
+    To load a checkpoint into an optimizer without state, torch.distributed.checkpoint first calls
+    the optimizer's ``step`` with learning rate 0, to create the state. Only the calling function on
+    the stack distinguishes this call from a step of the training. Called only if the optimizer has
+    no state.
     """
     module = sys.modules.get("torch.distributed.checkpoint.state_dict")
     code = getattr(getattr(module, "_init_optim_state", None), "__code__", None)
@@ -180,7 +183,10 @@ _not_compiled: Any = torch.compiler.disable(lambda work, call: work(call))
 
 
 class _Hook:
-    """The hook that torch calls. Its copies and pickles, made with the optimizer's, do nothing."""
+    """A hook that torch calls before or after each step of one optimizer.
+
+    When the optimizer is copied or pickled, its hooks are too. Such copies of a hook do nothing.
+    """
 
     def __init__(
         self,
@@ -195,7 +201,7 @@ class _Hook:
     ) -> Call | None:
         if self._work is None or optimizer is not self._optimizer:
             return None
-        if torch.compiler.is_dynamo_compiling():  # only then, since it takes 10 µs
+        if torch.compiler.is_dynamo_compiling():  # `_not_compiled` takes 10 µs
             return _not_compiled(self._work, (args, kwargs))
         return self._work((args, kwargs))
 
