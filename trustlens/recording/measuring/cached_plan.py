@@ -1,9 +1,11 @@
 """Fast path: measure layers without reading each one, as long as their layout does not change.
 
-Layers of one parameter group and step count share the numbers of their direction, and every tensor
-except the gradients usually stays at its address. What was read in one step is then still valid in
-the next. Before the sums of each step are computed, every tensor is compared with the one that was
-there when the plan was made. If any check fails, the layers are read one by one again.
+To read a layer means to find its tensors and the coefficients of its direction. Layers of one
+parameter group that have the same step count have the same coefficients, and all tensors except the
+gradients usually keep their addresses from step to step. So a plan that was made from the layers
+read in one step can measure the next steps too, and reads only one of the layers that share
+coefficients. Before that, it checks in each step that all tensors are still those from which it was
+made. If a check fails, every layer is read again.
 """
 
 from __future__ import annotations
@@ -45,7 +47,19 @@ _address: Final = Tensor.data_ptr
 
 @dataclass(frozen=True, slots=True)
 class ReadLayer:
-    """A layer whose step was read, its place in the probe and its index in the run."""
+    """A layer, and what a :class:`LayerReader` read of its last step.
+
+    Attributes
+    ----------
+    place : int
+        Index of the layer in the probe's list of layers.
+    index : int
+        Index of the layer in the run's list of layer names.
+    layer : Layer
+        The layer.
+    step : LayerStep
+        What was read.
+    """
 
     place: int
     index: int
@@ -55,7 +69,24 @@ class ReadLayer:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Properties that layers must share for their numbers to be computed together."""
+    """Properties that layers must share for their coefficients to be computed together.
+
+    Attributes
+    ----------
+    group : int
+        Index of the parameter group.
+    known : tuple of bool
+        Which of ``KNOWN`` the layer has, see :func:`known_of`.
+    has_base : bool
+        Whether the direction contains a tensor x, see :class:`Direction`.
+    has_ratio : bool
+        Whether the optimizer's state holds the trust ratio.
+    numbers_on_device : bool
+        Whether coefficients are tensors on an accelerator. Always False if a fused step computes
+        the sums.
+    count_on_device : bool
+        Whether the layer's step count is on an accelerator.
+    """
 
     group: int
     known: tuple[bool, ...]
@@ -67,7 +98,19 @@ class _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _LayersOfKind:
-    """The layers of one kind: their rows in the plan, and the addresses of their step counts."""
+    """The layers of one kind in a plan.
+
+    Attributes
+    ----------
+    kind : _Kind
+        The kind.
+    group : mapping
+        The parameter group of all these layers.
+    rows : int64 (layers,)
+        Indices of these layers in the plan; consecutive.
+    counts : int64 (layers,), optional
+        Addresses of their step counts; None if the optimizer keeps none.
+    """
 
     kind: _Kind
     group: Mapping[str, Any]
@@ -75,10 +118,23 @@ class _LayersOfKind:
     counts: NDArray[np.int64] | None
 
     def by_count(self, rows: NDArray[np.int64], prepared: Any) -> _RowsWithCounts:
-        """Split rows by step count, so that the layers of each part share their numbers.
+        """Split some rows into parts of equal step count, whose layers share all coefficients.
 
-        Counts on the device are not compared, since that would synchronize. All rows are then
-        returned together with a tensor of their counts, to compute the numbers on the device.
+        If the counts are on an accelerator, they are not compared, since that would synchronize.
+        Then all rows form one part, and one coefficient per layer is computed on the accelerator.
+
+        Parameters
+        ----------
+        rows : int64
+            Some of :attr:`rows`.
+        prepared
+            The layers that the backend prepared; copies counts on an accelerator into a tensor.
+
+        Returns
+        -------
+        list of (rows, counts)
+            For each part its rows, and the tensor of their counts if these are on an accelerator,
+            else None.
         """
         if self.counts is None or not len(rows):
             return [(rows, None)] if len(rows) else []
@@ -95,7 +151,15 @@ _RowsWithCounts = list[tuple[NDArray[np.int64], Tensor | None]]
 
 
 class CachedPlan:
-    """Measures some layers of one device in each step; ``places`` are their places in the probe."""
+    """Measures some layers of one device in each step, as long as their layout does not change.
+
+    An :class:`OptimizerProbe` creates plans with :meth:`of` and uses them in later steps.
+
+    Attributes
+    ----------
+    places : list of int
+        Indices of the plan's layers in the probe's list of layers.
+    """
 
     @classmethod
     def of(
@@ -105,7 +169,9 @@ class CachedPlan:
         layers: Sequence[ReadLayer],
         backend: PreparingBackend | None,
     ) -> CachedPlan | None:
-        """Return a plan for those of the layers that a plan can measure, or None.
+        """Return a plan for those of the given layers that a plan can measure.
+
+        Return None if a plan can measure none of them, or if the backend cannot prepare them.
 
         Parameters
         ----------
@@ -116,7 +182,7 @@ class CachedPlan:
         layers : sequence of ReadLayer
             The layers, all on one device, as they were read in the last step.
         backend : PreparingBackend or None
-            Computes the sums. None if the optimizer's fused step does.
+            Computes the sums. None if the optimizer's fused step computes them.
         """
         kinds: dict[_Kind, list[ReadLayer]] = {}
         for one in layers:
@@ -151,7 +217,7 @@ class CachedPlan:
         self._parameters = [one.layer.parameter for one in ordered]
         self._sizes = np.array([p.numel() for p in self._parameters], np.float64)
         self._dtypes = [p.dtype for p in self._parameters]
-        # The layout: these must stay the same objects at the same addresses.
+        # The layout, which `_is_unchanged` checks: the same objects at the same addresses.
         self._state, self._states = optimizer.state, list(optimizer.state.values())
         self._own_states = [optimizer.state.get(p, {}) for p in self._parameters]
         self._entries = list(_entries(self._own_states))
@@ -179,7 +245,7 @@ class CachedPlan:
     def measure(self, *, histograms: bool = False) -> Measurement[Tensor] | None:
         """Measure the last step, or return None if the layout has changed since the plan was made.
 
-        After None, the layers must be read one by one.
+        If the result is None, the layers must be read one by one.
         """
         grads = self._grad_addresses()
         if grads is None or not self._is_unchanged():
@@ -196,7 +262,7 @@ class CachedPlan:
         else:
             directions = [each.direction for each in numbers if each.direction is not None]
             form_of = shared_of
-            if len(directions) < len(numbers):  # layers without a gradient come last
+            if len(directions) < len(numbers):  # the last are of layers without gradient
                 form_of = np.where(shared_of < len(directions), shared_of, -1)
             if histograms:
                 shape = len(self.places), len(ELEMENTS), ELEMENT_BUCKETS
@@ -213,9 +279,9 @@ class CachedPlan:
         )
 
     def _grad_addresses(self) -> NDArray[np.int64] | None:
-        """Return the gradients' addresses, with 0 for a missing gradient.
+        """Return the addresses of the gradients, in order of the layers; 0 for a missing gradient.
 
-        Return None if a gradient is not contiguous or not of its parameter's dtype.
+        Return None if a gradient is not contiguous or has another dtype than its parameter.
         """
         grads = there = list(map(_gradient, self._parameters))
         dtypes = self._dtypes
@@ -233,7 +299,7 @@ class CachedPlan:
         return np.array([0 if grad is None else grad.data_ptr() for grad in grads], np.int64)
 
     def _is_unchanged(self) -> bool:
-        """Return whether every tensor is the same object at the same address."""
+        """Return whether every tensor is the same object as at first, at the same address."""
         state, entries = self._optimizer.state, list(_entries(self._own_states))
         return (
             state is self._state
@@ -247,10 +313,10 @@ class CachedPlan:
     def _shared_numbers(
         self, grads: NDArray[np.int64]
     ) -> tuple[list[SharedNumbers], NDArray[np.int64]] | None:
-        """Return the distinct numbers of this step, and for each layer the index of its numbers.
+        """Return the values that layers share in this step, and for each layer their index.
 
-        Numbers of layers without a gradient come last. Return None if a direction has another form
-        than when the plan was made.
+        The values of layers without a gradient come last. Return None if a layer's direction uses
+        other terms or tensors than when the plan was made.
         """
         numbers: list[SharedNumbers] = []
         shared_of = np.empty(len(grads), np.int64)
@@ -274,9 +340,11 @@ class CachedPlan:
         return numbers, shared_of
 
     def _direction(self, kind: _Kind, row: int, counts: Tensor | None) -> Direction | None:
-        """Read the direction of one layer, whose numbers all layers of its part share.
+        """Read the direction of one layer, whose coefficients other layers share.
 
-        Return None if the layer is of another kind than before or uses other tensors.
+        ``counts`` are the step counts of these layers if they are on an accelerator, else None.
+        Return None if the layer is of another kind than when the plan was made, or if its
+        direction uses other tensors.
         """
         layer, fused = self._layers[row], self._fused is not None
         step = self._reader.read(self.places[row], fused=fused, counts=counts)
@@ -291,17 +359,17 @@ def _kind_of(
 ) -> _Kind | None:
     """Return a layer's kind, or None if the layer must be read in every step.
 
-    If ``fused``, the optimizer's fused step computes the sums, so it does not matter whether the
-    direction's numbers are on the device.
+    ``state`` is the optimizer's state of the layer. ``fused`` says whether the optimizer's fused
+    step computes the sums; then it does not matter where the coefficients are.
     """
     direction, parameter = step.direction, layer.parameter
-    # An empty layer has no address. A gradient that is not `p.grad` was made for this step only.
+    # An empty tensor has no address. A gradient that is not `p.grad` was made for this step only.
     if direction is None or step.grad is not parameter.grad or not parameter.numel():
         return None
     entries = list(state.values())
     for tensor in _tensors_of(direction):
         if tensor is not None and not any(tensor is entry for entry in entries):
-            return None  # made for this step only
+            return None  # the tensor was made for this step only
     ratio = direction.trust_ratio
     if ratio is not None:
         entry = state.get("trust_ratio")
@@ -318,7 +386,10 @@ def _kind_of(
 
 
 def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> bool:
-    """Return whether a plan can compute the numbers of the layers of this kind."""
+    """Return whether a plan can compute the coefficients of layers of a kind.
+
+    ``state`` is the optimizer's state of one of the layers.
+    """
     if kind.numbers_on_device and not isinstance(backend, TritonBackend):
         return False
     if not isinstance(state, dict):
@@ -331,12 +402,12 @@ def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> 
 
 
 def _tensors_of(direction: Direction | None) -> tuple[Tensor | None, ...]:
-    """Return the tensors of the layer's shape from which a direction is computed."""
+    """Return those tensors of a direction that have the layer's shape; None for each it lacks."""
     if direction is None:
         return (None, None, None)
     return (direction.base, direction.variance, direction.momentum)
 
 
 def _entries(states: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """Yield all entries of these states."""
+    """Yield the values of all entries of the layers' optimizer states."""
     return itertools.chain.from_iterable(map(dict.values, states))  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Sums that an optimizer of this package computed during its fused step."""
+"""Read the sums that an optimizer of this package computed during its fused step."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from trustlens.kernels.device import upload
 
 
 def fused_parameters(optimizer: Any) -> set[int]:
-    """Return the ids of the parameters whose sums the last step of a `Lamb` or `Lars` computed."""
+    """Return the ids of the parameters whose sums a `Lamb` or `Lars` computed in its last step."""
     return {id(parameter) for parameters, _ in optimizer.measured for parameter in parameters}
 
 
 class FusedSums:
-    """Reads the sums of some parameters of one device from ``measured`` of a `Lamb` or `Lars`."""
+    """Reads the sums of some parameters, all on one device, after each step of a `Lamb` or `Lars`.
+
+    These optimizers keep the sums of their last fused step in the attribute ``measured``.
+    """
 
     def __init__(self, optimizer: Any, parameters: Sequence[Tensor]) -> None:
         self._optimizer = optimizer
         self._parameters = list(parameters)
         self._device = parameters[0].device
-        self._last: list[Tensor] = []  # parameters of the last step's sums
+        self._last: list[Tensor] = []  # the parameters that `_rows` is for
         self._rows = torch.empty(0, dtype=torch.int64)
 
     def read(self) -> Tensor | None:
         """Return the sums of the last step, float64 of shape (parameters, len(SUMS)).
 
-        Return None if the step did not compute the sums of every parameter.
+        Return None if the last step did not compute the sums of all these parameters.
         """
         measured = [each for each in self._optimizer.measured if each[1].device == self._device]
         stepped = [parameter for parameters, _ in measured for parameter in parameters]

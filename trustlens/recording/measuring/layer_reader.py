@@ -17,7 +17,10 @@ from trustlens.recording.statistics import LayerStep
 
 
 class LayerReader:
-    """Reads a layer's step from the parameter, the optimizer's state and the snapshots."""
+    """Finds the tensors and the direction of a layer in the last step of one optimizer.
+
+    It reads the parameter, the optimizer's state and the copies in ``snapshots``.
+    """
 
     def __init__(self, optimizer: Optimizer, family: Family, snapshots: WeightSnapshots) -> None:
         self._optimizer: Any = optimizer
@@ -27,11 +30,11 @@ class LayerReader:
         self._grad_factor: float | Tensor = 1.0
 
     def follow(self, layers: Sequence[Layer]) -> None:
-        """Set the layers to read. The other methods take a layer's place in this list."""
+        """Set the layers to read. The other methods take a layer's index in this list."""
         self._layers = list(layers)
 
     def find_grad_factor(self) -> None:
-        """Compute the factor by which the step scaled all gradients; :meth:`read` applies it."""
+        """Compute the factor by which the step scaled all gradients; :meth:`read` uses it."""
         self._grad_factor = 1.0
         if self._family.grad_factor is not None:
             grads = [self._given_grad(place) for place in range(len(self._layers))]
@@ -45,14 +48,15 @@ class LayerReader:
         Parameters
         ----------
         place : int
-            Place of the layer in the list given to :meth:`follow`.
+            Index of the layer in the list given to :meth:`follow`.
         fused : bool
-            Whether the optimizer's fused step computed the layer's sums. It used the weights before
-            the step, so ``before`` is not needed, but is set (to ``after``): None would mean that
-            these weights must be computed from those after the step.
+            Whether the optimizer's fused step computed the layer's sums. Then nobody needs the
+            weights before the step, and the result contains those after the step instead. It does
+            not contain None, which would mean: compute the weights before the step from those after
+            it.
         counts : Tensor, optional
-            Step counts of several layers, to use instead of the layer's own. Coefficients of the
-            direction that depend on the step count then have one value for each of these layers.
+            Step counts of several layers, to use instead of the layer's own count. Coefficients of
+            the direction that depend on the step count then have one value per layer.
         """
         layer = self._layers[place]
         parameter, group = layer.parameter, layer.group
@@ -82,11 +86,11 @@ class LayerReader:
     def _used_grad(
         self, given: Tensor, copied: bool, group: Mapping[str, Any], state: Mapping[str, Any]
     ) -> Tensor:
-        """Return the gradient that the step used: dense, real, and negated if it maximizes."""
+        """Return the gradient as the step used it: dense, real, scaled; negated to maximize."""
         grad = _dense_real(given)
         scale = getattr(self._optimizer, "grad_scale", None)
         if copied and scale is not None:
-            grad = grad / scale  # some optimizers unscale in their step, not in GradScaler
+            grad = grad / scale  # this optimizer itself divides by the loss scale
         if group.get("maximize"):
             grad = -grad
         if group.get("max_grad_norm") and "grad_divisor" in state:
@@ -99,7 +103,10 @@ class LayerReader:
 
 
 def _dense_real(value: Any) -> Any:
-    """Return a sparse tensor as a dense one and a complex one as real, as torch.optim sees it."""
+    """Return a sparse tensor as dense, and a complex one as real with a last dimension of size 2.
+
+    Other values are returned unchanged.
+    """
     if not isinstance(value, Tensor):
         return value
     if value.layout is not torch.strided:

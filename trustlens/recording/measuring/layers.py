@@ -20,7 +20,7 @@ _PARALLEL: Final = "module."
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A parameter, its parameter group, and its description in ``run.json``."""
+    """A parameter of an optimizer, its parameter group, and its description in ``run.json``."""
 
     parameter: Tensor
     group: dict[str, Any]
@@ -28,10 +28,11 @@ class Layer:
 
 
 def find_layers(optimizers: Sequence[Optimizer], model: nn.Module | None) -> list[Layer]:
-    """Return the layers of the optimizers, in the order of the model if there is one.
+    """Return the layers of all optimizers.
 
-    Names come from the model; without a model, from the names given to the optimizer
-    (``model.named_parameters()``); without those, from the position (``group0.param3``).
+    With a model, layers come in the order of its parameters and have their names; parameters that
+    are not in the model come last. Without a name from a model, a layer has the name given to the
+    optimizer (``model.named_parameters()``), or else a name by position (``group0.param3``).
     """
     names = _model_names(model) if model is not None else {}
     order = {identity: number for number, identity in enumerate(names)}

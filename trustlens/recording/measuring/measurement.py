@@ -1,4 +1,4 @@
-"""The measurement of some layers in one step: one type, and the one function that builds it."""
+"""What is measured of some layers in one step: class `Measurement` and functions to build it."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ from trustlens.recording.transfer import Parcel, send
 from trustlens.trust_ratio import RatioRule
 
 HOST_COLUMNS: Final = ("debias1", "debias2", "learning_rate", "weight_decay")
-"""Numbers of a layer that are known on the host, without reading from the device."""
+"""Names of the columns of ``Measurement.host``: values known without reading from the device."""
 
 DEVICE_COLUMNS: Final = ("trust_ratio", "learning_rate", "debias1", "debias2")
-"""Numbers of a layer that may be on the device."""
+"""Names of the columns of ``Measurement.device``: values that may exist on the device only."""
 
 KNOWN: Final = (
     "gradient",
     "direction",  # d + λw
     "undecayed",  # d itself
-    "intended",  # d by its formula and w from a copy, so that a rounded-away update shows
+    "intended",  # d from its formula and w from a copy: then an update lost to rounding shows
     "momentum",
     "variance",
-    "applied",  # the optimizer's own trust ratio
-    "undone",  # w was computed from the state after the step
+    "applied",  # the trust ratio, read from the optimizer's state
+    "undone",  # w before the step, computed from w and the state after it
 )
-"""What a layer may have in a step. Quantities that need something it lacks are null."""
+"""Names of what may be known of a layer in a step. Quantities that need something unknown are null.
+
+g is the gradient, d the direction, w the weights and λ the decoupled weight decay.
+"""
 
 _NAN: Final = float("nan")
 
 Values = TypeVar("Values", Tensor, Parcel)
-"""Type of the large arrays: tensors on the device, or pending copies to the host."""
+"""Type of the large arrays: tensors on the device, or their pending copies to the host."""
 
 
-@dataclass(slots=True)  # not frozen, as `Direction`
+@dataclass(slots=True)  # not frozen, which would make it slower to create
 class Measurement(Generic[Values]):
-    """What was measured in one step of n layers of one device.
+    """What was measured of n layers, all on one device, in one step.
 
     A ``Measurement[Tensor]`` is on the device; :func:`send_to_host` converts it to a
     ``Measurement[Parcel]``.
@@ -51,22 +54,22 @@ class Measurement(Generic[Values]):
     Attributes
     ----------
     layers : int32 (n,)
-        Indices into the run's layers.
+        Index of each layer in the run's list of layer names.
     sizes : float64 (n,)
         Number of elements of each layer.
     known : bool (n, len(KNOWN))
-        Which of `KNOWN` each layer had.
+        Which of `KNOWN` is known of each layer.
     host : float64 (n, len(HOST_COLUMNS))
-        The numbers of `HOST_COLUMNS`; NaN if a layer has no such number or it is on the device.
+        The values of `HOST_COLUMNS`. NaN if a layer has no such value, or has it on the device.
     sums : float (n, len(SUMS))
-        The sums.
+        The sums over each layer's elements that ``trustlens.kernels.sums`` declares.
     device : float (n, len(DEVICE_COLUMNS)), optional
-        The numbers of `DEVICE_COLUMNS`: the trust ratio that the optimizer applied, and the
-        learning rate and debias factors that are on the device. NaN where there is no such number
-        or it is on the host. None instead of an array of NaN.
-    rules : (n,), optional
-        For each layer the rule of the trust ratio that the optimizer applied, or None; empty if no
-        layer has such a rule.
+        The values of `DEVICE_COLUMNS`: the trust ratio that the optimizer applied, and the
+        learning rate and debias factors if these are on the device. NaN if a layer has no such
+        value, or has it on the host. None if all values would be NaN.
+    rules : sequence of (RatioRule or None), (n,)
+        The rule by which the trust ratio that the optimizer applied is computed. None for a layer
+        without such a rule; empty if no layer has one.
     counts : int64 (n, len(ELEMENTS), buckets), optional
         Element histograms.
     """
@@ -89,19 +92,20 @@ class Measurement(Generic[Values]):
         return held
 
 
-@dataclass(slots=True)  # not frozen, as `Direction`
+@dataclass(slots=True)  # not frozen, which would make it slower to create
 class SharedNumbers:
-    """Numbers of one layer, or of several layers of one parameter group and step count, in a step.
+    """The values of one step that several layers of one parameter group share, or those of a layer.
 
     Attributes
     ----------
     direction : Direction or None
-        The numbers of the direction. A tensor among them may have one element, or one for each
-        layer in their order. The tensors of the layer's shape are not used.
+        Contains the coefficients of the layers' directions. A coefficient that is a tensor has one
+        element, or one per layer, in the order of the layers. The direction's tensors of the
+        layer's shape are not used. None if the direction is unknown.
     rate : float, Tensor or None
         The option ``lr`` of the group.
     known : tuple of bool
-        Which of `KNOWN` the layers had.
+        Which of `KNOWN` is known of each of the layers.
     """
 
     direction: Direction | None
@@ -114,7 +118,7 @@ NOTHING_KNOWN: Final = (False,) * len(KNOWN)
 
 
 def known_of(step: LayerStep) -> tuple[bool, ...]:
-    """Return which of `KNOWN` a layer had in a step."""
+    """Return which of `KNOWN` is known of a layer in a step."""
     d = step.direction
     there = d is not None
     return (
@@ -139,16 +143,16 @@ def build_measurement(
     sums: Tensor,
     counts: Tensor | None = None,
 ) -> Measurement[Tensor]:
-    """Return the measurement of n layers of one device; it stays on the device.
+    """Return the measurement of n layers, all on one device. Its tensors stay on that device.
 
     Parameters
     ----------
     layers, sizes, sums, counts
         As in :class:`Measurement`.
     shared : sequence of SharedNumbers
-        The numbers that layers have in common.
+        The values that layers share.
     shared_of : int64 (n,)
-        Index of each layer's numbers in ``shared``.
+        Index of each layer's values in ``shared``.
     ratios : sequence of (Tensor or None)
         The trust ratio that the optimizer applied to each layer, as a tensor without dimensions on
         the device; empty if the optimizer does not store its ratio.
@@ -173,7 +177,7 @@ def send_to_host(measurement: Measurement[Tensor]) -> Measurement[Parcel]:
     Raises
     ------
     NoRoomError
-        If too many measurements wait on the device.
+        If a ring buffer on the device is full of measurements not yet copied to the host.
     """
     device, counts = measurement.device, measurement.counts
     return Measurement(
@@ -207,7 +211,7 @@ def _device_columns(
     ratios: Sequence[Tensor | None],
     like: Tensor,
 ) -> Tensor | None:
-    """Return the value of ``Measurement.device``; dtype and device are those of ``like``."""
+    """Return the value of ``Measurement.device``, with the dtype and on the device of ``like``."""
     columns: list[Sequence[Any]] = [
         [each.rate for each in shared],
         [each.direction and each.direction.debias1 for each in shared],
@@ -227,7 +231,10 @@ def _device_columns(
 
 
 def _spread(values: Sequence[Any], shared_of: NDArray[np.int64], missing: Tensor) -> Tensor:
-    """Return one value per layer: its shared value if that is on the device, else ``missing``."""
+    """Return a tensor with one value per layer, of shape (n,).
+
+    This is the layer's shared value if that is on the device, else ``missing``.
+    """
     there = [value.detach() if is_on_accelerator(value) else missing for value in values]
     layers_of = np.bincount(shared_of, minlength=len(values)).tolist()
     by_shared = torch.cat(

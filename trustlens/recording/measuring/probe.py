@@ -1,4 +1,4 @@
-"""Measures each step of one optimizer."""
+"""Measure each step of one optimizer."""
 
 from __future__ import annotations
 
@@ -29,11 +29,22 @@ from trustlens.recording.statistics.torch_backend import TorchBackend
 from trustlens.recording.transfer import Parcel, host_scalar
 
 _PART: Final = 1 << 20
-"""Maximum number of elements that are measured together. A larger layer is measured alone."""
+"""Layers are measured together up to this number of elements. A larger one is measured alone."""
 
 
 class _Cached(NamedTuple):
-    """The cached plans, valid for one ``copy_plan``, and the places of layers without a plan."""
+    """The plans for the next steps.
+
+    Attributes
+    ----------
+    copy_plan : object
+        ``WeightSnapshots.copy_plan`` when the plans were made. With another one, the plans are
+        invalid.
+    plans : list of CachedPlan
+        The plans.
+    rest : list of int
+        Indices in the probe's list of the layers that no plan measures.
+    """
 
     copy_plan: object
     plans: list[CachedPlan]
@@ -41,7 +52,18 @@ class _Cached(NamedTuple):
 
 
 class OptimizerProbe:
-    """Measures each step of one optimizer, between :meth:`before` and :meth:`after`."""
+    """Measures the steps of one optimizer.
+
+    The recorder has one probe per optimizer. It calls :meth:`before` just before each step and
+    :meth:`after` just after it.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+        The optimizer.
+    family : Family
+        The kind of optimizer, which determines how its steps are measured.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer: Any = optimizer
@@ -54,7 +76,7 @@ class OptimizerProbe:
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
         self._measures = False
-        self._cached: dict[bool, _Cached] = {}  # by whether elements are counted
+        self._cached: dict[bool, _Cached] = {}  # by whether histograms are measured
 
     def attach(self, hooks: StepHooks) -> None:
         """Store the optimizer's hooks, so that :meth:`detach` can remove them."""
@@ -75,7 +97,10 @@ class OptimizerProbe:
         self._backends = {}
 
     def follow(self, layers: Sequence[tuple[int, Layer]]) -> None:
-        """Measure these layers from now on, each given with its index in the run."""
+        """Measure these layers from now on.
+
+        Each is given with its index in the run's list of layer names.
+        """
         self._groups = [(group, list(group["params"])) for group in self.optimizer.param_groups]
         self._layers = list(layers)
         self._snapshots.follow([layer for _, layer in layers])
@@ -84,9 +109,10 @@ class OptimizerProbe:
 
     @property
     def has_changed(self) -> bool:
-        """Whether the optimizer's parameters or groups differ from those that are followed.
+        """Whether the optimizer has other parameters or groups than when :meth:`follow` was called.
 
-        ``load_state_dict`` replaces the groups and keeps their parameters.
+        The groups are compared too, since the optimizer's ``load_state_dict`` replaces them by new
+        ones with the same parameters.
         """
         groups = self.optimizer.param_groups
         return len(groups) != len(self._groups) or not all(
@@ -104,7 +130,8 @@ class OptimizerProbe:
     def before(self, call: Call, *, measure: bool, histograms: bool) -> Call | None:
         """Copy what the step will overwrite, if ``measure`` is True.
 
-        Return the arguments to call the step with, or None to keep its own.
+        ``call`` contains the arguments of the step. Return the arguments to call it with instead,
+        or None to leave them unchanged.
         """
         self._measures = measure
         if not measure:
@@ -122,10 +149,11 @@ class OptimizerProbe:
         return args, {**kwargs, "closure": wrapped}
 
     def skipped(self) -> float | Parcel:
-        """Return 1 if the step changed nothing, else 0.
+        """Return 1 if the optimizer skipped the step because of infinite gradients, else 0.
 
-        With gradient scaling, a fused optimizer itself skips a step whose gradients overflowed. Its
-        flag may be on the GPU: then a `Parcel` is returned, a copy to the host that is under way.
+        With gradient scaling, a fused optimizer checks for infinite gradients itself, and the
+        scaler stores the result in ``optimizer.found_inf``. If that is on an accelerator, the
+        return value is a pending copy to the host.
         """
         found = getattr(self.optimizer, "found_inf", None)
         return 0.0 if found is None else host_scalar(found)
@@ -133,7 +161,8 @@ class OptimizerProbe:
     def after(self, *, histograms: bool) -> list[Measurement[Tensor]]:
         """Measure the last step, if :meth:`before` was called with ``measure=True``.
 
-        Each measurement covers some layers of one device, and is still on that device.
+        Return one measurement for each part of the layers. A part is on one device, and so is its
+        measurement. Return an empty list if :meth:`before` was called with ``measure=False``.
         """
         if not self._measures:
             return []
@@ -148,7 +177,10 @@ class OptimizerProbe:
         return measured
 
     def _measure_by_plan(self, *, histograms: bool) -> list[Measurement[Tensor]] | None:
-        """Measure by the cached plans; return None if there are none or the layout has changed."""
+        """Measure the last step with the cached plans.
+
+        Return None if there are none or if the layers' layout has changed since they were made.
+        """
         cached = self._cached.get(histograms)
         if cached is None or not cached.plans:
             return None
@@ -181,7 +213,8 @@ class OptimizerProbe:
     def _measure_part(
         self, part: Sequence[int], to_plan: list[ReadLayer], *, fused: bool, histograms: bool
     ) -> Measurement[Tensor]:
-        # `layers` may hold tensors as large as the layers; as a local it is freed after each part.
+        # `layers` may hold tensors as large as the layers. Since it is a local variable, they are
+        # freed after each part.
         layers = self._read(part, fused=fused)
         if self._snapshots.copy_plan is not None:
             to_plan.extend(layers)
@@ -210,9 +243,11 @@ class OptimizerProbe:
         return CachedPlan.of(self.optimizer, self._reader, layers, backend)
 
     def _parts(self, places: Iterable[int]) -> list[tuple[list[int], bool]]:
-        """Split the layers by device and size, to limit the temporary tensors that exist at once.
+        """Split layers into parts to measure one after the other, to limit temporary memory.
 
-        Return for each part its places, and whether the optimizer computed the sums itself.
+        ``places`` are indices in the probe's list of layers. The layers of a part are on one
+        device and have at most `_PART` elements together. Return the indices of each part, and
+        whether the optimizer computed the sums of its layers itself.
         """
         fused = self._fused_places()
         parts: list[tuple[list[int], bool]] = []
@@ -229,7 +264,7 @@ class OptimizerProbe:
         return parts
 
     def _fused_places(self) -> set[int]:
-        """Return the places of the layers whose sums the optimizer computed itself."""
+        """Return the indices of the layers whose sums the optimizer computed itself."""
         if not self.family.provides_sums:
             return set()
         fused = fused_parameters(self.optimizer)
@@ -273,7 +308,7 @@ class OptimizerProbe:
         return self._backends[device]
 
     def _copy_grads_after_first_call(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that calls this one, and copies the gradients after its first call."""
+        """Return a closure that calls the given one, and copies the gradients the first time."""
         calls = 0
 
         def wrapped() -> Any:

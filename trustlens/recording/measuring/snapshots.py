@@ -1,4 +1,4 @@
-"""Copies of the weights and gradients that a step will overwrite, made only if needed."""
+"""Copy the weights and gradients that a step will overwrite, if they are needed afterwards."""
 
 # torch has its operations on lists of tensors only under private names:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -17,8 +17,9 @@ from trustlens.recording.measuring.layers import Layer
 from trustlens.recording.optimizers import Family, Group, float_or_tensor, is_on_accelerator
 
 SMALL: Final = 1 << 8
-"""Layers of at most this many elements are always copied. Copying them costs little, and a few
-elements are more likely to be all near 0, where computing them from the state is inexact."""
+"""Layers of at most this many elements are always copied. Copying them costs little. Besides, the
+elements of a small layer are more likely to be all near 0; then computing the weights before a step
+from the state after it would be inexact."""
 
 _INVERTIBLE: Final = frozenset({torch.float32, torch.float64})
 """Dtypes with enough digits to compute the weights before a step from those after it."""
@@ -27,17 +28,17 @@ _INVERTIBLE: Final = frozenset({torch.float32, torch.float64})
 @contextmanager
 def untraced() -> Generator[None]:
     """Keep autograd from recording the tensor operations of the recorder."""
-    # Also leave inference mode: later steps could not write to tensors that are made in it.
+    # Also leave inference mode: later steps could not write to tensors that were created in it.
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
 
 
 class WeightSnapshots:
-    """Copies of what one optimizer's step will overwrite.
+    """Copies, made before each step of one optimizer, of tensors that the step overwrites.
 
-    The weights of most layers before a step can be computed from the optimizer's state after it.
-    Weights of the other layers are copied, see :meth:`_can_undo`. Gradients are copied if the
-    optimizer may overwrite them.
+    For most layers, the weights before a step can be computed from the weights and the optimizer's
+    state after it. The weights of the other layers are copied, see :meth:`_can_undo`. Gradients are
+    copied if the optimizer may overwrite them.
     """
 
     def __init__(self, optimizer: Optimizer, family: Family) -> None:
@@ -49,10 +50,10 @@ class WeightSnapshots:
         self._state_entries: list[Tensor | None] = []
         self._new: set[int] = set()
         self._everything = False
-        self._copy_plans: dict[bool, _CopyPlan] = {}  # by whether everything is copied
+        self._copy_plans: dict[bool, _CopyPlan] = {}  # by whether all weights are copied
 
     def follow(self, layers: Sequence[Layer]) -> None:
-        """Set the layers to copy. The other methods take a layer's place in this list."""
+        """Set the layers to copy. The other methods take a layer's index in this list."""
         self._layers = list(layers)
         self._weights = [None] * len(layers)
         self._grads = [None] * len(layers)
@@ -62,18 +63,27 @@ class WeightSnapshots:
 
     @property
     def copy_plan(self) -> object:
-        """An object that is the same in all steps that copy the same tensors to the same place.
+        """Identifies which weights are copied, and to which tensors.
 
+        Two steps for which this is the same object copied the same weights to the same tensors.
         None as long as the copies may differ from step to step.
         """
         return self._copy_plans.get(self._everything)
 
     def take(self, closure: Callable[[], Any] | None, *, everything: bool = False) -> None:
-        """Make the needed copies, or copy everything, before a step called with this closure."""
+        """Make the copies that are needed; call before each step to measure.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            The closure that the step will be called with.
+        everything : bool
+            Whether to copy the weights of all layers, even if they can be computed afterwards.
+        """
         invertible = [self._is_invertible(group) for group in self._optimizer.param_groups]
         self._everything = everything
         if not everything:
-            self._copy_plans.pop(True, None)  # as large as the model: free it until the next use
+            self._copy_plans.pop(True, None)  # as large as the model: free its memory
         plan = self._copy_plans.get(everything)
         if plan is not None and plan.is_valid(invertible):
             self._weights = plan.weights
@@ -118,7 +128,7 @@ class WeightSnapshots:
             ]
 
     def take_grads(self) -> None:
-        """Copy the current gradients that the step may overwrite."""
+        """Copy the present gradients of the layers whose gradients the step may overwrite."""
         overwrites = self._family.overwrites_grad
         with untraced():
             self._grads = [
@@ -127,46 +137,51 @@ class WeightSnapshots:
             ]
 
     def weights(self, place: int) -> Tensor | None:
-        """Return a layer's weights before the step; None if no copy was needed."""
+        """Return a layer's weights before the step; None if nobody copied them."""
         weights = self._weights[place]
         if weights is None and self._family.provides_weights_before:
             return self._optimizer.before.get(self._layers[place].parameter)
         return weights
 
     def grad(self, place: int) -> Tensor | None:
-        """Return the copy of a layer's gradient, or None."""
+        """Return the copy of a layer's gradient, or None if it was not copied."""
         return self._grads[place]
 
     def state_entry(self, place: int) -> Tensor | None:
-        """Return the value before the step of the family's ``state_entry_before``, or None."""
+        """Return a copy, made before the step, of a layer's entry in the optimizer's state.
+
+        The entry is the one that ``Family.state_entry_before`` names. Return None if the family
+        names none, or if the state had no such entry.
+        """
         return self._state_entries[place]
 
     def done(self) -> None:
-        """Forget what was needed only to measure the last step."""
+        """Free copies that are not used again; call after the step was measured."""
         if self.copy_plan is not None:
             return
         self._grads = [None] * len(self._layers)  # not reused, unlike copies of weights
-        # The state of some optimizers does not show whether a step is the first.
+        # The state of some optimizers does not show that a layer has done its first step.
         stepped = (self._layers[i].parameter.grad is not None for i in range(len(self._layers)))
         self._new -= {i for i, did in enumerate(stepped) if did and self._weights[i] is not None}
 
     def _is_invertible(self, group: Group) -> bool:
-        """Return whether the weights before a step can be computed from the state after it."""
+        """Return whether a group's weights before a step can be computed from the state after."""
         if not self._family.invertible(group):
             return False
         rate = float_or_tensor(group["lr"])
         if isinstance(rate, Tensor):
             return True
         decay = sum(float(group.get(name, 0.0)) for name in ("weight_decay", "lambd"))
-        return rate > 0 and rate * decay < 0.5  # else dividing by 1 − ηλ is not safe
+        return rate > 0 and rate * decay < 0.5  # else 1 − ηλ may be near 0
 
     def _may_change(self, parameter: Tensor) -> bool:
-        # Another hook may still set the gradient; an unknown optimizer may step without one.
+        # A hook that is called later may still set the gradient of a parameter that requires one.
+        # An optimizer that is not known may change a parameter that has no gradient.
         return parameter.grad is not None or parameter.requires_grad or not self._family.name
 
     def _can_undo(self, place: int, layer: Layer) -> bool:
         return (
-            place not in self._new  # weights that start at 0 and move far cannot be recovered
+            place not in self._new  # weights that were 0 before their first step may be lost
             and layer.parameter.numel() > SMALL
             and layer.parameter.dtype in _INVERTIBLE
         )
@@ -174,18 +189,20 @@ class WeightSnapshots:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _CopyPlan:
-    """The copies to make before each step, as long as :meth:`is_valid`.
+    """Which weights to copy before each step, as long as :meth:`is_valid` returns True.
 
     Attributes
     ----------
     invertible : list of bool
-        For each group, whether its weights can be computed from the state.
+        For each parameter group, whether its weights before a step can be computed from the state
+        after it.
     unchanged : list of Tensor
-        Parameters that no step changes. The plan is valid only as long as this is so.
+        Parameters that are not copied because steps do not change them: they have no gradient and
+        do not require one.
     weights : list of Tensor or None
-        The copy of each layer.
+        For each layer the copy of its weights, or None if they are not copied.
     sources, copies : list of Tensor
-        The tensors to copy, and their copies.
+        The parameters to copy, and the tensors to copy them to.
     """
 
     invertible: list[bool]
@@ -197,8 +214,8 @@ class _CopyPlan:
     def is_valid(self, invertible: list[bool]) -> bool:
         """Return whether the next step needs the same copies.
 
-        ``invertible`` is, for each group, whether its weights before that step can be computed
-        from the state after it.
+        ``invertible`` says for each parameter group whether its weights before that step can be
+        computed from the state after it.
         """
         return invertible == self.invertible and not any(
             p.requires_grad or p.grad is not None for p in self.unchanged
@@ -206,7 +223,10 @@ class _CopyPlan:
 
 
 def _is_new(state: Mapping[str, Any] | None) -> bool:
-    """Return whether a layer's next step is its first, without synchronizing."""
+    """Return whether a layer with this state has not done its first step yet.
+
+    This does not synchronize: with a step count on an accelerator, the answer is False.
+    """
     if not state:
         return True
     count = state.get("step")  # Adagrad creates its state before its first step

@@ -1,4 +1,4 @@
-"""The path from the training thread to a run's files: writer thread, sink, store and upload."""
+"""Pass records from the training thread to a run's files: writer thread, store and upload."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class OpenedRun:
     Attributes
     ----------
     store : RunWriter
-        Writes its files on this machine.
+        Writes the run's files on this machine.
     uploader : Uploader, optional
-        Uploads them if the run is on an object store.
+        Uploads these files, if the run is on an object store.
     history : History, optional
-        What the files say about earlier steps if the run is resumed.
+        The steps that the files of a resumed run contain; None for a new run.
     """
 
     store: RunWriter
@@ -59,17 +59,23 @@ def open_for_writing(
     resume : bool
         Whether to resume an existing run.
     keep : sequence of str
-        Fields of ``run.json`` that a resumed run keeps.
+        Fields of ``run.json`` that a resumed run keeps instead of taking them from ``info``.
     fsync : bool
-        Whether each flush waits until the rows are on disk.
+        Whether to call ``fsync`` each time that rows are written.
     precision : int, optional
-        Mantissa bits that the floats of ``layers`` keep.
+        Number of mantissa bits to which the floats of the table ``layers`` are rounded.
+
+    Returns
+    -------
+    OpenedRun
+        The run. The caller must close it.
 
     Raises
     ------
     UsageError
-        If the directory holds a run and ``resume`` is False; if that run is being recorded or
-        does not fit ``info``; or if the directory cannot be written to.
+        If the directory contains a run although ``resume`` is False; if another recorder is writing
+        to it; if a layer has another shape in the run to resume than in ``info``; or if the
+        directory cannot be written to.
     RunError
         If the run to resume cannot be read.
     """
@@ -99,11 +105,11 @@ class WritePipeline:
     run : OpenedRun
         The run, open for writing.
     names : sequence of str
-        Names of the layers, by the index that the records give them. It may grow.
+        ``names[i]`` is the name of the layer with index i in the records. Names may be appended.
     listeners : sequence of Listener
         Objects that also receive the rows.
     failsafe : Failsafe
-        Receives errors of writing, and warns if writing is too slow.
+        Handles errors of writing, and warns if writing is too slow.
     """
 
     def __init__(
@@ -139,20 +145,20 @@ class WritePipeline:
         self._check_thread()
 
     def drop(self) -> None:
-        """Count a record as dropped, since the ring buffer of its device was full."""
+        """Count a record that was dropped because the ring buffer of its device was full."""
         self._thread.drop()
         self._warn_of_drops()
         self._check_thread()
 
     def flush(self) -> None:
-        """Wait until everything put so far is in files, and at most 10 s for its upload."""
+        """Wait until all items put so far are in files, then at most 10 s for their upload."""
         self._thread.flush()
         self._check_thread()
         if self._uploader is not None:
             self._uploader.flush()
 
     def close(self) -> None:
-        """Write what is queued and seal the run. The failsafe handles errors."""
+        """Write the queued items and seal the run. The failsafe handles errors."""
         self._thread.close()
         self._check_thread()
         info = self._store.info
@@ -169,7 +175,7 @@ class WritePipeline:
     def _warn_of_drops(self) -> None:
         self._failsafe.warn(
             f"trustlens: writing to '{self._failsafe.directory}' is slower than the training; "
-            "some steps are not recorded (`dropped` in run.json will be their number)"
+            "some steps are not recorded (run.json will contain their number as `dropped`)"
         )
 
     def _check_thread(self) -> None:

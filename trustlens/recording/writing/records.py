@@ -1,4 +1,4 @@
-"""The items that the recorder passes to the writer thread, besides rollbacks."""
+"""The records that the recorder passes to the writer thread."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from trustlens.recording.measuring.measurement import Measurement
 from trustlens.recording.transfer import Parcel
 
 
-@dataclass(slots=True)  # not frozen, as `Direction`
+@dataclass(slots=True)  # not frozen, which would make it slower to create
 class StepRecord:
-    """One optimizer's step.
+    """What was recorded in one step of one optimizer.
 
     Attributes
     ----------
     step : int
         The number of the step.
     time : int
-        Microseconds since 1970, in UTC.
+        Time of the step in microseconds since 1970 (UTC).
     first : bool
-        Whether this is the first of the optimizers to do a step of that number.
+        Whether no other optimizer has done a step with this number before.
     measured : sequence of Measurement
-        Measurements of its layers.
+        Measurements of the optimizer's layers; empty if they are not recorded at this step.
     skipped : float or Parcel
-        0 if the step was done. Otherwise the step changed nothing: it has a row in ``steps``, and
-        no rows in other tables.
+        0 if the step was done. Otherwise the optimizer skipped it because of infinite gradients,
+        and no rows of layers are written. A Parcel if the value must still arrive on the host.
     """
 
     step: int
@@ -37,7 +37,15 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class MetricRecord:
-    """The metrics logged by one call."""
+    """The metrics logged by one call of ``Recorder.log``.
+
+    Attributes
+    ----------
+    step : int
+        The last step of the run at the time of the call.
+    values : mapping of str to (float or Parcel)
+        The metrics by name. A Parcel is a value that must still arrive on the host.
+    """
 
     step: int
     values: Mapping[str, float | Parcel]

@@ -19,11 +19,11 @@ _log: Final = logging.getLogger("trustlens")
 class Listener(Protocol):
     """Receives the rows of a run while it is recorded; pass it as ``record(listeners=[...])``.
 
-    Its methods are called on the writer thread, about once a second, with a `pyarrow.Table` that
-    has the columns of the table in the run's files. Rows come in the order of recording. If the run
-    is rolled back to an earlier step, the rows of the steps after it come again, without notice. If
-    a listener raises an exception, one warning is logged, the listener receives no more rows, and
-    recording continues.
+    Its methods are called on the writer thread, about once a second. They get a `pyarrow.Table`
+    with the same columns as the table of that name in the run's files. Rows come in the order of
+    recording. If the run is rolled back to an earlier step, later steps are recorded again: their
+    rows come a second time, without notice. If a listener raises an exception, one warning is
+    logged, the listener receives no more rows, and recording continues.
 
     Examples
     --------
@@ -49,14 +49,26 @@ class Listener(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish: the recorder is being closed, and no more rows follow."""
+        """Free resources: the recorder is being closed, and no more rows follow."""
         ...
 
 
 class RowSink:
-    """Writes the records of one optimizer, or of several, to a run and to listeners.
+    """Converts records to rows, and passes the rows to a run's files and to listeners.
 
-    ``names[i]`` is the name of the layer with index i in the records; the list may grow.
+    Parameters
+    ----------
+    store : RunWriter
+        Writes the run's files.
+    names : sequence of str
+        ``names[i]`` is the name of the layer with index i in the records. Names may be appended.
+    listeners : sequence of Listener
+        Objects that also receive the rows.
+    warn : callable
+        Called with a warning if a listener fails.
+    several : bool
+        Whether the run has more than one optimizer. Then a row of ``steps`` for a skipped step is
+        held back until it is known whether another optimizer does this step.
     """
 
     def __init__(
@@ -87,7 +99,7 @@ class RowSink:
         self._write_rows(records)
 
     def close(self) -> None:
-        """Write the rows that were held back and close the listeners."""
+        """Write the rows of ``steps`` that were held back, and close the listeners."""
         self._write_held()
         for listener in list(self._listeners):
             self._call(listener, "close")
@@ -112,7 +124,7 @@ class RowSink:
         kept = self._store.rollback(rollback.step, rollback.last_steps(self._store.info.layers))
         if kept is not None:
             _log.log(
-                logging.INFO if rollback.step else logging.WARNING,  # at 0 it may be a mistake
+                logging.INFO if rollback.step else logging.WARNING,  # 0 may be a mistake
                 "trustlens: '%s' resumes after step %d; later rows were removed, and the files "
                 "that held them are kept in '%s'",
                 self._store.directory,

@@ -28,7 +28,7 @@ _NEEDS: Final[Mapping[str, str]] = {
     "trust_ratio": "direction",
     **{each.quantity: each.needs for each in DECLARED if each.needs is not None},
 }
-"""The one of `KNOWN` that each quantity needs."""
+"""For each quantity that needs one, the name in `KNOWN` of what must be known of the layer."""
 
 _FLOATS: Final = tuple(name for name in RECORDED if name not in COUNTS)
 
@@ -36,7 +36,10 @@ _OF_WEIGHTS: Final = ("weight_norm", "trust_ratio", "undecayed_dot_weight", "upd
 """Quantities that are computed from the weights before the step."""
 
 _MIN_WEIGHT_TO_UPDATE: Final = 2.0**-6
-"""Smallest ‖w‖ / ‖Δw‖ at which w, if computed from the state, has all the digits recorded."""
+"""Smallest ‖w‖ / ‖Δw‖ for which ‖w‖ is recorded if w was computed from the state after the step.
+
+Below this ratio, that computation loses digits.
+"""
 
 
 def tables(
@@ -44,10 +47,23 @@ def tables(
     layer_names: Sequence[str],
     held: dict[int, StepRecord] | None = None,
 ) -> dict[str, pa.Table]:
-    """Return the rows of the records by table, without empty tables.
+    """Convert records to the rows of the run's tables.
 
-    With several optimizers, ``held`` keeps the steps that the first optimizer skipped until it is
-    known whether another optimizer did them.
+    Parameters
+    ----------
+    records : sequence of Record
+        The records, in order.
+    layer_names : sequence of str
+        ``layer_names[i]`` is the name of the layer with index i in the records.
+    held : dict of int to StepRecord, optional
+        Records of skipped steps, by step, for which it is not known yet whether another optimizer
+        does the step; changed in place. Their rows of ``steps`` follow in a later call. None if the
+        run has one optimizer.
+
+    Returns
+    -------
+    dict of str to pyarrow.Table
+        The rows by name of the table, without empty tables.
     """
     steps = [
         record
@@ -102,7 +118,7 @@ def _layers(measured: Sequence[tuple[int, Measurement[Parcel]]], names: Sequence
 
 
 def _columns(names: Sequence[str], parts: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the columns of all parts by name, each in one piece."""
+    """Concatenate the rows of all parts, and return the columns by name as contiguous arrays."""
     return dict(zip(names, np.ascontiguousarray(np.concatenate(parts).T), strict=True))
 
 
@@ -115,7 +131,10 @@ def _device_columns(part: Measurement[Parcel]) -> NDArray[np.float64]:
 def _null(
     values: Mapping[str, NDArray[np.float64]], known: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Return for each quantity in which rows it is null; it may be missing if it is in none."""
+    """Return, by name of the quantity, a mask of the rows in which it is null.
+
+    A quantity that is null in no row may be missing in the result.
+    """
     absent = {need: ~there for need, there in known.items() if not there.all()}
     null = {name: absent[need] for name, need in _NEEDS.items() if need in absent}
     null |= {name: np.isnan(values[name]) for name in HOST_COLUMNS}
@@ -167,7 +186,10 @@ def _quantities(
 
 
 def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np.float64]]) -> None:
-    """Compute the trust ratios of optimizers whose state does not hold the ratio they applied."""
+    """Compute the applied trust ratios, in place, in rows with a rule.
+
+    A layer has a rule if the optimizer does not store the ratio that it applied.
+    """
     rows_of: dict[RatioRule, list[int]] = {}
     for row, rule in enumerate(rules):
         if rule is not None:
@@ -190,7 +212,10 @@ def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np
 def _is_inaccurate(
     values: Mapping[str, NDArray[np.float64]], undone: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return the rows whose weights before the step cannot be computed accurately enough."""
+    """Return a mask of the rows whose weights before the step are not accurate enough.
+
+    ``undone`` is the mask of the rows for which they were computed from the state after the step.
+    """
     with np.errstate(all="ignore"):
         lost = values["weight_norm"] < _MIN_WEIGHT_TO_UPDATE * values["update_norm"]
     return undone & (lost | ~np.isfinite(values["weight_norm"]))
@@ -228,11 +253,15 @@ def _histograms(
 def _one_record_per_step(
     records: Sequence[StepRecord], held: dict[int, StepRecord] | None
 ) -> list[StepRecord]:
-    """Return one record per step; a step counts as skipped if no optimizer did it."""
+    """Return one record per step, for the table ``steps``, if several optimizers may do a step.
+
+    A step is skipped if every optimizer skipped it. So the record of a skipped step is held back in
+    ``held`` until an optimizer does this step or a later step begins.
+    """
     rows: list[StepRecord] = []
     for record in records:
         if record.first:
-            if held:  # no optimizer will do these steps any more
+            if held:  # no optimizer will still do the held steps
                 rows += held.values()
                 held.clear()
             if record.skipped and held is not None:

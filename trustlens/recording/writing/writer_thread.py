@@ -1,4 +1,4 @@
-"""The thread that writes what was recorded, so that the training loop does not wait for files."""
+"""A thread that writes queued items, so that the training loop does not wait for files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,34 @@ MEMORY: Final = 1 << 28
 """Maximum total bytes of queued items, so that a hanging disk does not exhaust the memory."""
 
 BATCH: Final = 64
-"""Maximum number of items in a batch. An Arrow batch costs about the same for 1 or 64 steps."""
+"""Maximum number of items written together. That takes about as long for 64 steps as for one."""
 
 LINGER: Final = 0.8
-"""Seconds for which the thread collects items before it writes them. Each write takes at least half
-a millisecond, and a killed process must not lose more than its last second."""
+"""Seconds for which the thread collects items before it writes them. Not shorter, since each write
+takes at least half a millisecond. Not longer, since a killed process loses the items not written,
+and it must not lose more than the last second."""
 
 
 class WriterThread(Generic[Item]):
     """Passes items, in order and in batches, to a function on a separate thread.
 
-    If the function raises, it is not called again; :attr:`failure` is the error.
+    The thread starts when an instance is created, and ends with :meth:`close`.
+
+    Parameters
+    ----------
+    write : callable
+        Called on the thread with a list of items. If it raises, it is not called again.
+    capacity : int
+        Maximum number of queued items.
+    memory : int
+        Maximum total size of the queued items in bytes.
+
+    Attributes
+    ----------
+    dropped : int
+        Number of items dropped so far.
+    failure : BaseException or None
+        The exception that ``write`` raised, if any.
     """
 
     def __init__(
@@ -46,15 +63,16 @@ class WriterThread(Generic[Item]):
         # Not queue.Queue: it wakes its reader at each put, and training would wait for the lock.
         self._entries: collections.deque[tuple[Item, int] | threading.Event | None]
         self._entries = collections.deque()
-        self._urgent = 0  # entries that a caller waits for
+        self._urgent = 0  # number of entries that a caller waits for
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trustlens-writer", daemon=True)
         self._thread.start()
 
     def put(self, item: Item, nbytes: int = 0, *, always: bool = False) -> bool:
-        """Queue an item without waiting; return False if the queue was full and it was dropped.
+        """Queue an item of ``nbytes`` bytes, without waiting.
 
-        An empty queue takes an item of any size. With ``always``, the item is never dropped.
+        Return False if the queue was full and the item was dropped. An empty queue takes an item of
+        any size. If ``always`` is True, the item is never dropped.
         """
         with self._lock:
             room = not self._held or self._held + nbytes <= self._memory
@@ -98,7 +116,7 @@ class WriterThread(Generic[Item]):
             self._fail(error)
 
     def _write_next(self) -> bool:
-        """Wait for items and write them; return whether more may come."""
+        """Wait for items and write them. Return False after the last items, else True."""
         entries, marks, more = self._collect()
         if entries and self.failure is None:
             try:
@@ -116,7 +134,17 @@ class WriterThread(Generic[Item]):
         self.failure = error.with_traceback(None)  # the traceback refers to the items
 
     def _collect(self) -> tuple[list[tuple[Item, int]], list[threading.Event], bool]:
-        """Return the next items and their sizes, callers' events, and whether more may come."""
+        """Wait for items and take up to `BATCH` of them from the queue.
+
+        Returns
+        -------
+        list of (item, int)
+            The items and their sizes in bytes.
+        list of threading.Event
+            Events of callers of :meth:`flush`, to set when these items are written.
+        bool
+            Whether more items may follow; False after :meth:`close`.
+        """
         if not self._urgent and len(self._entries) < BATCH:
             self._wake.wait(LINGER)
         items: list[tuple[Item, int]] = []
