@@ -1,4 +1,4 @@
-"""The user's cache folder, for compiled C loops and files that are not uploaded yet."""
+"""Where trustlens caches files: compiled C code, and files of runs that wait for their upload."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from platformdirs import user_cache_path
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder; if there is none, a temporary folder of this process.
+    """Return the folder in which trustlens caches files.
 
     On Linux it is ``$XDG_CACHE_HOME/trustlens`` or ``~/.cache/trustlens``; on macOS and Windows it
-    is in the system's folder for caches. It must belong to the user and be writable.
+    is in the system's folder for caches. If that folder cannot be created, belongs to another user
+    or is not writable, a temporary folder is returned, always the same one within a process.
     """
     try:
         folder = user_cache_path("trustlens", appauthor=False)

@@ -1,1 +1,1 @@
-"""The files of a run: layout, writer and reader. Only pyarrow below it."""
+"""Writing and reading the files of a run, on this machine or on an object store."""

@@ -1,4 +1,4 @@
-"""Turn a path or an address into a location."""
+"""Turning a path or an address into a `Location`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trustlens.store.location import LocalLocation, Location
 from trustlens.store.remote_location import RemoteLocation, remote_location
 
 Address: TypeAlias = str | os.PathLike[str] | Location
-"""The types that name where a run is stored."""
+"""What says where a run is stored: a path, an address such as ``s3://bucket/run``, a `Location`."""
 
 
 def is_address(value: object) -> bool:
-    """Return whether :func:`locate` accepts a value: it has one of the types, and is not empty."""
+    """Return whether a value is an `Address` that is not empty."""
     if isinstance(value, (LocalLocation, RemoteLocation)):
         return True
     return isinstance(value, (str, os.PathLike)) and os.fspath(value) not in ("", "file://")

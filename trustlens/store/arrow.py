@@ -1,7 +1,7 @@
 """Conversion between numpy arrays and Arrow columns, without copying the values.
 
-``pyarrow.array`` (which also checks each value) and ``to_numpy`` are not used: both import pandas
-if it is installed, which takes 0.2 s and blocks the training, since it holds the interpreter lock.
+This module calls neither ``pyarrow.array`` nor ``to_numpy``. Both import pandas if pandas is
+installed. The import takes 0.2 s, and blocks the training because it holds the interpreter lock.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from numpy.typing import NDArray
 def column(
     values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_] | None = None
 ) -> pa.Array:
-    """Return an array as an Arrow column that shares its memory: do not modify the array later.
+    """Return the values of an array as an Arrow column.
+
+    The column shares the memory of the array: do not modify the array later. Only booleans are
+    copied, since Arrow stores each as one bit.
 
     Parameters
     ----------
-    values : (rows,)
-        Contiguous, with items of the width of ``kind``; `bool` for booleans.
+    values : array (rows,)
+        A contiguous array. Its items have as many bytes as items of ``kind``; its dtype is bool if
+        ``kind`` is boolean.
     kind : pyarrow.DataType
-        A type of fixed width, or booleans.
+        The type of the column: boolean, or any type whose items all have the same size.
     null : bool (rows,), optional
-        True for rows that are null in the column.
+        True for each row in which the column is null; by default none is.
     """
     data = np.packbits(values, bitorder="little") if pa.types.is_boolean(kind) else values
     nulls = 0 if null is None else int(np.count_nonzero(null))
@@ -37,16 +41,19 @@ def column(
 
 
 def columns_of(values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_]) -> list[pa.Array]:
-    """Return each row of a matrix as a column, as :func:`column` does, in fewer operations.
+    """Return a list with one Arrow column for each row of a matrix.
+
+    This is faster than calling :func:`column` for each row. The columns share the memory of the
+    matrix.
 
     Parameters
     ----------
-    values : (columns, rows)
-        Contiguous, with items of the width of ``kind``.
+    values : array (columns, rows)
+        A contiguous matrix. Its items have as many bytes as items of ``kind``.
     kind : pyarrow.DataType
-        A type of fixed width.
+        The type of the columns: any type, except boolean, whose items all have the same size.
     null : bool (columns, rows)
-        True for values that are null in the columns.
+        True for each value that is null in its column.
     """
     bits = np.packbits(~null, axis=1, bitorder="little")
     data, present = pa.py_buffer(values), pa.py_buffer(bits)
@@ -66,7 +73,7 @@ def columns_of(values: NDArray[Any], kind: pa.DataType, null: NDArray[np.bool_])
 
 
 def texts(values: Sequence[str]) -> pa.Array:
-    """Return strings as a column."""
+    """Return strings as an Arrow column."""
     encoded = [value.encode() for value in values]
     ends = np.zeros(len(encoded) + 1, np.int32)
     np.cumsum([len(each) for each in encoded], out=ends[1:])
@@ -75,13 +82,13 @@ def texts(values: Sequence[str]) -> pa.Array:
 
 
 def dictionary(indices: NDArray[np.int32], values: Sequence[str] | pa.Array) -> pa.DictionaryArray:
-    """Return a dictionary column; the indices must be valid indices of ``values``."""
+    """Return a dictionary column, whose row i is ``values[indices[i]]``."""
     column_of_values = values if isinstance(values, pa.Array) else texts(values)
     return pa.DictionaryArray.from_arrays(column(indices, pa.int32()), column_of_values)
 
 
 def no_rows(schema: pa.Schema) -> pa.Table:
-    """Return an empty table."""
+    """Return a table that has the schema and no rows."""
     return pa.Table.from_batches([], schema)
 
 
@@ -95,7 +102,7 @@ _NUMPY: Final = {
 
 
 def numbers(values: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
-    """Return a numeric column as an array of the same type, (rows,); nulls have any value."""
+    """Return a numeric column as an array (rows,) of the same type; nulls have arbitrary values."""
     array = _combine_chunks(values)
     data = array.buffers()[1]
     if data is None:
@@ -105,7 +112,7 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
 
 
 def present(values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Return a mask of the rows that are not null, bool (rows,)."""
+    """Return a mask, bool (rows,), that is True for rows that are not null."""
     array = _combine_chunks(values)
     bits = array.buffers()[0] if array.null_count else None
     if bits is None:
@@ -115,7 +122,7 @@ def present(values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def codes(texts: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
-    """Return the indices, int32 (rows,), and the list of texts of a dictionary column."""
+    """Return a dictionary column's indices, int32 (rows,), and the texts that they refer to."""
     array = _combine_chunks(texts.unify_dictionaries())
     return numbers(array.indices), array.dictionary.to_pylist()
 
@@ -125,7 +132,7 @@ def _combine_chunks(values: Any) -> Any:
         return values
     if values.num_chunks == 1:
         return values.chunk(0)
-    # combine_chunks would call pyarrow.array if there are no chunks.
+    # Without any chunk, combine_chunks would call pyarrow.array, which imports pandas.
     return values.combine_chunks() if values.num_chunks else _no_values(values.type)
 
 

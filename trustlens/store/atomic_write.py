@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def temporary_name(name: str) -> str:
-    """Return the name that a file has while it is written; readers of tables skip such names."""
+    """Return the temporary name under which a file is written. Readers skip files of such names."""
     return f".{name}.tmp"
 
 
@@ -27,6 +27,6 @@ def atomic_write(path: Path) -> Generator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # a full disk needs the space
+        with suppress(OSError):  # free the space, which a full disk needs
             temporary.unlink(missing_ok=True)
         raise

@@ -13,26 +13,26 @@ from trustlens.store.location import Location
 from trustlens.store.remote_location import reason
 
 _DAMAGE_ERRORS: Final = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
-"""Errors that pyarrow, and the checks of its results, raise for a damaged file."""
+"""The errors that pyarrow, or a check of what pyarrow read, raises for a damaged file."""
 
 
 @contextmanager
 def damage_reported(path: Location, *, remedy: str) -> Generator[None]:
-    """Turn the errors of reading a damaged file into a RunError that names it.
+    """Turn an error that the block raises for a damaged file into a RunError that names the file.
 
     Parameters
     ----------
     path : Location
-        The file.
+        The file that the block reads.
     remedy : str
-        What the user can do about it.
+        The end of the error message: what the user can do about the damaged file.
 
     Raises
     ------
     FileNotFoundError
-        If the file does not exist, or was removed.
+        If the file does not exist, or was removed while it was read.
     RunError
-        If the file is damaged.
+        If the file is damaged, or could not be downloaded.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Reading a run's layers in buckets of steps: a bounded amount of data, however long the run is.
+"""Reading the table ``layers`` in buckets of steps: how much is read does not grow with the run.
 
-The buckets come from the coarsest overview level that is fine enough. The newest steps, which that
-level does not cover yet, come from finer levels or sealed segments, and the rows that are not
-sealed yet from the journal.
+Most buckets are read from the overview, at the coarsest level that is fine enough. That level does
+not have the newest steps yet. They are read from finer levels or from sealed segments, and rows
+that are not sealed yet from the journal.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from trustlens.store.row_filter import RowFilter
 from trustlens.store.validation import LAST_STEP
 
 _FINER: Final = 2
-"""Maximum ratio between the buckets of the overview level that is read and the requested buckets.
-Buckets are merged if there are more. Levels differ by a factor of 4: the ratio is 1/2 to 2."""
+"""An overview level is read if it has at most this many times the requested number of buckets. Its
+buckets are merged if it has more than requested. Levels differ by a factor of 4: the coarsest such
+level has half to twice as many buckets as requested."""
 
 
 def check_view(points: Any, steps: Any) -> None:
-    """Check the arguments of a downsampled view.
+    """Check the arguments with which a user requests downsampled quantities.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def _are_ascending_integers(values: Any, *, least: int, count: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Downsampled:
-    """One quantity in b buckets of ``width`` steps, of n layers.
+    """One quantity of n layers, downsampled to b buckets of ``width`` steps each.
 
     Attributes
     ----------
@@ -75,12 +76,12 @@ class Downsampled:
     width : int
         Number of steps in a bucket.
     rows, finite : int64 (b, n)
-        Number of values that are not null, and number of finite values.
+        Number of values in the bucket that are not null, and number of those that are finite.
     mean : float64 (b, n)
         Mean of the finite values; NaN for a bucket without finite values.
     low, high : float64 (b, n) or None
-        The smallest and the largest finite value; None if not requested. The overview stores
-        float32, so counts above 2^24 are rounded.
+        The smallest and the largest finite value, NaN for a bucket without finite values; None if
+        not requested. The overview stores them as float32, which rounds integers above 2^24.
     """
 
     steps: NDArray[np.int64]
@@ -101,7 +102,7 @@ def read_downsampled(
     *,
     extremes: bool = True,
 ) -> dict[str, Downsampled]:
-    """Read quantities of a range of steps in at most ``points`` buckets, the same for all.
+    """Read quantities in a range of steps, downsampled to at most ``points`` buckets.
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ def read_downsampled(
     quantities : sequence of str
         Recorded quantities.
     layers : sequence of str
-        The layers, in the order of the result's columns.
+        Names of the layers to read; the columns of the result are in this order.
     span : (int, int)
         The first and the last step. The first bucket may begin before the first step, and the last
         bucket may end after the last step.
@@ -119,6 +120,11 @@ def read_downsampled(
         enough.
     extremes : bool
         Whether to read ``low`` and ``high``.
+
+    Returns
+    -------
+    dict of str to Downsampled
+        The result for each quantity. All of them have the same buckets.
 
     Raises
     ------
@@ -139,7 +145,8 @@ def _read(
     *,
     extremes: bool,
 ) -> dict[str, Downsampled]:
-    # The overview is listed before the segments: one that is sealed in between is read itself.
+    # The overview is listed before the segments. So a segment that is sealed in between is not
+    # covered by the listed overview, and is read directly.
     pieces = files.pieces()
     level, begin, width = _choose_buckets({piece.level for piece in pieces}, span, points)
     buckets = (span[1] - begin) // width + 1
@@ -156,7 +163,8 @@ def _read(
 
     cover = list(_covering_files(pieces, sealed, level))
     if not files.directory.is_remote:  # listing again is slow on an object store
-        # A rollback may have removed overview files whose contents are still cached.
+        # A rollback may have removed overview files. Their contents may still be in the cache: no
+        # error would be raised.
         now = files.pieces()
         if any(now.get(each) != pieces[each] for each in cover if isinstance(each, Piece)):
             raise FileNotFoundError(OVERVIEW)
@@ -176,7 +184,19 @@ def _read(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Aggregates of n rows, with the step of each row and its layer as an index into ``names``."""
+    """The n buckets of one quantity that were read from one file.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Names of the layers.
+    layer : int32 (n,)
+        The layer of each bucket, as an index into ``names``.
+    step : int64 (n,)
+        The first step of each bucket.
+    buckets : Buckets
+        The aggregates of each bucket. For a row of a segment or journal, a bucket is one value.
+    """
 
     names: tuple[str, ...]
     layer: NDArray[np.int32]
@@ -194,7 +214,7 @@ class _Part:
         return names + self.layer.nbytes + self.step.nbytes + self.buckets.nbytes
 
     def at(self, where: NDArray[np.bool_]) -> _Part:
-        """Return the rows selected by a mask."""
+        """Return the buckets for which a mask, bool (n,), is True."""
         return _Part(self.names, self.layer[where], self.step[where], self.buckets.at(where))
 
 
@@ -209,7 +229,9 @@ def _read_piece(
 
     def read() -> _Part:
         columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
-        whole = RowFilter(texts={"quantity": (quantity,)})  # all layers: they are decoded anyway
+        whole = RowFilter(
+            texts={"quantity": (quantity,)}
+        )  # not by layer: all layers are decoded anyway
         part = files.read_file(folder, entry, SCHEMA, columns, whole)
         part = no_rows(SCHEMA) if part is None else part
         return _Part.of(part, buckets_in(part))
@@ -220,7 +242,7 @@ def _read_piece(
 def _choose_buckets(
     levels: Collection[int], span: tuple[int, int], points: int
 ) -> tuple[int, int, int]:
-    """Return the overview level to read, the first step of the buckets and their width in steps."""
+    """Return the overview level to read, the first bucket's first step, and the width in steps."""
 
     def units(level: int) -> int:
         return ((span[1] - 1) >> 2 * level) - ((span[0] - 1) >> 2 * level) + 1
@@ -234,15 +256,19 @@ def _choose_buckets(
 def _covering_files(
     pieces: Collection[Piece], sealed: Collection[int], level: int
 ) -> Iterator[Piece | int]:
-    """Yield files that hold every sealed row exactly once.
+    """Yield files that together cover every sealed row exactly once.
 
-    These are overview files of the level or of finer levels, and the numbers of the sealed segments
-    that no such file covers.
+    Yields
+    ------
+    Piece
+        An overview file of the given level or of a finer one.
+    int
+        The number of a sealed segment that none of these overview files covers.
     """
     best: dict[int, Piece] = {}
     fine = [piece for piece in pieces if piece.level <= level]
     for piece in sorted(fine, key=lambda piece: (piece.level, piece.last)):
-        best[piece.first] = piece  # the coarsest; of several, the largest
+        best[piece.first] = piece  # the last one wins: the coarsest, then the largest
     numbers = sorted(sealed)
     end = numbers[-1] + 1 if numbers else 0
     covered = 0  # segments with lower numbers are covered
@@ -255,7 +281,7 @@ def _covering_files(
 
 
 class _Grid:
-    """Accumulates the parts that are read, in an array of buckets × layers."""
+    """The result for one quantity while it is read: arrays of buckets × layers to add parts to."""
 
     def __init__(
         self, first: int, buckets: int, width: int, layers: Sequence[str], *, extremes: bool
@@ -272,7 +298,7 @@ class _Grid:
         self._high = np.full(size, -np.inf) if extremes else None
 
     def add(self, part: _Part | None) -> None:
-        """Add the rows that are in the range of steps and belong to the requested layers."""
+        """Merge the buckets of a part into the grid; skip layers and steps outside of the grid."""
         if part is None:
             return
         columns = self._columns(part.names)
@@ -283,7 +309,7 @@ class _Grid:
         if not len(part.step):
             return
         bucket = (part.step - self.first) // self._width
-        begin, end = int(bucket.min()), int(bucket.max()) + 1  # the buckets that change
+        begin, end = int(bucket.min()), int(bucket.max()) + 1  # the buckets of the grid that change
         at = (bucket - begin) * self._shape[1] + columns[part.layer]
         there = slice(begin * self._shape[1], end * self._shape[1])
         size = there.stop - there.start
@@ -295,7 +321,7 @@ class _Grid:
             np.maximum.at(self._high[there], at, part.buckets.high)
 
     def _columns(self, names: tuple[str, ...]) -> NDArray[np.int64]:
-        """Return the column of each layer; −1 for layers that were not requested."""
+        """Return each layer's column in the grid, int64 (n,); −1 for layers that it does not have."""
         if names != self._names:  # most parts have the same names
             self._names = names
             self._columns_of_names = np.array(
@@ -304,7 +330,7 @@ class _Grid:
         return self._columns_of_names
 
     def result(self) -> Downsampled:
-        """Return the accumulated buckets."""
+        """Return the buckets with all parts that were added."""
         none = self._finite == 0
         with np.errstate(invalid="ignore"):
             mean = self._total / self._finite

@@ -1,4 +1,4 @@
-"""Find the steps that are missing from a run, and describe them in sentences."""
+"""Finding the steps that are missing from a run, and describing them in sentences for the user."""
 
 from __future__ import annotations
 
@@ -25,34 +25,53 @@ _PASSED_OVER: Final = "they ran while nothing was recorded, before the run was r
 _TORN: Final = "the process died before all of their rows of '{}' were written"
 
 _PERIODIC: Final = ("layers", "histograms")
-"""The tables that have rows only of the steps due by their recording period."""
+"""The tables that have rows only every so many steps, which is their recording period."""
 
 
 def torn_bytes(address: Address) -> dict[str, int]:
-    """Return the number of bytes after the last whole batch in the journals of a dead process.
+    """Return how many bytes of incomplete batches a dead process left in the journals of a run.
 
-    The keys are the tables with such bytes.
+    Returns
+    -------
+    dict of str to int
+        By table, the bytes after the last whole batch of each of its journals, added up. Tables
+        without such bytes are left out.
     """
     directory = locate(address)
     torn: dict[str, int] = {}
     for table in TABLES:
         for number in journal_numbers(directory, table) - sealed_numbers(directory, table):
-            with suppress(FileNotFoundError):  # it was sealed in the meantime
+            with suppress(FileNotFoundError):  # the journal was sealed in the meantime
                 lost = read_whole(journal_path(directory, table, number), table)[1]
                 torn[table] = torn.get(table, 0) + lost
     return {table: lost for table, lost in torn.items() if lost}
 
 
 def with_missing_steps(directory: Address, info: RunInfo, torn: Iterable[str]) -> RunInfo:
-    """Return the ``run.json`` of a dead process, with the steps that lack rows added to it.
+    """Add the steps that lack rows to the ``run.json`` of a run whose recording process died.
 
-    Adds the missing steps of the torn tables. If the run was not closed, it also adds those of the
-    periodic tables: a process that died while the disk was full could not write them to
-    ``run.json``.
+    These are steps whose rows were in an incomplete batch. If the run was not closed, steps without
+    rows in the tables `_PERIODIC` are added too: a process that died while the disk was full could
+    not write them to ``run.json``.
+
+    Parameters
+    ----------
+    directory : Path
+        The directory of the run.
+    info : RunInfo
+        The contents of the run's ``run.json``.
+    torn : iterable of str
+        The tables that have a journal with an incomplete batch.
+
+    Returns
+    -------
+    RunInfo
+        The contents with these steps added; nothing is written.
     """
     files, recording = RunFiles(directory), info.recording
     with suppress(RunError):  # a file is damaged: reading it reports that
-        # Only journals: sealed steps may be from an earlier process with other recording periods.
+        # Only steps from journals are examined: sealed ones may be from an earlier process, which
+        # may have had other recording periods.
         steps = files.contents("steps")[1]
         never_noted = _PERIODIC if steps and info.closed is None else ()
         ends = {name: span[1] for name in TABLES if (span := files.span(name)) is not None}
@@ -69,16 +88,17 @@ def with_missing_steps(directory: Address, info: RunInfo, torn: Iterable[str]) -
 def missing(
     address: Address, info: RunInfo, *, last_step: Callable[[], int], dead: bool
 ) -> list[str]:
-    """Return what is missing from a run and why, one sentence each; empty if nothing is.
+    """Return sentences that say what is missing from a run and why; empty if nothing is missing.
 
     Parameters
     ----------
     address : str, path or Location
-        The run.
+        Where the run is.
     info : RunInfo
-        Its ``run.json``.
+        The contents of the run's ``run.json``.
     last_step : callable
-        Returns the run's last step. Called only if a sentence needs it: it is slow for a long run.
+        A function that returns the run's last step. It is called only if a sentence names that
+        step, since finding it is slow for a long run.
     dead : bool
         Whether the run was never closed and the process that recorded it has ended.
 

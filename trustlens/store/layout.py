@@ -1,18 +1,19 @@
-"""The paths of a run's files and the Arrow schemas of its tables.
+"""The paths of a run's files, and the Arrow schemas of a run's tables.
 
 ::
 
     run.json                      description of the run (RunInfo)
     <table>/NNNNNN.parquet        sealed segment; only a rollback changes it (RunWriter.rollback)
     journal/<table>-NNNNNN.arrow  the rows that will become <table>/NNNNNN.parquet
-    overview/<k>/<first>-<last>.parquet   layers, downsampled to buckets of 4^k steps (see overview)
-    .lock                         held by the process that writes the run; on an object store it
-                                  names the session that writes it (see remote.lease)
+    overview/<k>/<first>-<last>.parquet   rows of segments <first> to <last> of the table "layers",
+                                  downsampled to buckets of 4^k steps (see overview.format)
+    .lock                         locked by the process that writes the run; on an object store, it
+                                  contains the id of the recording that writes it (remote.lease)
     .replaced/NNNNNN/<table>/     copies of sealed segments from before a rollback
 
-Rows are appended to a journal first. Sealing writes its rows, sorted, to a Parquet segment, and
-removes the journal. The two have the same number, so that a reader that sees both reads the rows
-once.
+New rows are appended to a journal. A journal with enough rows is sealed: its rows are sorted and
+written to a Parquet file, the sealed segment, and the journal is removed. The segment has the same
+number as the journal. A reader that sees both ignores the journal, so that it reads each row once.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
 }
 """The Arrow schema of each table."""
 
-assert tuple(SCHEMAS) == TABLES  # noqa: S101 — the vocabulary names the tables, this file types them
+assert tuple(SCHEMAS) == TABLES  # noqa: S101 — the names of the tables
 
 
 Folder = TypeVar("Folder", Path, Location)

@@ -1,7 +1,7 @@
-"""Where runs are stored: a protocol, and its implementation for directories on this machine.
+"""Where runs are stored: the protocol `Location`, and `LocalLocation` for files on this machine.
 
-A run consists of regular files and folders. Symbolic links, which could lead out of the run, and
-pipes, which could block forever, are never opened.
+A run consists of regular files and folders. Nothing else is opened: a symbolic link could lead out
+of the run, and reading a pipe could block forever.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import pyarrow as pa
 from trustlens.errors import RunError
 
 TEXT_LIMIT: Final = 1 << 26
-"""Maximum size of a ``run.json`` in bytes; with 10,000 layers it has 2 MB."""
+"""Maximum size of a ``run.json`` in bytes. For a run with 10,000 layers, ``run.json`` has 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file or folder as it was listed.
+    """What a listing says about a file or folder. Equal entries: the contents have not changed.
 
     Attributes
     ----------
     name : str
-        Its name in the folder.
+        The name within the listed folder.
     size : int
-        Bytes.
+        Size in bytes.
     changed : int
-        Time of the last change, in nanoseconds since 1970; 0 if the store does not report it. Then
-        the entry does not identify the contents, and nothing read from the file may be cached.
+        Time of the last change, in nanoseconds since 1970; 0 if the store does not report it. If it
+        is 0, equal entries may have different contents: nothing read from the file may be cached.
     is_plain : bool
-        Whether it is a regular file.
+        Whether this is a regular file.
     """
 
     name: str
@@ -46,30 +46,30 @@ class Entry:
 
 
 class Location(Protocol):
-    """A folder or a file: of a run, or a folder of runs.
+    """A file or folder of a run, or a folder that holds runs; it need not exist.
 
     Methods that read raise FileNotFoundError if the file does not exist, and `RunError` for other
-    errors.
+    errors, unless they say otherwise.
     """
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         ...
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is on an object store, where each request is slow and uploads are delayed."""
+        """Whether this is on an object store, where requests are slow and uploads are delayed."""
         ...
 
     @property
     def filesystem(self) -> Any:
-        """The ``pyarrow.fs.FileSystem`` that it is on."""
+        """The ``pyarrow.fs.FileSystem`` that the file or folder is on."""
         ...
 
     @property
     def filesystem_path(self) -> str:
-        """Its path on that file system."""
+        """The path on :attr:`filesystem`."""
         ...
 
     @property
@@ -83,7 +83,7 @@ class Location(Protocol):
         ...
 
     def __truediv__(self, name: str) -> Location:
-        """Return the location of that name, or relative path, in this folder."""
+        """Return the location of a file or folder in this folder, by its name or relative path."""
         ...
 
     def entries(self) -> list[Entry]:
@@ -91,7 +91,7 @@ class Location(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """Return the names in this folder, as :meth:`entries` does, but faster."""
+        """Return only the names of the entries; on this machine, faster than :meth:`entries`."""
         ...
 
     def exists(self) -> bool:
@@ -99,16 +99,17 @@ class Location(Protocol):
         ...
 
     def entry(self) -> Entry | None:
-        """Return this file as it is now. An equal entry means that it has not changed.
+        """Return the current entry of this file.
 
-        None if it does not exist, cannot be examined, or the store reports no time of change.
+        None if the file does not exist or cannot be examined, or if the store does not report when
+        it was changed.
         """
         ...
 
     def names_changed(self) -> int | None:
         """Return when an entry was last added to, removed from or renamed in this folder.
 
-        In nanoseconds since 1970; None if unknown.
+        The time is in nanoseconds since 1970; None if it is not known.
         """
         ...
 
@@ -118,36 +119,39 @@ class Location(Protocol):
         Parameters
         ----------
         entry : Entry, optional
-            The file as it was listed; if it was replaced since, FileNotFoundError is raised.
+            The entry from an earlier listing. If the file was replaced since that listing,
+            FileNotFoundError is raised.
         """
         ...
 
     def read_bytes(self) -> bytes:
-        """Return the content of this file, which must be small.
+        """Return the content of this file.
 
         Raises
         ------
         OSError
-            If it cannot be read.
+            If the file does not exist, or cannot be read.
+        RunError
+            If it has more than `TEXT_LIMIT` bytes, or is not a regular file.
         """
         ...
 
     def reading(self) -> AbstractContextManager[None]:
-        """Return a context for reading this file after it was opened.
+        """Return a context manager within which to read this file once it is open.
 
-        Errors of the store become FileNotFoundError or `RunError`.
+        If reading from an object store fails, it raises FileNotFoundError or `RunError`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LocalLocation:
-    """A folder or a file on this machine.
+    """A file or folder on this machine; it need not exist.
 
     Attributes
     ----------
     path : Path
-        Its path.
+        The path, absolute or relative.
     """
 
     path: Path
@@ -163,12 +167,12 @@ class LocalLocation:
 
     @property
     def name(self) -> str:
-        """The last part of its absolute path."""
+        """The last part of the absolute path."""
         return self.path.absolute().name
 
     @property
     def is_remote(self) -> bool:
-        """False."""
+        """False: this is on this machine."""
         return False
 
     @property
@@ -180,21 +184,21 @@ class LocalLocation:
 
     @property
     def filesystem_path(self) -> str:
-        """Its absolute path."""
+        """The absolute path."""
         return str(self.path.absolute())
 
     @property
     def identity(self) -> str:
-        """Its absolute path."""
+        """The absolute path."""
         return self.filesystem_path
 
     @property
     def whole_address(self) -> str:
-        """Its path."""
+        """The path, as it was given."""
         return str(self.path)
 
     def entries(self) -> list[Entry]:
-        """Return the entries of this folder; RunError if it is a link or cannot be read."""
+        """Return the folder's entries; RunError if it is a symbolic link or cannot be read."""
         refuse_link(self.path)
         found: list[Entry] = []
         try:
@@ -212,10 +216,10 @@ class LocalLocation:
         return found
 
     def names(self) -> list[str]:
-        """Return the names in this folder; RunError if it is a link or cannot be read."""
+        """Return the names of the entries; RunError if the folder is a link or cannot be read."""
         refuse_link(self.path)
         try:
-            return os.listdir(self.path)  # noqa: PTH208 — strings, three times as fast
+            return os.listdir(self.path)  # noqa: PTH208 — three times as fast as pathlib
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -226,7 +230,7 @@ class LocalLocation:
         return self.path.exists()
 
     def entry(self) -> Entry | None:
-        """Return this file as it is now; None if it does not exist or cannot be examined."""
+        """Return this file's current entry; None if it does not exist or cannot be examined."""
         try:
             return _entry(self.path.name, self.path.lstat())
         except OSError:
@@ -242,10 +246,11 @@ class LocalLocation:
     def open(self, entry: Entry | None = None) -> pa.NativeFile:
         """Open this file for reading; RunError if it is not a regular file."""
         self._check_plain()
-        # Not a Python file: if one of Arrow's threads frees it at interpreter exit, Python aborts.
+        # Not Python's open: if one of Arrow's threads frees a Python file while the interpreter
+        # exits, Python aborts.
         opened = pa.OSFile(str(self.path), "rb")
         if entry is not None:
-            now = self.path.lstat()  # after opening: a later replacement does not matter
+            now = self.path.lstat()  # after opening, which fixes what is read
             if (now.st_size, now.st_mtime_ns) != (entry.size, entry.changed):
                 opened.close()
                 raise FileNotFoundError(self.path)
@@ -258,7 +263,7 @@ class LocalLocation:
 
     @contextmanager
     def reading(self) -> Generator[None]:
-        """Return a context that does nothing: errors stay as they are."""
+        """Return a context manager that does nothing: errors are raised as they are."""
         yield
 
     def _check_plain(self) -> int:
@@ -279,7 +284,7 @@ def check_small(file: object, size: int) -> None:
 
 
 def not_plain(file: Path, mode: int) -> str:
-    """Return an error message if a file of that mode is not a regular file, else an empty text."""
+    """Return an error message if ``mode`` is not that of a regular file; else an empty text."""
     if stat.S_ISREG(mode):
         return ""
     what = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"

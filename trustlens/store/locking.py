@@ -21,38 +21,41 @@ if sys.platform != "win32":
     import fcntl
 
 _REFUSED: Final = (errno.EACCES, errno.EAGAIN)
-"""Errors of lockf if another process holds the lock; any other error means that the file system has
-no locks."""
+"""The errors that lockf reports if another process holds the lock. Any other error means that the
+file system does not support locks."""
 
 _HELD: Final[dict[tuple[str, int], object]] = {}
-"""The directories that this process has locked, each with the process id: a forked process inherits
-this table, but not the locks."""
+"""The locks that this process holds. A key is the locked directory and the process id: a forked
+process inherits this dict, but not the locks."""
 
 _GUARD: Final = Lock()
-"""Guards `_HELD`, so that this process takes no lock while :func:`is_held` has a lock file open."""
+"""Held while a lock is noted in `_HELD`, and while :func:`is_held` has a lock file open: in the
+meantime, no thread of this process can take a lock."""
 
-_FLOCK: Final = "hhqqi"  # struct flock of Linux
+_FLOCK: Final = "hhqqi"  # the format of Linux's struct flock
 _TEXT_BYTES: Final = 1024  # maximum size of a lock file's text
 
 
 class RunLock:
-    """The right to write into a run's directory, held until :meth:`release`.
+    """A lock on a run's directory, held by the one process that writes the run.
 
-    A POSIX record lock: a forked process does not inherit it, and the system releases it when the
-    process ends. Without POSIX locks (on Windows and some network file systems) it excludes only
-    other writers in the same process.
+    Creating an instance takes the lock; :meth:`release` releases it. It is a POSIX record lock: a
+    forked process does not inherit it, and the system releases it when the process ends. Windows
+    and some network file systems have no POSIX locks. There, it excludes only other writers in the
+    same process.
 
     Raises
     ------
     UsageError
-        If another writer holds it.
+        If another writer holds the lock.
     OSError
         If the directory cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
         key, mine = (os.path.realpath(directory), os.getpid()), object()
-        # Before the file is opened: closing a second descriptor of it would release the lock.
+        # Check this process first: if it holds the lock already, opening the lock file again and
+        # closing it would release that lock.
         with _GUARD:
             is_taken = _HELD.setdefault(key, mine) is not mine
         if is_taken:
@@ -66,9 +69,9 @@ class RunLock:
         self._end = weakref.finalize(self, _release, key, descriptor)
 
     def check(self) -> None:
-        """Check that the run was not removed or replaced by another one.
+        """Check that the run's directory was not removed or replaced by another run.
 
-        Without POSIX locks this is not known, and the check passes.
+        Without POSIX locks this cannot be checked, and no error is raised.
 
         Raises
         ------
@@ -90,8 +93,8 @@ class RunLock:
 def is_held(directory: Path) -> bool | None:
     """Return whether a process on this machine holds a run's lock; None if that is not known.
 
-    It is not known if there is no lock file, if the file was written on another machine, and on
-    systems other than Linux.
+    It is not known if there is no readable lock file, if the lock file was written on another
+    machine, or if this system is not Linux.
     """
     if sys.platform != "linux":
         return None
@@ -106,9 +109,8 @@ def is_held(directory: Path) -> bool | None:
             return None
         try:
             holder = os.read(descriptor, _TEXT_BYTES).decode(errors="replace")
-            is_local = not holder or holder.endswith(
-                _on_this_machine()
-            )  # empty: it died before it wrote its name
+            # The file is empty if its process died before it wrote its id and machine.
+            is_local = not holder or holder.endswith(_on_this_machine())
             request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, request)
         except OSError:
@@ -123,7 +125,7 @@ def _on_this_machine() -> str:
 
 
 def _open_and_lock(path: Path) -> int | None:
-    """Open and lock a lock file; return its descriptor, None if there are no locks."""
+    """Open and lock a lock file; return its descriptor, or None if locks are not supported."""
     if sys.platform == "win32":
         return None
     while True:
@@ -139,9 +141,10 @@ def _open_and_lock(path: Path) -> int | None:
                     raise _already_recorded(path.parent, _holder(descriptor)) from None
                 path.unlink(missing_ok=True)
                 return None
-            # Otherwise its holder removed the file after it was opened and before it was locked.
+            # If the path is now another file or none, the previous holder removed the file after it
+            # was opened here and before it was locked: try again.
             if _is_same_file(path, descriptor):
-                with suppress(OSError):  # disk full: the text is only informative
+                with suppress(OSError):  # the disk is full: the lock holds without the text
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, f"{os.getpid()}{_on_this_machine()}".encode())
                 on_failure.pop_all()
@@ -155,7 +158,7 @@ def _check_plain(path: Path) -> None:
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
-    """Return whether an open file is the one that is now at that path."""
+    """Return whether an open file is the same file as the one now at ``path``."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
@@ -165,11 +168,11 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
 def _release(key: tuple[str, int], descriptor: int | None) -> None:
     directory, process = key
     if process != os.getpid():
-        return  # a copy in a forked process: the lock belongs to the parent
+        return  # in a forked process: the lock belongs to the parent
     if descriptor is not None:
         path = Path(directory, LOCK_FILE)
         with suppress(OSError):  # the directory may have been removed
-            if _is_same_file(path, descriptor):  # otherwise it belongs to another run
+            if _is_same_file(path, descriptor):  # otherwise the file belongs to another run
                 path.unlink()  # before the lock is released: see _open_and_lock
         os.close(descriptor)
     del _HELD[key]

@@ -1,4 +1,4 @@
-"""A thread-safe LRU cache bounded by total size."""
+"""A thread-safe cache of limited total size, which drops the least recently used items (LRU)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ Item = TypeVar("Item", bound=_Sized)
 
 
 class LruCache:
-    """Caches items that have ``nbytes``, and drops those that were not used for longest.
+    """Caches items by key; if they exceed a total size, the least recently used items are dropped.
+
+    The size of an item is its attribute ``nbytes``.
 
     Parameters
     ----------
     limit : int
-        Maximum total size in bytes; a larger item is not cached.
+        Maximum total size in bytes. An item that is larger than the limit is not cached.
     """
 
     def __init__(self, limit: int) -> None:
@@ -33,13 +35,14 @@ class LruCache:
 
     @property
     def nbytes(self) -> int:
-        """The total size of the cached items."""
+        """The total size of the cached items in bytes."""
         return self._nbytes
 
     def get(self, key: Hashable, make: Callable[[], Item]) -> Item:
-        """Return the item that is cached under a key, or make it and cache it.
+        """Return the item that is cached under ``key``; if there is none, cache ``make()`` first.
 
-        Two threads may make the same item at once: neither waits for the other.
+        Two threads that need the same item at the same time may both make it: neither waits for
+        the other.
         """
         with self._lock:
             if key in self._items:
@@ -57,4 +60,4 @@ class LruCache:
 
 
 CACHE: Final = LruCache(1 << 27)
-"""The cache of all runs that this process reads: 128 MiB."""
+"""The cache that all runs share which this process reads: at most 128 MiB."""

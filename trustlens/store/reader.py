@@ -1,4 +1,4 @@
-"""Reading a run's tables while it may still be written: every row once, no incomplete rows."""
+"""Reading the tables of a run, even while the run is written: each row once, no incomplete rows."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from trustlens.store.validation import check_footer, check_rows
 _ATTEMPTS: Final = 20
 
 _SETTLED: Final = 1_000_000_000
-"""Age in nanoseconds from which an unchanged folder is not listed again. The time stamps of file
-systems are coarse: a second change within the same tick would be missed."""
+"""Nanoseconds that must have passed since a folder's last change before its listing is cached. The
+time stamps of file systems are coarse: two changes in quick succession may have the same one."""
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """The footer of a Parquet file of a run.
+    """The parsed footer of a Parquet file of a run: of a sealed segment or of an overview file.
 
     Attributes
     ----------
     metadata : pyarrow.parquet.FileMetaData
         The Parquet metadata.
     groups : list of Group or None
-        The row-group index; None if the file has none.
+        The row-group index (see ``segments.row_groups``); None if the file has no valid index.
     sealed : list of Sealed
-        The segments that a file of the overview was made from.
+        For an overview file, the segments that it was made from; otherwise empty.
     """
 
     metadata: pq.FileMetaData
@@ -66,12 +66,15 @@ class Footer:
 
 
 class RunFiles:
-    """Reads the files of a run. Parts of files that do not change are cached.
+    """Reads the files of one run.
+
+    Folder listings and step ranges are cached in the instance, parsed footers in the cache that all
+    runs share. What is read from a file is read again when the file has changed.
 
     Parameters
     ----------
     directory : str, path or Location
-        The run.
+        Where the run is.
     """
 
     def __init__(self, directory: Address) -> None:
@@ -86,7 +89,7 @@ class RunFiles:
     def read(
         self, table: str, columns: Sequence[str] | None = None, rows: RowFilter = ALL
     ) -> pa.Table:
-        """Return rows of a table, from segments and journals, in no particular order.
+        """Return rows of a table, in no particular order. Segments and journals are read.
 
         Parameters
         ----------
@@ -95,12 +98,12 @@ class RunFiles:
         columns : sequence of str, optional
             The columns to read; all by default.
         rows : RowFilter
-            The rows to read.
+            The filter that the returned rows pass; by default all rows do.
 
         Raises
         ------
         RunError
-            If a segment is damaged; the message names it.
+            If a segment is damaged; the message names its file.
         """
         wanted = list(columns) if columns is not None else SCHEMAS[table].names
         parts = self.consistently(lambda: list(self._parts(table, wanted, rows)))
@@ -108,17 +111,18 @@ class RunFiles:
         return pa.concat_tables([no_rows(schema), *parts]).unify_dictionaries()
 
     def consistently(self, look: Callable[[], Found]) -> Found:
-        """Return ``look()``; call it again if a file was removed or replaced in between.
+        """Return ``look()``; call it again if it fails because the run's files changed meanwhile.
 
         Parameters
         ----------
         look : callable
-            Reads the files; raises FileNotFoundError if one was removed or replaced.
+            A function that reads files of the run. It raises FileNotFoundError if a file was
+            removed or replaced after it was listed.
 
         Raises
         ------
         RunError
-            If each of 20 attempts failed.
+            If 20 attempts failed.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -128,22 +132,29 @@ class RunFiles:
         raise RunError(f"'{self.directory}' changes faster than it can be read; try again")
 
     def contents(self, table: str) -> tuple[dict[int, Entry], list[pa.Table]]:
-        """Return a table's sealed segments by number, and the rows that are not sealed.
+        """Return the entries of a table's sealed segments, and the rows that are not sealed.
 
-        Journals are read before the segments are listed. If a journal is sealed in between, only
-        the segment of the same number counts; a journal created in between has newer rows, which
-        are not needed. So a reader has to start again only after a rollback, which replaces
-        segments.
+        Journals are read before the segments are listed. If a journal is sealed in between, its
+        rows are left out: the segment of the same number has them. A journal that is created in
+        between is not read: its rows are newer than this call. So a reader has to start again only
+        after a rollback, which replaces segments.
+
+        Returns
+        -------
+        sealed : dict of int to Entry
+            The file of each sealed segment, by the segment's number.
+        rows : list of pyarrow.Table
+            The rows of each journal that is not sealed.
         """
         journals: dict[int, pa.Table] = {}
         for number in sorted(journal_numbers(self.directory, table)):
-            with suppress(FileNotFoundError):  # it was sealed or removed
+            with suppress(FileNotFoundError):  # the journal was sealed or removed meanwhile
                 journals[number] = read_journal(journal_path(self.directory, table, number), table)
         sealed = self.sealed(table)
         return sealed, [rows for number, rows in journals.items() if number not in sealed]
 
     def listed(self, folder: str) -> list[Entry]:
-        """Return the entries of a folder of the run; it is listed again only if it has changed."""
+        """Return the entries of a folder of the run. An unchanged folder is not listed again."""
         now = (self.directory / folder).names_changed()
         known = self._listed.get(folder)
         if known is not None and known[0] == now:
@@ -156,7 +167,7 @@ class RunFiles:
         return found
 
     def sealed(self, table: str) -> dict[int, Entry]:
-        """Return a table's sealed segments by number."""
+        """Return the file of each sealed segment of a table, by the segment's number."""
         found = self.listed(table)
         known = self._numbered.get(table)
         if known is None or known[0] is not found:
@@ -166,7 +177,7 @@ class RunFiles:
         return known[1]
 
     def pieces(self) -> dict[Piece, Entry]:
-        """Return the files of the overview by piece."""
+        """Return the files of the overview: the entry of each `Piece`."""
         levels = [entry.name for entry in self.listed(OVERVIEW) if is_level(entry.name)]
         found = [self.listed(f"{OVERVIEW}/{level}") for level in levels]
         known = self._pieces
@@ -183,12 +194,25 @@ class RunFiles:
     def spans(
         self, table: str, sealed: Mapping[int, Entry] | None = None
     ) -> dict[int, tuple[int, int]]:
-        """Return the first and last step of each sealed segment that has rows, by number."""
+        """Return the first and last step of each sealed segment that has rows.
+
+        Parameters
+        ----------
+        table : str
+            One of ``trustlens.schema.TABLES``.
+        sealed : mapping of int to Entry, optional
+            The table's segments as :meth:`sealed` returned them; by default they are listed now.
+
+        Returns
+        -------
+        dict of int to (int, int)
+            The two steps, by the segment's number.
+        """
         sealed = self.sealed(table) if sealed is None else sealed
         known = self._spans_of.get(table)
         if known is None or known[0] is not sealed:
             unknown = [number for number in sealed if (table, sealed[number]) not in self._spans]
-            # For a single segment, opening it is as fast as opening the overview.
+            # To open a single segment is as fast as to open an overview file that lists it.
             listed_spans = (
                 self._listed_in_overview() if table == "layers" and len(unknown) > 1 else {}
             )
@@ -209,24 +233,23 @@ class RunFiles:
         return known[1]
 
     def _listed_in_overview(self) -> dict[int, Sealed]:
-        """Return the segments that the files of the overview were made from: a dict by number."""
+        """Return the segments from which the overview files were made, by their numbers."""
         listed_spans: dict[int, Sealed] = {}
         pieces = self.pieces()
-        for piece in sorted(
-            pieces, key=lambda piece: -piece.count
-        ):  # the largest first: few are opened
+        # Files that list many segments come first, so that few files are opened.
+        for piece in sorted(pieces, key=lambda piece: -piece.count):
             if not (piece.first in listed_spans and piece.last in listed_spans):
-                with suppress(RunError):  # it is damaged: the segments are opened instead
+                with suppress(RunError):  # damaged: its segments are opened instead
                     footer = self.footer(f"{OVERVIEW}/{piece.level}", pieces[piece])
                     listed_spans |= {sealed.number: sealed for sealed in footer.sealed}
         return listed_spans
 
     def span(self, table: str) -> tuple[int, int] | None:
-        """Return the first and last step of a table; None if it has no rows."""
+        """Return the first and last step of a table; None if the table has no rows."""
         return self.consistently(lambda: self._span(table))
 
     def footer(self, folder: str, entry: Entry) -> Footer:
-        """Return the footer of a Parquet file in a folder of the run."""
+        """Return the footer of a Parquet file; ``folder`` is relative to the run."""
         path = self.directory / folder / entry.name
         if not entry.changed:
             return _footer(path, entry)
@@ -240,7 +263,25 @@ class RunFiles:
         columns: Sequence[str],
         rows: RowFilter,
     ) -> pa.Table | None:
-        """Return rows of a Parquet file in a folder of the run; None if no row group can have any.
+        """Return the rows of a Parquet file that pass a filter.
+
+        Parameters
+        ----------
+        folder : str
+            The folder of the file, relative to the run.
+        entry : Entry
+            The file as it was listed.
+        schema : pyarrow.Schema
+            The schema of the file.
+        columns : sequence of str
+            The columns to return.
+        rows : RowFilter
+            The filter.
+
+        Returns
+        -------
+        pyarrow.Table or None
+            The rows; None if it is known without reading the rows that none of them passes.
 
         Raises
         ------
@@ -259,7 +300,7 @@ class RunFiles:
             places = [i for i, group in enumerate(footer.groups) if group.may_have(rows)]
             for name in rows.texts:
                 if all(footer.groups[place].all_have(name) for place in places):
-                    rows = rows.without(name)  # all of its rows pass
+                    rows = rows.without(name)  # may_have has checked it: all of these rows pass
         if not places:
             return None
         path = self.directory / folder / entry.name
@@ -276,13 +317,13 @@ class RunFiles:
         return rows.of(readable(path, read)).select(list(columns))
 
     def cached(self, entry: Entry, key: Hashable, make: Callable[[], Item]) -> Item:
-        """Return the item that is cached for a file under a key, or make and cache it."""
+        """Return the item that is cached for a file and a key; if none is, cache ``make()``."""
         if not entry.changed:
             return make()
         return CACHE.get((self._identity, entry, key), make)
 
     def span_of(self, folder: str, entry: Entry) -> tuple[int, int] | None:
-        """Return the first and last step of a Parquet file; None if it has no rows."""
+        """Return the first and last step of a Parquet file; None if the file has no rows."""
         known = self._spans.get((folder, entry))
         if known is None:
             groups = self.footer(folder, entry).groups
@@ -316,19 +357,19 @@ class RunFiles:
 def read_table(
     directory: Address, table: str, columns: Sequence[str] | None = None, rows: RowFilter = ALL
 ) -> pa.Table:
-    """Return rows of a table, as :meth:`RunFiles.read`, for a run that is read only once."""
+    """Return rows of a table: :meth:`RunFiles.read` for callers that read the run only once."""
     return RunFiles(directory).read(table, columns, rows)
 
 
 def fingerprint(directory: Address) -> str:
-    """Return a text that changes whenever the readable contents of the run change."""
+    """Return a text that changes whenever ``run.json`` or a table of the run changes."""
     return ";".join(f"{e.name}:{e.size}:{e.changed}" for e in _data_files(locate(directory)))
 
 
 def last_written(address: Address) -> float:
-    """Return the time of the last write to the run, in seconds since the epoch; 0 if unknown.
+    """Return the time of the last write to the run, in seconds since 1970; 0 if it is not known.
 
-    A refresh of the writer's lease counts as a write.
+    On an object store, the writer rewrites ``.lock`` every few seconds; that counts as a write.
     """
     directory = locate(address)
     lock_file = [entry for entry in directory.entries() if entry.name == LOCK_FILE]
@@ -354,12 +395,12 @@ def _footer(path: Location, entry: Entry) -> Footer:
 
 
 def _span_in(rows: pa.Table | None) -> tuple[int, int]:
-    """Return the first and last step of some rows; (1, 0) if there are none."""
+    """Return the first and last step of some rows; (1, 0) if there are no rows."""
     step = np.zeros(0, np.int64) if rows is None else numbers(rows["step"])
     return (int(step.min()), int(step.max())) if len(step) else NO_STEPS
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the first and last step of all spans; (1, 0) if there are none."""
+    """Return the first and last step of all spans together; (1, 0) if all spans are empty."""
     steps = [step for span in spans if span[0] <= span[1] for step in span]
     return (min(steps), max(steps)) if steps else NO_STEPS

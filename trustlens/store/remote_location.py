@@ -16,26 +16,27 @@ from trustlens.errors import MissingDependencyError, RunError, UsageError
 from trustlens.store.location import Entry, Location, check_small
 
 _SECRET: Final = ("secret", "token", "key", "sig", "password")
-"""Parts of the names of options that hold secrets and are not shown."""
+"""An option of an address is a secret, and never shown, if its name contains one of these."""
 
 _SERVER: Final = ("endpoint_override", "blob_storage_authority", "dfs_storage_authority")
-"""The options of Arrow's file systems that name the server of a store."""
+"""The options of an address that say on which server the store is."""
 
 
 @dataclass(frozen=True)
 class RemoteLocation:
-    """A folder or a file on an object store.
+    """A file or folder on an object store; it need not exist.
 
     Attributes
     ----------
     filesystem : pyarrow.fs.FileSystem
-        The file system that it is on.
+        The file system of the store.
     filesystem_path : str
-        Its path there.
+        The path on ``filesystem``.
     address : str
         The address as the user gave it, without secrets and options.
     options : tuple of (str, str)
-        The options after the question mark, without secrets.
+        Names and values of the options, which follow a question mark in the address the user gave.
+        Options that are secrets are left out.
     """
 
     filesystem: Any
@@ -55,12 +56,12 @@ class RemoteLocation:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         return posixpath.basename(self.filesystem_path)
 
     @property
     def is_remote(self) -> bool:
-        """True."""
+        """True: this is on an object store."""
         return True
 
     @property
@@ -71,7 +72,7 @@ class RemoteLocation:
 
     @property
     def identity(self) -> str:
-        """The address and the server: different for any two locations."""
+        """The address and the server, which together no other location has."""
         server = [value for name, value in self.options if name in _SERVER]
         return "?".join([self.address, *server])
 
@@ -93,7 +94,7 @@ class RemoteLocation:
         return self._info().type.name != "NotFound"
 
     def entry(self) -> Entry | None:
-        """Return this file as it is now; None if it does not exist or has no time of change."""
+        """Return this file's current entry; None if it does not exist or has no time of change."""
         info = self._info()
         return _entry(info) if info.type.name == "File" and info.mtime_ns else None
 
@@ -118,14 +119,14 @@ class RemoteLocation:
 
     @contextmanager
     def reading(self) -> Generator[None]:
-        """Return a context for reading this file after it was opened.
+        """Return a context manager within which to read this file once it is open.
 
         Raises
         ------
         FileNotFoundError
-            If the file does not exist any more.
+            If reading fails because the file does not exist any more.
         RunError
-            If the store does not answer.
+            If reading fails for another reason.
         """
         try:
             yield
@@ -135,24 +136,24 @@ class RemoteLocation:
             raise self._read_error(error) from None
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a whole file into this folder.
+        """Write a file into this folder; if it exists, replace its whole content.
 
         Raises
         ------
         OSError
-            If it cannot be written.
+            If the file cannot be written.
         """
         target = (self / name).filesystem_path
         try:
             stream = self.filesystem.open_output_stream(target)
-        except FileNotFoundError:  # a file system with real folders
+        except FileNotFoundError:  # unlike most object stores, this one has folders
             self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
             stream = self.filesystem.open_output_stream(target)
         with stream:
             stream.write(data)
 
     def delete(self, name: str) -> None:
-        """Delete a file of this folder; FileNotFoundError if it does not exist."""
+        """Delete a file in this folder; FileNotFoundError if the file does not exist."""
         self.filesystem.delete_file((self / name).filesystem_path)
 
     def _info(self) -> Any:
@@ -180,28 +181,28 @@ def _entry(info: Any) -> Entry:
 
 
 def remote_of(location: Location) -> RemoteLocation | None:
-    """Return a location as a remote one; None if it is on this machine."""
+    """Return a location that is on an object store; None for a location on this machine."""
     return location if isinstance(location, RemoteLocation) else None
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message."""
+    """Return the first line of an error's message; the error's type if it has no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def remote_location(address: str) -> RemoteLocation:
     """Return the location of an address such as ``s3://bucket/runs/lamb``.
 
-    Options of Arrow's file systems follow a question mark, as in
+    Options for Arrow's file system may follow a question mark, as in
     ``s3://bucket/runs?endpoint_override=localhost:9000&scheme=http``.
 
     Raises
     ------
     UsageError
-        If no file system is known for the address, or it cannot be opened, for example because a
-        package that fsspec needs for it is not installed.
+        If neither Arrow nor fsspec knows the kind of the store; if the address has no path; or if
+        the store cannot be opened, for example because fsspec needs a package that is missing.
     MissingDependencyError
-        If the address needs fsspec, since Arrow does not know it, and fsspec is not installed.
+        If Arrow does not know the kind of the store, and fsspec is not installed.
     """
     import pyarrow.fs as arrow_fs  # noqa: PLC0415 — slow to import; most runs are local
 

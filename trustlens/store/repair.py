@@ -1,4 +1,4 @@
-"""Repairing a run after its recording process died."""
+"""Repairing a run whose recording process died before it closed the run."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from trustlens.store.segments.leftovers import Leftover, seal_leftovers
 _UNFINISHED: Final = re.compile(
     r"\.((run|\.uploaded)\.json|\d{6,18}(-\d{6,18})?\.parquet)\.tmp", re.ASCII
 )
-"""The names that ``temporary_name`` returns for a run's files."""
+"""The names of temporary files that :func:`atomic_write` leaves if the process dies."""
 
 
 def repair(directory: Path) -> list[Leftover]:
-    """Seal the journals of a process that died, and complete the overview.
+    """Seal the journals that a dead process left in a run, and complete the overview.
 
-    A run can be read and resumed without a repair. A second call finds nothing.
+    A run can be read and resumed without a repair. On a repaired run, another call returns an empty
+    list.
 
     Parameters
     ----------
     directory : Path
-        The run.
+        The directory of the run.
 
     Returns
     -------
     list of Leftover
-        One for each table whose journals held rows or an incomplete batch.
+        One for each table whose journals held rows or an incomplete batch; it says how many rows
+        were sealed.
 
     Raises
     ------
@@ -51,19 +53,18 @@ def repair(directory: Path) -> list[Leftover]:
     try:
         clear_unfinished(directory)
         noted = with_missing_steps(directory, info, torn_bytes(directory))
-        if noted != info:  # before the journals, which show it, are removed
+        if noted != info:  # while the journals still show what is missing
             write_info(directory, noted)
         found = [seal_leftovers(directory, table) for table in TABLES]
         found = [each for each in found if each.is_something]
         overview = OverviewBuilder(directory, finest_level(info))
-        if (
-            not overview.complete()
-        ):  # a file that it needs was damaged, and removed: build all again
+        if not overview.complete():  # a damaged overview file was removed: build all of them again
             remove_pieces_from(directory, 0)
             overview.complete()
-        with suppress(OSError):  # it does not exist, or holds other files
+        with suppress(OSError):  # the folder does not exist, or holds other files
             (directory / JOURNAL).rmdir()
-        # Note it in run.json: the lock, the only other sign of an interrupted run, is released now.
+        # Write the repair into run.json: otherwise nothing would show that the recording was
+        # interrupted, since the lock file is removed now.
         if found or (info.closed is None and info.recording.repaired is None):
             now = datetime.now(UTC).isoformat()
             write_info(directory, noted.change_recording(repaired=now))
@@ -73,9 +74,10 @@ def repair(directory: Path) -> list[Leftover]:
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Remove temporary files of a process that died while it wrote them.
+    """Remove the temporary files of a process that died while it wrote them.
 
-    Files of other names, or elsewhere, belong to the user.
+    Only files with the names of such temporary files are removed, and only from the folders of the
+    run. All other files belong to the user.
     """
     overview = directory / OVERVIEW
     levels = [overview / name for name in LocalLocation(overview).names() if is_level(name)]
@@ -83,4 +85,4 @@ def clear_unfinished(directory: Path) -> None:
         for name in LocalLocation(folder).names():
             if _UNFINISHED.fullmatch(name):
                 with suppress(OSError):
-                    (folder / name).unlink()  # a link too: writing would follow it
+                    (folder / name).unlink()  # even a link: a later write would follow it

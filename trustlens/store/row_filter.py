@@ -1,4 +1,4 @@
-"""A filter for the rows of a table: by step, and by the text of a column."""
+"""A filter for the rows of a table: by step, and by the values of text columns."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trustlens.store.arrow import codes, column, numbers
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """A filter for rows; all rows pass by default.
+    """Conditions on the rows of a table. A row passes if it meets all that are given.
 
     Attributes
     ----------
     first, last : int, optional
-        The first and the last step, both included.
-    steps : int64 array, optional
-        Only these steps, ascending.
-    texts : mapping of str to texts
-        By column, the texts that pass.
+        The first and the last step whose rows pass. Each may be given without the other.
+    steps : int64 array (n,), optional
+        The steps whose rows pass, in ascending order.
+    texts : mapping of str to collection of str
+        For each of these columns, the values with which a row passes.
     """
 
     first: int | None = None
@@ -34,12 +34,12 @@ class RowFilter:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The columns that the filter reads."""
+        """The names of the columns that have to be read to apply the filter."""
         of_steps = self.first is not None or self.last is not None or self.steps is not None
         return (*(("step",) if of_steps else ()), *self.texts)
 
     def may_be_between(self, first: int, last: int) -> bool:
-        """Return whether rows of steps from ``first`` to ``last`` may pass."""
+        """Return whether any row may pass whose step is in the range ``first`` to ``last``."""
         if self.steps is not None:
             place = int(np.searchsorted(self.steps, first))
             return place < len(self.steps) and int(self.steps[place]) <= last
@@ -48,7 +48,7 @@ class RowFilter:
         )
 
     def without(self, name: str) -> RowFilter:
-        """Return the filter without its condition on that column."""
+        """Return a copy without the condition on the column ``name``."""
         return replace(self, texts={key: among for key, among in self.texts.items() if key != name})
 
     def of(self, table: pa.Table) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The contents of ``run.json``, parsed and checked into types."""
+"""The contents of ``run.json``: their types, and reading and writing the file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,26 @@ StepRanges: TypeAlias = tuple[tuple[int, int], ...]
 """Pairs of a first and a last step, both included."""
 
 _TORN: Final = {table: f"torn_{table}" for table in TABLES}
-"""By table, the key of ``run.json`` that holds its part of ``RecordingInfo.torn``."""
+"""For each table, the key of ``run.json`` that holds the table's item of ``RecordingInfo.torn``."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """One parameter tensor: name, shape, dtype, and the parameter group that holds it."""
+    """What ``run.json`` says about one layer, which is one parameter tensor.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name, unique within the run.
+    shape : tuple of int
+        The shape of the tensor.
+    dtype : str
+        The dtype of the tensor.
+    group : int
+        Index of the tensor's parameter group in its optimizer.
+    optimizer : int
+        Index of that optimizer in ``RunInfo.optimizers``.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -43,10 +57,19 @@ class LayerInfo:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerInfo:
-    """An optimizer's class (dotted name), the options of its parameter groups, and its family.
+    """What ``run.json`` says about one optimizer.
 
-    ``family`` is its usual name ("Adam", "LAMB"), empty if not known; ``variant`` says which
-    implementation of LAMB or LARS it is, a key of ``LAMB_VARIANTS`` or ``LARS_VARIANTS``.
+    Attributes
+    ----------
+    name : str
+        Dotted name of the optimizer's class.
+    groups : tuple of mapping
+        The options of each parameter group.
+    family : str
+        The usual name of the algorithm, such as "Adam" or "LAMB"; empty if it is not known.
+    variant : str or None
+        Which implementation of LAMB or LARS this is: a key of ``LAMB_VARIANTS`` or
+        ``LARS_VARIANTS``. None for other families, or if it is not known.
     """
 
     name: str
@@ -57,35 +80,39 @@ class OptimizerInfo:
 
 @dataclass(frozen=True, slots=True)
 class RecordingInfo:
-    """How a run was recorded, and which steps are missing: the key ``recorder`` of ``run.json``.
+    """How a run was recorded, and which of its steps are missing: ``recorder`` in ``run.json``.
 
     Attributes
     ----------
     every, histograms_every : int
-        Recording periods in steps; 0 for no histograms.
+        Numbers of steps from one record to the next, of the table ``layers`` and of histograms;
+        ``histograms_every`` is 0 if histograms are not recorded.
     precision : int or None
-        Mantissa bits that floats of ``layers`` keep; None if not known (older runs).
+        Number of mantissa bits to which floats of the table ``layers`` were rounded, 23 if they were
+        not rounded; None if it is not known, as for runs of older versions.
     statistics : str
-        The backends that computed the sums, separated by commas.
+        The names of the backends that computed the statistics, separated by commas.
     session : str or None
-        Identifier of the last recording; only for runs on an object store. A staging folder of
-        another session holds an older state of the run.
+        Identifier of the recording that wrote the run last; None for a run that was not recorded to
+        an object store. A staging folder with another identifier has an older state of the run.
     optimizer_steps_before : tuple of int
-        For each optimizer, the steps it had done before the run's first.
+        For each optimizer, the number of steps that it had done before the first step of the run.
     gaps : step ranges
         Steps that lack rows because the disk was full.
     passed_over : step ranges
         Steps that were done while nothing was recorded, before a run was resumed.
     torn : mapping of str to step ranges
-        By table, steps that lack rows because the recording process died.
+        For each table, steps that lack rows because the recording process died.
     dropped : int
-        Steps and logged values that were dropped because writing was too slow.
+        Number of steps and logged values that were dropped because writing was too slow.
     stopped : str or None
-        The error that stopped the recording.
+        The error that stopped the recording; None if none did.
     repaired : str or None
-        When the interrupted run was repaired; ISO 8601 in UTC.
+        Time at which the run was repaired after an interruption, ISO 8601 in UTC; None if it was
+        not repaired.
     other : mapping
-        Keys that this version does not know. They are kept when ``run.json`` is rewritten.
+        Keys of ``run.json`` that this version of trustlens does not know, with their values. They
+        are written again whenever ``run.json`` is rewritten.
     """
 
     every: int = 1
@@ -104,7 +131,7 @@ class RecordingInfo:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Parse the JSON object; a value of the wrong kind counts as absent."""
+        """Parse the JSON object. A value of the wrong kind is treated as absent."""
         precision = _integer(raw.get("precision"), -1, at_least=1)
         torn = {table: _ranges(raw.get(key)) for table, key in _TORN.items()}
         return cls(
@@ -124,7 +151,7 @@ class RecordingInfo:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object, without keys that are empty or not known."""
+        """Return the JSON object. Optional keys whose value is empty, 0 or None are left out."""
         optional = {
             "precision": self.precision,
             "statistics": self.statistics,
@@ -157,7 +184,7 @@ class RecordingInfo:
         passed_over: Iterable[tuple[int, int]] = (),
         torn: Mapping[str, Iterable[tuple[int, int]]] | None = None,
     ) -> RecordingInfo:
-        """Return a copy with more missing steps; adjacent ranges are joined."""
+        """Return a copy with more missing steps. Adjacent and overlapping ranges are joined."""
         more = {
             table: _joined((*self.torn.get(table, ()), *ranges))
             for table, ranges in (torn or {}).items()
@@ -180,11 +207,14 @@ class RecordingInfo:
         )
 
     def with_missing_of(self, other: RecordingInfo) -> RecordingInfo:
-        """Return a copy that has the missing steps of another in place of its own."""
+        """Return a copy in which the missing steps are those of ``other``."""
         return replace(self, gaps=other.gaps, passed_over=other.passed_over, torn=other.torn)
 
     def resumed_by(self, new: RecordingInfo) -> RecordingInfo:
-        """Return a copy for a run that ``new`` resumes: with its options, and our missing steps."""
+        """Return the new state when a recording with the options of ``new`` resumes this run.
+
+        The missing steps, and everything else that ``new`` does not say, stay as they are here.
+        """
         return replace(
             self,
             every=new.every,
@@ -205,7 +235,27 @@ _KNOWN: Final = frozenset(RecordingInfo.__dataclass_fields__).union(_TORN.values
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """The contents of ``run.json``. Times are ISO 8601 in UTC."""
+    """The contents of ``run.json``.
+
+    Attributes
+    ----------
+    name : str
+        The name of the run.
+    created, closed : str
+        When the run was created and closed, ISO 8601 in UTC; ``closed`` is None until then.
+    optimizers : tuple of OptimizerInfo
+        The optimizers.
+    layers : tuple of LayerInfo
+        The layers, which are parameter tensors.
+    config : mapping
+        What the user gave as the run's configuration.
+    versions : mapping of str to str
+        Versions of the software with which the run was recorded.
+    recording : RecordingInfo
+        How the run was recorded, and which steps are missing.
+    schema_version : int
+        Version of the file format.
+    """
 
     name: str
     created: str
@@ -250,11 +300,11 @@ class RunInfo:
         return {**own, "recorder": self.recording.to_json()}
 
     def change_recording(self, **changes: Any) -> RunInfo:
-        """Return a copy with other values of these fields of ``recording``."""
+        """Return a copy in which these fields of ``recording`` have these values."""
         return replace(self, recording=replace(self.recording, **changes))
 
     def closed_at(self, time: str, **changes: Any) -> RunInfo:
-        """Return a copy for a run closed at ``time``; ``changes`` as for `change_recording`."""
+        """Return a copy with ``closed`` set to ``time``; for ``changes`` see `change_recording`."""
         return replace(self.change_recording(**changes), closed=time)
 
 
@@ -264,8 +314,8 @@ def write_info(directory: Path, info: RunInfo) -> None:
     Raises
     ------
     RunError
-        If the config, or another value, is nested too deeply for Python's JSON writer. (Even
-        values read from a ``run.json`` can be: writing takes more of Python's stack than reading.)
+        If the config, or another value, is nested too deeply for Python's JSON writer. Even a value
+        that was read from a ``run.json`` may be too deep: writing needs more of Python's stack.
     """
     path = directory / RUN_FILE
     try:
@@ -276,7 +326,8 @@ def write_info(directory: Path, info: RunInfo) -> None:
             "deeply; make it flatter"
         ) from None
     with atomic_write(path) as temporary:
-        # A file name that is not UTF-8 has lone surrogates, which JSON writes as "\udcff".
+        # In Python, a file name that is not UTF-8 contains lone surrogates. UTF-8 cannot encode
+        # them: they are written as JSON escapes, such as "\udcff".
         temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
@@ -326,12 +377,12 @@ def read_info(address: Address) -> RunInfo:
 
 
 def storable(text: str) -> str:
-    """Return a text with lone surrogates escaped, so that it can be encoded as UTF-8."""
+    """Return a text in which lone surrogates are escaped, so that UTF-8 can encode it."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _int_or_float(text: str) -> int | float:
-    """Return an integer, or a float if it has 19 digits or more: no valid value is so large."""
+    """Parse an integer; return a float if it has 19 digits or more, since no valid value has."""
     return int(text) if len(text) < 19 else float(text)
 
 
@@ -376,13 +427,13 @@ def _integer(value: Any, default: int, *, at_least: int = 0) -> int:
 
 
 def _counts(value: Any) -> tuple[int, ...]:
-    """Return a list of integers; 0 in place of anything else in it."""
+    """Return the items of a list, with 0 in place of each that is not an integer."""
     given: list[Any] = value if isinstance(value, list) else []
     return tuple(each if _is_integer(each) else 0 for each in given)
 
 
 def _ranges(value: Any) -> StepRanges:
-    """Return the pairs of integers in a list; anything else in it is skipped."""
+    """Return the items of a list that are pairs of integers; other items are left out."""
     given: list[Any] = value if isinstance(value, list) else []
     return tuple(
         (pair[0], pair[1])

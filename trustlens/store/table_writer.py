@@ -21,7 +21,8 @@ from trustlens.store.segments.rollback import kept_rows, roll_back_segment
 from trustlens.store.segments.sealed import write_sealed
 
 SEGMENT_BYTES: Final = 1 << 26
-"""Bytes of rows at which a segment is sealed: a row of `histograms` may hold many numbers."""
+"""Size in bytes at which a segment is sealed even if it has few rows: rows of ``histograms`` may be
+large."""
 
 BY_LAYER: Final = ("layers", "histograms")
 """The tables that have a column ``layer``."""
@@ -35,12 +36,12 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 class TableWriter:
-    """Writes one table of a run. The caller holds the run's lock.
+    """Writes one table of a run, for a `RunWriter`, which holds the run's lock.
 
     Parameters
     ----------
     directory : Path
-        The run.
+        The directory of the run.
     name : str
         One of ``trustlens.schema.TABLES``.
     segment_rows : int
@@ -55,18 +56,24 @@ class TableWriter:
         self._rows = self._bytes = 0
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
-        self._has_leftovers = False  # whether earlier journals are not sealed
+        self._has_leftovers = False  # whether earlier journals still have to be sealed
         (directory / name).mkdir(exist_ok=True)
         seal_leftovers(directory, name)
         self._number = next_number(directory, name)
 
     def append(self, rows: pa.Table) -> dict[int, pa.Table]:
-        """Append rows to the journal; return the rows of the segment if one was sealed, by number.
+        """Append rows to the journal, and seal the segment if it is large enough.
+
+        Returns
+        -------
+        dict of int to pyarrow.Table
+            The segment that was sealed: its number, and its rows as sorted. Empty if none was
+            sealed.
 
         Raises
         ------
         OSError
-            If the rows could not be written. Rows appended before stay as they were.
+            If the rows could not be written. Rows appended before are not affected.
         """
         if rows.num_rows == 0:
             return {}
@@ -92,7 +99,7 @@ class TableWriter:
 
     def close(self) -> None:
         """Seal the remaining rows."""
-        # An empty table gets a segment too: `pandas.read_parquet(run / table)` must work.
+        # A table without rows gets a segment too: `pandas.read_parquet(run / table)` must work.
         try:
             if self._rows or not sealed_numbers(self._directory, self._name):
                 self._seal()
@@ -107,16 +114,16 @@ class TableWriter:
             self._file.close()
 
     def rollback(self, step: int, layers: Mapping[str, int], keep: Path) -> None:
-        """Remove the rows after ``step``, as :meth:`RunWriter.rollback` does.
+        """Remove this table's rows after ``step``, for :meth:`RunWriter.rollback`.
 
         Parameters
         ----------
         step : int
-            The last step to keep.
+            The last step whose rows are kept.
         layers : mapping of str to int
-            The last step to keep of single layers, instead of ``step``.
+            By layer name, the last step whose rows are kept, for layers where it is not ``step``.
         keep : Path
-            The folder for copies of the old segments.
+            The folder for copies of the segments that are rewritten.
         """
         lowest = min((step, *layers.values())) if self._name in BY_LAYER else step
         if self._has_leftovers:
@@ -130,12 +137,10 @@ class TableWriter:
             numbers.append(self._number)
             self._seal()
         if numbers and self._name == "layers":
-            remove_pieces_from(
-                self._directory, numbers[0]
-            )  # before the rows: readers read the overview first
-        for number in reversed(
-            numbers
-        ):  # from the end: if this is interrupted, no steps are missing in between
+            # Before the rows are removed: readers read the overview first.
+            remove_pieces_from(self._directory, numbers[0])
+        # The last segment first: if this is interrupted, only the run's last steps are missing.
+        for number in reversed(numbers):
             roll_back_segment(self._segment_path(number), self._name, step, layers, keep)
 
     @property
@@ -163,7 +168,7 @@ class TableWriter:
         return self._stream, self._file
 
     def _truncate_journal(self, size: int) -> None:
-        """Truncate the journal to ``size`` bytes, its whole batches, and begin the next one."""
+        """Truncate the journal to its whole batches, ``size`` bytes, and begin the next segment."""
         with suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -174,7 +179,7 @@ class TableWriter:
         self._begin_next()
 
     def _begin_next(self) -> None:
-        """Begin the next segment; rows of the current one are sealed from its journal later."""
+        """Begin the next segment; the journal of the current one remains, and is sealed later."""
         self._has_leftovers = self._has_leftovers or self._rows > 0
         self._number += self._rows > 0
         self._reset()
@@ -184,7 +189,11 @@ class TableWriter:
         self._batches, self._rows, self._bytes = [], 0, 0
 
     def _try_to_seal(self) -> dict[int, pa.Table]:
-        """Seal the rows; if the disk is full, they stay in their journal and are sealed later."""
+        """Seal the rows, and return them by segment number.
+
+        If the disk is full, return an empty dict. Then the rows stay in their journal, and are
+        sealed later.
+        """
         try:
             if self._has_leftovers:
                 seal_leftovers(self._directory, self._name, before=self._number)
@@ -202,7 +211,7 @@ class TableWriter:
         rows = pa.concat_tables(self._batches) if self._batches else no_rows(SCHEMAS[self._name])
         sealed = {self._number: write_sealed(self._segment_path(self._number), self._name, rows)}
         if self._file is not None:
-            # The rows are sealed: a journal that cannot be removed does no harm.
+            # The rows are sealed already: a journal that cannot be removed is ignored by readers.
             with suppress(OSError):
                 self._file.close()
                 self._journal_path.unlink()

@@ -1,7 +1,7 @@
-"""Checks of untrusted files: a run's files are checked before Arrow decodes them.
+"""Checks of a run's files, which may be damaged or come from someone who is not trusted.
 
-A file of a few bytes may claim terabytes, or have offsets outside of its own memory, and Arrow does
-not check all of that.
+A file of a few bytes may claim to hold terabytes, or contain offsets that point outside the file.
+Arrow does not check all of that.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import pyarrow.parquet as pq
 from trustlens.store.arrow import numbers
 
 ROWS: Final = 1 << 24
-"""Maximum rows of a file: 128 times those of a segment that trustlens writes."""
+"""Maximum number of rows of a file: 128 times as many as trustlens writes to a segment."""
 
 BYTES: Final = 1 << 30
-"""Maximum bytes of a journal: 16 times those of a journal that trustlens writes."""
+"""Maximum size of a journal in bytes: 16 times the size at which trustlens seals a journal."""
 
 LAST_STEP: Final = 1 << 53
-"""The largest step: float64 represents all integers up to this one."""
+"""The largest step that a run may have: float64 represents all integers up to this one."""
 
-_HEADER: Final = 2  # indices of fields of Message, RecordBatch and DictionaryBatch (Message.fbs)
-_COMPRESSION: Final = 3
-_DATA: Final = 1
+# Indices of fields of FlatBuffers tables, from Arrow's Message.fbs.
+_HEADER: Final = 2  # Message.header
+_COMPRESSION: Final = 3  # RecordBatch.compression
+_DATA: Final = 1  # DictionaryBatch.data
 
 
 def check_footer(metadata: pq.FileMetaData) -> None:
-    """Refuse a Parquet file that claims to have more rows than any file of trustlens.
+    """Refuse a Parquet file whose footer claims more rows than any file of trustlens has.
 
     Raises
     ------
     ValueError
-        If it claims more than `ROWS`.
+        If the claimed number of rows is negative or more than `ROWS`.
     """
-    # Row groups are not read: pyarrow aborts the process if they do not match the schema.
+    # The row groups are not examined: pyarrow aborts the process if one does not match the schema.
     if not 0 <= metadata.num_rows <= ROWS:
         raise ValueError(f"it claims {metadata.num_rows:,} rows")
 
@@ -64,9 +65,9 @@ def check_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def check_stream(data: pa.Buffer) -> None:
-    """Refuse an Arrow stream with a compressed message.
+    """Refuse an Arrow IPC stream that contains a compressed message.
 
-    Journals are never compressed, and a small message could expand to any size.
+    Journals are never compressed, and a small compressed message could expand to any size.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def check_stream(data: pa.Buffer) -> None:
             if _is_compressed(message.metadata.to_pybytes(), message.type):
                 raise ValueError("it is compressed, which a journal never is")
     except (pa.ArrowException, OSError, StopIteration):
-        return  # the end of the stream, or a torn message: the caller finds it too
+        return  # the end of the stream, or an incomplete message: the caller handles both
 
 
 def _is_compressed(message: bytes, kind: str) -> bool:
@@ -89,7 +90,7 @@ def _is_compressed(message: bytes, kind: str) -> bool:
             table = _table_in_field(message, table, _DATA)
         return bool(table and _table_in_field(message, table, _COMPRESSION))
     except (struct.error, IndexError):
-        return True  # a message that cannot be parsed is not trusted
+        return True  # a message that cannot be parsed is refused like a compressed one
 
 
 def _root(message: bytes) -> int:
@@ -97,7 +98,22 @@ def _root(message: bytes) -> int:
 
 
 def _table_in_field(message: bytes, table: int, number: int) -> int:
-    """Return the offset of the table in a field of a FlatBuffers table; 0 if it is absent."""
+    """Return the offset of the table that a field of another FlatBuffers table refers to.
+
+    Parameters
+    ----------
+    message : bytes
+        The message that contains both tables.
+    table : int
+        Offset of the table that has the field.
+    number : int
+        Index of the field.
+
+    Returns
+    -------
+    int
+        The offset, in bytes from the beginning of the message; 0 if the field is absent.
+    """
     entries = table - struct.unpack_from("<i", message, table)[0]
     size = struct.unpack_from("<H", message, entries)[0]
     if 4 + 2 * number >= size:

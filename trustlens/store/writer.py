@@ -1,4 +1,4 @@
-"""Writing a run: rows go to journals at once, and to sealed segments when there are enough."""
+"""Writing a run: rows go to journals first, and to sealed segments when there are enough rows."""
 
 from __future__ import annotations
 
@@ -31,30 +31,32 @@ from trustlens.store.table_writer import BY_LAYER, TableWriter, is_disk_full
 _log: Final = logging.getLogger("trustlens")
 
 SEGMENT_ROWS: Final = 131_072
-"""Rows of a segment: enough to compress well, few enough to hold in memory."""
+"""Number of rows of a segment: enough to compress well, few enough to hold in memory."""
 
 
 class RunWriter:
-    """Writes a run, with exclusive access until it is closed.
+    """Writes the files of one run, and holds the run's lock until :meth:`close`.
 
-    Not thread-safe, except :meth:`change_info`. While the disk is full, rows are dropped, with one
-    warning, and ``run.json`` lists their steps.
+    Only :meth:`change_info` may be called from any thread, the other methods from one thread only.
+    While the disk is full, rows are dropped; a warning is logged once, and ``run.json`` lists the
+    steps of the dropped rows.
 
     Parameters
     ----------
     directory : Path
         The directory of the run; created if it does not exist.
     info : RunInfo
-        The contents of ``run.json`` of a new run.
+        The contents of ``run.json`` if the run is new.
     resume : callable, optional
-        If the directory holds a run, resume it: maps the contents of its ``run.json`` to the new
-        contents.
+        Given to resume a run if the directory holds one. It is called with the contents of that
+        run's ``run.json``, and returns the new contents.
     segment_rows : int, optional
-        Rows of a segment; `SEGMENT_ROWS` by default.
+        Number of rows of a segment; `SEGMENT_ROWS` by default.
     fsync : bool
-        Whether a flush waits until the rows are on the disk.
+        Whether :meth:`flush` waits until the rows are on the disk.
     precision : int, optional
-        Mantissa bits that floats of ``layers`` keep; all 23 by default.
+        Number of mantissa bits to which floats of the table ``layers`` are rounded; by default they
+        are not rounded.
 
     Raises
     ------
@@ -102,18 +104,25 @@ class RunWriter:
             raise
 
     def append(self, table: str, rows: pa.Table) -> None:
-        """Append rows, which have the schema of the table. Readers see them after the next flush.
+        """Append rows to a table. Readers see the rows after the next :meth:`flush`.
+
+        Parameters
+        ----------
+        table : str
+            One of ``trustlens.schema.TABLES``.
+        rows : pyarrow.Table
+            The rows, with the table's schema.
 
         Raises
         ------
         OSError
-            If they cannot be written, and the disk is not full.
+            If the rows cannot be written for another reason than a full disk.
         """
         self._lock.check()
         if table == "layers" and self._precision is not None:
             rows = round_floats(rows, self._precision)
         if rows.num_rows and table in BY_LAYER and not self._write_info_if_due():
-            self._note_dropped(table, rows)  # run.json may not list their layers yet
+            self._note_dropped(table, rows)  # run.json may not list the layers of these rows
             return
         try:
             sealed = self._tables[table].append(rows)
@@ -130,9 +139,9 @@ class RunWriter:
             self._complete_overview(sealed)
 
     def change_info(self, change: Callable[[RunInfo], RunInfo]) -> None:
-        """Replace the contents of ``run.json`` by what ``change`` returns for them. Thread-safe.
+        """Replace the contents of ``run.json`` by ``change(contents)``. Thread-safe.
 
-        If the disk is full, the file is written at a later flush.
+        If the disk is full, the new ``run.json`` is written at a later flush.
         """
         with self._info_lock:
             info = change(self.info)
@@ -152,24 +161,26 @@ class RunWriter:
         self._write_info_if_due()
 
     def rollback(self, step: int, layers: Mapping[str, int]) -> Path | None:
-        """Remove the rows after ``step``, which will be recorded again.
+        """Remove the rows after ``step``, so that the training can record these steps again.
 
-        Segments with such rows are rewritten; copies of the old ones are kept in a folder that
-        readers do not read. New rows go to segments with new numbers, so that a concurrent reader
-        never sees a row twice. The steps after ``step`` are removed from the missing steps in
-        ``run.json``; steps up to ``step`` that come after the last recorded one are added to them.
+        Segments with such rows are rewritten. Copies of the segments from before the rollback are
+        kept in a folder that readers do not read. The rows recorded again go to segments with new
+        numbers, so that a concurrent reader never sees a row twice.
+
+        The list of missing steps in ``run.json`` is updated: steps after ``step`` are removed. If
+        the last recorded step is before ``step``, the steps in between are added.
 
         Parameters
         ----------
         step : int
-            The last step to keep.
+            The last step whose rows are kept.
         layers : mapping of str to int
-            The last step to keep of single layers, instead of ``step``.
+            By layer name, the last step whose rows are kept, for layers where it is not ``step``.
 
         Returns
         -------
         Path or None
-            The folder of the copies; None if no segment was rewritten.
+            The folder that has the copies; None if no segment was rewritten.
         """
         self._lock.check()
         replaced = self.directory / REPLACED
@@ -180,20 +191,20 @@ class RunWriter:
         # The table "steps" first: if this is interrupted, the run already ends at `step`.
         for name in sorted(TABLES, key=lambda name: name != "steps"):
             self._tables[name].rollback(step, layers, keep / name)
-        # The old builder still lists files that were removed.
+        # A new builder: the old one still lists overview files that were just removed.
         self._overview = OverviewBuilder(self.directory, finest_level(self.info))
         self._update_missing(step)
         return keep if keep.exists() else None
 
     def close(self, info: RunInfo) -> None:
-        """Seal the remaining rows, write ``info`` as the final ``run.json``, release the lock.
+        """Seal the remaining rows, write ``info`` as the final ``run.json``, and release the lock.
 
         Raises
         ------
         OSError
-            If not everything could be sealed or written. Appended rows are still readable.
+            If not everything could be sealed or written. Rows appended before can still be read.
         """
-        with ExitStack() as each:  # after an error, the rest is still closed and released
+        with ExitStack() as each:  # after an error in one callback, the others still run
             each.callback(self._lock.release)
             for table in self._tables.values():
                 each.callback(table.release)
@@ -213,11 +224,11 @@ class RunWriter:
     def _finish(self, info: RunInfo) -> None:
         self._complete_overview()
         with self._info_lock:
-            # `self.info` knows which steps are missing; `info` may be from before a rollback.
+            # The missing steps are from `self.info`: `info` may be from before a rollback.
             recording = info.recording.with_missing_of(self.info.recording)
             self.info = _with_gaps(replace(info, recording=recording), self._gaps.values())
             self._write_info()
-        with suppress(OSError):  # it does not exist, or journals could not be sealed
+        with suppress(OSError):  # the folder does not exist, or still has journals
             (self.directory / JOURNAL).rmdir()
 
     def _note_dropped(self, table: str, rows: pa.Table) -> None:
@@ -237,8 +248,8 @@ class RunWriter:
             )
 
     def _update_missing(self, step: int) -> None:
-        # After the rows were removed: if the process dies in between, too many steps are listed as
-        # missing, never too few.
+        # Called after the rows were removed: if the process dies before this, too many steps are
+        # listed as missing, never too few.
         self._gaps = {
             table: (first, min(end, step))
             for table, (first, end) in self._gaps.items()
@@ -255,7 +266,7 @@ class RunWriter:
         self.change_info(change)
 
     def _write_info_if_due(self) -> bool:
-        """Write ``run.json`` if a write of it failed before; return whether it is up to date."""
+        """Write ``run.json`` if the last attempt failed; return whether it is up to date now."""
         if self._info_is_due:
             with self._info_lock:
                 self._write_info()
@@ -274,13 +285,14 @@ class RunWriter:
             self._info_is_due = False
 
     def _complete_overview(self, sealed: Mapping[int, pa.Table] = MappingProxyType({})) -> None:
-        # A few segments at a time: a long run without an overview must not delay the recording.
+        # A few segments per call: for a long run without an overview, adding all segments at once
+        # would delay the recording.
         try:
             self._overview.complete(limit=8, just_sealed=sealed)
         except OSError as error:
             if not is_disk_full(error):
                 raise
-        except RunError as error:  # reading the damaged file reports it
+        except RunError as error:  # a file is damaged: reading it raises an error
             _log.info("trustlens: the overview of '%s' is not complete (%s)", self.directory, error)
 
 
@@ -302,7 +314,7 @@ def _lock_directory(directory: Path) -> RunLock:
 
 def _check_holds_run(directory: Path, *, resumable: bool) -> bool:
     present = {entry.name for entry in directory.iterdir()}
-    # Tables without a run.json count too: their rows would be read together with the new ones.
+    # Tables without a run.json count too: their rows would be read together with the new rows.
     old = present.intersection((RUN_FILE, JOURNAL, *TABLES))
     if old and not (resumable and RUN_FILE in old):
         raise UsageError(

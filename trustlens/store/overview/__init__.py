@@ -1,1 +1,1 @@
-"""The overview: the layers of a run, downsampled."""
+"""The overview of a run: files with the table ``layers``, downsampled to buckets of steps."""

@@ -1,4 +1,4 @@
-"""Mergeable aggregates (count, minimum, maximum, sum) of consecutive rows."""
+"""Aggregates of buckets of consecutive values: counts, minimum, maximum and sum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trustlens.store.arrow import numbers, present
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The aggregates of the values in n buckets.
+    """Aggregates of n buckets of values; buckets can be merged without the values.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Buckets:
     finite : int64 (n,)
         Number of finite values.
     low, high : float64 (n,)
-        The smallest and the largest finite value; ∞ and −∞ if there is none.
+        The smallest and the largest finite value; ∞ and −∞ if no value is finite.
     total : float64 (n,)
         Sum of the finite values.
     """
@@ -36,17 +36,17 @@ class Buckets:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Size of all arrays in bytes."""
         return sum(getattr(self, each.name).nbytes for each in fields(self))
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean of the finite values; NaN if there is none."""
+        """Mean of the finite values, float64 (n,); NaN for a bucket without finite values."""
         with np.errstate(invalid="ignore"):
             return self.total / self.finite
 
     def at(self, where: NDArray[Any]) -> Buckets:
-        """Return some of the buckets, by their indices or by a mask."""
+        """Return some of the buckets, selected by an array of indices or by a mask."""
         return Buckets(
             self.rows[where],
             self.finite[where],
@@ -56,7 +56,7 @@ class Buckets:
         )
 
     def joined(self, starts: NDArray[np.intp]) -> Buckets:
-        """Merge consecutive buckets; ``starts`` has the index of the first of each group."""
+        """Merge groups of consecutive buckets; ``starts`` has the first index of each group."""
         if not len(starts):
             return self.at(starts)
         return Buckets(
@@ -69,11 +69,11 @@ class Buckets:
 
 
 def buckets_of(values: pa.ChunkedArray, starts: NDArray[np.intp]) -> Buckets:
-    """Aggregate a column; ``starts`` has the index of the first row of each bucket."""
+    """Aggregate a column in buckets; ``starts`` has the index of each bucket's first row."""
     array = numbers(values)
     if values.null_count or not len(starts) or not np.isfinite(array).all():
         return bucket_per_value(values).joined(starts)
-    counts = np.diff(starts, append=len(array))  # the usual case, and much faster
+    counts = np.diff(starts, append=len(array))  # all values are finite: usual, and much faster
     return Buckets(
         counts,
         counts,
@@ -97,7 +97,7 @@ def bucket_per_value(values: pa.ChunkedArray) -> Buckets:
 
 
 def starts_of(*keys: NDArray[Any]) -> NDArray[np.intp]:
-    """Return the indices at which any of the keys differs from its previous value."""
+    """Return 0, and the indices at which any of the arrays differs from its previous item."""
     begins = np.zeros(len(keys[0]), np.bool_)
     begins[:1] = True
     for key in keys:
