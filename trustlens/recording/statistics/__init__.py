@@ -1,7 +1,7 @@
 """Sums over a layer's elements, from which the recorded quantities are computed.
 
-``reference`` defines them by plain float64 formulas. The backends compute them in one pass and must
-agree with it.
+``reference`` defines the sums by plain float64 formulas. The backends compute them in one pass, and
+their results must agree with those of ``reference``.
 """
 
 from trustlens.kernels.sums import SUMS

@@ -1,4 +1,4 @@
-"""The protocol of the backends, which compute the sums, and the choice of a backend by device."""
+"""The protocols of the backends, which compute the sums, and the choice of a backend by device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from trustlens.recording.statistics.triton_backend import TritonBackend
 
 
 class Backend(Protocol):
-    """Computes the sums of layers that are on one device, without synchronizing with it."""
+    """Computes the sums of layers that are all on one device.
+
+    The recorder calls it after each step. It does not make the CPU wait for the device.
+    """
 
     name: ClassVar[str]
     """The backend's name in ``run.json``."""
@@ -32,12 +35,18 @@ class Backend(Protocol):
         ...
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and the element histograms: int64 of shape (layers, 3, buckets)."""
+        """Return the sums, and the element histograms: int64 of shape (layers, 3, buckets).
+
+        The three histograms are those of the weights before the step, the gradient and the update.
+        """
         ...
 
 
 class PreparedLayers(Protocol):
-    """Layers whose tensors, except for the gradients, keep their addresses between steps."""
+    """Layers that a backend has prepared, so that measuring them in later steps is fast.
+
+    The tensors of these layers, except for the gradients, must keep their addresses between steps.
+    """
 
     def measure(
         self,
@@ -46,21 +55,21 @@ class PreparedLayers(Protocol):
         form_of: NDArray[np.int64],
         counts: Tensor | None = None,
     ) -> Tensor:
-        """Return the sums of each layer in this step, as :meth:`Backend.measure`.
+        """Return the sums of each layer in this step, in the form of :meth:`Backend.measure`.
 
         Parameters
         ----------
         grads : int64 (layers,)
-            Addresses of the gradients; 0 for none. Each gradient is contiguous and has the dtype
+            Addresses of the gradients; 0 if a layer has none. Each is contiguous and has the dtype
             that it had when :meth:`PreparingBackend.prepare` was called.
         forms : sequence of Direction
             The layers' directions, without duplicates. Only their coefficients are read, not their
             tensors.
         form_of : int64 (layers,)
-            Index of each layer's direction in ``forms``; -1 if it is unknown.
+            Index of each layer's direction in ``forms``; -1 if the direction is unknown.
         counts : Tensor, optional
-            Element histograms to which those of this step are added: int64 of shape (layers, 3,
-            buckets).
+            Element histograms, int64 of shape (layers, 3, buckets). The counts of this step are
+            added to them. None: count nothing.
         """
         ...
 
@@ -69,14 +78,14 @@ class PreparingBackend(Backend, Protocol):
     """A backend that can prepare layers once and measure them in each later step."""
 
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedLayers | None:
-        """Return the prepared layers; None if a tensor cannot be read without a copy."""
+        """Return the prepared layers; None if the backend can read a tensor only as a copy."""
         ...
 
 
 def backend_for(device: torch.device) -> PreparingBackend | TorchBackend:
     """Return the fastest backend that works for tensors on a device.
 
-    The first call for a device may compile its backend and check it against the reference.
+    The first call for a device may compile the backend and compare its sums with the reference.
     """
     found: PreparingBackend | None = None
     if device.type == "cpu":

@@ -1,8 +1,9 @@
 /* Computes every sum of trustlens/kernels/sums.py in one pass over a layer's tensors.
 
-   Within a block, each vector lane is summed in float32; blocks are added in float64. A block whose
-   squares leave float32's range (infinite, NaN, huge or tiny numbers) is summed again in float64 by
-   the plain formulas, as are layers with float64 tensors. */
+   A layer is processed in blocks. Within a block, each vector lane is summed in float32. The
+   results of the blocks are added in float64. If the squares in a block leave float32's range
+   (because of infinite, NaN, huge or tiny values), the block is summed again in float64 by the plain
+   formulas. Layers with float64 tensors are summed only in float64. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -12,18 +13,19 @@
 
 enum { AFTER, BEFORE, GRAD, BASE, VARIANCE, MOMENTUM, TENSORS };
 enum { NONE, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
-/* The coefficients of a direction: `coefficients_of` in layer_step.py. */
+/* The coefficients of a direction, in the order of `coefficients_of` in layer_step.py. */
 typedef struct {
     double rate, grad_share, base_share, weight_share, update_share, variance_share, epsilon, decay,
         kept, divides;
 } Form;
 
-/* A missing tensor has dtype NONE or address 0. */
+/* A layer's tensors, one entry for each of AFTER to MOMENTUM. A missing tensor has dtype NONE or
+   address 0. */
 typedef struct {
     const void *data[TENSORS];
     int32_t dtype[TENSORS];
-    int64_t size;
-    int64_t form; /* index of its direction; -1 if unknown */
+    int64_t size; /* number of elements of each tensor */
+    int64_t form; /* index of the layer's direction; -1 if the direction is unknown */
 } Layer;
 
 static int has(const Layer *l, int which) {
@@ -93,7 +95,7 @@ static void sum_in_float64(const Layer *l, const Form *f, int64_t start, int64_t
         out[NONFINITE] += !finite;
         if (!known) continue;
         if (f->weight_share != 0) terms += f->weight_share * w;
-        double d = terms / den; /* divided once: with den = 0, ∞ − ∞ would be NaN */
+        double d = terms / den; /* not each term: for den = 0, ∞ − ∞ would be NaN */
         if (f->update_share != 0) d += f->update_share * update;
         double u = f->decay != 0 ? d + f->decay * w : d;
         out[DIRECTION_SQUARES] += u * u;
@@ -113,23 +115,26 @@ static void sum_in_float64(const Layer *l, const Form *f, int64_t start, int64_t
     }
 }
 
-/* A block of each tensor in float32; missing tensors point to zeros. LANES divides `size`. */
+/* One block of each tensor of a layer, in float32. A missing tensor points to zeros. `size`, the
+   number of elements, is a multiple of LANES. */
 typedef struct {
     const float *data[TENSORS];
     int size;
 } Block;
 
-/* The results of a block, per lane. */
+/* The results of a block in each vector lane. Counts are negative: -1 for each counted element.
+   `unsure` is set if float32 could not decide for some element whether d + λw is 0. */
 typedef struct {
-    vec sum[FIRST_COUNT]; /* those of v and surprise lack the factors h and 1/h */
+    vec sum[FIRST_COUNT]; /* `measure_range` multiplies that of v by h, divides that of surprise */
     ivec zero, swallowed, unsure, max_update, max_grad;
 } Lanes;
 
-/* The kind of a block, constant at each call of `vector_step`. */
+/* Facts about a block that select its loop. Each call of `vector_step` has constants here, so that
+   the compiler removes the branches. */
 typedef struct {
-    int undone; /* w is computed by undoing the step */
-    int near; /* the factor `kept` of the decay is close to 1 */
-    int has_v, divides; /* v exists; d is divided by √v̂ + ε */
+    int undone; /* there is no copy of w: it is computed by undoing the step */
+    int near; /* `kept`, the factor by which the decay multiplies w, is close to 1 */
+    int has_v, divides; /* whether v exists; whether d is divided by √v̂ + ε */
     int plain; /* d is b·m / (√v̂ + ε), without other terms */
     int derived; /* Σ (d + λw)² is computed by `derive_direction_squares` */
 } Kind;
@@ -140,10 +145,11 @@ static const float zeros[BLOCK];
 typedef struct {
     float rate, grad_share, base_share, weight_share, update_share, root_share, epsilon, decay;
     float kept, undecayed, least;
-    ivec uses_grad, uses_base, uses_weight; /* masks: whether d + λw has this term */
+    ivec uses_grad, uses_base, uses_weight; /* masks: whether d + λw has a term of g, x and w */
 } Coefficients;
 
-/* For a plain direction, b is moved into the denominator: m / ((√v̂ + ε)/b). */
+/* Converts the coefficients. If d is plain (see Kind), b is moved into the denominator, so that
+   d = m / ((√v̂ + ε)/b). */
 static Coefficients to_float32(const Form *f, int plain) {
     const double root = sqrt(f->variance_share), share = plain ? f->base_share : 1;
     /* Without a division, the terms c·w and λ·w cancel exactly if c = -λ. */
@@ -174,11 +180,11 @@ static inline __attribute__((always_inline)) void vector_step(
         if (kind.divides) den = v * inverse * f->root_share + f->epsilon;
     }
     vec d = terms, w;
-    if (kind.plain) d = terms / den; /* the division unit is idle otherwise */
+    if (kind.plain) d = terms / den; /* the division unit has nothing else to do */
     else if (kind.divides) { den = reciprocal(den); d = terms * den; }
     if (kind.undone) {
         w = after + f->rate * d;
-        /* Near 1, w + w·(1/kept − 1) is a division by `kept` with one rounding. */
+        /* If `kept` is near 1, w + w·(1/kept − 1) is w / kept with one rounding. */
         w = kind.near ? w + w * f->undecayed : w / f->kept;
     } else w = load(data[BEFORE] + i);
     vec update = after - w;
@@ -205,7 +211,7 @@ static inline __attribute__((always_inline)) void vector_step(
     if (!kind.plain) wanted |= f->uses_grad & (g != 0);
     wanted |= f->uses_weight & (w != 0);
     s->swallowed += still & (u != 0);
-    /* The terms of u underflow or cancel in float32, but perhaps not in float64. */
+    /* u is 0 although it has a nonzero term. In float64 the terms may not underflow or cancel. */
     s->unsure |= still & (u == 0) & wanted;
 }
 
@@ -214,14 +220,15 @@ static inline __attribute__((always_inline)) void vector_block(
     for (int i = 0; i < b->size; i += LANES) vector_step(b->data, i, f, kind, s);
 }
 
-/* Computes Σ (d + λw)² from the other sums; returns 0 if d and λw cancel too much for it. */
+/* Computes Σ (d + λw)² from Σ d², Σ d·w and Σ w². Returns 0 if d and λw cancel so much that the
+   result is too imprecise, else 1. */
 static int derive_direction_squares(const Coefficients *f, Lanes *s) {
     const vec apart = s->sum[UNDECAYED_SQUARES] + f->decay * f->decay * s->sum[WEIGHT_SQUARES];
     s->sum[DIRECTION_SQUARES] = apart + 2 * f->decay * s->sum[UNDECAYED_DOT_WEIGHT];
     return !any_set(s->sum[DIRECTION_SQUARES] < 0.1f * apart);
 }
 
-/* The results of several blocks. */
+/* The results of several blocks in each vector lane. */
 typedef struct {
     wide sum[FIRST_COUNT];
     ivec zero, swallowed, max_update, max_grad;
@@ -234,25 +241,26 @@ static ivec bits_of(const Block *b, int which) {
     return found;
 }
 
-/* Returns the lanes whose sum of squares underflows although some squared number is not 0. */
+/* Returns the lanes in which a sum of squares is almost 0 although `of`, the bits of the squared
+   values, is not 0. There the squares underflow. */
 static ivec underflowed(vec squares, ivec of) { return ~(squares > 1e-30f) & (of != 0); }
 
-/* Returns whether a sum of squares is outside of float32's range: too large, or too small although
-   some squared number is not 0. */
+/* Returns whether any of a block's sums of squares is outside of float32's range: too large, or too
+   small although a squared value is not 0. */
 static int is_out_of_range(const Block *b, const Form *f, int has_v, const Lanes *s) {
     vec least = broadcast(1e30f), most = {0};
     static const int squares[] = {WEIGHT_SQUARES,    UPDATE_SQUARES,    GRAD_SQUARES,
                                   DIRECTION_SQUARES, UNDECAYED_SQUARES, MOMENTUM_SQUARES};
     for (int k = 0; k < 6; k++) {
         vec sum = s->sum[squares[k]];
-        least = minimum(sum, least); /* ignores a NaN sum; `most` does not */
+        least = minimum(sum, least); /* ignores a NaN sum, which `most` finds */
         most += sum;
     }
     most += s->sum[VARIANCE_SUM] + s->sum[SURPRISE_SUM];
     if (has_v) least = minimum(s->sum[SURPRISE_SUM], least);
     if (any_set(~(most < 1e30f))) return 1;
     if (!any_set(~(least > 1e-30f))) return 0;
-    /* Rare, mostly because a tensor is all zeros. */
+    /* This point is reached rarely, mostly because a tensor is all zeros. */
     ivec w = bits_of(b, AFTER) | bits_of(b, BEFORE) | s->max_update, m = bits_of(b, MOMENTUM);
     ivec g = s->max_grad;
     ivec d = {0};
@@ -269,7 +277,7 @@ static int is_out_of_range(const Block *b, const Form *f, int has_v, const Lanes
     return any_set(lost);
 }
 
-/* Sums a block by the loop for its kind; returns 0 if `derive_direction_squares` fails. */
+/* Sums a block with the loop for its kind. Returns 0 if `derive_direction_squares` does, else 1. */
 static int sum_block(const Block *b, const Coefficients *f, Kind k, Lanes *s) {
     if (k.plain && k.undone && k.near) {
         vector_block(b, f, (Kind){1, 1, 1, 1, 1, 1}, s);
@@ -281,7 +289,8 @@ static int sum_block(const Block *b, const Coefficients *f, Kind k, Lanes *s) {
     return 1;
 }
 
-/* Adds a block to the total and returns 1. If float32 does not suffice, adds nothing, returns 0. */
+/* Sums a block in float32, adds the sums to the total and returns 1. If float32 does not suffice,
+   returns 0 and adds nothing. */
 static int sum_in_float32(const Layer *l, const Form *f, const Block *b, Total *total) {
     Lanes s = {0};
     const int undone = is_known(l) && !has(l, BEFORE), has_v = is_known(l) && has(l, VARIANCE),
@@ -303,7 +312,8 @@ static int sum_in_float32(const Layer *l, const Form *f, const Block *b, Total *
 
 typedef struct { float data[TENSORS][BLOCK]; } Scratch;
 
-/* Sets a block to the layer's float32 tensors, or to padded and converted copies of them. */
+/* Sets `b` to the n elements of the layer's tensors from `start` on. Where a tensor is not float32,
+   or the last vector is not full, `b` points to a converted or zero-padded copy in `scratch`. */
 static void load_block(const Layer *l, int64_t start, int n, Scratch *scratch, Block *b) {
     const int padded = (n + LANES - 1) / LANES * LANES;
     b->size = padded;
@@ -336,7 +346,7 @@ static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t 
         if (narrow) {
             load_block(l, at, n, &scratch, &b);
             done = sum_in_float32(l, f, &b, &total);
-            if (done) out[ZERO_GRAD] -= b.size - n; /* the padding */
+            if (done) out[ZERO_GRAD] -= b.size - n; /* the zeros of the padding */
         }
         if (!done) sum_in_float64(l, f, at, at + n, out);
     }
@@ -352,7 +362,7 @@ static void measure_range(const Layer *l, const Form *f, int64_t start, int64_t 
     out[GRAD_MAX] = larger(out[GRAD_MAX], largest_magnitude(total.max_grad));
 }
 
-/* Sets the sums that a layer does not have to NaN. */
+/* Sets those sums to NaN that need a tensor which the layer lacks. */
 static void set_missing_to_nan(const Layer *l, double *sums) {
     int lacks = 0;
     if (!has(l, GRAD)) lacks |= NEEDS_GRADIENT;
@@ -362,6 +372,7 @@ static void set_missing_to_nan(const Layer *l, double *sums) {
     for (int i = 0; i < SUMS; i++) if (SUM_NEEDS[i] & lacks) sums[i] = NAN;
 }
 
+/* A part of a layer, from element `start` on, and its sums. */
 typedef struct {
     const Layer *layer;
     int64_t start;
@@ -375,7 +386,8 @@ static void measure_chunk(Chunk *c, const Form *forms) {
                   c->sums);
 }
 
-/* Returns the chunks of n layers, layer by layer; the caller frees them. 0 if out of memory. */
+/* Returns the chunks of n layers, layer by layer, and sets `count` to their number. The caller
+   frees them. Returns 0 if out of memory. */
 static Chunk *chunks_of(const Layer *layers, int64_t n, int64_t *count) {
     int64_t i = 0;
     *count = 0;
@@ -390,7 +402,8 @@ static Chunk *chunks_of(const Layer *layers, int64_t n, int64_t *count) {
     return chunks;
 }
 
-/* Computes the sums of n layers, SUMS each, with `threads` threads; returns 0 if out of memory. */
+/* Computes the sums of n layers with `threads` threads. `out` has SUMS numbers for each layer.
+   Returns 0 if out of memory, else 1. */
 int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int threads, double *out) {
     int64_t count;
     Chunk *chunks = chunks_of(layers, n, &count);
@@ -398,7 +411,7 @@ int trustlens_measure(const Layer *layers, int64_t n, const Form *forms, int thr
     memset(out, 0, (size_t)n * SUMS * sizeof *out);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < count; i++) measure_chunk(&chunks[i], forms);
-    /* In a fixed order, so that the sums do not depend on the number of threads. */
+    /* The chunks are added in a fixed order, so that the number of threads has no effect. */
     for (int64_t i = 0; i < count; i++)
         add_sums(out + (chunks[i].layer - layers) * SUMS, chunks[i].sums);
     for (int64_t k = 0; k < n; k++) set_missing_to_nan(&layers[k], out + k * SUMS);
@@ -413,8 +426,9 @@ static uint32_t bucket(float f) {
     return b >> BUCKET_SHIFT;
 }
 
-/* Counts the elements of weights before the step, gradients and updates in a chunk. Without a copy
-   of the weights before the step, the update counts as 0. */
+/* Counts the elements of a chunk's weights before the step, gradient and update. Without a copy of
+   the weights before the step, the weights after it are counted instead, and each element of the
+   update counts as 0. */
 static void count_chunk(const Chunk *c, uint32_t counts[3][BUCKETS]) {
     const Layer *l = c->layer;
     const int64_t end = end_of_chunk(c->start, l->size);
@@ -427,7 +441,8 @@ static void count_chunk(const Chunk *c, uint32_t counts[3][BUCKETS]) {
     }
 }
 
-/* Adds the element histograms of n layers, 3 × BUCKETS each, to `out`; 0 if out of memory. */
+/* Adds the element histograms of n layers to `out`, which has 3 × BUCKETS counts for each layer.
+   Returns 0 if out of memory, else 1. */
 int trustlens_count(const Layer *layers, int64_t n, int threads, int64_t *out) {
     int64_t count;
     int failed = 0;
@@ -454,7 +469,7 @@ int trustlens_count(const Layer *layers, int64_t n, int threads, int64_t *out) {
     return !failed;
 }
 
-/* Reads n float32 numbers from their addresses. */
+/* Sets `out` to the n float32 numbers that are stored at the addresses `places`. */
 void trustlens_gather(const int64_t *places, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i++) out[i] = *(const float *)places[i];
 }

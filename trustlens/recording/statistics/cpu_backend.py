@@ -1,7 +1,8 @@
 """The sums on the CPU, by a compiled loop that reads each tensor once and needs no temporaries.
 
-The loop is in ``cpu.c``. If it cannot be built (:mod:`trustlens.kernels.build`) or computes wrong
-sums, :meth:`CpuBackend.if_possible` returns None, and PyTorch operations are used instead.
+The loop is in ``cpu.c``; :mod:`trustlens.kernels.build` builds it. If this fails, or if the loop
+computes wrong sums, :meth:`CpuBackend.if_possible` returns None, and PyTorch operations are used
+instead.
 """
 
 from __future__ import annotations
@@ -48,11 +49,17 @@ _LAYER: Final = np.dtype(  # struct `Layer` of cpu.c
 )
 
 _PARALLEL: Final = 1 << 17
-"""Minimum number of elements for several threads. They are PyTorch's, which already run."""
+"""Number of elements from which several threads are used.
+
+They are the threads that PyTorch has already started.
+"""
 
 
 class CpuBackend:
-    """Computes the sums with the compiled loop; if it cannot read a layer, with PyTorch."""
+    """Computes the sums on the CPU with the compiled loop.
+
+    For layers that the loop cannot read, it uses :class:`TorchBackend`.
+    """
 
     name: ClassVar[str] = "cpu"
 
@@ -62,13 +69,16 @@ class CpuBackend:
 
     @classmethod
     def if_possible(cls) -> CpuBackend | None:
-        """Return the backend, built at its first use; None if it cannot be built."""
+        """Return the backend; None if the compiled loop cannot be built or computes wrong sums.
+
+        The first call builds the loop.
+        """
         library = _load()
         return None if library is None else cls(library)
 
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
         """Return the sums of each layer, float64 of shape (layers, len(SUMS)), on the CPU."""
-        dense = [_dense(step) for step in steps]  # keeps copies alive until they are read
+        dense = [_dense(step) for step in steps]  # holds the copies until the loop has read them
         readable = [i for i, tensors in enumerate(dense) if tensors is not None]
         layers = np.zeros(len(readable), _LAYER)
         forms: list[Direction] = []
@@ -87,7 +97,7 @@ class CpuBackend:
         return sums
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and the element histograms as :func:`count_steps`."""
+        """Return the sums, and the element histograms that :func:`count_steps` describes."""
         return self.measure(steps), self._count(steps)
 
     def _count(self, steps: Sequence[LayerStep]) -> Tensor:
@@ -105,13 +115,17 @@ class CpuBackend:
         return counts
 
     def count_at(self, layers: int, count: int, elements: int, counts: Tensor) -> None:
-        """Add the element histograms of ``count`` layers, packed at address ``layers``."""
+        """Add the element histograms of ``count`` layers to ``counts``.
+
+        The layers are an array of struct ``Layer`` at address ``layers``. Together they have
+        ``elements`` elements.
+        """
         threads = _threads(elements)
         if not self._library.trustlens_count(layers, count, threads, counts.data_ptr()):
             raise MemoryError("not enough memory for the element histograms")
 
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedCpuLayers | None:
-        """Return the prepared layers; None if the loop cannot read them without a copy."""
+        """Return the prepared layers; None if the loop can read a tensor only as a copy."""
         layers = np.zeros(len(steps), _LAYER)
         for layer, step in zip(layers, steps, strict=True):
             tensors = _dense(step)
@@ -121,14 +135,18 @@ class CpuBackend:
         return PreparedCpuLayers(self, layers)
 
     def run(self, layers: NDArray[Any], forms: Sequence[Direction]) -> Tensor:
-        """Return the sums of packed layers, float64 of shape (layers, len(SUMS)).
+        """Return the sums of an array of struct ``Layer``, float64 of shape (layers, len(SUMS)).
 
-        The caller keeps the layers' tensors alive.
+        The array holds only addresses, so the caller must keep the tensors alive during the call.
         """
         return self.run_at(layers.ctypes.data, len(layers), int(layers["size"].sum()), forms)
 
     def run_at(self, layers: int, count: int, elements: int, forms: Sequence[Direction]) -> Tensor:
-        """Return the sums of ``count`` layers, packed at address ``layers``."""
+        """Return the sums of ``count`` layers, float64 of shape (count, len(SUMS)).
+
+        The layers are an array of struct ``Layer`` at address ``layers``. Together they have
+        ``elements`` elements.
+        """
         sums = torch.empty((count, len(SUMS)), dtype=torch.float64, device="cpu")
         numbers = array("d", itertools.chain.from_iterable(map(coefficients_of, forms)))
         done = self._library.trustlens_measure(
@@ -140,7 +158,10 @@ class CpuBackend:
 
 
 class PreparedCpuLayers:
-    """Layers whose tensors, except for the gradients, keep their addresses between steps."""
+    """Layers that :meth:`CpuBackend.prepare` has prepared, to be measured in later steps.
+
+    Their tensors, except for the gradients, must keep their addresses between steps.
+    """
 
     def __init__(self, backend: CpuBackend, layers: NDArray[Any]) -> None:
         self._backend = backend
@@ -160,16 +181,16 @@ class PreparedCpuLayers:
         Parameters
         ----------
         grads : int64 (layers,)
-            Addresses of the gradients; 0 for none. Each gradient is contiguous and has the dtype
+            Addresses of the gradients; 0 if a layer has none. Each is contiguous and has the dtype
             that it had when :meth:`CpuBackend.prepare` was called.
         forms : sequence of Direction
             The layers' directions, without duplicates. Only their coefficients are read, not their
             tensors.
         form_of : int64 (layers,)
-            Index of each layer's direction in ``forms``; -1 if it is unknown.
+            Index of each layer's direction in ``forms``; -1 if the direction is unknown.
         counts : Tensor, optional
-            Element histograms to which those of this step are added: int64 of shape (layers, 3,
-            buckets).
+            Element histograms, int64 of shape (layers, 3, buckets). The counts of this step are
+            added to them. None: count nothing.
         """
         self._grads[:] = grads
         self._form_of[:] = form_of
@@ -179,7 +200,10 @@ class PreparedCpuLayers:
 
 
 def gather(places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the float32 numbers at these addresses of the host's memory."""
+    """Return the float32 numbers that are stored at the addresses ``places`` of the CPU's memory.
+
+    ``places`` and the result have the same shape (n,).
+    """
     library = _load()
     if library is None:
         return np.array([ctypes.c_float.from_address(int(at)).value for at in places], np.float32)
@@ -199,13 +223,16 @@ def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
 
 
 def _dense(step: LayerStep) -> tuple[Tensor | None, ...] | None:
-    """Return a layer's tensors, contiguous, as the loop reads them; None if it cannot."""
+    """Return a layer's tensors, made contiguous; None if the loop cannot read this layer.
+
+    The loop cannot read tensors of other dtypes or devices, or coefficients on an accelerator.
+    """
     if step.direction is not None and not is_on_host(step.direction):
         return None
     tensors = _tensors(step)
     if any(t is not None and (t.dtype not in _DTYPES or not t.is_cpu) for t in tensors):
         return None
-    # The loop pairs elements by position: tensors in another memory order are copied.
+    # The loop pairs elements by their position in memory, so tensors must have the same order.
     return tuple(None if t is None else t.contiguous() for t in tensors)
 
 
@@ -216,7 +243,7 @@ def _pack(layer: Any, tensors: Sequence[Tensor | None], size: int) -> None:
 
 
 def is_on_host(form: Direction) -> bool:
-    """Return whether all numbers of a direction are on the host, so that no read synchronizes."""
+    """Return whether all coefficients of a direction are floats, not tensors on an accelerator."""
     return not any(isinstance(number, Tensor) for number in coefficients_of(form))
 
 
@@ -237,9 +264,9 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _check(backend: CpuBackend) -> None:
-    """Raise ArithmeticError if the sums differ from the reference."""
+    """Raise ArithmeticError if the backend's sums differ from the reference."""
     steps: list[LayerStep] = []
-    for size in (3, 5000):  # no random numbers: that would change the training's
+    for size in (3, 5000):  # no random tensors: drawing them would change the training
         w = torch.linspace(-1, 2, size, dtype=torch.float32, device="cpu")
         g, v = w.cos(), w.square()
         for before in (None, 1.001 * w):

@@ -1,4 +1,4 @@
-"""Element histograms: exact counts over the scale-free buckets of `trustlens.element_bins`."""
+"""Element histograms: exact counts in the buckets of `trustlens.element_bins`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _CHUNK: Final = 1 << 20
 
 
 def count_elements(values: Tensor) -> Tensor:
-    """Count the elements in each bucket; return int64 of shape (buckets,), on their device.
+    """Count the elements of a tensor in each bucket.
 
-    Elements are cast to float32 first.
+    Return int64 counts of shape (buckets,) on the tensor's device. Elements are cast to float32
+    before they are counted.
     """
     counts = torch.zeros(ELEMENT_BUCKETS, dtype=torch.int64, device=values.device)
     # In chunks: the int64 bucket indices take several times the memory of the elements.
@@ -30,10 +31,11 @@ def count_elements(values: Tensor) -> Tensor:
 
 
 def count_steps(steps: Sequence[LayerStep]) -> Tensor:
-    """Return the histograms of weight before the step, gradient and update of each layer.
+    """Return three histograms for each layer: weights before the step, gradient and update.
 
-    They are int64 of shape (layers, 3, buckets), all 0 for a missing gradient. If a layer has no
-    copy of its weights before the step, its update counts as 0.
+    The result is int64 of shape (layers, 3, buckets). The counts of a missing gradient are 0. If a
+    layer has no copy of the weights before the step, the weights after it are counted instead, and
+    every element of the update counts as 0.
     """
     rows: list[Tensor] = []
     for step in steps:

@@ -1,4 +1,4 @@
-"""The input of a backend, one layer in one step, and formulas that the backends share."""
+"""The input of a backend (one layer in one step), and formulas that the backends share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from trustlens.recording.optimizers import Direction
 
 @dataclass(slots=True)  # not frozen, which would make it slower to create
 class LayerStep:
-    """The tensors of one layer in one step, all of one shape.
+    """The tensors of one layer in one step, all of one shape: what a backend measures.
 
     Attributes
     ----------
     before : Tensor, optional
-        w, the weights before the step. If None, they are computed from the weights after the step
-        by :func:`undo`; without a direction the weights did not change.
+        w, the weights before the step. If None, the backend computes them from the weights after
+        the step with :func:`undo`. If the gradient or the direction is None, too, the backend
+        assumes that the step did not change the weights.
     after : Tensor
         w + Δw, the weights after the step.
     grad : Tensor, optional
         g, the gradient.
     direction : Direction, optional
-        The formula of d; None if it is unknown.
+        The formula of the direction d; None if d is unknown.
     """
 
     before: Tensor | None
@@ -35,10 +36,10 @@ class LayerStep:
 
 
 def coefficients_of(form: Direction) -> tuple[Any, ...]:
-    """Return the coefficients of a direction: the members of struct ``Form`` in ``cpu.c``.
+    """Return the coefficients of a direction, in the order of struct ``Form`` in ``cpu.c``.
 
-    They are η, a, b, c, e, h, ε, λ, the factor that the decay applies to w, and 1 if d is divided
-    by its denominator, else 0; see :class:`Direction`.
+    They are η, a, b, c, e, h, ε, λ, the factor by which the decay multiplies w, and a flag. The
+    flag is 1 if d is divided by its denominator, else 0. See :class:`Direction` for the symbols.
     """
     decay = form.decay or 0.0
     kept = form.kept
@@ -57,21 +58,21 @@ def coefficients_of(form: Direction) -> tuple[Any, ...]:
 
 
 def undo(after: Tensor, step: Tensor, form: Direction, dtype: torch.dtype) -> Tensor:
-    """Turn the weights after a step into those before it, in place.
+    """Turn the weights after a step into the weights before the step, in place.
 
     The step is ``w' = w·(1 − η(c + λ)) − η·q``, where q is d without its term ``c·w``. An optimizer
-    rounds the weights after the decay and after the update. Undoing these two operations, each
-    rounded to the weights' dtype, restores most elements exactly and the others to about their last
-    bit.
+    rounds the weights twice: after the decay and after the update. This function undoes these two
+    operations and rounds after each of them. Most elements are then restored exactly; the others
+    differ by about their last bit.
 
     Parameters
     ----------
     after : Tensor
         w', float64 (float32 on devices without float64); overwritten.
     step : Tensor
-        η·q, of the same shape and dtype.
+        η·q, of the shape and dtype of ``after``.
     form : Direction
-        Contains η, c and λ.
+        The direction, with η, c and λ.
     dtype : torch.dtype
         Dtype of the weights: float32 or float64.
     """

@@ -1,4 +1,7 @@
-"""The definition of the sums: plain formulas on whole tensors, in float64."""
+"""The definition of the sums by plain formulas on whole tensors, in float64.
+
+Each compiled backend compares its results with these when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def _denominator(form: Direction) -> Any:
 
 
 def _is_nonzero(share: float | Tensor) -> bool:
-    """Return whether a term exists: one with coefficient 0 is omitted, as 0·∞ would be NaN."""
+    """Return whether to compute a term. One with coefficient 0 is omitted, as 0·∞ would be NaN."""
     return isinstance(share, Tensor) or share != 0
 
 

@@ -20,11 +20,11 @@ from trustlens.recording.statistics.elements import count_steps
 from trustlens.recording.statistics.layer_step import LayerStep, undo
 
 CHUNK: Final = 1 << 14
-"""Elements of a chunk. Ten float64 buffers of this length take 1.3 MiB.
+"""Number of elements in a chunk. Ten float64 buffers of this length take 1.3 MiB.
 
-PyTorch does not split operations of this size over threads. `torch.dot` and `torch.sqrt` are
-avoided for the same reason: MKL splits them at any size, and on a busy machine waits milliseconds
-for its threads.
+PyTorch runs operations of this size in one thread. `torch.dot` and `torch.sqrt` are not used in
+this file, because MKL splits them over threads at any size. On a busy machine, such a call waits
+milliseconds for the threads.
 """
 
 _NO_FLOAT64: Final = frozenset({"mps"})
@@ -32,7 +32,7 @@ _BUFFERS: Final = 10
 
 
 class _Tensors(NamedTuple):
-    """The flattened tensors of a layer, or a chunk of each."""
+    """The flattened tensors of a layer, or one chunk of each of these tensors."""
 
     after: Tensor
     before: Tensor | None
@@ -49,7 +49,10 @@ class _Tensors(NamedTuple):
 
 
 class TorchBackend:
-    """Measures layer by layer and chunk by chunk; reuses its scratch buffers in later steps."""
+    """Computes the sums with PyTorch operations, layer by layer and chunk by chunk.
+
+    An instance has one set of scratch buffers for each device and reuses them in later steps.
+    """
 
     name: ClassVar[str] = "portable"
 
@@ -64,7 +67,7 @@ class TorchBackend:
         return torch.stack([self._layer(step) for step in steps])
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and the element histograms as :func:`count_steps`."""
+        """Return the sums, and the element histograms that :func:`count_steps` describes."""
         return self.measure(steps), count_steps(steps)
 
     def _layer(self, step: LayerStep) -> Tensor:
@@ -140,7 +143,10 @@ def _measure_chunk(tensors: _Tensors, scratch: Tensor, form: Direction | None) -
 
 
 def _start_direction(form: Direction, tensors: _Tensors, buffers: tuple[Tensor, ...]) -> bool:
-    """Compute v̂, the terms of d without w, and den; return whether d is divided by den."""
+    """Compute v̂, the terms of d that do not contain w, and the denominator ``den``, in buffers.
+
+    Return whether d is divided by ``den``.
+    """
     g, d, den, v, spare = buffers
     d.zero_()
     _add_scaled(d, g, form.grad_share, spare)
@@ -157,9 +163,10 @@ def _start_direction(form: Direction, tensors: _Tensors, buffers: tuple[Tensor, 
 def _finish_direction(
     form: Direction, chunk: tuple[Tensor, Tensor, Tensor], den: Tensor | None, spare: Tensor
 ) -> None:
-    """Complete d: add its term of w, divide by den, and add its term of Δw.
+    """Complete d: add the term c·w, divide by ``den``, and add the term e·Δw.
 
-    The sum is divided, not each term: with den = 0 that would give ∞ − ∞ = NaN.
+    The sum of the terms is divided, not each term. Where ``den`` is 0, the quotients of two terms
+    could be ∞ and −∞, whose sum is NaN.
     """
     w, update, d = chunk
     _add_scaled(d, w, form.weight_share, spare)
@@ -204,7 +211,7 @@ def _add_scaled(total: Tensor, values: Tensor, share: float | Tensor, spare: Ten
 
 
 def _is_nonzero(share: float | Tensor) -> bool:
-    """Return whether a term exists: one with coefficient 0 is omitted, as 0·∞ would be NaN."""
+    """Return whether to compute a term. One with coefficient 0 is omitted, as 0·∞ would be NaN."""
     return isinstance(share, Tensor) or share != 0
 
 

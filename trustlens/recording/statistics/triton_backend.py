@@ -1,8 +1,9 @@
-"""The sums on a GPU, by Triton kernels: one launch for all layers of a kind, no synchronization.
+"""The sums on a GPU, computed by the Triton kernels in ``triton_kernels.py``.
 
-The kernels are in ``triton_kernels.py``. Triton is installed with PyTorch's GPU builds. If it is
-missing or computes wrong sums, :meth:`TritonBackend.if_possible` returns None, and PyTorch
-operations are used instead.
+One launch measures all layers whose tensors have the same dtypes and alignment. The CPU does not
+wait for the GPU. Triton is installed with PyTorch's GPU builds. If it is missing, or the kernels
+compute wrong sums, :meth:`TritonBackend.if_possible` returns None, and PyTorch operations are used
+instead.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ _UNREADABLE: Final = PackedLayer(None, (0, 0, 0, 0, 0), 0, 0)
 
 
 class TritonBackend:
-    """Computes the sums with the kernels; if they cannot read a layer, with PyTorch."""
+    """Computes the sums on one GPU with the Triton kernels.
+
+    For layers that the kernels cannot read, it uses :class:`TorchBackend`.
+    """
 
     name: ClassVar[str] = "cuda"
 
@@ -49,9 +53,10 @@ class TritonBackend:
 
     @classmethod
     def if_possible(cls, device: torch.device | None = None) -> TritonBackend | None:
-        """Return the backend for a GPU, by default the current one; None if it does not work.
+        """Return the backend for a GPU, by default the current one; None if it does not work there.
 
-        The first call for a device compiles a kernel, checks it, and synchronizes with the device.
+        The first call for a device compiles the kernels, checks their sums, and waits for the
+        device.
         """
         if device is None:
             device = _default_device()
@@ -66,14 +71,17 @@ class TritonBackend:
         return self._measure(steps, None)
 
     def measure_and_count(self, steps: Sequence[LayerStep]) -> tuple[Tensor, Tensor]:
-        """Return the sums, and the element histograms as :func:`count_steps`, from one pass."""
+        """Return the sums, and the element histograms that :func:`count_steps` describes.
+
+        Both are computed in the same pass over the tensors.
+        """
         shape, device = (len(steps), len(ELEMENTS), ELEMENT_BUCKETS), steps[0].after.device
         counts = torch.zeros(shape, dtype=torch.int64, device=device)
         return self._measure(steps, counts), counts
 
     def _measure(self, steps: Sequence[LayerStep], counts: Tensor | None) -> Tensor:
         device = steps[0].after.device
-        kept: list[Tensor] = []  # keeps copies alive until the kernels are launched
+        kept: list[Tensor] = []  # holds the copies until the kernels are launched
         layers = [_packed(step, kept) for step in steps]
         key = [layer[:-1] for layer in layers]
         if self._prepared is None or self._prepared[0] != (device, key):
@@ -90,7 +98,8 @@ class TritonBackend:
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedGpuLayers | None:
         """Prepare layers whose tensors, except for the gradients, will keep their addresses.
 
-        Return None if a tensor cannot be read without a copy: other dtype, or not contiguous.
+        Return None if the kernels cannot read a tensor (its dtype or device is unsuitable), or can
+        read it only as a contiguous copy.
         """
         kept: list[Tensor] = []
         layers = [_packed(step, kept) for step in steps]
@@ -108,10 +117,10 @@ def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
 
 
 def _packed(step: LayerStep, kept: list[Tensor]) -> PackedLayer:
-    """Return a layer as the kernels read it; `_UNREADABLE` if they cannot.
+    """Return a layer in the form that the kernels read; `_UNREADABLE` if they cannot read it.
 
-    Its tensors, or contiguous copies of them, are appended to ``kept``. The addresses in the result
-    are valid only while these tensors exist.
+    The layer's tensors, or contiguous copies of them, are appended to the list ``kept``. The
+    addresses in the result are valid only while these tensors exist.
     """
     addresses: list[int] = []
     dtypes: list[torch.dtype | None] = []
@@ -122,7 +131,7 @@ def _packed(step: LayerStep, kept: list[Tensor]) -> PackedLayer:
             continue
         if tensor.dtype not in _DTYPES or tensor.device != step.after.device:
             return _UNREADABLE
-        # The kernels pair elements by position: tensors in another memory order are copied.
+        # The kernels pair elements by their position in memory, so all must have the same order.
         dense = tensor if tensor.is_contiguous() else tensor.contiguous()
         kept.append(dense)
         addresses.append(dense.data_ptr())
@@ -137,7 +146,10 @@ def _packed(step: LayerStep, kept: list[Tensor]) -> PackedLayer:
 
 
 def _forms(steps: Sequence[LayerStep]) -> tuple[list[Direction], list[int]]:
-    """Return the directions without duplicates, and the index of each step's direction."""
+    """Return the directions without duplicates, and the index of each layer's direction in them.
+
+    The index is -1 for a layer whose direction is unknown.
+    """
     indices: dict[tuple[Any, ...], int] = {}
     forms: list[Direction] = []
     form_of: list[int] = []
@@ -178,15 +190,15 @@ def _load(device: torch.device) -> Any:
 
 
 def _check(backend: TritonBackend, device: torch.device) -> None:
-    """Raise ArithmeticError if the sums differ from the reference."""
+    """Raise ArithmeticError if the backend's sums differ from the reference."""
     steps: list[LayerStep] = []
-    for size in (3, 5000):  # no random numbers: that would change the training's
+    for size in (3, 5000):  # no random tensors: drawing them would change the training
         w = torch.linspace(-1, 2, size, dtype=torch.float32, device=device)
         g, v = w.cos(), w.square()
         form = Direction(
             rate=0.01, base=g, base_share=2.0, variance=v, epsilon=1e-3, momentum=g, decay=0.1
         )
-        # The most common kind of layer: its kernel is then compiled before the training needs it.
+        # This is the most common kind of layer. Its kernel is compiled here, before the training.
         steps += [LayerStep(None, w, g, form), LayerStep(None, 1e25 * w, g, form)]
     got, truth = backend.measure(steps), measure_by_reference(steps)
     right = ((got - truth).abs() <= 1e-5 * truth.abs()) | (got.isnan() & truth.isnan())

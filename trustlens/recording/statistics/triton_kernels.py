@@ -1,11 +1,14 @@
 """Triton kernels for the sums on a GPU: one pass over many tensors at once.
 
-Each layer is divided into chunks, one program per chunk. A program adds few numbers per lane in
-float32, then sums across lanes in float64. A chunk with numbers outside of float32's range or
-precision (infinite, NaN, huge or tiny numbers, or terms that cancel) is summed again in float64 by
-the plain formulas, as are float64 tensors. Each chunk writes its sums to its row of a scratch
-array; a second kernel adds the rows of a layer, always in the same order. ``triton_launch.py``
-prepares the tables that the kernels read.
+Each layer is divided into chunks, and each program sums one chunk. In each lane, a program adds
+only a few values in float32. It then adds the results of the lanes in float64.
+
+Float32 does not suffice for a chunk with infinite, NaN, huge or tiny values, or with terms that
+cancel. The program sums such a chunk again in float64 by the plain formulas. Layers with float64
+tensors are summed only in float64.
+
+Each program writes its sums to one row of a scratch array. A second kernel adds the rows of each
+layer, always in the same order. ``triton_launch.py`` prepares the tables that the kernels read.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
@@ -58,14 +61,19 @@ from trustlens.recording.statistics.triton_counts import (
 )
 
 FIELDS = tl.constexpr(9)
-"""Columns of `layers`: after, before, base, variance, momentum, size, first chunk, chunks, has."""
+"""Number of columns of the table `layers`.
+
+They are the addresses of the tensors after, before, base, variance and momentum; the number of
+elements; the index of the first chunk; the number of chunks; and a combination of the bits below.
+"""
 NUMBERS = tl.constexpr(10)
-"""Coefficients of a direction: `coefficients_of` in layer_step.py."""
+"""Number of coefficients of a direction, which `coefficients_of` in layer_step.py returns."""
 HAS_GRAD = tl.constexpr(1)
 HAS_MOMENTUM = tl.constexpr(2)
 HAS_VARIANCE = tl.constexpr(4)
 
-# Bits of `seen`: which numbers were nonzero in some element, and whether float32 was inconclusive.
+# Bits of `seen`, for w, d + λw, Δw, g, d, m and v: whether any element was not 0. The last bit:
+# whether float32 could not decide for some element if d + λw is 0.
 _W = tl.constexpr(0)
 _U = tl.constexpr(1)
 _UPDATE = tl.constexpr(2)
@@ -76,12 +84,15 @@ _V = tl.constexpr(6)
 _UNSURE = tl.constexpr(7)
 
 _CANCELLED = tl.constexpr(2e-4)
-"""If a sum of squares is below this share of its terms' squares, float32 is too imprecise."""
+"""Float32 is too imprecise if the terms of d, or those of d + λw, cancel too much.
+
+This is so if Σ d² is below this share of the sum that it would have without any cancellation.
+"""
 
 
 @triton.jit
 def _is_nonzero(share, values):
-    """Return whether a term `share * values` is not 0, computed without underflow."""
+    """Return where `share * values` is not 0, also if the product underflows to 0 in float32."""
     return tl.where(share != 0, values, 0.0) != 0
 
 
@@ -89,8 +100,8 @@ def _is_nonzero(share, values):
 def _load_inputs(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
     """Load the tensors in the formula of d (``recording/optimizers/direction.py``).
 
-    Return the weights after the step, g, x, v̂, m, √v̂, and the denominator of d. What is loaded is
-    0 outside of the layer.
+    Return the weights after the step, g, x, v̂, m, √v̂, and the denominator of d. Lanes outside of
+    the layer load 0.
     """
     _, _, grad_at, base_at, variance_at, momentum_at, start, has_grad, _ = layer
     after = read(layer[0], start, lanes, inside, KINDS[0], KINDS[7], REAL)
@@ -108,12 +119,15 @@ def _load_inputs(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.co
 
 @triton.jit
 def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Return the weights before the step; `step` is d without its terms of w and Δw."""
+    """Return the weights before the step: the copy if there is one, else computed from `after`.
+
+    `step` is d without the terms c·w and e·Δw.
+    """
     if KINDS[1] != 0:
         w = read(layer[1], layer[6], lanes, inside, KINDS[1], KINDS[7], REAL)
-    else:  # as `undo`: rounded after each of the two operations
+    else:  # as `undo` in layer_step.py: two operations, with a rounding after each
         w = (after + numbers[0].to(REAL) * step).to(KINDS[0])
-        # The factor is float64: rounding it to float32 would change Δw, which is small next to w.
+        # The factor is not rounded to float32. That error would be large compared with Δw.
         w = (w.to(tl.float64) * numbers[9]).to(KINDS[0]).to(REAL)
         w = tl.where(inside, tl.where(layer[8] != 0, w, after), 0.0)
     return w
@@ -121,9 +135,9 @@ def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, RE
 
 @triton.jit
 def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Return each element's values for `_terms`; they are 0 outside of the layer.
+    """Return four things for each element of a block; those of lanes outside of the layer are 0.
 
-    Also return, for each element, the sum of the magnitudes of d's terms; the weight after the
+    They are the values for `_terms`; the sum of the magnitudes of d's terms; the weight after the
     step; and whether float32 cannot decide if d + λw is 0.
     """
     a, b, c, e, epsilon, decay = (
@@ -138,7 +152,7 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
     of_weight, of_update = scaled(c.to(REAL), w), scaled(e.to(REAL), update)
     d = quotient(of_grad + of_base + of_weight, den, REAL) + of_update
     u = d + scaled(decay.to(REAL), w)
-    if REAL == tl.float32:  # c and λ are added first: if they cancel, they do so exactly
+    if REAL == tl.float32:  # c + λ is computed first, so that c = -λ cancels exactly
         u = tl.where(dividing, u, step + of_update + scaled((c + decay).to(REAL), w))
     least = tl.where(v < epsilon.to(REAL) * epsilon.to(REAL), epsilon.to(REAL), root)
     if KINDS[4] == 0:
@@ -147,7 +161,7 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
         surprise = tl.where(inside, quotient(g, least, REAL), 0.0)
     amount = tl.abs(of_grad) + tl.abs(of_base) + tl.where(dividing, tl.abs(of_weight), 0.0)
     amount = tl.where(inside, quotient(amount, den, REAL) + tl.abs(of_update), 0.0)
-    # Whether u has a nonzero term, even if float32 rounds the sum of its terms to 0.
+    # Whether u has a term that is not 0. Float32 may round the sum of the terms to 0.
     pulls = tl.where(dividing, tl.abs(c) + tl.abs(decay), c + decay)
     wanted = _is_nonzero(a, g) | _is_nonzero(b, x) | _is_nonzero(pulls, w)
     unsure = (update == 0) & (u == 0) & wanted
@@ -159,7 +173,7 @@ def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.const
 
 @triton.jit
 def _terms(values):
-    """Return an element's terms of the sums of kind "sum", in column order."""
+    """Return what an element adds to each sum of kind "sum", in the order of the columns."""
     w, update, g, m, v, d, u, surprise = values
     terms = (
         w * w, u * u, update * update, g * g, d * d, d * w, update * w, g * m, m * m, v,
@@ -171,7 +185,7 @@ def _terms(values):
 
 @triton.jit
 def _no_terms(zero):
-    """Return the initial value of the sums of kind "sum"."""
+    """Return the initial values of the sums of kind "sum": a tuple of zeros."""
     none = ()
     for _ in tl.static_range(FIRST_COUNT):
         none = none + (zero,)  # noqa: RUF005 — Triton does not support unpacking
@@ -211,7 +225,7 @@ def _add_block(
 
 @triton.jit
 def _are_accurate(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
-    """Return whether the float32 sums `s` of a chunk are accurate."""
+    """Return whether float32 was accurate enough for the sums `s` of a chunk."""
     known = layer[8]
     c, decay, dividing = numbers[3], numbers[7], numbers[8] != 0
     w2, u2, d2 = s[WEIGHT_SQUARES], s[DIRECTION_SQUARES], s[UNDECAYED_SQUARES]
@@ -235,7 +249,10 @@ def _are_accurate(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
 def _sum_in_float32(
     layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum a chunk in float32 into its row of the scratch; return whether the sums are accurate."""
+    """Sum a chunk in float32 into `row` of the scratch array.
+
+    Return whether the sums are accurate; if not, they have to be computed again in float64.
+    """
     lanes = tl.arange(0, BLOCK)
     zero = tl.zeros([BLOCK], tl.float32)
     none = tl.zeros([BLOCK], tl.int32)
@@ -254,7 +271,7 @@ def _sum_in_float32(
     totals = _totals(sums)
     for i in tl.static_range(FIRST_COUNT):
         tl.store(row + i, totals[i])
-    tl.store(row + NONFINITE, 0.0)  # else the sums are not finite, and rejected
+    tl.store(row + NONFINITE, 0.0)  # if an element is not finite, these sums are rejected
     tl.store(row + ZERO_GRAD, tl.sum(counted & 0xFFFF, axis=0).to(tl.float64))
     tl.store(row + SWALLOWED, tl.sum(counted >> 16, axis=0).to(tl.float64))
     tl.store(row + UPDATE_MAX, tl.max(most_update, axis=0).to(tl.float64))
@@ -265,7 +282,7 @@ def _sum_in_float32(
 
 @triton.jit
 def _totals(s):
-    """Return the sums across lanes, in float64."""
+    """Return the sum of all lanes for each item of the tuple `s`, in float64."""
     totals = ()
     for i in tl.static_range(FIRST_COUNT):
         totals = totals + (total(s[i]),)  # noqa: RUF005
@@ -276,7 +293,7 @@ def _totals(s):
 def _sum_in_float64(
     layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum a chunk in float64 into its row of the scratch."""
+    """Sum a chunk in float64 into `row` of the scratch array."""
     zero = tl.zeros([BLOCK], tl.float64)
     none = tl.zeros([BLOCK], tl.int32)
     sums = _no_terms(zero)
@@ -310,7 +327,10 @@ def _sum_in_float64(
 
 @triton.jit
 def _load_coefficients(at, DIVIDES: tl.constexpr):
-    """Load a direction's coefficients; the factor of the decay is replaced by its inverse."""
+    """Load a direction's coefficients, in the order in which the functions above index `numbers`.
+
+    The factor by which the decay multiplies w is replaced by its inverse and comes last.
+    """
     rate, a, b, c = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
     e, h, epsilon, decay = tl.load(at + 4), tl.load(at + 5), tl.load(at + 6), tl.load(at + 7)
     divides = tl.load(at + 9) if DIVIDES else tl.full([], 0, tl.float64)
@@ -323,11 +343,13 @@ def measure_chunks(
     KINDS: tl.constexpr, WIDE: tl.constexpr, COUNT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum one chunk of a layer per program, starting with chunk `first`.
+    """Sum the chunks from index `first` on, one chunk in each program.
 
-    `KINDS` has the dtypes of after, before, gradient, base, variance and momentum (0 for a missing
-    tensor), and three flags: the base is the momentum; the addresses of all tensors except for the
-    gradient are multiples of 16; those of all gradients are. `WIDE` requests float64.
+    `KINDS` has nine items. First come the dtypes of after, before, gradient, base, variance and
+    momentum; 0 for a missing tensor. Three flags follow. The first says whether the base is the
+    momentum. The second says whether the addresses of all tensors except for the gradient are
+    multiples of 16, and the third says this of all gradients. `WIDE`: sum in float64. `COUNT`: also
+    count the element histograms.
     """
     chunk = first + tl.program_id(0)
     index = tl.load(chunks + 2 * chunk).to(tl.int64)
@@ -352,7 +374,10 @@ def measure_chunks(
 
 @triton.jit(do_not_specialize=["count"])
 def add_chunks(layers, changing, scratch, sums, count, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Add the chunks of one layer per program, in order; set missing sums to NaN."""
+    """Add the rows of a layer's chunks in order, one layer in each program.
+
+    Sums that need a tensor which the layer lacks become NaN.
+    """
     index = tl.program_id(0).to(tl.int64)
     fields = layers + index * FIELDS
     size, first, chunks = tl.load(fields + 5), tl.load(fields + 6), tl.load(fields + 7)
@@ -370,7 +395,7 @@ def add_chunks(layers, changing, scratch, sums, count, PADDED: tl.constexpr, ROW
 
 @triton.jit(do_not_specialize=["count"])
 def gather(places, numbers, count, BLOCK: tl.constexpr):
-    """Read the float32 numbers at these addresses."""
+    """Read the float32 numbers that are stored at the addresses `places`, into `numbers`."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < count
     at = tl.load(places + lane, mask=inside, other=0).to(tl.pointer_type(tl.float32))

@@ -1,4 +1,4 @@
-"""Prepare the tables of layers on a GPU, and launch the kernels of ``triton_kernels.py``."""
+"""Upload tables that describe the layers to a GPU, and launch ``triton_kernels.py``'s kernels."""
 
 from __future__ import annotations
 
@@ -17,54 +17,59 @@ from trustlens.recording.optimizers import Direction
 from trustlens.recording.statistics.layer_step import coefficients_of
 
 CHUNK: Final = 1 << 15
-"""Elements that one program sums: enough to amortize its start and end."""
+"""Elements that one program sums: so many that its fixed cost does not matter."""
 
 BLOCK: Final = 1 << 10
-"""Elements that a program processes at a time: each lane adds 32 numbers in float32."""
+"""Elements that a program processes at a time.
 
-_ROWS: Final = 64  # chunks of a layer that `add_chunks` adds at a time
+In each lane, a program then adds CHUNK / BLOCK = 32 values in float32.
+"""
 
-ALIGNMENT: Final = 16  # bytes of a vectorized load
+_ROWS: Final = 64  # rows of the scratch array that `add_chunks` loads at a time
+
+ALIGNMENT: Final = 16  # a vectorized load reads this number of bytes
 
 _NO_NUMBERS: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
 
 
 class KernelKind(NamedTuple):
-    """Constants that a kernel is compiled for; dtypes of after, before, gradient, x, v and m."""
+    """What the layers of one launch have in common: constants for which a kernel is compiled."""
 
-    dtypes: tuple[torch.dtype | None, ...]
+    dtypes: tuple[torch.dtype | None, ...]  # of after, before, gradient, x, v, m; None if missing
     base_is_momentum: bool
-    aligned: bool  # all tensors except for the gradient, whose address changes
+    aligned: bool  # whether all addresses are multiples of 16, except for those of gradients
 
 
 class PackedLayer(NamedTuple):
-    """A layer as the kernels read it."""
+    """A layer in the form that the kernels read."""
 
-    kind: KernelKind | None  # None: the kernels cannot read the layer
-    addresses: tuple[int, ...]  # of after, before, x, v and m
-    size: int
-    has: int
-    grad: int = 0
+    kind: KernelKind | None  # None if the kernels cannot read the layer
+    addresses: tuple[int, ...]  # of after, before, x, v and m; 0 for a missing tensor
+    size: int  # number of elements
+    has: int  # HAS_ bits of triton_kernels.py
+    grad: int = 0  # address of the gradient; 0 for none
 
 
 class _Group(NamedTuple):
-    """Layers of one kind, which one launch measures."""
+    """All layers of one kind: one launch of ``measure_chunks`` measures them."""
 
-    kinds: tuple[Any, ...]  # `KINDS` of the kernel, without its last flag
-    wide: bool
-    first: int
-    chunks: int
+    kinds: tuple[Any, ...]  # the kernel's constant `KINDS`, without the last flag
+    wide: bool  # whether to sum in float64
+    first: int  # index of the first chunk
+    chunks: int  # number of chunks
 
 
 class PreparedGpuLayers:
-    """Layers whose tensors, except for the gradients, keep their addresses between steps.
+    """Layers whose tables are on the GPU, so that they can be measured in each step.
+
+    The layers' tensors, except for the gradients, must keep their addresses between steps.
 
     Parameters
     ----------
     kernels : module
         The module ``triton_kernels``.
     layers : sequence
-        The packed layers.
+        The layers. Those with ``kind`` None are not measured.
     device : torch.device
         The device of the layers.
     """
@@ -92,17 +97,18 @@ class PreparedGpuLayers:
         Parameters
         ----------
         grads : sequence of int
-            Addresses of the gradients; 0 for none. Each gradient is contiguous and has the dtype
-            that it had when the layers were packed (that of the weights if there was none then).
+            Addresses of the gradients; 0 if a layer has none. Each is contiguous and has the dtype
+            in the layer's ``kind``: that of the gradient when the layer was packed, or that of the
+            weights if there was no gradient then.
         forms : sequence of Direction
             The layers' directions, without duplicates. Only their coefficients are read, not their
-            tensors. A coefficient may be a tensor on the device, without dimensions or of shape
-            (n,), with one value for each of the n layers of this direction in order.
+            tensors. A coefficient may be a tensor on the device. It has no dimensions, or the shape
+            (n,) with one value for each of the n layers that have this direction, in their order.
         form_of : sequence of int
-            Index of each layer's direction in ``forms``; -1 if it is unknown.
+            Index of each layer's direction in ``forms``; -1 if the direction is unknown.
         counts : Tensor, optional
-            Element histograms to which those of this step are added: int64 of shape (layers, 3,
-            buckets).
+            Element histograms, int64 of shape (layers, 3, buckets). The counts of this step are
+            added to them. None: count nothing.
         """
         float64: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
         sums = torch.empty((self._count, len(SUMS)), **float64)
@@ -143,7 +149,10 @@ class PreparedGpuLayers:
         forms: Sequence[Direction],
         form_of: Sequence[int] | NDArray[np.int64],
     ) -> Tensor:
-        """Upload what changed since the last step in one copy; return the coefficients."""
+        """Upload the gradients' addresses and the coefficients; return the latter on the device.
+
+        There is one upload, or none if nothing changed since the last step.
+        """
         values, places, tensors, row_of = _coefficient_table(forms, np.asarray(form_of, np.int64))
         packed = b"".join(
             (_packed_ints(grads), row_of.tobytes(), array("d", values), _packed_ints(places))
@@ -154,12 +163,15 @@ class PreparedGpuLayers:
             self._grads_aligned = not (changing[: self._count] % ALIGNMENT).any()
         start, end = 2 * self._count, 2 * self._count + len(values)
         coefficients = self._changing[start:end].view(torch.float64)
-        if tensors:  # insert the coefficients that are on the device
+        if tensors:  # insert the coefficients that are tensors on the device
             coefficients.index_copy_(0, self._changing[end:], torch.cat(tensors).double())
         return coefficients
 
     def gather(self, places: NDArray[np.int64]) -> Tensor:
-        """Return the float32 numbers at these addresses of the device, shape (addresses,)."""
+        """Return the float32 numbers that are stored at the addresses ``places`` of the device.
+
+        ``places`` and the result have the same shape (n,).
+        """
         packed = places.tobytes()
         if packed != self._gathered[0]:
             self._gathered = packed, upload(places, self._device)
@@ -174,7 +186,9 @@ class PreparedGpuLayers:
 def _coefficient_table(
     forms: Sequence[Direction], form_of: NDArray[np.int64]
 ) -> tuple[list[float], list[int], list[Tensor], NDArray[np.int64]]:
-    """Return the table of coefficients and the row of each layer in it.
+    """Return the table of the directions' coefficients, and the row of each layer in the table.
+
+    A direction has one row, or one for each of its layers if a coefficient differs between them.
 
     Returns
     -------
@@ -183,7 +197,7 @@ def _coefficient_table(
     places : list of int
         Positions in ``values`` of the coefficients that are on the device.
     tensors : list of Tensor
-        These coefficients.
+        The values for these positions, in order.
     row_of : int64 (layers,)
         Row of each layer; -1 if its direction is unknown.
     """
@@ -213,8 +227,7 @@ def _layout(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Group]]:
     """Return the table of layers, the table of chunks, and the groups.
 
-    A group is all layers of one kind. Their chunks are adjacent in the table, so that one launch
-    measures them.
+    The chunks of a group are adjacent in the table of chunks, so that one launch measures them.
     """
     from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — may be missing
 
