@@ -113,7 +113,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class StepsBefore:
-    """Event: write new ``counts`` to ``run.json``; see :attr:`History.steps_before`."""
+    """Event: write ``counts`` to ``run.json`` as the new :attr:`History.steps_before`."""
 
     counts: tuple[int, ...]
 

@@ -17,8 +17,8 @@ _log: Final = logging.getLogger("trustlens")
 class Failsafe:
     """Calls the recorder's functions so that none of their errors reaches the training loop.
 
-    After the first error, it logs one warning and calls no further functions: recording stops and
-    training continues.
+    After the first error, recording stops and training continues: the instance logs one warning,
+    and further functions are called only while the recorder is being closed.
 
     Parameters
     ----------

@@ -299,7 +299,7 @@ class CachedPlan:
         return np.array([0 if grad is None else grad.data_ptr() for grad in grads], np.int64)
 
     def _is_unchanged(self) -> bool:
-        """Return whether every tensor is the same object as at first, at the same address."""
+        """Return whether all tensors are the same objects as in the plan, at the same addresses."""
         state, entries = self._optimizer.state, list(_entries(self._own_states))
         return (
             state is self._state

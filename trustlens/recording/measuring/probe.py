@@ -308,7 +308,7 @@ class OptimizerProbe:
         return self._backends[device]
 
     def _copy_grads_after_first_call(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that calls the given one, and copies the gradients the first time."""
+        """Wrap a closure so that the gradients are copied after its first call in the step."""
         calls = 0
 
         def wrapped() -> Any:

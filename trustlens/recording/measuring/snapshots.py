@@ -156,7 +156,7 @@ class WeightSnapshots:
         return self._state_entries[place]
 
     def done(self) -> None:
-        """Free copies that are not used again; call after the step was measured."""
+        """Free the copies that no later step uses; call this when the last step is measured."""
         if self.copy_plan is not None:
             return
         self._grads = [None] * len(self._layers)  # not reused, unlike copies of weights
@@ -165,7 +165,7 @@ class WeightSnapshots:
         self._new -= {i for i, did in enumerate(stepped) if did and self._weights[i] is not None}
 
     def _is_invertible(self, group: Group) -> bool:
-        """Return whether a group's weights before a step can be computed from the state after."""
+        """Return whether the state after a step suffices to compute a group's weights before it."""
         if not self._family.invertible(group):
             return False
         rate = float_or_tensor(group["lr"])
