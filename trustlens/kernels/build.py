@@ -1,9 +1,10 @@
 """Load the C loops of this package as shared libraries.
 
-A wheel for a common platform contains prebuilt libraries, one variant per vector width; the widest
-variant that this processor supports is loaded. Otherwise a loop is compiled at its first use and
-stored in the user's cache folder, under a name derived from its sources, the compiler and the
-processor. Neither is required: every caller has a slower fallback without compiled loops.
+A wheel for a common platform contains prebuilt libraries: one variant of each loop per vector
+width. The widest variant that this processor supports is loaded. If there is none, the loop is
+compiled at its first use and stored in the user's cache folder, under a name derived from its
+sources, the compiler and the processor. If that fails, too, the caller uses slower operations of
+PyTorch.
 
 All libraries share PyTorch's OpenMP threads, because `torch` is imported before they are loaded.
 """
@@ -37,13 +38,12 @@ _ATTEMPTS: Final = (  # fastest first; some compilers reject the first two
 
 
 def load(source: Path) -> ctypes.CDLL:
-    """Load the library of a C source: the prebuilt one if it exists, else one compiled here.
+    """Load the library of a C source: the prebuilt one, else one compiled on this machine.
 
     Raises
     ------
     OSError
-        If no prebuilt library can be loaded, and there is no compiler, or it fails, or the
-        compiled library cannot be loaded.
+        If no prebuilt library can be loaded, and none can be compiled or loaded here either.
     """
     ready = ready_built(source)
     if ready is not None:
@@ -61,9 +61,10 @@ def load(source: Path) -> ctypes.CDLL:
 
 
 def ready_built(source: Path) -> Path | None:
-    """Return the path of the prebuilt library for this processor; None if the package has none."""
+    """Return the path of the prebuilt library for this processor; None if there is none."""
     variants = list(X86_VARIANTS)
-    # On x86-64 "AVX512", "AVX2" or "DEFAULT". Other architectures have one variant, the baseline.
+    # On x86-64, the capability is "AVX512", "AVX2" or "DEFAULT". Other architectures have only the
+    # baseline variant.
     capability = torch.backends.cpu.get_cpu_capability().lower()
     widest = variants.index(capability if capability in variants else BASELINE)
     for variant in variants[widest:]:
@@ -79,7 +80,7 @@ def compiled_here(source: Path) -> Path:
     Raises
     ------
     OSError
-        If there is no compiler, or it fails.
+        If there is no compiler, or the compiler fails.
     """
     compiler = find_compiler()
     texts = [path.read_bytes() for path in (source, *sorted(_FOLDER.glob("*.h")))]
@@ -87,7 +88,8 @@ def compiled_here(source: Path) -> Path:
     key = b"\n".join([*texts, *(each.encode() for each in settings)])
     path = cache_folder() / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:20]}.so"
     if not path.exists():
-        # Compiled elsewhere, then renamed: other processes may compile it at the same time.
+        # The library is compiled in a temporary folder and then moved, because other processes may
+        # compile it at the same time.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             compiled = Path(folder) / path.name
             compile_library(compiler, source, compiled, _ATTEMPTS)
@@ -98,7 +100,7 @@ def compiled_here(source: Path) -> Path:
 def _processor() -> str:
     """Return a text that identifies the processor.
 
-    It is hashed into the name of a compiled library, since machines with different processors may
+    A hash of it is part of a compiled library's name, since machines with different processors may
     share the cache folder.
     """
     try:

@@ -1,7 +1,7 @@
 """Compile a C source of this package into a shared library.
 
-Imports only the standard library: the wheel's build hook runs this file before the package is
-installed.
+This file imports only the standard library, because the wheel's build hook runs it before the
+package is installed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final
 FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-Wno-psabi")
 
 BASELINE: Final = "baseline"
-"""The variant that every processor of an architecture supports."""
+"""Name of the variant that every processor of an architecture supports."""
 
 X86_VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
-    # The same features as PyTorch's CPU capabilities of these names.
+    # The keys are PyTorch's names of CPU capabilities; the flags enable the same features.
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
     BASELINE: (),
@@ -36,7 +36,7 @@ def find_compiler() -> str:
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no compiler.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
@@ -56,12 +56,13 @@ def compile_library(
     source, target : Path
         The C file and the library to write.
     attempts : iterable of tuple of str
-        Flags to add to `FLAGS`. If the compiler fails, the next ones are tried.
+        Each item has flags that are added to `FLAGS`. If the compiler fails with one item, the next
+        is tried.
 
     Raises
     ------
     OSError
-        If the compiler fails with all of them, or does not finish within 60 s.
+        If the compiler fails with all items, or does not finish within 60 s.
     """
     message = ""
     for flags in attempts:

@@ -13,17 +13,18 @@ from torch import Tensor
 
 OPTIONS: Final[dict[str, Any]] = {
     "num_warps": 8,
-    # Products are rounded before they are added, so that terms which cancel do so exactly.
+    # Products are rounded before they are added, so that opposite terms cancel exactly.
     "enable_fp_fusion": False,
-    # Limited so that two programs fit on a multiprocessor: one can run while the other loads.
+    # With this limit of registers, two programs fit on a multiprocessor: one can compute while the
+    # other loads.
     **({} if torch.version.hip else {"maxnreg": 128}),
 }
-"""Compile options of kernels that process elements."""
+"""Compile options of the Triton kernels."""
 
 
 def upload(values: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy an array to the device without synchronizing; return the tensor."""
-    host = torch.from_numpy(np.array(values))  # copied: arrays of np.frombuffer are read-only
+    """Copy an array to a device, without waiting for the device; return the tensor there."""
+    host = torch.from_numpy(np.array(values))  # a copy, since arrays may be read-only
     if device.type == "cpu":
         return host
     # torch reuses pinned memory only after the copy from it has finished.
@@ -31,26 +32,26 @@ def upload(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def next_power_of_two(columns: int) -> int:
-    """Return the smallest power of two that is at least ``columns``, as Triton blocks need it."""
+    """Return the smallest power of two that is at least ``columns``: a size for Triton blocks."""
     return 1 << (columns - 1).bit_length()
 
 
 def is_interpreted() -> bool:
-    """Return whether Triton runs kernels in its interpreter, on tensors of the CPU."""
+    """Return whether Triton runs kernels in its interpreter, which uses tensors on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which this GPU is the current device; no effect for the CPU."""
+    """Return a context in which ``device`` is the current GPU; it has no effect for the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def all_true(values: Tensor) -> bool:
-    """Return whether all elements of a bool tensor are True; synchronizes with the device."""
+    """Return whether all elements of a bool tensor are True; waits for the tensor's device."""
     pinned = values.device.type == "cuda"
     host = torch.empty(values.shape, dtype=torch.bool, device="cpu", pin_memory=pinned)
     host.copy_(values, non_blocking=True)
-    if pinned:  # an event: torch.cuda.set_sync_debug_mode does not reject it
+    if pinned:  # waiting for an event is allowed by torch.cuda.set_sync_debug_mode
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(values.device))
         event.synchronize()

@@ -2,7 +2,7 @@
 #ifndef TRUSTLENS_SUMS_H
 #define TRUSTLENS_SUMS_H
 
-/* The recorded sums of a layer, in order. */
+/* The indices of the recorded sums of a layer. */
 enum {
     WEIGHT_SQUARES,
     DIRECTION_SQUARES,
@@ -24,7 +24,7 @@ enum {
 };
 enum { FIRST_COUNT = 11, FIRST_MAXIMUM = 14 };
 
-/* The inputs that each of them needs: a combination of bits. */
+/* The inputs that each sum needs, as a combination of bits. */
 enum { NEEDS_GRADIENT = 1, NEEDS_DIRECTION = 2, NEEDS_MOMENTUM = 4, NEEDS_VARIANCE = 8 };
 static const unsigned char SUM_NEEDS[SUMS] = {
     0,
@@ -45,7 +45,7 @@ static const unsigned char SUM_NEEDS[SUMS] = {
     NEEDS_GRADIENT,
 };
 
-/* The bucket of a float32 in an element histogram is (its bits) >> BUCKET_SHIFT. */
+/* The bucket of a float32 in an element histogram is its bit pattern >> BUCKET_SHIFT. */
 enum { BUCKETS = 2048, BUCKET_SHIFT = 21 };
 
 #endif

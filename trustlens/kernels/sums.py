@@ -1,10 +1,12 @@
 """Every recorded sum over a layer's elements, declared once.
 
-The backends of ``recording/statistics`` and the fused steps of ``optim`` return float64 of shape
-(layers, len(SUMS)), with these columns in this order. The C header ``sums.h`` and the constants of
-the Triton kernels (``triton_sums.py``) are generated from the declaration. To add a sum, add a line
-to ``DECLARED``, rewrite the header (``python -m trustlens.kernels.sums``), add the arithmetic to
-each backend, and the quantity to ``schema.py``.
+The backends of ``recording/statistics`` and the fused steps of ``optim`` return the sums as float64
+of shape (layers, len(SUMS)), in the order of ``DECLARED``. The C header ``sums.h`` and the
+constants of the Triton kernels (``triton_sums.py``) are generated from ``DECLARED``.
+
+To add a sum, add a line to ``DECLARED`` and rewrite the header with
+``python -m trustlens.kernels.sums``. Then add the arithmetic to each backend and each fused step,
+and the quantity to ``schema.py``.
 """
 
 from __future__ import annotations
@@ -24,15 +26,15 @@ class Sum(NamedTuple):
     Attributes
     ----------
     name : str
-        The column of a backend's result.
+        The sum's name, which is also that of its column.
     quantity : str
-        The recorded quantity of ``schema.py`` that is computed from it.
+        The recorded quantity of ``schema.py`` that is computed from the sum.
     kind : "sum", "count" or "maximum"
-        How the results of a layer's chunks are combined: maxima by their maximum, sums and counts
-        by addition. Counts are integers.
+        How the results of a layer's chunks are combined: sums and counts by addition, maxima by
+        their maximum. Counts are integers.
     needs : str, optional
-        What a layer must have in a step for the quantity to exist. A backend returns NaN if the
-        layer lacks the tensor of :data:`TENSORS` that corresponds to it.
+        What a layer must have in a step for the quantity to exist; None if nothing. If the layer
+        lacks the item of :data:`TENSORS` that corresponds to this need, a backend returns NaN.
     """
 
     name: str
@@ -71,8 +73,10 @@ FIRST_MAXIMUM: Final = sum(each.kind != "maximum" for each in DECLARED)
 """Index of the first maximum; all columns from there on are maxima."""
 
 TENSORS: Final = ("gradient", "direction", "momentum", "variance")
-"""Inputs that a layer may lack in a backend. Without a gradient, the others count as missing too.
-For a backend, the needs "undecayed" and "intended" are the same as "direction".
+"""Inputs of a backend that a layer may lack in a step.
+
+If a layer has no gradient, the other three count as missing, too. The needs "undecayed" and
+"intended" of a sum correspond to the input "direction".
 """
 
 HEADER: Final = Path(__file__).with_name("sums.h")
@@ -80,17 +84,20 @@ HEADER: Final = Path(__file__).with_name("sums.h")
 
 
 def columns_of(tensor: str) -> list[int]:
-    """Return the columns that a backend cannot compute without this item of `TENSORS`."""
+    """Return the indices of the columns that need this item of `TENSORS`."""
     return [i for i, each in enumerate(DECLARED) if _tensor_of(each) == tensor]
 
 
 def mask_of(tensor: str) -> int:
-    """Return :func:`columns_of` as a bit mask: bit i is column i."""
+    """Return the result of :func:`columns_of` as a bit mask: bit i is column i."""
     return sum(1 << i for i in columns_of(tensor))
 
 
 def c_header() -> str:
-    """Return the text of the C header: columns, the inputs that each needs, and element buckets."""
+    """Return the text of the C header.
+
+    It declares the columns, the inputs that each column needs, and the buckets of the histograms.
+    """
     columns = "".join(f"    {each.name.upper()},\n" for each in DECLARED)
     bits = ", ".join(f"NEEDS_{name.upper()} = {1 << i}" for i, name in enumerate(TENSORS))
     needs = "".join(f"    {_c_need(each)},\n" for each in DECLARED)
@@ -99,18 +106,18 @@ def c_header() -> str:
 #ifndef TRUSTLENS_SUMS_H
 #define TRUSTLENS_SUMS_H
 
-/* The recorded sums of a layer, in order. */
+/* The indices of the recorded sums of a layer. */
 enum {{
 {columns}    SUMS
 }};
 enum {{ FIRST_COUNT = {FIRST_COUNT}, FIRST_MAXIMUM = {FIRST_MAXIMUM} }};
 
-/* The inputs that each of them needs: a combination of bits. */
+/* The inputs that each sum needs, as a combination of bits. */
 enum {{ {bits} }};
 static const unsigned char SUM_NEEDS[SUMS] = {{
 {needs}}};
 
-/* The bucket of a float32 in an element histogram is (its bits) >> BUCKET_SHIFT. */
+/* The bucket of a float32 in an element histogram is its bit pattern >> BUCKET_SHIFT. */
 enum {{ BUCKETS = {ELEMENT_BUCKETS}, BUCKET_SHIFT = {ELEMENT_SHIFT} }};
 
 #endif

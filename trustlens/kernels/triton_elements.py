@@ -1,4 +1,7 @@
-"""Triton functions for elements and for the sums of chunks, shared by all our kernels."""
+"""Triton functions that the kernels of ``recording`` and of ``optim`` share.
+
+They load elements, compute with them, and add the sums of chunks.
+"""
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
@@ -10,7 +13,7 @@ import triton.language as tl
 
 from trustlens.kernels.triton_sums import FIRST_MAXIMUM
 
-# Between these bounds a float32 sum of squares has no significant underflow and no overflow.
+# A float32 sum of squares between these bounds did not overflow, and underflow does not matter.
 LEAST = tl.constexpr(1e-27)
 MOST = tl.constexpr(1e36)
 
@@ -24,7 +27,7 @@ def dtype_of(dtype):
 def pointer_to(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """Return a pointer to element `start` of the tensor at an address."""
     pointer = address.to(tl.pointer_type(DTYPE))
-    if ALIGNED:  # otherwise each element is loaded separately
+    if ALIGNED:  # without this hint, each element is loaded separately
         pointer = tl.multiple_of(pointer, 16)
     return pointer + start
 
@@ -33,7 +36,10 @@ def pointer_to(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 def read(
     address, start, lanes, inside, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr
 ):
-    """Load elements of the tensor at an address; zeros outside of it or without a tensor."""
+    """Load the elements `start + lanes` of the tensor at an address, as dtype `REAL`.
+
+    Lanes that are not `inside` are 0. If there is no tensor (`DTYPE` is 0), all lanes are 0.
+    """
     if DTYPE == 0:
         values = tl.zeros(lanes.shape, REAL)
     else:
@@ -44,7 +50,7 @@ def read(
 
 @triton.jit
 def scaled(share, values):
-    """Return `share * values`, and 0 if the share is 0, even for infinite values."""
+    """Return `share * values`. If the share is 0, return 0, even where a value is infinite."""
     return tl.where(share != 0, share * values, 0.0)
 
 
@@ -68,7 +74,7 @@ def larger(a, b):
 
 @triton.jit
 def maximum(values):
-    """Return the maximum of a block; NaN if it contains one."""
+    """Return the maximum of a block; NaN if the block contains NaN."""
     broken = tl.max((values != values).to(tl.int32), axis=0)
     most = tl.max(tl.where(values == values, values, 0.0), axis=0)
     return tl.where(broken > 0, float("nan"), most)
@@ -82,9 +88,9 @@ def total(values):
 
 @triton.jit
 def is_in_range(summed, seen, bit: tl.constexpr):
-    """Return whether a sum of squares is in float32's range: within the bounds, or of zeros only.
+    """Return whether a sum of squares is within the bounds above, or all squared values are 0.
 
-    The bit in `seen` is set if a summed value was not 0.
+    The bit `bit` of a lane in `seen` is set if a value in that lane was not 0.
     """
     return ((summed > LEAST) & (summed < MOST)) | (tl.max((seen >> bit) & 1, axis=0) == 0)
 
@@ -93,9 +99,10 @@ def is_in_range(summed, seen, bit: tl.constexpr):
 def combined_rows(
     scratch, first, count, COLUMNS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Return the sums and maxima of a layer, combined from its rows of `scratch` in order.
+    """Return the sums and maxima of a layer: its `count` rows of `scratch`, combined in order.
 
-    The result has `PADDED` (a power of two) columns: those after the first `COLUMNS` are 0.
+    The layer's rows start at index `first`. `ROWS` of them are loaded at a time. The result has
+    `PADDED` columns, a power of two. Those after the first `COLUMNS` are 0.
     """
     column = tl.arange(0, PADDED)
     sums = tl.zeros([PADDED], tl.float64)

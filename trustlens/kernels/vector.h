@@ -1,6 +1,6 @@
-/* Vectors of float32: loads, reciprocals and reciprocal square roots with an error of one or two
-   units in the last place, and sums in float64. Uses the vector types of GCC and Clang, so that it
-   compiles for any processor. */
+/* Operations on vectors of float32: loads, reciprocals, reciprocal square roots, and sums in
+   float64. The error of the reciprocals is one or two units in the last place. The code uses the
+   vector types of GCC and Clang, so that it compiles for any processor. */
 #ifndef TRUSTLENS_VECTOR_H
 #define TRUSTLENS_VECTOR_H
 
@@ -40,10 +40,10 @@ static inline __attribute__((always_inline)) vec broadcast(float x) { return x -
 
 static inline __attribute__((always_inline)) ivec bits(vec v) { return (ivec)v; }
 
-/* A mask that is set in all lanes or in none. */
+/* Returns a mask that is set in all lanes if `set` is not 0, else in none. */
 static inline __attribute__((always_inline)) ivec mask(int set) { return (ivec){0} - (set != 0); }
 
-/* Returns a in the lanes where the mask is set, else b. */
+/* Returns a in the lanes where the mask is set, and b in the others. */
 static inline __attribute__((always_inline)) vec blend(ivec mask, vec a, vec b) {
     return (vec)((mask & bits(a)) | (~mask & bits(b)));
 }
@@ -58,8 +58,9 @@ static inline __attribute__((always_inline)) vec minimum(vec a, vec b) {
 #endif
 }
 
-/* Returns the maximum of the bits as unsigned integers. For magnitudes this is the larger magnitude,
-   and NaN is the largest. A number whose sign bit is set, including NaN, is above any other. */
+/* Compares the bits of a and b as unsigned integers and returns the larger ones. For magnitudes,
+   this is the larger magnitude, where NaN is the largest. A number whose sign bit is set, even NaN,
+   is above every number whose sign bit is not set. */
 static inline __attribute__((always_inline)) ivec max_bits(ivec a, ivec b) {
 #if defined(__AVX512F__)
     return (ivec)_mm512_max_epu32((__m512i)a, (__m512i)b);
@@ -78,13 +79,13 @@ static inline __attribute__((always_inline)) ivec is_finite(vec v) {
     return magnitude(v) < 0x7f800000;
 }
 
-/* Returns x in the lanes where the mask is set, else 0. */
+/* Returns x in the lanes where the mask is set, and 0 in the others. */
 static inline __attribute__((always_inline)) vec masked(ivec there, vec x) {
     return (vec)(there & bits(x));
 }
 
-/* Returns c + a·b, rounded once if the processor has fused multiply-add. Explicit, not left to the
-   compiler, so that the result does not depend on the surrounding code. */
+/* Returns c + a·b, rounded once if the processor has fused multiply-add. The instruction is chosen
+   here, not by the compiler, so that the result does not depend on the surrounding code. */
 static inline __attribute__((always_inline)) vec add_product(vec c, vec a, vec b) {
 #if defined(__AVX512F__)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -108,8 +109,8 @@ static inline __attribute__((always_inline)) vec reciprocal(vec x) {
 #endif
 }
 
-/* Returns 1/√x for x ≥ 1e-37, likewise. (x is halved by decrementing its exponent, because the
-   multiplication units are the bottleneck.) */
+/* Returns 1/√x for x ≥ 1e-37, computed in the same way as `reciprocal`. To halve x, the code
+   decrements its exponent, because the multiplication units are the bottleneck. */
 static inline __attribute__((always_inline)) vec inverse_root(vec x) {
 #if defined(__AVX512F__)
     vec y = (vec)_mm512_rsqrt14_ps((__m512)x), halved = (vec)(bits(x) - (1 << 23));
@@ -140,14 +141,14 @@ static inline __attribute__((always_inline)) void add_wide(wide *sum, vec v) {
     *sum += __builtin_convertvector(v, wide);
 }
 
-/* Converts half 0 or 1 of a vector to float64. */
+/* Converts one half of a vector to float64: the first half if `which` is 0, else the second. */
 static inline __attribute__((always_inline)) half to_double(vec v, int which) {
     half_vec part;
     memcpy(&part, (const char *)&v + which * sizeof part, sizeof part);
     return __builtin_convertvector(part, half);
 }
 
-/* Adds a·b, which is exact in float64. */
+/* Adds a·b to `sum`, with the lanes of both halves. Each product is exact in float64. */
 static inline __attribute__((always_inline)) void add_exactly(half *sum, vec a, vec b) {
     *sum += to_double(a, 0) * to_double(b, 0);
     *sum += to_double(a, 1) * to_double(b, 1);
@@ -173,14 +174,14 @@ static inline int any_set(ivec mask) {
 #endif
 }
 
-/* Returns the sum of -masks: a comparison gives -1 in the lanes where it is true. */
+/* Returns how many comparisons were true. `masks` is a sum of masks; a true comparison adds -1. */
 static inline int count_set(ivec masks) {
     int32_t total = 0;
     for (int i = 0; i < LANES; i++) total -= masks[i];
     return total;
 }
 
-/* Returns the largest of the lanes' magnitudes. */
+/* Returns the largest magnitude in any lane, as a float. */
 static inline float largest_magnitude(ivec magnitudes) {
     int32_t most = 0;
     float f;

@@ -2,8 +2,8 @@
 
    A layer is processed in blocks. Within a block, each vector lane is summed in float32. The
    results of the blocks are added in float64. If the squares in a block leave float32's range
-   (because of infinite, NaN, huge or tiny values), the block is summed again in float64 by the plain
-   formulas. Layers with float64 tensors are summed only in float64. */
+   (because of infinite, NaN, huge or tiny values), the block is summed again in float64 by the
+   plain formulas. Layers with float64 tensors are summed only in float64. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -258,7 +258,11 @@ def _load() -> ctypes.CDLL | None:
         library.trustlens_gather.restype = None
         _check(CpuBackend(library))
     except Exception as error:  # noqa: BLE001 — PyTorch operations replace the loop
-        _log.info("trustlens: no compiled sums (%s: %s)", type(error).__name__, error)
+        _log.info(
+            "trustlens: PyTorch computes the sums, not the C loop (%s: %s)",
+            type(error).__name__,
+            error,
+        )
         return None
     return library
 

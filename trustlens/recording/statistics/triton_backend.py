@@ -184,7 +184,9 @@ def _load(device: torch.device) -> Any:
 
         _check(TritonBackend(triton_kernels), device)
     except Exception as error:  # noqa: BLE001 — PyTorch operations replace the kernels
-        _log.info("trustlens: no Triton sums (%s: %s)", type(error).__name__, error)
+        _log.info(
+            "trustlens: PyTorch computes the sums, not Triton (%s: %s)", type(error).__name__, error
+        )
         return None
     return triton_kernels
 
