@@ -1,14 +1,15 @@
-"""Element buckets: the fixed, mergeable histogram buckets of a layer's elements.
+"""Element buckets: the fixed buckets of all histograms of a layer's elements.
 
-Element buckets need no range chosen in advance. The bucket of a float32 is its sign, its 8
-exponent bits and its first 2 mantissa bits, read as one number (``bits >> 21``). This gives 2048
-buckets, four per doubling, which are the same for every tensor, so that exact counts can be added
+Element buckets need no range chosen in advance. The bucket number of a float32 consists of its
+sign bit, its 8 exponent bits and its first 2 mantissa bits (``bits >> 21``). This gives 2048
+buckets, four per doubling. They are the same for every tensor, so that exact counts can be added
 over layers, steps and ranks.
-Bucket ``b < 1024`` contains values ``x ≥ 0`` and bucket ``b + 1024`` the values ``−x``. Buckets
-1020–1023 and 2044–2047 contain the infinities and NaN. Buckets 0 and 1024 contain 0 and magnitudes
-below 2⁻¹²⁸.
-The four buckets of a doubling differ in width on a log axis. Divide each count by the bucket's
-width there before drawing; otherwise the histogram has a sawtooth pattern.
+A bucket ``b < 1024`` contains values ``x ≥ 0``; bucket ``b + 1024`` contains the values ``−x``.
+Buckets 1020–1023 and 2044–2047 contain the infinities and NaN. Buckets 0 and 1024 contain 0 and
+magnitudes below 2⁻¹²⁸.
+The four buckets of a doubling differ in width on a log axis. To draw a histogram on a log axis,
+divide each count by the width of its bucket on this axis; otherwise the histogram has a sawtooth
+pattern.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ ELEMENT_BUCKETS: Final = 2048
 """Number of element buckets."""
 
 ELEMENT_SHIFT: Final = 21
-"""The bucket of a float32 is its bits shifted right by this number."""
+"""The bucket number of a float32 is its bits shifted right by this number of bits."""
 
-_FINITE: Final = 1020  # finite buckets of each sign
-_SIGN: Final = 1024  # added to the bucket of a negative value
+_FINITE: Final = 1020  # number of buckets for finite values of each sign
+_SIGN: Final = 1024  # added to the bucket number of a negative value
 
 
 def element_buckets(values: NDArray[Any]) -> NDArray[np.int16]:
-    """Cast ``values`` to float32 and return the bucket of each element, in the same shape."""
+    """Cast ``values`` to float32 and return each element's bucket number, in the same shape."""
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
         single = np.ascontiguousarray(values, np.float32)
     return (single.view(np.uint32) >> ELEMENT_SHIFT).astype(np.int16)
 
 
 def element_counts(values: NDArray[Any]) -> dict[int, int]:
-    """Return the number of elements in each non-empty bucket, in the order of the buckets."""
+    """Return a dict from bucket number, ascending, to number of elements; no empty buckets."""
     counts = np.bincount(element_buckets(values).ravel(), minlength=ELEMENT_BUCKETS)
     return {int(bucket): int(counts[bucket]) for bucket in np.flatnonzero(counts)}
 
@@ -45,8 +46,8 @@ def element_counts(values: NDArray[Any]) -> dict[int, int]:
 def element_edges() -> NDArray[np.float64]:
     """Return the edges of the buckets of finite elements, ascending, float64 of shape (2041,).
 
-    They run from −2¹²⁸ through 0 (index 1020) to 2¹²⁸. :func:`by_value` returns the counts between
-    them.
+    The first edge is −2¹²⁸, edge 1020 is 0 and the last edge is 2¹²⁸. :func:`by_value` returns the
+    counts between the edges.
     """
     bits = np.arange(_FINITE, dtype=np.uint32) << np.uint32(ELEMENT_SHIFT)
     magnitudes = np.append(bits.view(np.float32).astype(np.float64), 2.0**128)
@@ -56,10 +57,16 @@ def element_edges() -> NDArray[np.float64]:
 def by_value(counts: Mapping[int, int]) -> tuple[NDArray[np.int64], int]:
     """Return an element histogram sorted by value.
 
+    Parameters
+    ----------
+    counts : mapping of int to int
+        Number of elements by bucket number, as :func:`element_counts` returns it.
+
     Returns
     -------
     counts : int64 array of shape (2040,)
-        Counts between the edges of :func:`element_edges`. The bucket above 0 counts −0 too.
+        Counts between the edges of :func:`element_edges`. The bucket that starts at 0 counts −0
+        too.
     nonfinite : int
         Number of infinite or NaN elements.
     """
@@ -67,7 +74,7 @@ def by_value(counts: Mapping[int, int]) -> tuple[NDArray[np.int64], int]:
     dense[list(counts)] = list(counts.values())
     positive, negative = dense[:_FINITE], dense[_SIGN : _SIGN + _FINITE]
     ordered = np.concatenate([negative[::-1], positive])
-    # Count −0 with +0. Values in (−2⁻¹²⁸, 0) share the bucket of −0 and move along.
+    # Count −0 with +0. Values in (−2⁻¹²⁸, 0) are in the bucket of −0, so they are moved too.
     ordered[_FINITE] += ordered[_FINITE - 1]
     ordered[_FINITE - 1] = 0
     return ordered, int(dense.sum() - ordered.sum())

@@ -14,11 +14,11 @@ class UsageError(TrustlensError):
 
 
 class RunError(TrustlensError):
-    """A run cannot be read: missing, not written by trustlens, damaged, or in a newer format."""
+    """A run cannot be read: it is missing, damaged, in a newer format or not from trustlens."""
 
 
 class MissingDependencyError(TrustlensError):
-    """A feature was used that needs a package which is not installed."""
+    """A feature needs a package that is not installed."""
 
     def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
         remedy = package if extra is None else f"'trustlens-optim[{extra}]'"

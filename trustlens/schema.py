@@ -39,7 +39,8 @@ class Quantity:
     name : str
         Name of the column.
     symbol, title, formula : str
-        Texts for axes, headings and tooltips. The formula uses the notation above.
+        Texts for axes, headings and tooltips. The formula uses the notation of this module's
+        docstring.
     kind : str
         Kind of number, such as ``"norm"`` or ``"count"``.
     dtype : {"float", "int64"}, optional
@@ -129,13 +130,14 @@ QUANTITIES: Final[Mapping[str, Quantity]] = {q.name: q for q in (*_RECORDED, *_D
 """All quantities by name: the recorded ones in the order of their columns, then the derived."""
 
 RECORDED: Final = tuple(q.name for q in _RECORDED)
-"""Names of the stored columns of ``layers`` after ``step`` and ``layer``."""
+"""Names of the recorded quantities: the columns of the table ``layers`` besides ``step`` and
+``layer``, in their order."""
 
 COUNTS: Final = tuple(q.name for q in _RECORDED if q.dtype == "int64")
-"""Names of the stored integer columns."""
+"""Names of the recorded quantities that are stored as integers."""
 
 TABLES: Final = ("layers", "steps", "metrics", "histograms")
 """The tables of a run, each a folder of Parquet files."""
 
 ELEMENTS: Final = ("weight", "gradient", "update")
-"""The tensors of a layer of which histograms are recorded."""
+"""The three tensors of each layer whose elements can be recorded as histograms."""

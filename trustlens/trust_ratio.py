@@ -39,10 +39,13 @@ LAMB_VARIANTS: Final[Mapping[str, Options]] = {
     "optax": {"clip_ratio": None},
     "tensorflow-addons": {"clip_ratio": None},
 }
-"""Options with which `Lamb` computes the same step as another package's LAMB in its defaults.
+"""Variants of LAMB by name, each with its options of `Lamb`.
 
-The caller gives learning rate, betas, ε and decay (pytorch_optimizer uses its ε as ``ratio_eps``,
-too). The packages' own options correspond to these: torch-optimizer's ``debias=True`` is
+With the options of a variant, `Lamb` computes the same step as that package's LAMB with its default
+options. Learning rate, betas, ε and decay are not included; the caller passes them.
+pytorch_optimizer uses its ε as ``ratio_eps`` too.
+
+Other options of the packages correspond to options of `Lamb`: torch-optimizer's ``debias=True`` is
 ``debias="rate"``; pytorch_optimizer's ``adam_debias=True`` is ``debias=False`` and its
 ``weight_decouple=False`` is ``decay="inside"``; timm's ``trust_clip`` is ``clip_ratio=(0, 1)``, its
 ``decoupled_decay`` is ``decay="first"``, its ``always_adapt`` and apex's ``use_nvlamb`` are
@@ -70,11 +73,15 @@ LARS_VARIANTS: Final[Mapping[str, Options]] = {
     "torch-optimizer": {"trust_coefficient": 0.01, "eps": 1e-8, "always_adapt": False},
     "optax": {"trust_coefficient": 0.001, "norm": "combined"},
 }
-"""Options with which `Lars` computes the same step as another package's LARS in its defaults.
+"""Variants of LARS by name, each with its options of `Lars`.
 
-The caller gives learning rate, momentum and decay. timm's ``always_adapt`` is `Lars`'s. Two
-differences remain: the paper and optax multiply by η before the momentum buffer, which gives other
-steps when a schedule changes η; and torch-optimizer does not decay a layer whose gradient is 0.
+With the options of a variant, `Lars` computes the same step as that package's LARS with its default
+options. Learning rate, momentum and decay are not included; the caller passes them. timm's option
+``always_adapt`` has the same meaning as that of `Lars`.
+
+Two differences remain. The paper and optax multiply by η before they update the momentum buffer, so
+that their steps differ when a schedule changes η. torch-optimizer does not decay a layer whose
+gradient is 0.
 """
 
 LARS_DEFAULTS: Final[Options] = {
@@ -92,7 +99,10 @@ Norms = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class RatioRule:
-    """A formula of the trust ratio with its options; hashable.
+    """A formula of the trust ratio together with its options.
+
+    The recorder uses a rule to compute the trust ratio of an optimizer that does not store it.
+    Rules are hashable.
 
     Attributes
     ----------
@@ -118,9 +128,9 @@ class RatioRule:
 def article_trust_ratio(weight_norm: Norms, direction_norm: Norms) -> Norms:
     """Return the article's trust ratio r from r₁ and r₂, as float64 of their shape.
 
-    r = min(r₁ / r₂, 10), and 1 where r₁ or r₂ is 0 (You et al., "Large Batch Optimization for Deep
-    Learning", 2019, Algorithm 2; the limit of 10 and the 1 are the article's). NaN where either
-    norm is NaN or both are infinite.
+    r = min(r₁ / r₂, 10), and r = 1 where r₁ or r₂ is 0. r is NaN where either norm is NaN or both
+    are infinite. The formula is that of You et al., "Large Batch Optimization for Deep Learning",
+    2019, Algorithm 2; the limit of 10 and the value of 1 are from the article.
     """
     return _ratio_within_bounds(LAMB_DEFAULTS, weight_norm, direction_norm)
 
@@ -143,7 +153,8 @@ def lamb_ratio(
     ----------
     options : mapping
         Options of ``trustlens.optim.Lamb``; defaults are in :data:`LAMB_DEFAULTS`. Other names are
-        ignored, as are ``debias`` and ``max_grad_norm``, whose effect is part of the direction.
+        ignored. So are ``debias`` and ``max_grad_norm``, because they change the direction d: its
+        norms already include their effect.
     weight_norm, undecayed_norm, direction_norm : float64 (rows,)
         ‖w‖ before the step, ‖d‖ and ‖d + λw‖.
     learning_rate, weight_decay : float64 (rows,)
@@ -167,7 +178,11 @@ def lamb_ratio(
 
 @np.errstate(all="ignore")  # 0/0 becomes 1 or stays NaN
 def _ratio_within_bounds(options: Options, numerator: Norms, denominator: Norms) -> Norms:
-    """Return LAMB's r₁/r₂ within its bounds, 1 where a norm is 0. All options must be given."""
+    """Return numerator / denominator within the bounds that LAMB's options set.
+
+    The result is 1 where the denominator is 0 and, with ``unit_at_zero``, where the numerator is 0.
+    ``options`` must contain all names of :data:`LAMB_DEFAULTS`.
+    """
     is_one = denominator == 0
     if options["unit_at_zero"]:
         is_one |= numerator == 0

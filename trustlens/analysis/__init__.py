@@ -1,1 +1,1 @@
-"""The read side: recorded runs as DataFrames, and their diagnosis. Never imports torch."""
+"""Read recorded runs as DataFrames, and diagnose them. This package never imports torch."""

@@ -41,13 +41,14 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
     Returns
     -------
     pyarrow.dataset.Dataset
-        The table's columns, and ``run``: the path of the run relative to the folders of the
-        pattern before its first wildcard, or the name of the run's folder if that path is empty.
+        The table's columns, and the column ``run``. It contains the path of the run relative to
+        the part of the pattern before the first folder with a wildcard: ``"sweep-1"`` for the
+        pattern ``runs/sweep-*``. If this path is empty, it contains the name of the run's folder.
 
     Raises
     ------
     UsageError
-        If no run matches, or ``table`` is not a table.
+        If no run matches, or ``table`` is not the name of a table.
     RunError
         If the object store does not answer.
 
@@ -81,7 +82,10 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
 
 
 def _runs(pattern: str) -> Iterator[tuple[str, Location]]:
-    """Yield the name and location of each run that matches, or is below a folder that matches."""
+    """Yield each run that matches the pattern or is below a folder that matches.
+
+    A run is yielded as its name in the column ``run`` and its location.
+    """
     if "://" in pattern and not pattern.startswith("file://"):
         address, question, options = pattern.partition("?")
         root, rest = _split_at_wildcard(address)
@@ -108,7 +112,7 @@ def _split_at_wildcard(pattern: str) -> tuple[str, str]:
 
 
 def _matching_folders(base: Location, parts: tuple[str, ...]) -> Iterator[Location]:
-    """Yield the folders below ``base`` whose relative path matches a pattern, given in parts."""
+    """Yield the folders below ``base`` that match ``parts``, one pattern for each level."""
     if not parts:
         yield base
         return

@@ -13,7 +13,7 @@ from trustlens.store.downsampled import Downsampled
 
 
 def stored_columns(quantities: Sequence[Quantity]) -> list[str]:
-    """Return the stored columns needed for some quantities, without duplicates."""
+    """Return the names of the stored columns that ``quantities`` need, without duplicates."""
     needs = [need for each in quantities for need in (each.needs if each.derived else (each.name,))]
     return [need for need in dict.fromkeys(needs) if need in QUANTITIES]
 
@@ -21,7 +21,7 @@ def stored_columns(quantities: Sequence[Quantity]) -> list[str]:
 def compute(
     quantity: Quantity, stored: Mapping[str, NDArray[Any]], sizes: NDArray[np.float64]
 ) -> NDArray[Any]:
-    """Return a quantity from stored columns.
+    """Return the values of a quantity, computed from stored columns if it is derived.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def compute(
     Returns
     -------
     array
-        For a recorded quantity the stored column itself; for a derived one float64.
+        The stored column itself if the quantity is recorded; float64 values if it is derived.
     """
     if quantity.compute is None:
         return stored[quantity.name]
@@ -47,11 +47,12 @@ def compute(
 def compute_downsampled(
     quantity: Quantity, stored: Mapping[str, Downsampled], sizes: NDArray[np.float64]
 ) -> Downsampled:
-    """Return a downsampled quantity from downsampled stored columns with the same buckets.
+    """Return a quantity in buckets of steps, from stored columns in the same buckets.
 
-    A derived quantity is computed from the buckets' means. Its minimum and maximum are None unless
-    it depends on a single column: it then increases with that column. ``sizes`` is float64
-    (layers,).
+    A derived quantity is computed from the mean of each bucket. The extremes of a bucket, ``low``
+    and ``high``, are computed only if the quantity depends on a single column, because it then
+    increases with this column; otherwise they are None. ``sizes``, float64 (layers,), contains the
+    number of elements of each layer.
     """
     if quantity.compute is None:
         return stored[quantity.name]

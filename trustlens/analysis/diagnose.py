@@ -1,7 +1,7 @@
 """Diagnose a recorded run by the rules of :mod:`trustlens.diagnosis`.
 
-A long run is read in at most 2,048 buckets of steps, each represented by its largest value. The
-onset of a finding is then the first step of its bucket.
+A long run (see :meth:`RunTables.sample`) is read in at most 2,048 buckets of steps. Each bucket is
+represented by its largest value, and a finding begins at the first step of a bucket.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ def diagnose(run: RunTables) -> pd.DataFrame:
     Parameters
     ----------
     run : Run
-        A recorded run; it may still be being recorded.
+        A recorded run; its recording may still be in progress.
 
     Returns
     -------
     DataFrame
-        One row for the worst episode of each layer that has one, most suspect first; empty for a
-        healthy run. Columns: ``step`` (int64), the onset; ``layer``; ``kind`` ("not finite",
-        "exploding", "vanishing" or "frozen"); ``score`` (float64), the departure as a multiple of
-        the alarm threshold, infinite if not finite; ``evidence``, a sentence.
+        One row for each layer with an alarm, most suspect first; empty for a healthy run. If a
+        layer had several alarms, its row describes the worst one. Columns: ``step`` (int64), at
+        which the alarm began; ``layer``; ``kind`` ("not finite", "exploding", "vanishing" or
+        "frozen"); ``score`` (float64), 1 at the alarm threshold, infinite if a value is not
+        finite; ``evidence``, a sentence about the values that raised the alarm.
     """
     samples = run.sample(NEEDED, BUCKETS, thin=False)
     values = {name: sample.largest() for name, sample in samples.items()}

@@ -16,9 +16,10 @@ _log: Final = logging.getLogger("trustlens")
 
 
 def open_run(path: Address) -> Run:
-    """Open a recorded run for reading; it may still be being recorded.
+    """Open a run for reading. Its recording may still be in progress.
 
-    If rows are missing from it, the logger ``trustlens`` logs a warning; see :meth:`Run.missing`.
+    If rows of the run are missing, the logger ``trustlens`` logs a warning; see
+    :meth:`Run.missing`.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ def open_run(path: Address) -> Run:
     RunError
         If there is no such directory, it holds no run, or this version cannot read the run.
     UsageError
-        If the address is of an unknown kind.
+        If the scheme of the address is unknown.
 
     Examples
     --------
@@ -49,7 +50,7 @@ def local_folder(address: str | os.PathLike[str]) -> Path:
     Raises
     ------
     UsageError
-        If the address is of another kind.
+        If the address has another scheme, such as ``s3://``.
     """
     path = os.fspath(address).removeprefix("file://")
     if "://" in path:

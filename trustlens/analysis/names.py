@@ -11,7 +11,7 @@ from trustlens.store.run_info import OptimizerInfo
 
 
 def family_of(optimizer: OptimizerInfo) -> str:
-    """Return the family of an optimizer: ``"Adam"``, ``"LAMB"``, …; else its class name."""
+    """Return an optimizer's family, such as ``"LAMB"``; if it is unknown, the class's name."""
     return optimizer.family or family_of_class(optimizer.name.rpartition(".")[2])
 
 

@@ -20,9 +20,9 @@ def pivot(
     step : int64 (rows,)
         In any order.
     layer : int array (rows,)
-        Index of each row's layer, below ``layers``.
+        Index of each row's layer, from 0 to ``layers`` − 1.
     columns : sequence of arrays (rows,)
-        The values.
+        Each contains the values of one quantity.
     layers : int
         Number of layers.
 

@@ -26,8 +26,8 @@ if it is unknown whether the recording process is alive."""
 class Run(RunTables):
     """One recorded run.
 
-    Reading never changes a file. Each call reads what is on disk at that moment, so the same
-    object follows a run that is still being recorded.
+    Reading never changes a file. Each call reads what is on disk at that moment, so later calls
+    on the same object return the newer steps of a run that is still being recorded.
 
     Parameters
     ----------
@@ -39,7 +39,8 @@ class Run(RunTables):
     path : Location
         The directory of the run.
     info : RunInfo
-        The content of ``run.json`` as of its last read, by ``status`` or a read of layers.
+        The content of ``run.json``. ``status`` and all methods that read layers update it if the
+        file changed.
     """
 
     def __repr__(self) -> str:
@@ -85,15 +86,18 @@ class Run(RunTables):
     def trust_ratio(
         self, variant: str = "article", *, steps: StepSelection = None, **options: Any
     ) -> pd.DataFrame:
-        """Return the trust ratio that a LAMB (You et al. 2019, Algorithm 2) would have applied.
+        """Return the trust ratio that a variant of LAMB would have applied at each step of the run.
 
-        Works for any run of Adam, AdamW or LAMB, without training again: the weights, moving
-        averages, ε, learning rate and decay are those of the run, and the gradients are those that
-        its optimizer used, after its own clipping. For any λ, the stored columns give
-        ‖d+λw‖² = ‖d‖² + 2λ⟨d, w⟩ + λ²‖w‖². If the run debiases and the variant does not, m/(√v+ε)
-        is approximated by d·(1−β₁ᵗ)/√(1−β₂ᵗ), in which ε is smaller by the factor √(1−β₂ᵗ): its
-        elements are too large, by a relative error below ε/√v and below 1/√(1−β₂ᵗ) − 1. In the
-        opposite case they are too small.
+        The trust ratio is that of You et al. 2019, Algorithm 2. It is computed from the recorded
+        columns of any run of Adam, AdamW or LAMB, without training again. Weights, moving averages,
+        ε, learning rate and decay are those of the run. Gradients are those that the run's
+        optimizer used, after any clipping by this optimizer. The norm for any λ is given by
+        ‖d+λw‖² = ‖d‖² + 2λ⟨d, w⟩ + λ²‖w‖².
+
+        If the run debiases m and v and the variant does not, the result is approximate: the
+        variant's direction m/(√v+ε) is replaced by d·(1−β₁ᵗ)/√(1−β₂ᵗ), which is m/(√v+ε√(1−β₂ᵗ)).
+        The elements of this direction are too large, by a relative error below ε/√v and below
+        1/√(1−β₂ᵗ) − 1. If the variant debiases and the run does not, they are too small.
 
         Parameters
         ----------
@@ -102,14 +106,15 @@ class Run(RunTables):
         steps : slice or sequence of int, optional
             Step numbers; default: all.
         **options
-            ``debias`` and the options after it of ``trustlens.optim.Lamb``, which replace the
-            variant's; and ``weight_decay``, which replaces the run's.
+            Options of ``trustlens.optim.Lamb``, from ``debias`` on in its signature; they replace
+            those of the variant. ``weight_decay`` replaces the decay of the run.
 
         Returns
         -------
         DataFrame
-            Steps × layers, as :meth:`matrix`. Also NaN where ‖d+λw‖ is below a hundredth of
-            ‖d‖ + λ‖w‖: after such a cancellation the stored float32 values are too imprecise.
+            Steps × layers, as :meth:`matrix` returns it. It is NaN also where ‖d+λw‖ for another λ
+            than the run's is below a hundredth of ‖d‖ + λ‖w‖: because of this cancellation, the
+            stored float32 values would give too imprecise a norm.
 
         Raises
         ------
@@ -129,6 +134,8 @@ class Run(RunTables):
         Returns
         -------
         DataFrame
-            ``step`` (the onset), ``layer``, ``kind``, ``score``, ``evidence`` (a sentence).
+            One row per suspicious layer: ``step`` at which the alarm began, ``layer``, ``kind``,
+            ``score`` (1 is the alarm threshold) and ``evidence``, a sentence about the values that
+            raised the alarm.
         """
         return diagnose(self)

@@ -86,9 +86,10 @@ def exact_sample(
 ) -> Sample:
     """Return a sample of single steps.
 
-    In ``values`` both a missing and a recorded NaN are NaN. They are distinguished by the count of
-    elements that are not finite, float64 (b, n): if a layer has a NaN at a step where that count
-    is 0, its optimizer does not have the quantity, and none of the layer's NaN was recorded.
+    A NaN in ``values`` is either a recorded NaN or a missing value. ``nonfinite_elements``, float64
+    (b, n), is used to distinguish them: it counts the elements of g and w that are not finite. If
+    a layer has NaN at a step where this count is 0, its optimizer does not have the quantity, and
+    all NaN of this layer are treated as missing values.
     """
     missing = rows & np.isnan(values)
     lacking = (missing & (nonfinite_elements == 0)).any(axis=0)
@@ -97,7 +98,7 @@ def exact_sample(
 
 
 def bucket_sample(read: Downsampled, kept: NDArray[np.bool_]) -> Sample:
-    """Return the buckets of a downsampled quantity selected by ``kept``, bool (buckets,)."""
+    """Return a sample of those buckets of ``read`` for which ``kept``, bool (buckets,), is True."""
     mean = read.mean[kept]
     return Sample(
         read.steps[kept],
@@ -114,10 +115,11 @@ def bucket_sample(read: Downsampled, kept: NDArray[np.bool_]) -> Sample:
 def nearest_steps(
     recorded: NDArray[np.int64], first: int, last: int, count: int
 ) -> NDArray[np.int64]:
-    """Return the recorded steps nearest to ``count`` evenly spaced ones from ``first`` to ``last``.
+    """Return the recorded steps that are nearest to ``count`` evenly spaced steps.
 
-    The first and the last recorded step are included if the range covers them. The result depends
-    only on the arguments, so that runs which recorded the same steps can be compared.
+    The evenly spaced steps run from ``first`` to ``last``. If this range covers the first and the
+    last recorded step, and ``count`` is at least 2, both are included. The result depends only on
+    the arguments, so that runs which recorded the same steps can be compared.
 
     Returns
     -------

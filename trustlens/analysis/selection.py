@@ -16,12 +16,12 @@ StepSelection: TypeAlias = slice | Sequence[int] | NDArray[np.int64] | None
 
 
 def row_filter(steps: StepSelection) -> RowFilter:
-    """Return a row filter for these steps.
+    """Return a filter that selects the rows of these steps.
 
     Raises
     ------
     UsageError
-        If a slice skips steps, or a value is not a step number.
+        If a slice skips steps, or a value is not an integer.
     """
     if steps is None:
         return RowFilter()

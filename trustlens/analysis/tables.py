@@ -27,24 +27,24 @@ from trustlens.store.row_filter import RowFilter
 from trustlens.store.run_info import RunInfo, read_info
 
 LONG: Final = 8
-"""A run with more sealed files of ``layers`` (about 131,072 rows each) is long: `RunTables.sample`
-reads it in buckets of steps, from its overview."""
+"""Number of sealed files of the table ``layers`` (about 131,072 rows each) above which a run is
+long. `RunTables.sample` reads a long run in buckets of steps, from the run's overview."""
 
 _MAX_NAMES: Final = 20  # layer names listed in an error message
 
 
 class RunTables:
-    """The tables of one recorded run.
+    """The tables of one recorded run: the base class of :class:`~trustlens.analysis.run.Run`.
 
-    Reading never changes a file. Each call reads what is on disk at that moment, so the same
-    object follows a run that is still being recorded.
+    Reading never changes a file. Each call reads what is on disk at that moment, so later calls
+    on the same object return the newer steps of a run that is still being recorded.
 
     Attributes
     ----------
     path : Location
         The directory of the run.
     info : RunInfo
-        The content of ``run.json`` as of its last read, by ``status`` or a read of layers.
+        The content of ``run.json``. All methods that read layers update it if the file changed.
     """
 
     def __init__(self, path: Address) -> None:
@@ -56,7 +56,7 @@ class RunTables:
 
     @property
     def name(self) -> str:
-        """The name passed to ``record``; by default that of the directory."""
+        """The name passed to ``record``; by default the name of the directory."""
         return self.info.name
 
     @property
@@ -182,7 +182,9 @@ class RunTables:
         steps: tuple[int, int] | None = None,
         extremes: bool = True,
     ) -> Downsampled | dict[str, Downsampled]:
-        """Return quantities in buckets of steps; reads a bounded amount of a run of any length.
+        """Return quantities in buckets of steps.
+
+        The amount of data that is read is bounded, however long the run is.
 
         Parameters
         ----------
@@ -190,15 +192,16 @@ class RunTables:
             One or several recorded or derived quantities. Derived quantities are computed from the
             means of each bucket.
         points : int
-            Maximum number of buckets. There are at least half as many, unless the buckets have at
-            most 64 recorded steps each.
+            Maximum number of buckets. The result has at least half as many, unless that would need
+            smaller buckets than the smallest stored ones, of 64 to 256 recorded steps each.
         layers : sequence of str, optional
             Names of layers; default: all.
         steps : (int, int), optional
             The first and the last step; default: all.
         extremes : bool
-            Whether to return the smallest and the largest value of each bucket. They are None for
-            quantities derived from two others. Counts above 2^24 are rounded to float32.
+            Whether to return the smallest and the largest value of each bucket. Both are None for
+            a quantity that is derived from two others. They are stored as float32, so counts above
+            2^24 are rounded.
 
         Returns
         -------
@@ -237,6 +240,8 @@ class RunTables:
         extremes: bool = True,
     ) -> dict[str, Sample]:
         """Return quantities at single steps if the run is short, in buckets of steps if it is long.
+
+        A run is long if it has more than :data:`LONG` sealed files of ``layers``.
 
         Parameters
         ----------
@@ -337,7 +342,7 @@ class RunTables:
     def _read(
         self, columns: Sequence[str], layers: Sequence[str] | None, steps: StepSelection
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
-        """Return rows of ``layers``, in no order: steps, layer indices, and values by name."""
+        """Return rows of ``layers``, not sorted: steps, layer indices, and values by quantity."""
         chosen = [quantity(name) for name in require_list("columns", columns)]
         needs = stored_columns(chosen)
         rows = replace(row_filter(steps), texts=self._layer_filter(layers))
@@ -349,14 +354,17 @@ class RunTables:
         return numbers(table["step"]), indices, values
 
     def _refresh(self) -> None:
-        """Read ``run.json`` again if it changed: a new layer, or the run was closed or resumed."""
+        """Read ``run.json`` again if it changed.
+
+        It changes when a layer is added, and when the run is closed or resumed.
+        """
         now = (self.path / RUN_FILE).entry()
         if now is None or now != self._info_entry:
             self.info = read_info(self.path)
             self._info_entry = now
 
     def _layer_indices(self, layers: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Return the index in the model of each layer name in a column."""
+        """Return each row's layer as an index into ``layer_names``; ``layers`` has the names."""
         row, names = codes(layers)
         if not set(names).issubset(self.layer_names):
             self._refresh()  # layers were added since the last read
@@ -375,12 +383,14 @@ class RunTables:
         return np.array([layer.size for layer in self.info.layers], np.float64)[indices]
 
     def _layer_filter(self, layers: Sequence[str] | None) -> dict[str, Collection[str]]:
-        """Return the filter of ``RowFilter.texts`` for these layers; empty for None.
+        """Return the value of ``RowFilter.texts`` that selects the rows of these layers.
+
+        If ``layers`` is None, return an empty dict, which selects all rows.
 
         Raises
         ------
         UsageError
-            If one of them is not a layer of the run, as its ``run.json`` is now.
+            If a name is not that of a layer in the current ``run.json``.
         """
         self._refresh()
         if layers is None:
@@ -396,7 +406,10 @@ class RunTables:
         return {"layer": frozenset(layers)}
 
     def _chosen_layers(self, layers: Sequence[str] | None) -> dict[str, int]:
-        """Return the index in the model of each requested layer, in their order, by name."""
+        """Return a dict from name to index in ``layer_names``, in the order of ``layers``.
+
+        If ``layers`` is None, return all layers.
+        """
         self._layer_filter(layers)
         indices = {name: index for index, name in enumerate(self.layer_names)}
         return indices if layers is None else {name: indices[name] for name in layers}

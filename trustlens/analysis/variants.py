@@ -1,4 +1,4 @@
-"""The trust ratio that another variant of LAMB would have applied, from the stored norms."""
+"""Compute from stored norms the trust ratio that another variant of LAMB would have applied."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COLUMNS: Final = (
 )
 
 _ADAM: Final = (families.ADAM, families.ADAMW, families.LAMB)
-"""Optimizer families whose d is m̂/(√v̂+ε) or m/(√v+ε)."""
+"""Optimizer families whose direction d is m̂/(√v̂+ε) or m/(√v+ε)."""
 
 _DIRECTION_OPTIONS: Final = {
     "amsgrad": (False, "its v̂ is the maximum of all steps so far"),
@@ -42,11 +42,12 @@ _DIRECTION_OPTIONS: Final = {
     "rectify": (False, "its first steps are not divided by √v̂"),
     "grad_averaging": (True, "its m is a sum of gradients, not an average"),
 }
-"""Options of Adam and LAMB that change d: the value required here, and why."""
+"""Options of Adam and LAMB that change d. Each has the value for which d is as in `_ADAM`, and a
+text that says why d differs with the other value."""
 
 _CANCELLATION: Final = 0.01  # ‖d+λw‖ / (‖d‖+λ‖w‖) below which the error may exceed 1e-3
-_ROUNDING: Final = 1e-4  # relative excess of a clipped norm over its bound
-_FIRST_STEP: Final = 0.99  # tolerance for the debias factor of a first step, 1/(1−β₁)
+_ROUNDING: Final = 1e-4  # a clipped norm may exceed its bound by this fraction
+_FIRST_STEP: Final = 0.99  # the debias factor of a first step is at least this fraction of 1/(1−β₁)
 
 
 def trust_ratio(
@@ -64,7 +65,7 @@ def trust_ratio(
         last = int(rows["step"].to_numpy().max())
         _check_never_clipped(run, float(options["max_grad_norm"]), last, debiased)
     decay = columns["weight_decay"]
-    if "weight_decay" in options:  # float32 as the recorded value, so that both can be equal
+    if "weight_decay" in options:  # rounded as the recorded decay is, so that both can be equal
         decay = np.full(len(rows), np.float32(options["weight_decay"]), np.float64)
     scale = _scale(columns, debiased[layers], debias=options["debias"] is True)
     values = lamb_ratio(
@@ -95,12 +96,14 @@ def _options(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _layers_with_debiased_direction(
     run: RunTables, columns: Columns, layers: NDArray[np.integer[Any]]
 ) -> NDArray[np.bool_]:
-    """Return for each layer True if its d is m̂/(√v̂+ε), False if it is m/(√v+ε).
+    """Return for each layer whether its direction d is debiased, bool (layers,).
+
+    True means that d is m̂/(√v̂+ε), False that it is m/(√v+ε).
 
     Raises
     ------
     UsageError
-        If a layer's d is neither.
+        If a layer's d has neither of these formulas.
     """
     infos = run.info.layers
     decoupled = np.zeros(len(infos), bool)
@@ -156,11 +159,11 @@ def _debiases_direction(optimizer: OptimizerInfo, group: Mapping[str, Any]) -> b
 
 
 def _check_debias_known(run: RunTables, not_debiased: NDArray[np.bool_]) -> None:
-    """Raise UsageError if a layer's m and v are not debiased and its debias factors are unknown."""
+    """Raise UsageError if the debias factors of a layer without debiased direction are unknown."""
     if not not_debiased.any():
         return
     rows = run.layers(["debias2"])
-    largest = np.full(len(not_debiased), np.nan)  # NaN, no error: a layer without steps
+    largest = np.full(len(not_debiased), np.nan)  # stays NaN, no error, for layers without steps
     factors = rows["debias2"].to_numpy(np.float64)
     np.fmax.at(largest, rows["layer"].cat.codes.to_numpy(), factors)
     unknown = np.flatnonzero(not_debiased & (largest == 1))
@@ -187,7 +190,7 @@ def _scale(columns: Columns, debiased: NDArray[np.bool_], *, debias: bool) -> ND
 
 @np.errstate(all="ignore")
 def _direction_norm(columns: Columns, decay: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ‖d+λw‖ for any λ; NaN if cancellation leaves too few digits."""
+    """Return ‖d+λw‖ with λ = ``decay``; NaN where cancellation leaves too few digits."""
     d, w = columns["undecayed_norm"], columns["weight_norm"]
     square = d**2 + 2 * decay * columns["undecayed_dot_weight"] + (decay * w) ** 2
     norm = np.sqrt(np.maximum(square, 0))
@@ -208,7 +211,8 @@ def _check_never_clipped(
     layers = rows["layer"].cat.codes.to_numpy()
     of_layers = np.array([info.optimizer for info in run.info.layers])
     squares = rows["grad_norm"].to_numpy(np.float64) ** 2
-    squares[np.isnan(squares) & (rows["nonfinite"].to_numpy() == 0)] = 0  # no gradient
+    # NaN without a value that is not finite: the layer had no gradient.
+    squares[np.isnan(squares) & (rows["nonfinite"].to_numpy() == 0)] = 0
     for number in to_check:
         of_optimizer = of_layers[layers] == number
         steps, index = np.unique(rows["step"].to_numpy()[of_optimizer], return_inverse=True)
@@ -243,7 +247,9 @@ def _why_gradients_unknown(
     """Return why not all of an optimizer's gradients up to step `last` are known; else None."""
     steps = rows["step"].to_numpy()
     known = set(steps.tolist())
-    if run.info.recording.every == 1:  # else a step without rows may be unrecorded
+    # If every step is recorded, no layer had a gradient at a step without rows. Otherwise such a
+    # step may just not have been recorded.
+    if run.info.recording.every == 1:
         known |= set(run.steps()["step"])
     missing = set(range(1, last + 1)) - known
     if missing:
@@ -253,7 +259,7 @@ def _why_gradients_unknown(
     for layer, factor in zip(layers, factors, strict=True):
         info = run.info.layers[layer]
         group = run.info.optimizers[info.optimizer].groups[info.group]
-        # With unknown β₁, taken as 0, any factor can be that of a first step.
+        # If β₁ is unknown, it is taken as 0: then any factor can be that of a first step.
         beta1 = group.get("betas", (0.0,))[0]
         if (debiased[layer] or factor > 1) and factor < _FIRST_STEP / (1 - beta1):
             return "and it had taken steps before the recording began"

@@ -1,7 +1,7 @@
 """The command ``trustlens``: one module per command.
 
-Exit status: 0; 1 if the command found something wrong; 2 for incorrect use, with one line on stderr
-that says what was received and what to do.
+The exit status is 0 if the command worked, 1 if it worked and found something wrong, and 2 for
+incorrect use. With status 2, one line on stderr says what was received and what to do.
 
 To add a command, write a module with ``add_parser(commands)``, which adds the command's parser,
 and ``run(options) -> int``, which returns the exit status, and add the module to ``_COMMANDS``.

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that :func:`serve` takes."""
+    """Add the options that :func:`serve` uses: ``--host``, ``--port`` and ``--no-browser``."""
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1)"
     )

@@ -30,7 +30,7 @@ _OPTIONAL: Final = {  # packages, and the extra of trustlens-optim that installs
     "tensorboard": "tensorboard",
     "fsspec": "remote",
 }
-_BACKENDS: Final = {  # names in `run.json`
+_BACKENDS: Final = {  # names of backends, as in `run.json`, and the texts of the report
     "cpu": "compiled loops",
     "triton": "Triton kernels",
     "portable": "PyTorch operations; correct, but slower",
@@ -120,7 +120,10 @@ def _try_recording(device: Any) -> Iterator[_Line]:
 
 @contextlib.contextmanager
 def _collect_messages() -> Generator[list[str]]:
-    """Collect trustlens' log messages: which compiled loops it loaded, or why none."""
+    """Collect the log messages of trustlens.
+
+    They say which compiled loops were loaded, or why none were.
+    """
     collected: list[str] = []
 
     class _Collector(logging.Handler):

@@ -28,7 +28,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_run(tensorboard)
     tensorboard.add_argument(
-        "logdir", metavar="LOGDIR", help="folder for the event files; must hold no others"
+        "logdir", metavar="LOGDIR", help="folder for the event files; must not have any yet"
     )
 
 

@@ -1,4 +1,4 @@
-"""``trustlens list``: list runs with their verdict."""
+"""``trustlens list``: list runs, each with its verdict (the diagnosis in one line)."""
 
 from __future__ import annotations
 

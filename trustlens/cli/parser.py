@@ -43,9 +43,9 @@ def add_command(
     Parameters
     ----------
     commands : subparsers
-        The parent's subparsers.
+        The subparsers of the parent parser.
     name : str
-        The command as typed by users.
+        The name of the command, as users type it.
     run : callable, optional
         Runs the command with its parsed options and returns the exit status; None for a command
         with subcommands.

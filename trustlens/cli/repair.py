@@ -22,7 +22,10 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Recover rows from the journal, and upload a remote run; return 1 if rows are lost."""
+    """Recover rows from the journal; also upload a run whose directory is on an object store.
+
+    Return 1 if rows are lost.
+    """
     from trustlens.store.address import locate  # noqa: PLC0415
     from trustlens.store.remote.uploader import repair_remote  # noqa: PLC0415
     from trustlens.store.remote_location import remote_of  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Score each row of a signal against the past of its layer."""
+"""Score the values of a signal against earlier values of the same layer."""
 
 from __future__ import annotations
 
@@ -10,52 +10,53 @@ import numpy as np
 from trustlens.diagnosis.episodes import Array
 
 MIN_PAST: Final = 32  # recorded steps before the first score
-ALARM_SPREADS: Final = 10.0  # above the baseline
-MIN_SPREAD: Final = 0.1  # of the natural logarithm: about 10 %
-FALL: Final = np.log(1000.0)  # below the 90 % point
-GROWTH: Final = np.log(6.0)  # above the 10 % point
-SAMPLES: Final = 128  # rows of the window that a baseline is computed from
-Z90: Final = 1.2816  # the 90 % point of the normal distribution
+ALARM_SPREADS: Final = 10.0  # an alarm begins this many spreads above the median
+MIN_SPREAD: Final = 0.1  # minimum spread of the natural logarithm: about 10 % of the value
+FALL: Final = np.log(1000.0)  # an alarm begins this far below the 90th percentile
+GROWTH: Final = np.log(6.0)  # an alarm begins this far above the 10th percentile
+SAMPLES: Final = 128  # maximum number of rows from which a baseline is computed
+Z90: Final = 1.2816  # the 90th percentile of the standard normal distribution
 
 Judge: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
-"""Takes values (rows, layers) and the 10, 50 and 90 % points of a baseline, each (layers,). Returns
-the score, 1 at the alarm threshold, and the point from which it was measured."""
+"""A function that scores values. It takes the values, (rows, layers), and the 10th, 50th and 90th
+percentile of a baseline, each (layers,). It returns the scores, (rows, layers), which are 1 at the
+alarm threshold, and the percentile with which the values were compared, (layers,)."""
 
 
 def above(x: Array, _low: Array, middle: Array, high: Array) -> tuple[Array, Array]:
-    """Score how far values are above the median, in spreads."""
+    """Score how far values are above the median, relative to the spread; see `Judge`."""
     return (x - middle) / (ALARM_SPREADS * np.maximum((high - middle) / Z90, MIN_SPREAD)), middle
 
 
 def below(x: Array, _low: Array, _middle: Array, high: Array) -> tuple[Array, Array]:
-    """Score how far values are below the 90 % point."""
+    """Score how far values are below the 90th percentile; see `Judge`."""
     # Bounded, since the logarithm of an update of 0 is −inf.
     return np.minimum(high - x, 3 * FALL) / FALL, high
 
 
 def grown(x: Array, low: Array, _middle: Array, _high: Array) -> tuple[Array, Array]:
-    """Score how far values are above the 10 % point."""
+    """Score how far values are above the 10th percentile; see `Judge`."""
     return (x - low) / GROWTH, low
 
 
 def judge_by_past(values: Array, judge: Judge) -> tuple[Array, Array]:
     """Score each row against the rows before it.
 
-    The baseline is recomputed each time the past has grown by a twentieth.
+    The baseline is computed again each time the number of earlier rows has grown by a twentieth.
 
     Parameters
     ----------
     values : float64 (rows, layers)
         Logarithms of a signal.
     judge : callable
-        Computes the score, such as :func:`above`.
+        The function that computes the scores, such as :func:`above`.
 
     Returns
     -------
     score : float64 (rows, layers)
         1 at the alarm threshold; 0 or NaN without a baseline.
     usual : float64 (rows, layers)
-        The point of the baseline that each value was measured from; NaN without a baseline.
+        The percentile of the baseline with which each value was compared; NaN without a baseline.
     """
     past = np.where(np.isfinite(values), values, np.nan)
     score = np.zeros(values.shape)
@@ -75,7 +76,10 @@ def judge_by_past(values: Array, judge: Judge) -> tuple[Array, Array]:
 
 
 def _quantiles(values: Array) -> Array:
-    """Return the 10, 50 and 90 % points of each column, (3, columns); NaN if half is missing."""
+    """Return the 10th, 50th and 90th percentile of each column, shape (3, columns).
+
+    They are NaN for a column of which more than half is NaN.
+    """
     ordered = np.sort(values, axis=0)  # NaN are sorted last
     count = (~np.isnan(ordered)).sum(axis=0)
     places = np.rint(np.array([[0.1], [0.5], [0.9]]) * (count - 1)).astype(int)

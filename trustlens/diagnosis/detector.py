@@ -15,19 +15,21 @@ CALM: Final = 10  # recorded steps without an alarm after which an episode is ov
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The worst episode of one layer.
+    """A suspicious layer, described by its worst episode (a period with an alarm).
 
     Attributes
     ----------
     step : int
-        The onset.
+        The first step of the episode.
     layer : str
+        The name of the layer.
     kind : str
         "not finite", "exploding", "vanishing" or "frozen".
     score : float
-        The departure as a multiple of the alarm threshold; infinite if not finite.
+        The highest score of the episode: 1 is the alarm threshold. Infinite if a value is not
+        finite.
     evidence : str
-        A sentence.
+        A sentence about the values that raised the alarm.
     """
 
     step: int

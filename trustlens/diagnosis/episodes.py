@@ -14,7 +14,10 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One alarm of one layer, from row ``first`` (its onset) to row ``last``, inclusive."""
+    """One alarm of one layer, from row ``first`` (its onset) to row ``last``, inclusive.
+
+    ``layer`` is the index of the layer.
+    """
 
     layer: int
     first: int
@@ -22,11 +25,12 @@ class Episode:
 
 
 def episodes_of(alarm: Mask, gap: int = 0) -> list[Episode]:
-    """Return the episodes of each layer: its consecutive rows with an alarm.
+    """Return the episodes of all layers: groups of consecutive rows in which a layer has an alarm.
 
     Parameters
     ----------
     alarm : bool (rows, layers)
+        Whether the layer has an alarm in this row.
     gap : int
         Maximum number of rows without an alarm inside an episode.
     """
@@ -41,7 +45,11 @@ def episodes_of(alarm: Mask, gap: int = 0) -> list[Episode]:
 
 
 def alarm_of(score: Array) -> Mask:
-    """Return the alarms of a score (rows, layers): runs of rows ≥ 0.5 with a maximum ≥ 1."""
+    """Return whether each element of ``score``, (rows, layers), is part of an alarm.
+
+    An alarm consists of consecutive rows with scores of at least 0.5, at least one of them 1 or
+    more.
+    """
     alarm = np.zeros(score.shape, bool)
     for episode in episodes_of(score >= 0.5):
         steps = slice(episode.first, episode.last + 1)
@@ -66,12 +74,13 @@ def _peak(episode: Episode, score: Array) -> float:
 
 
 def blame_key(episode: Episode, score: Array, broken: Mask) -> tuple[float, ...]:
-    """Return a key that sorts the episodes of an event, most to blame first.
+    """Return a key that sorts the episodes of an event: the most probable cause comes first.
 
-    In order of priority: the earlier onset; weights that were not finite before the step, because
-    they make the gradients of other layers not finite; the higher score at the onset; the higher
-    score in the row before it; the layer nearer to the loss, because the gradient reaches it first.
-    ``broken``, (rows, layers), is True if a layer's weights are not finite.
+    The criteria, in order of priority: an earlier onset; weights that were not finite before the
+    step at the onset, because they make the gradients of other layers not finite; a higher score at
+    the onset; a higher score in the row before the onset; a layer nearer to the loss, because the
+    gradient reaches this layer first. ``broken``, (rows, layers), is True where a layer's weights
+    are not finite.
     """
     layer, first = episode.layer, episode.first
     before = score[first - 1, layer] if first else 0.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trustlens.diagnosis.baselines import above, below, grown, judge_by_past
 from trustlens.diagnosis.episodes import Array, episodes_of
 
-FALL_STEPS: Final = 10  # minimum length of a vanishing or frozen episode
+FALL_STEPS: Final = 10  # minimum length of a vanishing or frozen episode, in recorded steps
 
 NEEDED: Final = (
     "weight_norm", "update_norm", "direction_norm", "grad_norm", "learning_rate", "nonfinite",
@@ -22,16 +22,16 @@ NEEDED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LayerRows:
-    """Recorded quantities of a run as steps × layers.
+    """The recorded quantities of a run that the diagnosis takes, as steps × layers.
 
     Attributes
     ----------
     steps : int64 (steps,)
-        Ascending.
+        Recorded steps, ascending.
     layers : sequence of str
         Names, in model order.
     values : dict of str to float64 (steps, layers)
-        By the names in ``NEEDED``; NaN if there is no value.
+        One array for each name in ``NEEDED``; NaN if there is no value.
     """
 
     steps: NDArray[np.int64]
@@ -66,8 +66,8 @@ class Signal:
 
 
 def signals_of(rows: LayerRows) -> list[Signal]:
-    """Apply all rules."""
-    with np.errstate(all="ignore"):  # 0/0 and inf − inf are NaN: unknown
+    """Apply all rules and return their signals."""
+    with np.errstate(all="ignore"):  # 0/0 and inf − inf give NaN, which means unknown
         return [*_upward(rows), _growth(rows), *_downward(rows), _not_finite(rows)]
 
 

@@ -4,16 +4,17 @@
 tag                       content
 ========================  =============================================================
 ``loss``, …               a logged metric, as a scalar
-``trust_ratio/conv1.w``   one quantity of one layer, as a scalar; one section a quantity
+``trust_ratio/conv1.w``   a quantity of one layer, as a scalar; one section per quantity
 ``layers/trust_ratio``    distribution of a quantity over the layers, as a histogram
 ``elements/update/conv1`` elements of one layer's update, as a histogram
 ========================  =============================================================
 
 Histograms use the element buckets of :mod:`trustlens.element_bins` (four per doubling, for both
-signs), written as triples of left edge, right edge and exact count in float64. They omit values
-that are not finite; these are counted in ``layers_not_finite/…`` and ``elements_not_finite/…``, and
-remain NaN or infinite in the scalars, where TensorBoard marks them. TensorBoard draws 51 steps of a
-histogram unless it is started with ``--samples_per_plugin histograms=N``.
+signs), written as triples of left edge, right edge and exact count in float64. Histograms omit
+values that are not finite. The scalars ``layers_not_finite/…`` and ``elements_not_finite/…`` count
+these values. In all other scalars, values that are not finite are written as NaN or infinity, which
+TensorBoard marks. TensorBoard draws 51 steps of a histogram unless it is started with
+``--samples_per_plugin histograms=N``.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _QUANTITIES: Final = tuple(q for q in QUANTITIES.values() if set(q.needs) <= set
 def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool = False) -> None:
     """Write a recorded run as a TensorBoard event file.
 
-    Wall times are those of the recording. If the export fails or is interrupted, its file is
+    Wall times are those of the recording. If the export fails or is interrupted, the event file is
     removed.
 
     Parameters
@@ -113,10 +114,11 @@ def _blocks(run: Run) -> Iterable[tuple[RowFilter, int]]:
 
 
 class TensorBoardListener:
-    """Writes rows for TensorBoard during recording: ``record(..., listeners=[listener])``.
+    """Writes a run as TensorBoard events while it is recorded.
 
-    It writes one scalar per layer and quantity, which takes some milliseconds per step on the
-    recorder's writer thread. Pass ``every`` to ``record`` to write fewer steps.
+    Pass it to the recorder: ``record(..., listeners=[listener])``. One scalar is written per layer
+    and quantity, which takes some milliseconds per step on the recorder's writer thread. Pass
+    ``every`` to ``record`` to write fewer steps.
 
     Parameters
     ----------
@@ -152,7 +154,7 @@ class TensorBoardListener:
 
     @property
     def _writer(self) -> Any:
-        # Opened by the first row, so that a recording without a step leaves no file.
+        # Opened when the first row is written: a recording without a step leaves no file.
         if self._open is None:
             self._open = EventFileWriter(str(self._folder))
         return self._open
@@ -269,7 +271,7 @@ def _scalar(tag: str, value: float) -> Any:
 
 
 def _steps(table: pa.Table) -> Iterable[tuple[slice, int]]:
-    """Yield the slice of rows and the number of each step, in a table sorted by step."""
+    """Yield for each step the slice of its rows and its number; the table is sorted by step."""
     steps = table["step"].to_numpy()
     starts = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)).tolist()
     for start, stop in pairwise([*starts, len(steps)]):
@@ -287,5 +289,5 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
 def _values_of(q: Quantity, columns: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
     if q.compute is None:
         return columns[q.name]
-    with np.errstate(all="ignore"):  # 0/0 is NaN: unknown
+    with np.errstate(all="ignore"):  # 0/0 gives NaN, which means unknown
         return q.compute(columns)

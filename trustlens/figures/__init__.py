@@ -1,8 +1,8 @@
 """Figures of recorded runs, drawn with Plotly.
 
-Each figure has a data function, which does not need Plotly, and a drawing function of the same name
-without ``_data``. Show a figure with ``figure.show(config=PLOTLY_CONFIG)``, which disables Plotly's
-upload button.
+Each figure has a drawing function, such as :func:`curves`, and a function that returns the data of
+the figure, such as :func:`curves_data`. The data functions do not need Plotly. Show a figure with
+``figure.show(config=PLOTLY_CONFIG)``, which disables Plotly's upload button.
 """
 
 from trustlens.figures._curves import curves, curves_data

@@ -46,7 +46,7 @@ _LOG_RATIO: Final = 50.0  # a metric gets a log axis if its maximum exceeds this
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One series of one run.
+    """The curve of one metric or quantity of one run.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class CurvePanel:
 
 @dataclass(frozen=True, slots=True)
 class CurvesData:
-    """Panels with the curves of all runs; ``note`` says why there are none, else it is empty."""
+    """Panels with the curves of all runs; ``note`` says why there are no panels, or is empty."""
 
     panels: tuple[CurvePanel, ...]
     note: str
@@ -118,8 +118,9 @@ def curves_data(
     layer : str, optional
         The layer whose quantities to return. The curves of runs without this layer are empty.
     points : int
-        Approximate number of points per curve. Longer curves keep the lowest, the highest and one
-        value that is not finite of each interval of steps, so that no short event is lost.
+        Approximate number of points per curve. Of a longer curve, only the lowest value, the
+        highest value and one value that is not finite are drawn in each interval of steps, so that
+        no short event is lost.
     scale : "auto", "log" or "linear"
         ``"auto"`` is the preferred scale of a quantity. For a metric it is log if all values are
         positive and the maximum exceeds 50 times the median. It is linear if a value is ≤ 0.

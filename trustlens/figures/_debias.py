@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 BETAS: Final = (0.9, 0.99, 0.999)
 
-_STEPS: Final = 200  # shown by default
-_POINTS: Final = 400  # of a curve, at most
+_STEPS: Final = 200  # number of steps shown by default
+_POINTS: Final = 400  # maximum number of points of a curve
 _FADED: Final = 1.01  # a factor up to this counts as 1
 
 
@@ -58,7 +58,7 @@ class DebiasPanel:
     Attributes
     ----------
     symbol : str
-        β₁, β₂ or β₁ = β₂ if the run recorded the factor, else β.
+        "β₁", "β₂" or "β₁ = β₂" if the run recorded the factor, else "β".
     beta : float
     steps : int64 array of shape (points,)
         Steps t, from 1.
@@ -92,7 +92,10 @@ class DebiasData:
 
 @dataclass(frozen=True, slots=True)
 class _UsedBeta:
-    """A β that some layers of a run use, and its index in their ``betas`` (0 or 1)."""
+    """A β that some layers of a run use.
+
+    ``place`` is 0 for β₁ and 1 for β₂. ``layers`` are the indices of the layers.
+    """
 
     place: int
     beta: float

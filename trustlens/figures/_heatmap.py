@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _NEUTRAL: Final = {"trust_ratio": 1.0, "surprise": 1.0}
-"""Reference values: a diverging colour scale shows on which side of it a layer is."""
+"""Quantities with a reference value. Their colour scale is diverging: it shows which layers are
+above the reference value and which are below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,14 @@ class HeatmapData:
     low, high : float
         The range of the colours. Values beyond it have the colour of the nearest end.
     center : float or None
-        The neutral value of a diverging colour scale, which is symmetric around it: 1 for ratios
-        with the reference value 1, 0 for signed quantities. None for a sequential scale, which is
-        also used if the range does not contain the neutral value.
+        The value at the centre of a diverging colour scale: 1 for ratios with the reference value
+        1, 0 for signed quantities. None if the colour scale is sequential, as it is for other
+        quantities and if the range does not contain the centre.
     below, above : int
         Number of values below ``low`` and above ``high``.
     width : int
-        1, or the number of steps of each bucket if the values are means of buckets of steps;
-        ``steps`` are then the first steps of the buckets.
+        1 if each value is that of a single step. If values are means of buckets of steps, the
+        number of steps of each bucket; ``steps`` then has the first step of each.
     note : str
         Why there is nothing to draw; empty if there are values.
     """
@@ -96,9 +97,9 @@ def heatmap_data(
     quantity : str
         A recorded or derived quantity.
     columns : int
-        Maximum number of steps: the recorded steps nearest to evenly spaced ones, including the
-        first and the last. A long run is averaged over at most as many buckets of steps, and at
-        least half as many.
+        Maximum number of steps. The recorded steps nearest to evenly spaced steps are chosen,
+        including the first and the last. A long run is averaged over buckets of steps: at most
+        ``columns`` buckets, and at least half as many.
     scale : "auto", "log" or "linear"
         The scale of the colours. ``"auto"`` is the preferred scale of the quantity.
     view : "robust", "full" or (low, high)

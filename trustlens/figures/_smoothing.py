@@ -1,4 +1,4 @@
-"""A noisy series and its exponential moving averages, which Adam computes of the gradient."""
+"""A noisy series and its exponential moving averages. Adam computes such averages of gradients."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class SmoothingData:
 
 
 def example_series(count: int = 500, *, seed: int = 0) -> NDArray[np.float64]:
-    """Return the noisy parabola that the article smooths, float64 of shape (count,)."""
+    """Return a noisy parabola, float64 of shape (count,).
+
+    It is the example of the article "An intuitive understanding of the LAMB optimizer".
+    """
     x = np.linspace(-4, 4, count)
     return 1 - (x / 3) ** 2 + np.random.default_rng(seed).normal(0, 0.1, count)
 

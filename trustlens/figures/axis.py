@@ -103,12 +103,12 @@ def robust_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, floa
 def view_range(
     values: Sequence[NDArray[np.float64]], scale: Scale, view: View
 ) -> tuple[float, float] | None:
-    """Return the lowest and highest value of a view of all arrays; None if there is no value.
+    """Return the range of an axis that shows all arrays in this view; None if there is no value.
 
     Raises
     ------
     UsageError
-        If there is no such view, or an axis of this scale cannot cover it.
+        If there is no such view, or an axis of this scale cannot show the range.
     """
     if isinstance(view, str):
         if view not in ("robust", "full"):

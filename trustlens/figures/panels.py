@@ -58,7 +58,7 @@ def whole_ticks(first: float, last: float) -> dict[str, Any]:
 
 
 def quantity_heading(quantity: Quantity) -> tuple[str, str]:
-    """Return title and subtitle of a figure of the distribution of a quantity over the layers."""
+    """Return title and subtitle of a figure: the distribution of a quantity over the layers."""
     title = f"{sentence_case(quantity.title)} {plain(quantity.symbol)}"
     return title, f"distribution over the layers · {plain(quantity.formula)}"
 
@@ -85,7 +85,7 @@ def run_caption(
 
 
 def caption(figure: go.Figure, text: str, below: str, panel: Panel, theme: Theme) -> None:
-    """Write two escaped lines above a panel; the second one may be empty."""
+    """Write two lines above a panel. Both must be escaped; ``below``, the second, may be empty."""
     muted = f'<br><span style="color:{theme.muted};font-size:12px">{below}</span>'
     figure.add_annotation(
         text=text + muted if below else text,

@@ -61,8 +61,8 @@ def span_of(runs: Sequence[Run]) -> tuple[int, int]:
 def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> LayerValues:
     """Read one quantity at up to ``count`` steps from ``span[0]`` to ``span[1]``.
 
-    These are the recorded steps nearest to evenly spaced ones, including the run's first and last.
-    A long run is averaged over at most ``count`` buckets of steps, and at least half as many.
+    The recorded steps nearest to evenly spaced steps are read, including the run's first and last.
+    A long run is averaged over buckets of steps: at most ``count``, and at least half as many.
 
     Raises
     ------
@@ -79,7 +79,8 @@ def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> L
 def choose_scale(scale: str, quantity: Quantity, values: Sequence[NDArray[np.float64]]) -> Scale:
     """Return the scale to use; ``"auto"`` is the quantity's preferred scale.
 
-    It is linear if there are finite values but none above 0, which a log axis could not show.
+    With ``"auto"`` the scale is linear if there are finite values but none above 0, because a log
+    axis could not show them.
     """
 
     def auto() -> Scale:
@@ -106,9 +107,9 @@ def why_empty(run: Run, read: LayerValues, quantity: Quantity) -> str:
 def downsample_indices(values: NDArray[np.float64], points: int) -> NDArray[np.intp]:
     """Return the indices of about ``points`` values, including the extremes.
 
-    The series is divided into ``points // 3`` intervals of equal length. Of each interval the
-    lowest and the highest value and the first one that is not finite are kept. The first and the
-    last value of the series are kept too.
+    The series is divided into ``points // 3`` intervals of equal length. The result has three
+    values of each interval: the lowest, the highest and the first that is not finite. It also has
+    the first and the last value of the series.
 
     Returns
     -------

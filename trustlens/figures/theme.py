@@ -1,8 +1,9 @@
 """Colours, fonts and layout of the figures and the dashboard.
 
 Plotly is imported only when a figure is drawn (:func:`graph_objects`).
-The colours of runs differ in hue and lightness, so that they are distinct with a colour-vision
-deficiency too, and the lightness of each ramp is monotonic. Tests measure both.
+The colours of runs differ in hue and lightness, so that viewers with a colour-vision deficiency can
+distinguish them. A ramp is a sequence of colours between which a colour is interpolated; its
+lightness is monotonic. Tests measure both properties.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ PLOTLY_CONFIG: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class RunColor:
-    """The colours of one run: ``line`` for its marks, ``ramp`` from its first to its last step."""
+    """The colours of one run.
+
+    ``line`` is the colour of its lines and marks. ``ramp`` has the colours of its steps, from the
+    first to the last.
+    """
 
     line: str
     ramp: tuple[str, ...]
@@ -165,7 +170,7 @@ def theme_of(name: str) -> Theme:
 
 
 def assign_colors(runs: Sequence[Run]) -> list[str]:
-    """Return each run's key in ``Theme.runs``: Adam blue and LAMB red, as in the article.
+    """Return each run's key in ``Theme.runs``, such as "blue" for Adam and "red" for LAMB.
 
     The first run of an optimizer family gets the colour of the family. Other runs get a contrasting
     colour if it is free, else the next free one. With more runs than colours, colours repeat.

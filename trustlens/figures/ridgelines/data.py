@@ -57,8 +57,8 @@ class RunRidges:
     layers : int
         Number of layers of the run.
     width : int
-        1, or the number of steps of each bucket if the ridges show means of buckets of steps;
-        ``steps`` are then the first steps of the buckets.
+        1 if each ridge shows a single step. If ridges show means of buckets of steps, the number
+        of steps of each bucket; ``steps`` then has the first step of each.
     note : str
         Why there is nothing to draw; empty if there are values.
     """
@@ -76,7 +76,7 @@ class RunRidges:
     note: str
 
     def out_of_view(self) -> dict[Side, NDArray[np.int64]]:
-        """Return those of ``below``, ``above`` and ``nonfinite`` that are above 0 at some step."""
+        """Return ``below``, ``above`` and ``nonfinite`` by name, without those that are all 0."""
         sides: dict[Side, NDArray[np.int64]] = {
             "below": self.below,
             "above": self.above,
@@ -190,13 +190,13 @@ def ridgeline_data(
     Parameters
     ----------
     runs : Run or sequence of Run
-        The runs, which share the buckets, and the steps if they recorded the same ones.
+        All runs get the same buckets. They also get the same steps if they recorded the same ones.
     quantity : str
         A recorded or derived quantity.
     ridges : int
-        Maximum number of steps per run: the recorded steps nearest to evenly spaced ones over the
-        time of all runs, including each run's first and last. A long run is averaged over at most
-        as many buckets of steps, and at least half as many.
+        Maximum number of steps per run. The recorded steps nearest to steps that are evenly spaced
+        over all runs are chosen, including each run's first and last. A long run is averaged over
+        buckets of steps: at most ``ridges`` buckets, and at least half as many.
     buckets : int
         Number of histogram buckets.
     scale : "auto", "log" or "linear"
@@ -274,7 +274,10 @@ def _ridges(
 def _heights(
     share: NDArray[np.float64], row: NDArray[np.intp], rows: int, buckets: int, smooth: bool
 ) -> NDArray[np.float64]:
-    """Return the histogram of each row; ``share`` is a value's position on the axis, 0 to 1."""
+    """Return the histogram of each row, (rows, buckets).
+
+    ``share`` has the position of each value on the axis, from 0 to 1, and ``row`` its row.
+    """
     if not smooth:
         bucket = np.minimum((share * buckets).astype(np.intp), buckets - 1)
         counts = np.bincount(row * buckets + bucket, minlength=rows * buckets)

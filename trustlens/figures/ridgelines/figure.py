@@ -32,8 +32,9 @@ def ridgeline(
     """Draw the distribution of a quantity over the layers at several steps.
 
     Each run has a panel. All panels have the same axes, so that equal heights mean equal numbers
-    of layers. The first step is at the far end (3d) or at the top (flat), later steps are in front
-    of it; the colour shows the time. Small marks at the ends of an axis show layers out of view.
+    of layers. The first step is at the far end in style "3d" and at the top in style "flat"; later
+    steps are in front of earlier ones. The colour shows the time. Small marks at the ends of an
+    axis show layers out of view.
 
     Parameters
     ----------

@@ -108,7 +108,7 @@ def _ridges(data: RidgelineData, run: RunRidges, theme: Theme) -> list[go.Scatte
     rows = zip(run.steps.tolist(), run.heights, data.lateness(run).tolist(), strict=True)
     for step, heights, share in rows:
         color = color_at(ramp, share)
-        padded = np.pad(heights, 1)  # both ends on the base, even if the view cuts a bump
+        padded = np.pad(heights, 1)  # height 0 at both ends, even if the view cuts a bump
         traces.append(
             graph_objects().Scatter(
                 x=x,

@@ -27,7 +27,7 @@ def extent(run: RunRidges) -> str:
 
 
 def note(run: RunRidges) -> str:
-    """Return a short text with the numbers of layers and steps, to follow the run's name."""
+    """Return a short text that is shown after a run's name: its numbers of layers and steps."""
     layers = counted(run.layers, "layer")
     if run.width > 1:
         return f"{layers} · each ridge shows means of {_grouped(run.width)} steps"

@@ -5,7 +5,8 @@
  *
  * The projection is that of a camera with a shifted lens: straight lines stay straight, and objects shrink
  * with the distance along the floor, but vertical lines stay vertical on the screen. Each column of pixels
- * therefore shows one vertical plane, and one horizon per column finds the hidden lines exactly.
+ * therefore shows one vertical plane: the parts of a ridge that nearer ridges hide are found exactly by
+ * storing the highest point so far of each column (its horizon).
  */
 "use strict";
 
@@ -22,7 +23,7 @@
     return { ...HOME };
   }
 
-  /** Turns the camera by two angles in radians; the pitch is limited to PITCH. */
+  /** Turns the camera by two angles in radians; the pitch stays in the range PITCH. */
   function turn(camera, yaw, pitch) {
     camera.yaw = Math.atan2(Math.sin(camera.yaw + yaw), Math.cos(camera.yaw + yaw));
     camera.pitch = Math.min(PITCH[1], Math.max(PITCH[0], camera.pitch + pitch));
@@ -39,7 +40,7 @@
     return true;
   }
 
-  /** Returns the view of a camera on a canvas of a size in CSS pixels; at zoom 1 the box fits. */
+  /** Returns the view of a camera on a canvas, whose size is in CSS pixels. At zoom 1 the whole box is visible. */
   function look(camera, width, height) {
     const view = {
       cosYaw: Math.cos(camera.yaw),

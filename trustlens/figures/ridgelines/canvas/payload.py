@@ -1,4 +1,4 @@
-"""The data of the canvas as JSON, from the same data as the Plotly figure."""
+"""Convert the data of ridgelines to the JSON value that the canvas script draws."""
 
 from __future__ import annotations
 
@@ -114,7 +114,11 @@ def _run(data: RidgelineData, run: RunRidges, run_id: str, span: tuple[int, int]
 
 
 def _ridge_colors(run: RunRidges, span: tuple[int, int]) -> dict[str, list[str]]:
-    """Return the colours of the ridges by theme; ``span`` maps to the ends of the run's ramp."""
+    """Return a colour for each ridge, by theme.
+
+    ``span`` is the first and the last step of all runs; they get the first and the last colour of
+    the run's ramp.
+    """
     first, last = span
     shares = [(step - first) / (last - first) if last > first else 1.0 for step in run.steps]
     return {
