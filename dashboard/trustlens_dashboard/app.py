@@ -73,7 +73,8 @@ def create_app(root: Path, hosts: frozenset[str] | None = LOCAL) -> Dash:
     Dash
         The application; ``.server`` is its WSGI application.
     """
-    # Callbacks of one tick share a snapshot; the next tick searches the folder again.
+    # A snapshot is used for half a tick (see TICK_MS): all callbacks of one tick share it, and the
+    # next tick searches the folder again.
     library = Library(root, max_age=TICK_MS / 2000)
     pages = all_pages()
     app = Dash(
@@ -148,7 +149,7 @@ def serve(
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """A request handler that logs errors but no requests, since each page polls every 1.5 s."""
+    """A request handler that logs errors only: each open page sends a request every 1.5 s."""
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Do nothing."""
@@ -165,7 +166,10 @@ def _restrict_hosts(app: Dash, hosts: frozenset[str]) -> None:
 
 
 def _serve_text(app: Dash, name: str, text: str, kind: str) -> str:
-    """Serve a text from memory; return its path with a digest, so that caches notice changes."""
+    """Serve a text from memory and return the path of its URL.
+
+    The path contains a digest of the text, so that browsers do not use an outdated cached copy.
+    """
 
     def answer() -> Response:
         return Response(text, mimetype=kind, headers={"Cache-Control": "max-age=31536000"})
@@ -176,7 +180,10 @@ def _serve_text(app: Dash, name: str, text: str, kind: str) -> str:
 
 
 def _is_wildcard(host: str) -> bool:
-    """Whether ``host`` stands for all addresses, so that the names in use are unknown."""
+    """Return whether ``host`` means all addresses of this machine.
+
+    The host names in requests cannot be restricted then, because they are not known.
+    """
     return host in ("0.0.0.0", "::")  # noqa: S104
 
 

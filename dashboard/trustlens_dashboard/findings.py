@@ -11,11 +11,15 @@ from trustlens.analysis.run import Run
 from trustlens_dashboard.library import Snapshot
 
 LIVE_SECONDS: Final = 10.0
-"""Seconds between two diagnoses of a run that is being recorded: each one reads every step."""
+"""Seconds between two diagnoses of a run that is being recorded, because a diagnosis is slow: it
+reads every step."""
 
 
 def cached_findings(snapshot: Snapshot, run: Run) -> pd.DataFrame:
-    """Return ``run.diagnose()``; up to ``LIVE_SECONDS`` old while the run is being recorded."""
+    """Return the result of ``run.diagnose()``, from the cache if the run has not changed.
+
+    While the run is being recorded, the result may be up to ``LIVE_SECONDS`` old.
+    """
     state = snapshot.state(run)
     live = state.status == "recording"
     version = f"{time.time() // LIVE_SECONDS:.0f}" if live else state.version

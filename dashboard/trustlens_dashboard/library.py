@@ -55,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A fingerprint that changes whenever the run's files change, and the run's status."""
+    """The status of a run, and a ``version`` that changes whenever the run's files change."""
 
     version: str
     status: Status
@@ -106,7 +106,7 @@ class Snapshot:
         return known
 
     def version(self, entry: Entry) -> list[str]:
-        """Return a JSON value that changes when the run does: its state, or the error."""
+        """Return a JSON value that changes when the run changes: its state, or the error."""
         if entry.run is None:
             return [entry.error]
         try:
@@ -117,7 +117,7 @@ class Snapshot:
 
 
 class Library:
-    """The runs below a folder, as snapshots.
+    """Finds the runs below a folder and returns them as snapshots. A dashboard has one library.
 
     Parameters
     ----------

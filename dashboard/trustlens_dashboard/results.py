@@ -51,11 +51,13 @@ class Results:
         Parameters
         ----------
         name, runs : hashable
-            Key of the result. ``runs`` are the runs it is computed from, see :meth:`keep_only`.
+            Together, the key of the result. ``runs`` are the runs from which the result is
+            computed; :meth:`keep_only` removes the result if one of them no longer exists.
         version : hashable
             A value that changes whenever the result would change.
         compute : callable
-            Compute the result. Exceptions propagate and nothing is cached.
+            Compute the result. If it raises an exception, the caller receives the exception and
+            nothing is cached.
         size : callable
             Return the approximate size of a result in bytes.
         """
@@ -77,7 +79,7 @@ class Results:
         return result
 
     def keep_only(self, runs: Collection[Run]) -> None:
-        """Remove all results that depend on other runs than these."""
+        """Remove each result that was computed from a run which is not in ``runs``."""
         with self._lock:
             for key in [key for key in self._cached if not set(key[1]).issubset(runs)]:
                 self._drop(key)

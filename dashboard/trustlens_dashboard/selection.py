@@ -53,7 +53,7 @@ def resolve(selection: Selection, entries: Sequence[Entry]) -> Selection:
     if b is None and a is not None:
         b = _default_partner(entries, a)
         if b is not None and selection.a is None and _family(entries, b) == ADAM:
-            a, b = b, a  # as in the article: Adam left, LAMB right
+            a, b = b, a  # show Adam on the left and LAMB on the right
     return replace(selection, a=a, b=b)
 
 
@@ -74,7 +74,8 @@ def _family(entries: Sequence[Entry], run_id: str) -> str:
 def _default_partner(entries: Sequence[Entry], chosen: str) -> str | None:
     """Return the id of the run to compare with ``chosen``, or None if it is the only run.
 
-    Prefer the pair of Adam and LAMB, then another optimizer family, then the same learning rate.
+    A run that gives the pair of Adam and LAMB is preferred, then a run of another optimizer
+    family, then a run with the same learning rate, then the newest run.
     """
     runs = _readable_runs(entries)
     run = next(run for run_id, run in runs if run_id == chosen)

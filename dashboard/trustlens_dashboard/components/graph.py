@@ -19,7 +19,10 @@ from trustlens.figures.theme import (
 
 
 def graph(component_id: str, *, class_name: str = "graph") -> html.Div:
-    """Return an empty graph that resizes with its container, without logo and cloud upload."""
+    """Return an empty graph that resizes with its container.
+
+    It has neither Plotly's logo nor its button for uploads.
+    """
     empty = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
              "xaxis": {"visible": False}, "yaxis": {"visible": False}}  # fmt: skip
     return html.Div(
@@ -40,7 +43,7 @@ def aria(**attributes: str) -> dict[str, Any]:
 
 
 def choice(component_id: str, label: str, options: dict[str, str]) -> html.Div:
-    """Return a labelled switch between options, a dict from value to text; the first is set."""
+    """Return a labelled switch; ``options`` maps values to texts, the first is selected."""
     return html.Div(
         [
             html.Span(label, className="choice-label"),
@@ -71,6 +74,10 @@ def message_figure(text: str, theme: ThemeName) -> go.Figure:
 
 
 def with_style(figure: go.Figure, *view: Any) -> tuple[go.Figure, dict[str, str]]:
-    """Return the figure and a style with its height; zoom is kept while ``view`` is equal."""
+    """Return the figure and a CSS style with the height of the figure.
+
+    When the figure replaces an earlier one with the same values of ``view``, the browser preserves
+    the user's zoom.
+    """
     figure.update_layout(uirevision=repr(view))
     return figure, {"height": f"{figure.layout.height}px"}  # pyright: ignore[reportAttributeAccessIssue]

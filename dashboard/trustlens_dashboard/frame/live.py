@@ -17,8 +17,9 @@ def updates(
 ) -> tuple[Any, Any, Any]:
     """Return the list of runs, the versions of the selected runs, and the badges of live runs.
 
-    Each of the first two is ``no_update`` if it equals ``listing`` or ``cursor``, the values that
-    the browser has; the badges are ``no_update`` if both are.
+    ``listing`` and ``cursor`` are the list and the versions that the browser already has. A value
+    that equals the browser's is replaced by ``no_update``. The badges are replaced by
+    ``no_update`` if neither the list nor the versions changed.
     """
     current = snapshot.listing()
     selection = Selection.parse(search)

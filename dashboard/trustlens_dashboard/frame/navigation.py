@@ -12,7 +12,7 @@ from trustlens_dashboard.page import Page
 
 
 def links(pages: Sequence[Page], search: str | None) -> list[dmc.NavLink]:
-    """Return a link to each page with the query ``search``, which keeps the selection."""
+    """Return a link to each page; the URL's query ``search`` passes the selection to the page."""
     return [
         dmc.NavLink(
             label=page.title, href=page.path + (search or ""), active="exact", className="nav-link"
@@ -24,7 +24,7 @@ def links(pages: Sequence[Page], search: str | None) -> list[dmc.NavLink]:
 def page_at(pages: Sequence[Page], path: str | None) -> tuple[Any, dict[str, str], dict[str, str]]:
     """Return the components of the page at ``path``, and the styles of toolbar and quantity box.
 
-    The styles hide those that the page does not use.
+    The styles hide the toolbar or the quantity box if the page does not use it.
     """
     page = next((page for page in pages if page.path == (path or "/")), None)
     hidden = {"display": "none"}

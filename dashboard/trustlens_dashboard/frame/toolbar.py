@@ -15,7 +15,7 @@ from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection, resolve
 
 SHORTCUTS: Final = {"trust_ratio": "r", "weight_norm": "r₁", "direction_norm": "r₂"}
-"""Quantities with a button of their own: the three that the article plots."""
+"""Quantities that have a button, besides their entry in the list, and the button's text."""
 
 
 def toolbar() -> html.Div:
@@ -73,10 +73,10 @@ def _run_select(select_id: str, dot_id: str, label: str, *, clearable: bool) -> 
 def synchronize(
     snapshot: Snapshot, search: str | None, chosen: Selection | None
 ) -> tuple[Any, ...]:
-    """Return the query of the URL and the properties of the toolbar, for the same selection.
+    """Return the query of the URL and the properties of the toolbar for one selection.
 
-    ``chosen`` is the selection in the toolbar if the user changed it there, else None; then the
-    URL's query ``search`` determines the selection. The returned query is ``no_update`` if it
+    ``chosen`` is the selection in the toolbar if the user has just changed it there. If it is None,
+    the selection is that of the URL's query ``search``. The returned query is ``no_update`` if it
     equals ``search``.
     """
     entries = snapshot.entries

@@ -100,7 +100,10 @@ def finding_rows(findings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def table_rows(run: Run, findings: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return one row per layer with its values at the last recorded step; None if not finite."""
+    """Return one row per layer with the layer's values at the last recorded step.
+
+    A value that is not finite is None.
+    """
     span = run.span("layers")
     frame = None if span is None else run.layers(TABLE, steps=[span[1]]).set_index("layer")
     found = {
@@ -178,7 +181,10 @@ def _suspicious_layers(snapshot: Snapshot, run: Run) -> list[str]:
 def choose_layer(
     snapshot: Snapshot, search: str | None, event: Any, layer: str | None
 ) -> tuple[Any, str | None]:
-    """Return the names of the layers, and the clicked layer, or ``layer`` without a click."""
+    """Return the names of the layers, and the layer to show.
+
+    This is the clicked layer, or ``layer`` if the callback was not triggered by a click.
+    """
     return layer_options(snapshot, search, clicked_layer(snapshot, search, event) or layer)
 
 

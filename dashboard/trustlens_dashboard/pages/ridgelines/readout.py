@@ -1,4 +1,4 @@
-"""Data of the ridgelines page: ridgelines, the table of one step, and its summary."""
+"""Data of the ridgelines page: the ridgelines, and a table and a summary of one step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trustlens.schema import QUANTITIES
 from trustlens_dashboard.library import Snapshot
 
 RIDGES = 100
-"""Maximum number of ridges per run. With more, the distance would be less than a line's width."""
+"""Maximum number of ridges per run. More ridges would be closer together than a line is wide."""
 
 
 def cached_ridgelines(

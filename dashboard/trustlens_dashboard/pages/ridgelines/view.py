@@ -46,9 +46,10 @@ class Slider:
 def picture(
     snapshot: Snapshot, search: str, scale: str, view: str, slider: Slider
 ) -> tuple[Any, ...]:
-    """Return payload, slider (min, max, marks, value, disabled), formula and message.
+    """Return the ridgelines as JSON, the slider's properties, the formula and the message.
 
-    If the slider is at its maximum, it follows the last step as the run grows.
+    The slider's properties are min, max, marks, value and disabled. A slider at its maximum moves
+    to the new last step when the run has grown.
     """
     selection = Selection.parse(search)
     quantity = QUANTITIES[selection.quantity]
@@ -79,7 +80,10 @@ def picture(
 
 
 def _step_to_show(slider: Slider, steps: Sequence[int]) -> int:
-    """Return the step nearest to the slider's; the last one if the slider is at its maximum."""
+    """Return the step nearest to the slider's value; the last step if the slider is at its maximum.
+
+    Return the last step also if the slider has no value within the steps, and 0 without steps.
+    """
     value = slider.value
     if not steps or not value or value == slider.last or not steps[0] <= value <= steps[-1]:
         return steps[-1] if steps else 0

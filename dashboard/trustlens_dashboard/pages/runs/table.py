@@ -100,8 +100,8 @@ def _size(summary: dict[str, Any]) -> int:
 def _last(metrics: pd.DataFrame, word: str) -> float | None:
     """Return the last value of the metric whose name matches ``word`` best, or None.
 
-    A name that equals the word is preferred, then one that ends with it, then one that contains
-    it; among these the shortest.
+    A name that equals the word is preferred, then a name that ends with the word, then a name that
+    contains the word. Of several such names, the shortest is used.
     """
     names = metrics["name"].unique()
     named = [name for name in names if word in str(name).lower()]

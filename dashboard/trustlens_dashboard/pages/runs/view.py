@@ -52,7 +52,10 @@ def tick_rows(snapshot: Snapshot, search: str | None, ticked: Any) -> tuple[Any,
 
 
 def _ids(ticked: Any) -> list[str]:
-    """Return the ids in ``selectedRows``: rows if the user ticked, a dict if a callback did."""
+    """Return the ids in ``selectedRows``.
+
+    The value is a list of rows if the user ticked them, and a dict if a callback ticked them.
+    """
     if isinstance(ticked, Mapping):
         return list(ticked["ids"])
     return [str(row["id"]) for row in ticked or ()]
