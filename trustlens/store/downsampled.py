@@ -321,7 +321,7 @@ class _Grid:
             np.maximum.at(self._high[there], at, part.buckets.high)
 
     def _columns(self, names: tuple[str, ...]) -> NDArray[np.int64]:
-        """Return each layer's column in the grid, int64 (n,); −1 for layers that it does not have."""
+        """Return the grid column of each layer, int64 (n,); −1 for layers outside of the grid."""
         if names != self._names:  # most parts have the same names
             self._names = names
             self._columns_of_names = np.array(

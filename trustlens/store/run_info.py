@@ -88,8 +88,8 @@ class RecordingInfo:
         Numbers of steps from one record to the next, of the table ``layers`` and of histograms;
         ``histograms_every`` is 0 if histograms are not recorded.
     precision : int or None
-        Number of mantissa bits to which floats of the table ``layers`` were rounded, 23 if they were
-        not rounded; None if it is not known, as for runs of older versions.
+        Number of mantissa bits to which floats of the table ``layers`` were rounded. It is 23 if
+        they were not rounded, and None if it is not known, as for runs of older versions.
     statistics : str
         The names of the backends that computed the statistics, separated by commas.
     session : str or None

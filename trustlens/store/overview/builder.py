@@ -1,4 +1,4 @@
-"""Building a run's overview from its sealed segments: after each seal, at close and at repair."""
+"""Building the overview of a run from the run's sealed segments."""
 
 from __future__ import annotations
 
@@ -26,32 +26,34 @@ from trustlens.store.segments.contents import read_sealed
 from trustlens.store.segments.files import journal_numbers, sealed_numbers
 from trustlens.store.segments.row_groups import NO_STEPS, Sealed
 
-_JOIN_COUNT: Final = 16  # so many of a level's smallest files are joined into one
+_JOIN_COUNT: Final = 16  # number of adjacent small files of a level that are joined into one
 
 _CACHE_BYTES: Final = 48 << 20
-"""Maximum bytes of cached rows: those of small files, which will be joined or downsampled further.
-Rows that are not cached are read again."""
+"""Maximum size of the cached rows in bytes. Rows of small files are cached, to build coarser or
+joined files from them. Rows that are not in the cache are read from the files."""
 
 
 class OverviewBuilder:
-    """Builds the overview of a run.
+    """Builds the overview files of a run, for its writer and for a repair.
 
-    The caller holds the run's lock, and creates another builder after a rollback.
+    :meth:`complete` is called after a segment was sealed, at the end of the recording and at a
+    repair. The caller holds the run's lock, and creates another builder after a rollback.
 
     Parameters
     ----------
     directory : Path
-        The run.
+        The directory of the run.
     finest : int
-        The level (exponent) of the finest buckets, unless the run has a finer level already.
+        The finest level k, with buckets of 4^k steps. A finer level is used instead if the run has
+        one already.
     """
 
     def __init__(self, directory: Path, finest: int) -> None:
         self._directory = directory
         self._finest = finest
         self._existing: set[Piece] = set()
-        self._missing: list[int] = []  # segments that are not in the overview
-        self._next: int | None = None  # the next segment; None: scan the folders
+        self._missing: list[int] = []  # numbers of segments that are not in the overview
+        self._next: int | None = None  # the next segment's number; None: scan first
         self._cached: dict[Piece, tuple[int, list[pa.Table]]] = {}  # bytes, rows by quantity
 
     def complete(
@@ -60,15 +62,21 @@ class OverviewBuilder:
         limit: int | None = None,
         just_sealed: Mapping[int, pa.Table] = MappingProxyType({}),
     ) -> bool:
-        """Build the missing files; return whether the overview is complete now.
+        """Build the missing overview files.
 
         Parameters
         ----------
         limit : int, optional
-            Maximum number of segments to add; all by default.
+            Maximum number of segments to add to the overview in this call; all by default.
         just_sealed : mapping of int to pyarrow.Table
-            The rows of segments that were just sealed, by number. If they include the next one,
-            the folders are not scanned: then the cost does not grow with the run.
+            The rows of segments that were just sealed, by the number of the segment. If the next
+            segment to add is among them, the run's folders are not scanned, so that the cost of a
+            call does not grow with the run.
+
+        Returns
+        -------
+        bool
+            Whether the overview is complete now.
 
         Raises
         ------
@@ -82,7 +90,7 @@ class OverviewBuilder:
             if self._next is None:  # damaged files were found and removed
                 is_complete = self._complete(limit, just_sealed)
         except BaseException:
-            self._next = None  # scan again the next time
+            self._next = None  # scan the folders in the next call
             raise
         return is_complete and self._next is not None
 
@@ -109,7 +117,7 @@ class OverviewBuilder:
         return not self._missing and not any(sealed)
 
     def _scan(self) -> set[int]:
-        """Find the existing and the missing files; return the numbers of all segments."""
+        """Find overview files, and segments without one; return the numbers of all segments."""
         sealed = sealed_numbers(self._directory, "layers")
         unsealed = journal_numbers(self._directory, "layers") - sealed
         existing = pieces(self._directory)
@@ -117,18 +125,17 @@ class OverviewBuilder:
             existing = [piece for piece in existing if self._is_current(piece, sealed)]
         self._existing = set(existing)
         self._finest = min([self._finest, *(piece.level for piece in existing)])
-        self._next = min(
-            unsealed, default=max(sealed, default=-1) + 1
-        )  # all lower numbers are sealed
+        # No segment with a lower number will be sealed later.
+        self._next = min(unsealed, default=max(sealed, default=-1) + 1)
         finest = [piece for piece in existing if piece.level == self._finest]
         covered = {number for piece in finest for number in range(piece.first, piece.last + 1)}
         self._missing = sorted(number for number in sealed - covered if number < self._next)
         return sealed
 
     def _is_current(self, piece: Piece, sealed: set[int]) -> bool:
-        """Return whether the segments that a piece was built from are unchanged; if not, remove it.
+        """Return whether the segments that a file was built from are unchanged; if not, remove it.
 
-        They may differ if a copy of the run, file by file, was interrupted.
+        The segments may have changed if the run was copied file by file, and the copy interrupted.
         """
         with suppress(RunError, OSError):
             if sealed.issuperset(range(piece.first, piece.last + 1)) and all(
@@ -140,16 +147,16 @@ class OverviewBuilder:
         return False
 
     def _levels(self, sealed: Collection[int]) -> range:
-        """Return the levels that may have a file with any of these segments."""
+        """Return the levels that may have a file that covers any of these segments."""
         count = max(sealed, default=0) + 1
         return range(self._finest, self._finest + (count.bit_length() + 1) // 2)
 
     def _size(self, level: int) -> int:
-        """Return the number of segments in the smallest files of a level."""
+        """Return the number of segments that each of the smallest files of a level covers."""
         return 4 ** (level - self._finest)
 
     def _blocks(self, sealed: Collection[int]) -> Iterator[Piece]:
-        """Yield the smallest files of the coarser levels that cover these segments."""
+        """Yield the smallest files that cover these segments, of all levels except the finest."""
         for level in self._levels(sealed)[1:]:
             yield from _aligned(sealed, level, self._size(level))
 
@@ -159,7 +166,8 @@ class OverviewBuilder:
 
     def _join(self, block: Piece) -> None:
         """Join the smallest files of a level into ``block``, if all its parts exist."""
-        # If the block exists already, a process died before it removed the parts.
+        # If ``block`` exists already, a process died after it built the file and before it removed
+        # the parts.
         if block in self._existing or self._build(block, block.level):
             self._remove(self._parts_of(block, block.level))
 
@@ -168,7 +176,7 @@ class OverviewBuilder:
         return list(_aligned(range(block.first, block.last + 1, size), level, size))
 
     def _build(self, block: Piece, level: int) -> bool:
-        """Build a file from the smallest files of a level; return whether it was."""
+        """Build ``block`` from the smallest files of ``level``; return whether this succeeded."""
         parts = self._parts_of(block, level)
         if not self._existing.issuperset(parts):
             return False
@@ -180,7 +188,7 @@ class OverviewBuilder:
                 found = read_pieces(self._directory, parts)
             rows = (merge_buckets(each, block.level) for each in found)
             self._write(block, rows, read_sources(self._directory, parts))
-        except RunError:  # a part is damaged: the next scan builds all parts again
+        except RunError:  # a part is damaged: scan again, and build all parts again
             self._remove(parts)
             self._next = None
             return False

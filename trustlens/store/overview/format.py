@@ -1,16 +1,18 @@
-"""The overview: a run's ``layers``, downsampled, so that any view of it reads a bounded amount.
+"""The files of the overview, which holds a run's table ``layers`` downsampled to buckets of steps.
 
-::
+With the overview, plotting a long run reads no more data than plotting a short run. ::
 
-    overview/<k>/<first>-<last>.parquet    buckets of 4^k steps, of the segments <first> to <last>
+    overview/<k>/<first>-<last>.parquet    segments <first> to <last>, in buckets of 4^k steps
 
-A file has one row for each quantity, layer and bucket with a value; the bucket of a step is
-(step − 1) // 4^k. On the finest level a file covers one segment, on each coarser level four times
-as many, so that all files are of similar size. Sixteen adjacent files of a level are joined into
-one, so that there are few. A bucket that two segments share has a row in the file of each: the
-reader merges them.
+The number k is the level of the file. At level k, step s is in bucket (s − 1) // 4^k. A file has
+one row for each quantity, layer and bucket that has a value.
 
-The overview is derived from the sealed segments. If parts of it are missing, the reader reads the
+At the finest level, a file covers one segment. At each coarser level, a file covers four times as
+many, so that all files are of similar size. Then 16 adjacent files of a level are joined into one,
+so that there are few files. If two segments have steps of the same bucket, each of their files has
+a row for the bucket, and the reader merges the two.
+
+The overview is made from the sealed segments. If an overview file is missing, the reader reads the
 segments instead.
 """
 
@@ -49,10 +51,10 @@ from trustlens.store.segments.row_groups import (
 from trustlens.store.validation import check_rows
 
 FINEST: Final = 3
-"""Level of the finest buckets if every step is recorded: 4^3 = 64 steps."""
+"""The finest level if every step is recorded: its buckets have 4^3 = 64 steps."""
 
 _GROUP_ROWS: Final = 32_768
-"""Maximum rows of a row group: reading one layer in fine buckets need not read all of them."""
+"""Maximum number of rows of a row group. A reader of one layer skips the row groups without it."""
 
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
 SCHEMA: Final = pa.schema(
@@ -67,17 +69,18 @@ SCHEMA: Final = pa.schema(
         pa.field("max", pa.float32()),
     ]
 )
-"""One row per bucket: its first step; the number of rows that have the quantity; the number of rows
-whose value is finite; minimum, mean and maximum of the finite values (null if there are none). All
-three are float32: extremes of counts above 2^24 are rounded."""
+"""Each row is a bucket of one quantity of one layer. ``step`` is the first step of the bucket.
+``rows`` is the number of values that are not null, ``finite`` the number of finite values. ``min``,
+``mean`` and ``max`` are those of the finite values, null if there are none. As float32 values, they
+are rounded if they are integers above 2^24."""
 
-_LEVELS: Final = frozenset(map(str, range(1, 27)))  # 4^26 steps: close to the largest step
+_LEVELS: Final = frozenset(map(str, range(1, 27)))  # 4^26 = 2^52 steps: half of LAST_STEP
 _FILE: Final = re.compile(r"(\d{6,18})-(\d{6,18})\.parquet")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Piece:
-    """A file of the overview: its level k, and the first and last number of its segments."""
+    """A file of the overview: the level k, and the first and last segment that it covers."""
 
     level: int
     first: int
@@ -85,7 +88,7 @@ class Piece:
 
     @property
     def count(self) -> int:
-        """Number of segments that it covers."""
+        """Number of segments that the file covers."""
         return self.last - self.first + 1
 
     @property
@@ -94,12 +97,12 @@ class Piece:
         return f"{self.first:06d}-{self.last:06d}.parquet"
 
     def path(self, directory: Path) -> Path:
-        """Return the path of the file in a run."""
+        """Return the path of the file in the run at ``directory``."""
         return directory / OVERVIEW / str(self.level) / self.name
 
 
 def finest_level(info: RunInfo) -> int:
-    """Return the level k of the finest buckets: of 4^k steps, of which 64 to 256 are recorded."""
+    """Return the finest level k for a run: 64 to 256 of the 4^k steps in a bucket are recorded."""
     return FINEST + ((info.recording.every - 1).bit_length() + 1) // 2
 
 
@@ -116,19 +119,19 @@ def pieces(directory: Path) -> list[Piece]:
 
 
 def is_level(name: str) -> bool:
-    """Return whether a folder of the overview has the name of a level."""
+    """Return whether ``name``, of a folder in the overview, is the name of a level."""
     return name in _LEVELS
 
 
 def piece_of(level: int, name: str) -> Piece | None:
-    """Return the piece that a file name in a level's folder stands for; None if it is not one."""
+    """Parse the name of a file in a level's folder; None if it does not name an overview file."""
     match = _FILE.fullmatch(name)
     piece = Piece(level, *map(int, match.groups())) if match else None
     return piece if piece is not None and piece.first <= piece.last else None
 
 
 def remove_pieces_from(directory: Path, number: int) -> None:
-    """Remove the files that cover the segment of that number or any later one."""
+    """Remove the overview files that cover segment ``number`` or a later segment."""
     for piece in pieces(directory):
         if piece.last >= number:
             with suppress(FileNotFoundError):
@@ -148,15 +151,16 @@ def write_piece(
     Parameters
     ----------
     directory : Path
-        The run.
+        The directory of the run.
     piece : Piece
-        The file.
+        Which file to write.
     by_quantity : iterable of pyarrow.Table
-        The rows of each quantity.
+        One table for each quantity, with `SCHEMA`.
     sealed : sequence of Sealed
-        The segments that the rows were made from; listed in the file's metadata.
+        The segments that the rows were made from. They are listed in the metadata of the file.
     is_final : bool
-        False if the file will be joined with others later: then it is compressed less, but faster.
+        False if the file will be joined with others later. Then a faster compression is used, which
+        makes the file larger.
     """
     path = piece.path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +185,9 @@ def write_piece(
 
 
 def read_pieces(directory: Path, wanted: Sequence[Piece]) -> Iterator[pa.Table]:
-    """Yield the rows of each recorded quantity in files of the overview, in the order of the files.
+    """Read files of the overview; yield one table for each recorded quantity.
+
+    Each table has the rows of all the files, in the order of ``wanted``. It may be empty.
 
     Raises
     ------
@@ -204,7 +210,7 @@ def read_pieces(directory: Path, wanted: Sequence[Piece]) -> Iterator[pa.Table]:
 
 
 def read_sources(directory: Path, wanted: Sequence[Piece]) -> list[Sealed]:
-    """Return the segments that files of the overview list as their source.
+    """Return the segments from which files of the overview were made, as their metadata says.
 
     Raises
     ------
@@ -224,12 +230,12 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _report_damage(path: Path) -> AbstractContextManager[None]:
-    # A removed file is built again from the sealed segments.
+    # Advise to remove the file: it is built again from the sealed segments.
     return damage_reported(LocalLocation(path), remedy="remove it")
 
 
 def _row_groups_by_quantity(metadata: pq.FileMetaData) -> dict[str, list[int]]:
-    """Return the indices of each quantity's row groups."""
+    """Return the indices of the row groups of each quantity, by its name."""
     found: dict[str, list[int]] = {}
     for index, group in enumerate(read_groups(metadata) or ()):
         if group.texts is not None:
@@ -238,9 +244,9 @@ def _row_groups_by_quantity(metadata: pq.FileMetaData) -> dict[str, list[int]]:
 
 
 def downsample(rows: pa.Table, level: int) -> Iterator[pa.Table]:
-    """Yield one table for each quantity: its buckets of 4^level steps.
+    """Downsample rows of ``layers`` to buckets of 4^level steps; yield one table for each quantity.
 
-    The rows must be sorted by layer and step.
+    The rows must be sorted by layer, then step. The tables have `SCHEMA`, and are sorted likewise.
     """
     layer, names = codes(rows["layer"])
     bucket = bucket_of(rows["step"], level)
@@ -256,12 +262,12 @@ def downsample(rows: pa.Table, level: int) -> Iterator[pa.Table]:
 
 
 def merge_buckets(rows: pa.Table, level: int) -> pa.Table:
-    """Merge one quantity's buckets into buckets of 4^level steps, sorted by layer and step."""
+    """Merge one quantity's buckets into buckets of 4^level steps; sort them by layer, then step."""
     if not rows.num_rows:
         return rows
     layer, names = codes(rows["layer"])
     bucket = bucket_of(rows["step"], level)
-    # A stable sort is fast on concatenated sorted parts, as here.
+    # The rows are sorted parts, one after the other: a stable sort is fast for them.
     order = np.argsort(
         alphabetical_ranks(names)[layer] * (bucket.max() + 1) + bucket, kind="stable"
     )
@@ -277,12 +283,12 @@ def merge_buckets(rows: pa.Table, level: int) -> pa.Table:
 
 
 def bucket_of(step: pa.ChunkedArray, level: int) -> NDArray[np.int64]:
-    """Return the index of each step's bucket of 4^level steps."""
+    """Return the index of the bucket of each step, int64 (rows,), for buckets of 4^level steps."""
     return (numbers(step) - 1) >> (2 * level)
 
 
 def buckets_in(rows: pa.Table) -> Buckets:
-    """Return the buckets that rows of the overview describe; ±∞ for extremes if not read."""
+    """Return the buckets that overview rows describe; without column min or max, these are ±∞."""
     finite = numbers(rows["finite"]).astype(np.int64)
     is_empty = finite == 0
 

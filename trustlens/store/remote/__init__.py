@@ -1,1 +1,1 @@
-"""Recording to an object store: lease, staging folder and uploader."""
+"""Recording to an object store: the run is written on this machine and uploaded meanwhile."""

@@ -1,9 +1,13 @@
-"""One writer per run on an object store: a small object names the session that writes the run.
+"""One writer per run on an object store: a small object, the lease, says which recording writes.
 
-The writer refreshes the lease object every 10 s, and stops uploading when it finds another writer's
-lease. So the latest writer continues, and one that was wrongly considered dead does no harm.
-If two writers create the object at the same moment, which one wins is undefined: not every store
-has conditional writes.
+The object is named ``.lock`` and contains an identifier of the recording, called the session. The
+writer refreshes the object every 10 s: it writes the object again with a new time. A writer whose
+object is not refreshed is considered dead, and another writer may overwrite the object. A writer
+that finds another session in the object stops uploading. So a writer that was wrongly considered
+dead does no harm.
+
+If two writers create the object at the same moment, either may win: not every store can refuse to
+overwrite an object.
 """
 
 from __future__ import annotations
@@ -24,26 +28,29 @@ from trustlens.store.remote_location import RemoteLocation, reason
 _log: Final = logging.getLogger("trustlens")
 
 REFRESH_INTERVAL: Final = 10.0
-"""Seconds between two refreshes; a writer that misses three of them is considered dead."""
+"""Seconds between two refreshes. A writer that misses three refreshes is considered dead."""
 
 _CHECKS: Final = 30
-"""How many times the object is read while waiting for three refreshes."""
+"""How often the object is read while another writer has time for three refreshes."""
 
 
 class Lease:
-    """The right to write into a run's folder on an object store, once :meth:`take` returned.
+    """The right of one recording to write into a run's folder on an object store.
+
+    A recording holds the lease from :meth:`take` to :meth:`release`, unless another one takes it
+    over.
 
     Parameters
     ----------
     remote : RemoteLocation
-        The run.
+        Where the run is.
 
     Attributes
     ----------
     remote : RemoteLocation
-        The run.
+        Where the run is.
     session : str
-        Identifier of the recording that holds it.
+        Identifier of the recording, new for each instance.
     """
 
     def __init__(self, remote: RemoteLocation) -> None:
@@ -56,17 +63,19 @@ class Lease:
         self._released = threading.Event()
 
     def take(self, *, known_dead: str | None = None) -> None:
-        """Take the lease, after checking that no other writer is alive; may take half a minute.
+        """Take the lease, after checking that no other writer is alive.
+
+        The check takes half a minute if another writer did not release the lease.
 
         Parameters
         ----------
         known_dead : str, optional
-            The session of a recording that is known to be dead.
+            The session of a recording that is known to be dead, for which no check is needed.
 
         Raises
         ------
         UsageError
-            If another writer holds the lease, or the object cannot be written.
+            If another writer refreshed the lease meanwhile, or the store cannot be written.
         """
         try:
             if self._holding_session() not in {None, self.session, known_dead}:
@@ -77,13 +86,16 @@ class Lease:
                 f"'{self.remote}' cannot be written ({reason(error)}); check the address and your "
                 "credentials"
             ) from None
-        # A thread of its own: an upload or download may take longer than three refreshes.
+        # Refreshed on its own thread: an upload or download may take longer than three refreshes.
         threading.Thread(
             target=self._refresh_until_released, name="trustlens-lease", daemon=True
         ).start()
 
     def is_kept(self) -> bool:
-        """Return whether this session still has it; read the object if the last refresh is old.
+        """Return whether this recording still holds the lease.
+
+        If the last refresh is more than half of `REFRESH_INTERVAL` ago, the object is read, and
+        refreshed.
 
         Raises
         ------
@@ -93,14 +105,14 @@ class Lease:
         with self._check_lock:
             # Not the monotonic clock, which may stop while the machine sleeps.
             if not self._is_lost and abs(time.time() - self._refreshed) > REFRESH_INTERVAL / 2:
-                # If the object was removed, another writer has had the lease.
+                # No object means lost too: another writer took the lease and released it.
                 self._is_lost = self._holding_session() != self.session
                 if not self._is_lost:
                     self._refresh()
             return not self._is_lost
 
     def release(self) -> None:
-        """Release the lease. If that fails, the next writer has to wait."""
+        """Release the lease. If that fails, :meth:`take` of the next writer takes half a minute."""
         self._released.set()
         with self._check_lock, suppress(OSError, pa.ArrowException):
             if self._holding_session() == self.session:
@@ -108,14 +120,14 @@ class Lease:
 
     def _refresh_until_released(self) -> None:
         while not self._released.wait(REFRESH_INTERVAL):
-            with suppress(OSError, pa.ArrowException):  # the store may answer the next time
+            with suppress(OSError, pa.ArrowException):  # the store may answer the next request
                 if not self.is_kept():
                     return
 
     def _wait_for_other_writer(self) -> None:
         _log.warning(
-            "trustlens: another recording of '%s' has not closed it; waiting up to %.0f s to see "
-            "whether it is still running",
+            "trustlens: another recording of '%s' has not closed the run; waiting up to %.0f s to "
+            "see whether it is still running",
             self.remote,
             3 * REFRESH_INTERVAL,
         )
@@ -125,14 +137,13 @@ class Lease:
             time.sleep(3 * REFRESH_INTERVAL / _CHECKS)
             try:
                 now = self._text()
-            except (OSError, pa.ArrowException):  # a live writer could not refresh it either
+            except (OSError, pa.ArrowException):  # nor could a live writer refresh the object
                 silent, failed = 0, failed + 1
                 if failed == _CHECKS:
                     raise
                 continue
-            silent = (
-                silent + 1 if time.time() - began < REFRESH_INTERVAL else 0
-            )  # otherwise this machine slept
+            # If more time has passed, this machine was suspended: start counting again.
+            silent = silent + 1 if time.time() - began < REFRESH_INTERVAL else 0
             if now is None:  # the other writer closed the run
                 return
             if now != seen:

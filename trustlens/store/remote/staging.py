@@ -1,7 +1,7 @@
-"""The staging folder of a run on an object store: the run is written there, then uploaded.
+"""The staging folder: a folder on this machine where a run for an object store is written first.
 
-It is in the user's cache folder. Files stay there until they are uploaded, so that a failure of the
-network loses nothing.
+The folder is in the user's cache folder. The uploader copies its files to the store. They stay in
+the folder until the whole run is uploaded, so that a failure of the network loses nothing.
 """
 
 from __future__ import annotations
@@ -30,28 +30,45 @@ from trustlens.store.remote_location import RemoteLocation, remote_of
 _log: Final = logging.getLogger("trustlens")
 
 _UPLOADED: Final = ".uploaded.json"
-"""The file of a staging folder that lists the uploaded files, so that a resumed recording does not
-upload them again."""
+"""A file in the staging folder that lists the uploaded files, so that a resumed recording does not
+upload these again."""
 
-_CHUNK: Final = 1 << 22  # bytes
+_CHUNK: Final = 1 << 22  # number of bytes read at once in a download
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Size and time of change (ns since 1970) of a file: they show whether it has changed."""
+    """Size and time of change, in ns since 1970, of a file: if equal, the file is unchanged."""
 
     size: int
     changed: int
 
 
 UNKNOWN: Final = Version(-1, -1)
-"""The version of a file on the store that may belong to the run, if there is no list of uploads."""
+"""Stands for the version of a file on the store if there is no list of uploaded files: the file may
+belong to the run or not."""
 
 
 def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | None]:
-    """Return the folder in which a run is written, and the lease if it is on an object store.
+    """Prepare the folder on this machine in which a run is written.
 
-    If a run is resumed, all of its files are downloaded to the folder.
+    For a run on this machine, that is ``directory`` itself. For a run on an object store, it is the
+    staging folder; the lease of the run is taken, and if the staging folder does not have all files
+    of the run, they are downloaded to it.
+
+    Parameters
+    ----------
+    directory : Location
+        Where the user wants the run to be.
+    resume : bool
+        Whether ``directory`` may already hold a run, which is then resumed.
+
+    Returns
+    -------
+    folder : Path
+        The folder to write into.
+    lease : Lease or None
+        The lease; None if the run is on this machine.
 
     Raises
     ------
@@ -63,7 +80,7 @@ def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | 
     """
     remote = remote_of(directory)
     if remote is None:
-        return Path(directory.filesystem_path), None  # absolute: the process may change its folder
+        return Path(directory.filesystem_path), None  # absolute: it must outlast os.chdir
     staging = staging_folder(remote)
     if not resume:
         _refuse_run(remote, staging)
@@ -76,7 +93,7 @@ def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | 
     lease = Lease(remote)
     lease.take(known_dead=session_in(staging) if is_held_here is False else None)
     with released_on_error(lease):
-        if not resume:  # another one may have been recorded since the first check
+        if not resume:  # another run may have begun after the first check
             _refuse_run(remote, staging)
         _complete_staging(remote, staging, lease)
     return staging, lease
@@ -94,7 +111,7 @@ def released_on_error(lease: Lease | None) -> Generator[None]:
 
 
 def _complete_staging(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
-    """Make sure that the staging folder has all files of the run."""
+    """Download the run from the store, unless the staging folder already has all of its files."""
     exists_here = (staging / RUN_FILE).exists()
     if not (remote / RUN_FILE).exists():
         if not exists_here:
@@ -110,9 +127,10 @@ def _complete_staging(remote: RemoteLocation, staging: Path, lease: Lease) -> No
 
 
 def _has_all(staging: Path, remote: RemoteLocation) -> bool:
-    """Return whether a staging folder has all segments of the store.
+    """Return whether a staging folder has all segments that are on the store.
 
-    If not, the cache was cleaned, and a resumed recording would reuse their numbers.
+    If it does not, the user's cache folder was cleaned. A resumed recording would then give the
+    numbers of the missing segments to new ones.
     """
     sealed = {name for name in files_of(remote) if name.startswith(TABLES)}
     return sealed.issubset(files_of(staging))
@@ -133,7 +151,7 @@ def _refuse_run(remote: RemoteLocation, staging: Path) -> None:
 
 
 def _refuse_files_without_run(remote: RemoteLocation) -> None:
-    # Their rows would be read with the new ones.
+    # Rows in these files would be read together with the rows of the new run.
     strays = [name for name in (JOURNAL, *TABLES) if (remote / name).entries()]
     if strays:
         raise UsageError(
@@ -164,7 +182,7 @@ def _download(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
         unit_scale=True,
         delay=2,
         desc=f"downloading {remote.name}",
-        disable=None,  # if it is not a terminal
+        disable=None,  # no progress bar if the output is not a terminal
     ) as bar:
         for name in sorted(files, key=lambda name: name == RUN_FILE):  # run.json last
             path = staging / name
@@ -183,7 +201,7 @@ def _download(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
 
 
 def folders_of(run: Location) -> list[str]:
-    """Return the folders that may hold files of a run, relative to it; ``""`` is the run itself."""
+    """Return the folders that may hold files of a run: paths within the run, ``""`` for itself."""
     levels = [f"{OVERVIEW}/{each}" for each in _folders_in(run / OVERVIEW)]
     replaced = [f"{REPLACED}/{each}" for each in _folders_in(run / REPLACED)]
     tables = [f"{each}/{table}" for each in replaced for table in TABLES]
@@ -195,7 +213,7 @@ def _folders_in(folder: Location) -> list[str]:
 
 
 def files_of(address: Address) -> dict[str, Version]:
-    """Return the files of a run as they are now, by their paths within it."""
+    """Return the current version of each file of a run, by its path within the run's folder."""
     run = locate(address)
     return {
         f"{folder}/{entry.name}" if folder else entry.name: Version(entry.size, entry.changed)
@@ -206,7 +224,7 @@ def files_of(address: Address) -> dict[str, Version]:
 
 
 def uploaded(staging: Path) -> dict[str, Version] | None:
-    """Return the files listed as uploaded; None if there is no list, {} if it is invalid."""
+    """Return the list of uploaded files by path; None if there is no list, {} if it is invalid."""
     try:
         noted: Any = json.loads((staging / _UPLOADED).read_bytes())
         return {str(name): Version(*map(int, version)) for name, version in noted.items()}
@@ -217,7 +235,16 @@ def uploaded(staging: Path) -> dict[str, Version] | None:
 
 
 def note_uploaded(staging: Path, there: Mapping[str, Version | None]) -> None:
-    """List the uploaded files, for a process that resumes the recording."""
+    """Write the list of uploaded files into the staging folder; see `_UPLOADED`.
+
+    Parameters
+    ----------
+    staging : Path
+        The staging folder.
+    there : mapping of str to Version or None
+        The files on the store, with the version that was uploaded. Files whose version is None or
+        `UNKNOWN` are not listed.
+    """
     noted = {
         name: astuple(version)
         for name, version in there.items()

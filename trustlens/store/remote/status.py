@@ -17,13 +17,13 @@ from trustlens.store.run_info import RunInfo, read_info
 
 
 def staging_folder(remote: RemoteLocation) -> Path:
-    """Return the folder on this machine in which a run is written before it is uploaded."""
+    """Return the folder on this machine where a run is written before its files are uploaded."""
     digest = hashlib.blake2b(remote.identity.encode(), digest_size=6).hexdigest()
     return cache_folder() / "spool" / f"{remote.name}-{digest}"
 
 
 def session_in(address: Address) -> str | None:
-    """Return the session that wrote a run last; None if there is no run, or it has no session."""
+    """Return the session in a run's ``run.json``; None if there is no run, or no session in it."""
     directory = locate(address)
     if not (directory / RUN_FILE).exists():
         return None
@@ -36,9 +36,9 @@ def is_recorded_here(directory: Location, info: RunInfo) -> bool | None:
     Parameters
     ----------
     directory : Location
-        The run.
+        Where the run is.
     info : RunInfo
-        Its ``run.json``.
+        The contents of the run's ``run.json``.
     """
     remote = remote_of(directory)
     if remote is None:

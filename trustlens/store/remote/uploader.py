@@ -1,7 +1,7 @@
-"""Uploading a run from its staging folder to an object store, file by file, while it is recorded.
+"""Uploading a run from the staging folder to an object store, file by file, during the recording.
 
-Each object is written whole under its final name; none is renamed. Files stay in the staging folder
-until they are uploaded, so that a network failure loses nothing.
+Each object is written as a whole under its final name. Objects are never renamed. Files stay in the
+staging folder until the whole run is uploaded, so that a failure of the network loses nothing.
 """
 
 from __future__ import annotations
@@ -38,28 +38,31 @@ from trustlens.store.segments.leftovers import Leftover
 _log: Final = logging.getLogger("trustlens")
 
 INTERVAL: Final = 10.0
-"""Seconds between two uploads: readers of the store are late by at most that much."""
+"""Seconds from one upload to the next. Readers of the store see new rows with this delay."""
 
 FLUSH_TIMEOUT: Final = 10.0
-"""Seconds that ``flush`` waits at most."""
+"""Seconds after which :meth:`Uploader.flush` stops waiting."""
 
 PATIENCE: Final = 60.0
-"""Seconds without progress after which ``close`` gives up; the rest stays in the staging folder."""
+"""Seconds without any uploaded file after which :meth:`Uploader.close` gives up. The files that are
+not uploaded stay in the staging folder."""
 
 
 class _TakenOverError(Exception):
-    """Another recording has the lease now."""
+    """Raised when another recording has taken the lease."""
 
 
 class Uploader:
-    """Uploads a run from its staging folder to an object store, on its own thread, until closed.
+    """Uploads new and changed files of a run to an object store, while the run is recorded.
+
+    An instance starts a thread that uploads at intervals, until :meth:`close` or :meth:`finish`.
 
     Parameters
     ----------
     staging : Path
-        The staging folder.
+        The staging folder, where the run is written.
     lease : Lease
-        The right to write to the store.
+        The lease of the run on the store, which this recording holds. It is released at the end.
     """
 
     def __init__(self, staging: Path, lease: Lease) -> None:
@@ -68,8 +71,8 @@ class Uploader:
         self._lease = lease
         self._interval = INTERVAL
         self._patience = PATIENCE
-        # The files on the store, with the version that was uploaded from the staging folder; None
-        # for a file of another recording. None as a whole: the store has to be listed.
+        # The files on the store, each with the version that was uploaded from the staging folder, or
+        # None for a file of another recording. The attribute is None if the store must be listed.
         self._on_store: dict[str, Version | None] | None = None
         self._warned = self._taken_over = False
         self._progress = time.monotonic()
@@ -77,16 +80,15 @@ class Uploader:
         self._wake = threading.Condition()
         self._flush_requested = self._is_closing = False
         self._is_complete = False
-        self._staging_lock: RunLock | None = (
-            None  # of the staging folder, once the recording has ended
-        )
+        # The lock of the staging folder, which this object holds after the recording has ended.
+        self._staging_lock: RunLock | None = None
         self._thread = threading.Thread(target=self._work, name="trustlens-uploader", daemon=True)
         self._thread.start()
 
     def flush(self) -> None:
-        """Wait until all present files are uploaded, for at most `FLUSH_TIMEOUT`."""
+        """Wait until all files of this moment are uploaded, but at most `FLUSH_TIMEOUT` seconds."""
         with self._wake:
-            target = self._rounds + 2  # the current round may have begun before
+            target = self._rounds + 2  # the round under way may have begun before this call
             end = time.monotonic() + FLUSH_TIMEOUT
             while self._rounds < target and time.monotonic() < end:
                 self._flush_requested = True
@@ -94,13 +96,13 @@ class Uploader:
                 self._wake.wait(0.05)
 
     def close(self) -> None:
-        """Upload the rest and remove the staging folder; warn if that is not possible."""
+        """Upload the remaining files and remove the staging folder; log a warning if that fails."""
         if not self.finish() and not self._taken_over:
             _log.warning("trustlens: %s", self.what_is_left)
 
     def finish(self) -> bool:
-        """Upload the rest and remove the staging folder; return whether that succeeded."""
-        with suppress(UsageError, OSError):  # prevents repairing and resuming
+        """Upload the rest, and remove the staging folder; return whether this succeeded."""
+        with suppress(UsageError, OSError):  # keeps other processes from writing the run
             self._staging_lock = RunLock(self._staging)
         with self._wake:
             self._is_closing = True
@@ -111,7 +113,7 @@ class Uploader:
 
     @property
     def what_is_left(self) -> str:
-        """A message for a run that could not be uploaded completely: where it is, what to do."""
+        """A message for the user if not all files could be uploaded: where they are, what to do."""
         return (
             f"not all of '{self._remote}' could be uploaded; the rest is in '{self._staging}'. To "
             "upload it, resume the recording, or run: trustlens repair "
@@ -122,7 +124,7 @@ class Uploader:
         self._run()
         if self._staging_lock is not None:
             if self._is_complete:
-                # run.json first: without it, an incomplete folder does not count as a run.
+                # run.json first: a folder without run.json, even with other files, is no run.
                 with suppress(OSError):
                     (self._staging / RUN_FILE).unlink()
                 shutil.rmtree(self._staging, ignore_errors=True)
@@ -130,12 +132,14 @@ class Uploader:
         self._lease.release()
 
     def _run(self) -> None:
-        """Upload until the run is closed and complete on the store, or uploading fails for good."""
+        """Upload until the run is closed and all files are on the store, or until giving up."""
         while True:
             with self._wake:
                 self._flush_requested, closing = False, self._is_closing
             if closing:
-                self._on_store = None  # list it again, to remove files of another recording
+                self._on_store = (
+                    None  # list the store again: it may have files of another recording
+                )
             complete = self._round()
             with self._wake:
                 self._rounds += 1
@@ -152,7 +156,7 @@ class Uploader:
                 )
 
     def _round(self) -> bool:
-        """Upload new and changed files once; return whether the store is complete."""
+        """Upload new and changed files once; return whether the store has all files now."""
         if self._taken_over:
             return False
         try:
@@ -171,7 +175,7 @@ class Uploader:
                 self._warned = True
                 _log.warning(
                     "trustlens: '%s' cannot be written (%s); the files in '%s' are uploaded when "
-                    "it can be written again",
+                    "the store can be written again",
                     self._remote,
                     reason(error),
                     self._staging,
@@ -187,7 +191,7 @@ class Uploader:
         local = files_of(self._staging)
         known = (name for name, version in self._on_store.items() if version is not None)
         sealed = (name for name in known if name.startswith(TABLES))
-        if not {RUN_FILE, *sealed}.issubset(local):  # the cache was cleaned
+        if not {RUN_FILE, *sealed}.issubset(local):  # the user's cache folder was cleaned
             raise FileNotFoundError(f"files were removed from '{self._staging}'")
         listed = dict(self._on_store)
         try:
@@ -197,21 +201,21 @@ class Uploader:
                 note_uploaded(self._staging, self._on_store)
 
     def _synchronize(self, on_store: dict[str, Version | None], local: dict[str, Version]) -> None:
-        # In an order such that a reader of the store never sees a row twice, and no journal is
-        # deleted before its segment is uploaded.
+        # In this order, a reader of the store never sees a row twice, and no journal is deleted
+        # before the segment with the journal's rows is uploaded.
         # 1. Delete overview files that were made from segments that will be replaced.
         changed = [name for name in on_store if on_store[name] != local.get(name)]
         replaced = [name for name in changed if name.startswith("layers/")]
         if replaced or None in on_store.values():
             self._delete(on_store, [name for name in changed if name.startswith(OVERVIEW)])
-        # 2. Upload segments by ascending number (those that a rollback cut before those that have
-        #    the rows again), then journals, then run.json.
+        # 2. Upload segments, then journals, then run.json. Segments are in ascending order: after a
+        #    rollback, segments that lost rows come before segments with the rows recorded again.
         for name in sorted(local, key=_order):
             if on_store.get(name) != local[name]:
                 self._check_lease()
                 try:
                     data = (self._staging / name).read_bytes()
-                except FileNotFoundError:  # sealed since: its segment is uploaded in the next round
+                except FileNotFoundError:  # a journal sealed meanwhile: its segment follows
                     continue
                 self._remote.put(name, data)
                 on_store[name] = local[name]
@@ -227,11 +231,11 @@ class Uploader:
             raise _TakenOverError
 
     def _list_remote(self) -> Iterator[tuple[str, Version | None]]:
-        """Yield the files on the store that need no upload, and those that may be deleted."""
+        """Yield files on the store that need no upload, and files that may have to be deleted."""
         listed = uploaded(self._staging)
         if listed is None and not (self._remote / RUN_FILE).exists():
             return  # nothing is uploaded yet
-        # Without a list of uploads, files of another recording cannot be recognized.
+        # Without a list of uploaded files, files of another recording cannot be recognized.
         unknown = None if listed else UNKNOWN
         for folder in folders_of(self._remote):
             for entry in (self._remote / folder if folder else self._remote).entries():
@@ -254,32 +258,35 @@ class Uploader:
 def _should_delete(name: str, version: Version | None, local: Container[str]) -> bool:
     """Return whether to delete a file of the store that is not in the staging folder."""
     if version is None or name.startswith(OVERVIEW):
-        return True  # from another recording, or derived from segments
+        return True  # of another recording, or can be built again
     if not name.startswith(JOURNAL):
-        return False  # copies from before a rollback are kept
+        return False  # segments, and copies from before a rollback, are kept
     sealed = name.removeprefix(f"{JOURNAL}/").replace("-", "/").replace(".arrow", ".parquet")
     return sealed in local
 
 
 def _order(name: str) -> tuple[bool, bool, bool, str]:
-    """Return a key that sorts files: segments, journal of steps, other journals, run.json."""
+    """Return a key that sorts files: segments, journals of steps, other journals, run.json."""
     journal = name.startswith(JOURNAL)
     return name == RUN_FILE, journal, journal and not name.startswith(f"{JOURNAL}/steps"), name
 
 
 def repair_remote(remote: RemoteLocation) -> list[Leftover] | None:
-    """Repair an interrupted run in its staging folder, and upload the missing files.
+    """Repair an interrupted run in the staging folder on this machine, and upload the rest of it.
 
     Returns
     -------
     list of Leftover or None
-        What was sealed, one for each table; None if there was nothing to do.
+        What :func:`repair` returned. None if there is nothing to do: no files are left on this
+        machine, and the run on the store was closed or repaired.
 
     Raises
     ------
     UsageError
-        If the rest of the run is not on this machine, belongs to an older state of the run or to a
-        run on another server, or the run is being recorded.
+        If this machine has no files of the run, or files of an older state of the run; if there is
+        no run at the address any more; if the run is being recorded; or if the upload fails.
+    RunError
+        If there is no run on this machine or on the store, or its ``run.json`` cannot be read.
     """
     staging, on_store = staging_folder(remote), (remote / RUN_FILE).exists()
     if not (staging / RUN_FILE).exists():
@@ -294,7 +301,7 @@ def repair_remote(remote: RemoteLocation) -> list[Leftover] | None:
     if on_store and session_in(remote) != session:
         raise UsageError(
             f"'{remote}' was resumed on another machine; rows that this machine did not upload are "
-            f"in '{staging}', which can be read as a run: remove it if you do not need it"
+            f"in '{staging}', which can be read as a run; remove it if you do not need them"
         )
     if not on_store and RUN_FILE in (uploaded(staging) or {}):
         raise UsageError(

@@ -1,1 +1,1 @@
-"""Sealed segments: the sorted Parquet files of a table."""
+"""Segments of a table: journals, and the sorted Parquet files that are made from journals."""

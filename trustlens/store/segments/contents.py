@@ -32,12 +32,12 @@ def read_sealed(address: Address, table: str) -> pa.Table:
 
 
 def read_journal(path: Address, table: str) -> pa.Table:
-    """Return the rows of a journal, up to its last whole batch."""
+    """Return the rows of a journal; an incomplete batch at the end is left out."""
     return read_whole(path, table)[0]
 
 
 def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
-    """Return the rows of a journal, and the number of bytes after its last whole batch."""
+    """Return the rows of a journal's whole batches, and the number of bytes after these batches."""
     path, schema = locate(address), SCHEMAS[table]
     batches = [no_rows(schema)]
     with path.open() as file, path.reading():
@@ -56,7 +56,7 @@ def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
     except StopIteration:
         torn = 0
     except (pa.ArrowException, OSError, ValueError, KeyError):
-        torn = size - whole  # being written, torn when the process died, or not a journal
+        torn = size - whole  # is being written; or its process died; or it is not a journal
     return pa.concat_tables(batches), torn
 
 

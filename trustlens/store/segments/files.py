@@ -1,4 +1,4 @@
-"""The names and numbers of a run's segments, sealed or in the journal."""
+"""The numbers of a run's segments, found from the names of sealed segments and journals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
 
 
 def sealed_in(names: Iterable[str]) -> dict[int, str]:
-    """Return the sealed segments among the names in a table's folder, by ascending number."""
+    """Return the names that are those of sealed segments, by the segment's number, ascending."""
     matches = (match for name in names if (match := _SEALED.fullmatch(name)))
     return dict(sorted((int(match[1]), match[0]) for match in matches))
 
@@ -25,13 +25,13 @@ def sealed_numbers(directory: Address, table: str) -> set[int]:
 
 
 def journal_numbers(directory: Address, table: str) -> set[int]:
-    """Return the numbers of a table's journals, including those that are sealed already."""
+    """Return the numbers of a table's journals, even of those that also have a sealed segment."""
     names = (locate(directory) / JOURNAL).names()
     matches = (match for name in names if (match := _JOURNAL.fullmatch(name)))
     return {int(match[2]) for match in matches if match[1] == table}
 
 
 def next_number(directory: Address, table: str) -> int:
-    """Return the number of a table's next segment."""
+    """Return the number for a new segment of a table: one more than the highest in use, or 0."""
     numbers = sealed_numbers(directory, table) | journal_numbers(directory, table)
     return max(numbers, default=-1) + 1

@@ -1,4 +1,4 @@
-"""Sealing journals that remained when a process died or the disk was full."""
+"""Sealing journals that were not sealed because a process died or the disk was full."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from trustlens.store.segments.sealed import write_sealed
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """The rows, and the bytes of incomplete batches, found in the journals of a table.
+    """What :func:`seal_leftovers` found in the journals of one table.
 
     Attributes
     ----------
     table : str
-        The table.
+        Name of the table.
     rows : int
-        Number of rows, which are sealed now.
+        Number of rows found; they are sealed now.
     torn : int
-        Bytes of incomplete batches.
+        Number of bytes of incomplete batches, which are lost.
     """
 
     table: str
@@ -32,26 +32,31 @@ class Leftover:
 
     @property
     def is_something(self) -> bool:
-        """Whether there are rows, or bytes of incomplete batches."""
+        """Whether any rows or incomplete batches were found."""
         return self.rows > 0 or self.torn > 0
 
 
 def seal_leftovers(directory: Path, table: str, *, before: int | None = None) -> Leftover:
-    """Seal the journals of one table. The caller holds the run's lock.
+    """Seal the journals of one table, and remove them. The caller holds the run's lock.
 
     Parameters
     ----------
     directory : Path
-        The run.
+        The directory of the run.
     table : str
         One of ``trustlens.schema.TABLES``.
     before : int, optional
-        Seal only journals with lower numbers.
+        Seal only journals with lower numbers than this; by default all.
+
+    Returns
+    -------
+    Leftover
+        What was found in the journals.
 
     Raises
     ------
     OSError
-        If the disk is full, or a segment cannot be written. Its journal stays.
+        If the disk is full, or a segment cannot be written. The segment's journal is not removed.
     """
     sealed = sealed_numbers(directory, table)
     found = torn = 0
@@ -64,6 +69,6 @@ def seal_leftovers(directory: Path, table: str, *, before: int | None = None) ->
             if rows.num_rows:
                 write_sealed(sealed_path(directory, table, number), table, rows)
             found, torn = found + rows.num_rows, torn + lost
-        with suppress(OSError):  # a reader may have it open (Windows)
+        with suppress(OSError):  # on Windows, not while a reader has the journal open
             journal.unlink()
     return Leftover(table, found, torn)

@@ -1,4 +1,4 @@
-"""Rounding of float32 columns to fewer mantissa bits, which halves the size of the files."""
+"""Rounding float32 columns to fewer mantissa bits, so that the files are half as large."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from trustlens.store.arrow import column, numbers, present
 
 MANTISSA: Final = 23
-"""Stored mantissa bits of a float32."""
+"""Number of mantissa bits that a float32 stores."""
 
 _INFINITE: Final = np.uint32(0x7F800000)
 
 
 def round_floats(table: pa.Table, bits: int) -> pa.Table:
-    """Round the float32 columns of a table to ``bits`` of their 23 mantissa bits.
+    """Round the float32 columns of a table to ``bits`` mantissa bits, instead of 23.
 
-    Rounds to nearest, ties to even. The relative error is at most 2^−(bits + 1); it may be larger
-    for subnormal numbers. NaN, infinity and null stay as they are.
+    Values are rounded to nearest, ties to even. The relative error is at most 2^−(bits + 1), except
+    for subnormal values, where it may be larger. NaN, infinity and null are not changed. Nor are
+    finite values that would round to infinity.
     """
     columns = [
         _round_column(each, bits) if pa.types.is_float32(each.type) else each
@@ -35,7 +36,7 @@ def _round_column(values: pa.ChunkedArray, bits: int) -> pa.Array:
 
 
 def round_mantissa(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Round float32 values to ``bits`` mantissa bits; the shape stays the same."""
+    """Return float32 values rounded to ``bits`` mantissa bits, in the same shape."""
     if bits == MANTISSA:
         return values
     words = values.view(np.uint32)
@@ -43,6 +44,6 @@ def round_mantissa(values: NDArray[np.float32], bits: int) -> NDArray[np.float32
     half = np.uint32((1 << (MANTISSA - bits - 1)) - 1)
     even = (words >> dropped) & np.uint32(1)
     result = (words + half + even) >> dropped << dropped
-    # Values that are not finite, or would round to infinity, stay as they are.
+    # Values that are not finite, or would round to infinity, are not changed.
     unchanged = (result & _INFINITE) == _INFINITE
     return np.where(unchanged, words, result).view(np.float32)

@@ -1,4 +1,4 @@
-"""Rolling back sealed segments: rows are removed, and copies of the old segments are kept."""
+"""Rolling back sealed segments: rows after a step are removed, after the segment was copied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from trustlens.store.segments.sealed import write_sealed
 
 
 def kept_rows(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[np.bool_]:
-    """Return a mask of the rows up to ``step``, or up to the last step of their layer."""
+    """Return a mask, bool (rows,), that is True for the rows to keep.
+
+    These are the rows up to ``step``. For a layer that is in ``layers``, these are the rows up to
+    the step given there.
+    """
     last: NDArray[np.int64] | int = step
     if layers and "layer" in rows.column_names:
         layer, names = codes(rows["layer"])
@@ -28,7 +32,11 @@ def kept_rows(rows: pa.Table, step: int, layers: Mapping[str, int]) -> NDArray[n
 def roll_back_segment(
     path: Path, table: str, step: int, layers: Mapping[str, int], keep: Path
 ) -> None:
-    """Remove the rows after ``step`` from a segment; first copy it to the folder ``keep``."""
+    """Remove from a segment the rows that :func:`kept_rows` excludes.
+
+    Before, the segment is copied to the folder ``keep``. If no row has to be removed, nothing is
+    done.
+    """
     rows = read_sealed(path, table)
     kept = kept_rows(rows, step, layers)
     if not kept.all():
@@ -37,7 +45,7 @@ def roll_back_segment(
 
 
 def _copy(path: Path, folder: Path) -> None:
-    """Copy a file that will be replaced; by a hard link if the file system supports it."""
+    """Copy a file to a folder before it is replaced. A hard link is made instead where possible."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, folder / path.name)

@@ -1,10 +1,11 @@
 """A row-group index stored in the Parquet metadata, so that readers can skip row groups.
 
-A file of the overview also lists the segments that it was made from, so that a reader of a long run
-finds the segments of a step without opening all of them.
+An overview file also lists the segments that it was made from, with their first and last steps. So
+a reader of a long run finds the segments that have a step without opening all segments.
 
-Parquet's own statistics hold the same, but pyarrow aborts the process when it reads those of a file
-with an inconsistent footer (pyarrow 26). The index is in the file's key-value metadata instead.
+Parquet's own statistics contain the same as the index. They are not used: pyarrow 26 aborts the
+process when it reads the statistics of a file with an inconsistent footer. The index is stored as
+key-value metadata instead.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ FILES: Final = b"trustlens.files"
 """The metadata keys of the row-group index and of the list of segments."""
 
 NO_STEPS: Final = (1, 0)
-"""First and last step of a file without rows."""
+"""What stands for the first and last step of a file without rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A row group of a file.
+    """What the row-group index says about one row group.
 
     Attributes
     ----------
@@ -42,9 +43,9 @@ class Group:
     first, last : int
         The smallest and the largest step.
     text : str or None
-        The text column by which the file is sorted, if any.
+        The text column by which the file is sorted first; None if it is sorted by step only.
     texts : (str, str) or None
-        The first and the last value of that column.
+        The smallest and the largest value of the column ``text``; None if there is no such column.
     """
 
     rows: int
@@ -64,19 +65,19 @@ class Group:
         return any(low <= text <= high for text in among)
 
     def all_have(self, name: str) -> bool:
-        """Return whether all of its rows have the same text in that column."""
+        """Return whether all rows of the row group are known to have the same value in a column."""
         return self.text == name and self.texts is not None and self.texts[0] == self.texts[1]
 
 
 def alphabetical_ranks(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Return the rank of each text in the sort order of segments."""
-    # Not by numpy's strings: they are all as wide as the longest, and drop NULs at the end.
+    """Return the rank of each text in alphabetical order, int64 (n,): 0 for the first."""
+    # Not with numpy's strings: each is as wide as the longest, and NULs at the end are lost.
     rank = {text: i for i, text in enumerate(sorted(set(texts)))}
     return np.array([rank[text] for text in texts], np.int64)
 
 
 def groups_of(table: pa.Table, text: str | None, size: int) -> list[Group]:
-    """Describe the row groups of ``size`` rows of a table; ``text`` is the column that sorts it."""
+    """Describe the row groups of a table written with ``size`` rows each and sorted by ``text``."""
     step = numbers(table["step"])
     names = None if text is None else table[text]
     groups: list[Group] = []
@@ -89,13 +90,13 @@ def groups_of(table: pa.Table, text: str | None, size: int) -> list[Group]:
 
 
 def groups_metadata(groups: Sequence[Group]) -> dict[bytes, bytes]:
-    """Return the row-group index as key-value metadata."""
+    """Return the key-value metadata that stores a row-group index."""
     rows = [[g.rows, g.first, g.last, g.text, *(g.texts or ())] for g in groups]
     return {INDEX: json.dumps(rows).encode()}
 
 
 def read_groups(metadata: pq.FileMetaData) -> list[Group] | None:
-    """Return the row-group index of a file; None if it is missing, invalid or incomplete."""
+    """Return the row-group index of a file; None if the index is missing, invalid or incomplete."""
     try:
         parsed: Any = json.loads((metadata.metadata or {})[INDEX])
         groups = [_group(*each) for each in parsed]
@@ -122,7 +123,7 @@ def _is_text(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A sealed segment: its number, its size in bytes, its first and last step."""
+    """A sealed segment as an overview file lists it: number, size in bytes, first and last step."""
 
     number: int
     size: int
@@ -131,12 +132,12 @@ class Sealed:
 
 
 def segments_metadata(files: Iterable[Sealed]) -> dict[bytes, bytes]:
-    """Return the key-value metadata that lists segments."""
+    """Return the key-value metadata that stores a list of segments."""
     return {FILES: json.dumps([astuple(each) for each in files]).encode()}
 
 
 def read_sealed_files(metadata: pq.FileMetaData) -> list[Sealed]:
-    """Return the segments that a file of the overview lists; empty if it has no valid list."""
+    """Return the segments that an overview file lists; empty if the file has no valid list."""
     try:
         parsed: Any = json.loads((metadata.metadata or {})[FILES])
         return [_sealed(*each) for each in parsed]

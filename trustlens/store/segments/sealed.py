@@ -1,4 +1,4 @@
-"""Writing sealed segments: immutable Parquet files, sorted by layer, then step."""
+"""Writing sealed segments: Parquet files, sorted by their text columns, then by step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trustlens.store.layout import SCHEMAS
 from trustlens.store.segments.row_groups import alphabetical_ranks, groups_metadata, groups_of
 
 GROUP_ROWS: Final = 16_384
-"""Rows of a row group, so that reading one layer need not read all. (Half as many: files are 1 %
-larger.)"""
+"""Number of rows of a row group. A reader of one layer skips the row groups without that layer. If
+row groups had half as many rows, files would be 1 % larger."""
 
 
 def write_sealed(path: Path, name: str, table: pa.Table) -> pa.Table:
-    """Write rows as a segment of the table ``name``, atomically; return them sorted."""
+    """Write rows as a segment of the table ``name``, atomically; return the rows as sorted."""
     keys = [key for key in ("layer", "name", "quantity") if key in table.column_names]
     table = table.unify_dictionaries().combine_chunks()
     table = table.take(column(_order(table, keys), pa.int64()))
@@ -33,7 +33,7 @@ def write_sealed(path: Path, name: str, table: pa.Table) -> pa.Table:
 
 
 def _order(table: pa.Table, keys: list[str]) -> NDArray[np.int64]:
-    """Return the indices that sort the rows by the keys, then by step."""
+    """Return the indices, int64 (rows,), that sort rows by the columns ``keys``, then by step."""
     ranks = [numbers(table["step"])]
     for key in reversed(keys):
         places, texts = codes(table[key])
@@ -42,7 +42,7 @@ def _order(table: pa.Table, keys: list[str]) -> NDArray[np.int64]:
 
 
 def _encoding(name: str) -> dict[str, Any]:
-    """Return the Parquet options of a table: floats split by byte, integers as differences."""
+    """Return the Parquet options: floats are split into bytes, integers stored as differences."""
     dictionaries = [f.name for f in SCHEMAS[name] if pa.types.is_dictionary(f.type)]
     options: dict[str, Any] = {
         "compression": "zstd",
