@@ -106,9 +106,9 @@ ROWS = (
 
 QUERIES = {
     "open": ("open the run", "≤ 15 ms"),
-    "ridges": ("all layers, at most 100 buckets of steps", "≤ 4 ms"),
-    "heatmap": ("all layers, at most 400 buckets", "≤ 10 ms"),
-    "curve": ("one layer, at most 1,000 buckets", "≤ 6 ms"),
+    "ridges": ("one quantity of all layers, downsampled to 100 ranges of steps", "≤ 4 ms"),
+    "heatmap": ("one quantity of all layers, downsampled to 400 ranges of steps", "≤ 10 ms"),
+    "curve": ("one quantity of one layer, downsampled to 1,000 ranges of steps", "≤ 6 ms"),
     "latest": ("all layers, the last 256 steps", "≤ 10 ms"),
     "one_layer": ("one layer, every step", ""),
     "at_steps": ("all layers at 100 steps", ""),

@@ -346,7 +346,10 @@ def test_the_command_writes_its_result_and_prints_tables(
     assert result["versions"]["pyarrow"] == pa.__version__
     printed = capsys.readouterr().out
     assert "| **trustlens**: RunWriter with its overview, flushed every 64 steps |" in printed
-    assert "| all layers, at most 400 buckets | ≤ 10 ms | not measured |" in printed
+    assert (
+        "| one quantity of all layers, downsampled to 400 ranges of steps | ≤ 10 ms | not measured |"
+        in printed
+    )
 
 
 def test_a_part_that_fails_is_reported_and_the_others_are_kept(
@@ -405,7 +408,10 @@ def test_tables_show_the_values_of_the_result(suite: Any) -> None:
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines}
     none = "not measured"
     for what, cells in (
-        ("all layers, at most 400 buckets", ["2.00 ms", "25.0 ms", "3.00 ms", none, "1,200 s"]),
+        (
+            "one quantity of all layers, downsampled to 400 ranges of steps",
+            ["2.00 ms", "25.0 ms", "3.00 ms", none, "1,200 s"],
+        ),
         ("one layer, every step", ["2.00 ms", "25.0 ms", none, none, "4,000 ms"]),
     ):
         own, first, ten, other, board = cells
