@@ -1,4 +1,4 @@
-"""LAMB and LARS optimizers with the variants of other packages as options.
+"""The optimizers LAMB and LARS. Their options include the variants of other packages.
 
 ``Lamb(params, **LAMB_VARIANTS["timm"])`` computes the same steps as timm's LAMB.
 """

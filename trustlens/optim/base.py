@@ -16,7 +16,7 @@ from trustlens.optim.fused_cpu import Options
 
 
 class Work(NamedTuple):
-    """The parameters of one group to step: those that have a gradient.
+    """What to do in one step for one parameter group: its parameters that have a gradient.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class Work(NamedTuple):
     fused : list of Rows
         Parameters to step with the fused kernels: one `Rows` for each device.
     lists : list of list of Tensor
-        Parameters to step with foreach operations: one list for each device and dtype.
+        Parameters to step with torch's foreach operations: one list for each device and dtype.
     """
 
     group: dict[str, Any]
@@ -34,9 +34,10 @@ class Work(NamedTuple):
 
 
 class LayerwiseOptimizer(Optimizer, ABC):
-    """An optimizer that scales each layer's update by a trust ratio.
+    """An optimizer that scales each layer's update by a trust ratio: `Lamb` or `Lars`.
 
-    A subclass sets ``_name``, its name in error messages, and implements the abstract methods.
+    A subclass sets ``_name``, which is its name in error messages, and implements the abstract
+    methods.
     """
 
     measures: bool = False
@@ -48,7 +49,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         self._reset()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; options that it does not contain have their defaults.
+        """Add a parameter group. Options that the group does not contain get their defaults.
 
         Raises
         ------
@@ -63,7 +64,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            group.setdefault("fused", None)  # missing in older checkpoints
+            group.setdefault("fused", None)  # older checkpoints do not have this option
         self._reset()
 
     def _reset(self) -> None:
@@ -84,7 +85,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         Parameters
         ----------
         closure : callable, optional
-            Called first; computes the gradients and returns the loss.
+            Computes the gradients and returns the loss. It is called before the step.
 
         Returns
         -------
@@ -100,7 +101,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         return loss
 
     def _divide_groups(self) -> list[Work]:
-        """Return, for each group, the parameters to step fused and the others."""
+        """Return the work of this step for each parameter group."""
         divided = [
             (group, *self._fused.divide(index, group, self.state, *self._fused_state(group)))
             for index, group in enumerate(self.param_groups)
@@ -110,7 +111,11 @@ class LayerwiseOptimizer(Optimizer, ABC):
         ]
 
     def _step_rows(self, rows: Rows, kernel: int, options: Options, group: dict[str, Any]) -> None:
-        """Step parameters of one group and one device with the fused kernels."""
+        """Step ``rows`` fused: parameters of one group on one device.
+
+        ``kernel`` is ``LAMB`` or ``LARS`` of fused_cpu.py. If ``measures`` is True, append the
+        recorded sums to ``measured``.
+        """
         sums = rows.step(
             kernel,
             options,
@@ -133,12 +138,12 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def _fused_state(
         self, group: dict[str, Any]
     ) -> tuple[Callable[[Tensor], dict[str, Any]], tuple[str, ...]]:
-        """Return how a fused step of a group accesses the state.
+        """Return how a fused step of a group gets the state of its parameters.
 
         Returns
         -------
         callable
-            Returns the state of a parameter; creates it at the parameter's first step.
+            Takes a parameter and returns its state, which it creates at the parameter's first step.
         tuple of str
             Names of the state entries that the step reads or writes.
         """
@@ -147,7 +152,10 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def _ratios(
         self, weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]
     ) -> Tensor:
-        """Return the trust ratios from the norms of weights and directions, each (layers,)."""
+        """Return the trust ratios of layers, given the norms of their weights and directions.
+
+        All three tensors have the shape (layers,).
+        """
 
     @abstractmethod
     def _step_groups(self, work: list[Work]) -> None:

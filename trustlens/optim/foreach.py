@@ -1,4 +1,7 @@
-"""Operations on lists of tensors for `Lamb` and `Lars`. Only `to_float` synchronizes."""
+"""Operations on lists of tensors for `Lamb` and `Lars`.
+
+Only `to_float` and `check_number` may wait for a GPU: when their argument is a tensor there.
+"""
 
 # torch's foreach operations have private names only:
 # ruff: noqa: SLF001
@@ -44,10 +47,10 @@ def gradients(params: list[Tensor]) -> list[Tensor]:
 
 
 def norms(tensors: list[Tensor]) -> Tensor:
-    """Return the Euclidean norms of tensors of one device and dtype, shape (layers,).
+    """Return the Euclidean norms of tensors of one device and dtype, shape (tensors,).
 
-    The norms are float64 for float64 tensors and on the CPU, where the error of torch's float32
-    norm is 9e-5 for 4 M elements. Otherwise they are float32.
+    The norms are float64 if the tensors are float64 or on the CPU, else float32. On the CPU, the
+    relative error of torch's float32 norm of 4 million elements would be 9e-5.
     """
     first = tensors[0]
     wide = first.device.type == "cpu" or first.dtype == torch.float64
@@ -62,9 +65,9 @@ def trust_ratios(
     adapted: Tensor,
     clip: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Return numerator / denominator, clamped to `clip`; or 1 where `adapted` is False.
+    """Return the trust ratios numerator / denominator, clamped to `clip`.
 
-    All tensors have the shape (layers,).
+    The ratio is 1 where `adapted` is False. All tensors have the shape (layers,).
     """
     ratio = numerators / denominators
     if clip is not None:
@@ -73,7 +76,7 @@ def trust_ratios(
 
 
 def scale_(tensors: list[Tensor], factor: float | Tensor) -> None:
-    """Multiply all tensors in place by one number or tensor of one element."""
+    """Multiply all tensors in place by one factor: a number, or a tensor of one element."""
     if isinstance(factor, Tensor):
         torch._foreach_mul_(tensors, [factor.reshape(())] * len(tensors))
     else:
@@ -81,12 +84,12 @@ def scale_(tensors: list[Tensor], factor: float | Tensor) -> None:
 
 
 def scale_each_(tensors: list[Tensor], factors: Tensor) -> None:
-    """Multiply each tensor in place by one element of `factors`, shape (layers,)."""
+    """Multiply each tensor in place by its own factor. `factors` has the shape (tensors,)."""
     torch._foreach_mul_(tensors, list(factors.unbind()))
 
 
 def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
-    """Subtract lr · direction from each parameter in place, rounding once."""
+    """Subtract lr · direction from each parameter in place; round the new parameter only once."""
     if isinstance(lr, Tensor):
         steps = torch._foreach_mul(upcast_half(directions), [lr.reshape(())] * len(directions))
         torch._foreach_sub_(params, steps)
@@ -95,7 +98,7 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
 
 
 def to_float(value: float | Tensor) -> float:
-    """Return a number or a tensor of one element as a float; synchronize with its device."""
+    """Return a number, or a tensor of one element, as a float. Wait for the tensor's device."""
     return float(value.item() if isinstance(value, Tensor) else value)
 
 
@@ -106,12 +109,12 @@ def check_number(
     *,
     below: float = math.inf,
 ) -> None:
-    """Check that an option of a group is a number, or a tensor of one, in [0, below).
+    """Check that an option of a group is a number in [0, below), or a tensor with such a number.
 
     Raises
     ------
     UsageError
-        If it is not.
+        If the option is of another type or shape, or out of this range.
     """
     value = group[name]
     if isinstance(value, Tensor) and value.numel() != 1:

@@ -34,7 +34,7 @@ from trustlens.trust_ratio import LAMB_DEFAULTS, check_option
 class Lamb(LayerwiseOptimizer):
     r"""LAMB: Adam's update with weight decay, scaled by a trust ratio for each layer.
 
-    For each parameter tensor (layer) w with gradient g, at its own step t, counted from 1::
+    For each parameter tensor (layer) w with gradient g, in the t-th step of this layer (t ≥ 1)::
 
         m ← β₁m + (1−β₁)g                    v ← β₂v + (1−β₂)g²
         m̂ = m / (1−β₁ᵗ)                      v̂ = v / (1−β₂ᵗ)
@@ -43,13 +43,13 @@ class Lamb(LayerwiseOptimizer):
         w ← w − η·r·u
 
     This is Algorithm 2 of You et al. [1]_ with the conventions of the article "An intuitive
-    understanding of the LAMB optimizer": r = 1 where a norm is 0, and r ≤ 10. Half-precision
-    parameters are updated in float32 and rounded once. A step does not synchronize with a GPU.
+    understanding of the LAMB optimizer": r = 1 if a norm is 0, and r ≤ 10. Half-precision
+    parameters are updated in float32 and rounded once. The CPU does not wait for a GPU in a step.
 
-    ``optimizer.state[p]`` contains ``step`` (float32 scalar on the CPU), ``exp_avg`` (m) and
-    ``exp_avg_sq`` (v) in the parameter's dtype, ``trust_ratio`` (the r applied in the last step;
-    float32 scalar on the parameter's device) and, with ``max_grad_norm``, ``grad_divisor`` (the
-    number by which g was divided; float32 scalar on the parameter's device).
+    ``optimizer.state[p]`` contains ``exp_avg`` (m) and ``exp_avg_sq`` (v) in the parameter's dtype,
+    and float32 scalars. ``step`` is t, on the CPU. ``trust_ratio`` is the r of the last step, on
+    the parameter's device. With ``max_grad_norm``, ``grad_divisor`` is the number by which the last
+    step divided g, on the parameter's device.
 
     Parameters
     ----------
@@ -60,13 +60,13 @@ class Lamb(LayerwiseOptimizer):
     betas
         β₁ and β₂, in [0, 1).
     eps
-        ε, added to the square root.
+        ε, which is added to √v̂.
     weight_decay
         Weight decay λ.
     debias
-        True: use m̂ and v̂ as above. False: use m and v instead (version 3 of [1]_).
-        ``"rate"``: use m and v, and η·√(1−β₂ᵗ)/(1−β₁ᵗ) instead of η; r is not affected.
-        ``"first"``: use m and v, and η/(1−β₁ᵗ) instead of η.
+        True: use m̂ and v̂ as above. False: use m and v in place of m̂ and v̂ (version 3 of [1]_).
+        ``"rate"``: use m and v, and η·√(1−β₂ᵗ)/(1−β₁ᵗ) in place of η; this does not affect r.
+        ``"first"``: use m and v, and η/(1−β₁ᵗ) in place of η.
     decay
         ``"inside"``: u includes λw, as above. ``"first"``: u does not include λw; instead,
         w ← (1−ηλ)w before the norms are computed. ``"beside"``: like ``"first"``, but r₁ is the
@@ -76,34 +76,37 @@ class Lamb(LayerwiseOptimizer):
     clip_weight_norm
         Upper bound of r₁, so that r₁ = min(‖w‖, bound); None for no bound.
     trust_coefficient
-        Factor c of the ratio before it is bounded: c·r₁/r₂.
+        Factor c of the ratio, so that r = c·r₁/r₂ before ``clip_ratio`` is applied.
     ratio_eps
         Number added to r₂ in the denominator of r.
     always_adapt
         If False, r = 1 in groups without weight decay.
     unit_at_zero
-        If False, r = 0 where r₁ is 0 (then ``clip_ratio`` is applied), so that a layer whose
-        weights are all 0 does not change.
+        True: r = 1 if r₁ is 0. False: r = 0 if r₁ is 0, before ``clip_ratio`` is applied. A layer
+        whose weights are all 0 then does not change, unless the lower bound of r is above 0.
     max_grad_norm
-        Upper bound of the norm of all gradients of all groups together. If the norm is larger, the
-        step uses gradients scaled down to it; ``p.grad`` does not change. None for no bound.
+        Upper bound of the joint norm of all gradients of all groups. If the norm is larger, the
+        step uses copies of the gradients that are scaled down to this norm; ``p.grad`` does not
+        change. None for no bound.
     fused
-        A fused step takes two passes over a layer and allocates no temporary tensors. It needs
-        dense contiguous tensors: float32 on the CPU (compiled loop); float32, float16 or bfloat16
-        on a GPU (Triton kernels). None: step all parameters fused that can be, and the others with
-        torch's foreach operations; within ``torch.compile`` or while a CUDA graph is captured, use
-        foreach operations for all. True: raise an error if a parameter cannot be stepped fused.
+        Whether to use fused steps. A fused step takes two passes over a layer and allocates no
+        temporary tensors. It needs dense contiguous tensors: float32 on the CPU (compiled loop);
+        float32, float16 or bfloat16 on a GPU (Triton kernels).
+        None: use a fused step for each parameter that allows it, and torch's foreach operations for
+        the others. Within ``torch.compile``, or while a CUDA graph is captured, use foreach
+        operations for all. True: raise an error if a parameter does not allow a fused step.
         False: use foreach operations for all.
 
     Attributes
     ----------
     measures : bool
-        Whether fused steps also compute the sums that the recorder stores. It does not change the
-        parameters or the state.
+        Whether fused steps also compute the sums that the recorder stores; set by the recorder.
+        It does not affect the parameters or the state.
     measured : list of (list of Tensor, Tensor)
-        For each parameter group and device, the parameters of the last fused step and their sums
-        in the order of ``trustlens.kernels.sums.SUMS``: float64 (parameters, sums) on their device.
-        Empty unless ``measures`` is True.
+        The sums of the last step: for each parameter group and device, the parameters that were
+        stepped fused, and a tensor of their sums. The tensor is float64 of shape (parameters,
+        sums), in the order of ``trustlens.kernels.sums.SUMS``, on the parameters' device. The list
+        is empty unless ``measures`` is True.
 
     Raises
     ------
@@ -163,7 +166,7 @@ class Lamb(LayerwiseOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for of_layer in self.state.values():  # loading a checkpoint may have moved the counts
+        for of_layer in self.state.values():  # loading may have moved the counts to a GPU
             of_layer["step"] = of_layer["step"].cpu()
 
     def _fused_state(
@@ -181,7 +184,7 @@ class Lamb(LayerwiseOptimizer):
                 self._step_list(params, group, total)
 
     def _total_grad_norm(self, work: list[Work]) -> Tensor | None:
-        """Return the norm of all gradients together; None if no group has ``max_grad_norm``."""
+        """Return the joint norm of all gradients; None if no group has ``max_grad_norm``."""
         if all(group["max_grad_norm"] is None for group in self.param_groups):
             return None
         each = [norms(gradients(params)) for part in work for params in part.lists]
@@ -191,7 +194,10 @@ class Lamb(LayerwiseOptimizer):
         return torch.linalg.vector_norm(torch.cat([n.to(each[0]) for n in each]))
 
     def _step_fused(self, rows: Rows, group: dict[str, Any], total: Tensor | None) -> None:
-        """Step parameters of one group and one device with the fused kernels."""
+        """Step ``rows`` fused: parameters of one group on one device.
+
+        ``total`` is the result of :meth:`_total_grad_norm`.
+        """
         divisor = self._divisor(rows.params, group["max_grad_norm"], total)
         beta1, beta2 = group["betas"]
         options = Options(
@@ -208,7 +214,10 @@ class Lamb(LayerwiseOptimizer):
         self._step_rows(rows, LAMB, options, group)
 
     def _step_list(self, params: list[Tensor], group: dict[str, Any], total: Tensor | None) -> None:
-        """Step parameters of one group, device and dtype with foreach operations."""
+        """Step parameters of one group, device and dtype with torch's foreach operations.
+
+        ``total`` is the result of :meth:`_total_grad_norm`.
+        """
         directions, rate_factors = self._directions(params, group, total)
         lr, decay = group["lr"], group["weight_decay"]
         weight_norms = norms(params)
@@ -228,7 +237,10 @@ class Lamb(LayerwiseOptimizer):
     def _directions(
         self, params: list[Tensor], group: dict[str, Any], total: Tensor | None
     ) -> tuple[list[Tensor], list[float] | None]:
-        """Update m and v; return m̂/(√v̂+ε) of each layer, and each layer's factor of η if any."""
+        """Update m and v; return m̂/(√v̂+ε) of each layer, and the factor by which to multiply its η.
+
+        The factors are None unless ``debias`` is ``"rate"`` or ``"first"``.
+        """
         grads = self._clipped(params, group["max_grad_norm"], total)
         states = [self._state(p) for p in params]
         averages = [s["exp_avg"] for s in states]
@@ -261,7 +273,7 @@ class Lamb(LayerwiseOptimizer):
     def _clipped(
         self, params: list[Tensor], bound: float | None, total: Tensor | None
     ) -> list[Tensor]:
-        """Return the gradients, scaled down if the norm `total` exceeds `bound`."""
+        """Return the gradients, scaled down if the joint norm `total` exceeds `bound`."""
         grads = gradients(params)
         divisor = self._divisor(params, bound, total)
         if divisor is None:
@@ -273,7 +285,10 @@ class Lamb(LayerwiseOptimizer):
     def _divisor(
         self, params: list[Tensor], bound: float | None, total: Tensor | None
     ) -> Tensor | None:
-        """Return and store the number to divide the gradients by; None without a bound."""
+        """Return the number to divide the gradients by, and store it in the parameters' state.
+
+        Return None and store nothing if there is no bound.
+        """
         if bound is None or total is None:
             return None
         divisor = (total / bound).clamp(min=1).to(params[0].device)
@@ -293,7 +308,7 @@ class Lamb(LayerwiseOptimizer):
     def _ratios(
         self, weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]
     ) -> Tensor:
-        # The formula of `trustlens.trust_ratio.lamb_ratio`; the arguments are r₁ and r₂.
+        # This is the formula of `trustlens.trust_ratio.lamb_ratio`. The norms are r₁ and r₂.
         adapted = direction_norms != 0
         if not group["always_adapt"]:
             adapted &= group["weight_decay"] != 0

@@ -37,14 +37,15 @@ class Lars(LayerwiseOptimizer):
         b ← μb + r·(g + λw)
         w ← w − η·b
 
-    This is Algorithm 1 of You et al. [1]_ with two differences. The learning rate η multiplies the
-    momentum buffer b, as in `torch.optim.SGD`, not the terms added to it. The default of the trust
-    coefficient c is 1, as in the article "An intuitive understanding of the LAMB optimizer", not
-    0.001: with c = 1, η is the length of a step relative to ‖w‖ (without momentum and decay).
+    This is Algorithm 1 of You et al. [1]_ with two differences. First, the learning rate η
+    multiplies the momentum buffer b, as in `torch.optim.SGD`. In the paper, η multiplies the terms
+    that are added to b. Second, the default of the trust coefficient c is 1, as in the article "An
+    intuitive understanding of the LAMB optimizer"; in the paper it is 0.001. With c = 1 and without
+    momentum and decay, η is the length of a step relative to ‖w‖.
 
-    ``optimizer.state[p]`` contains ``momentum_buffer`` (b, in the parameter's dtype; missing if
-    the momentum is 0) and ``trust_ratio`` (the r applied in the last step; float32 scalar on the
-    parameter's device). A step does not synchronize with a GPU.
+    ``optimizer.state[p]`` contains two entries. ``momentum_buffer`` is b in the parameter's dtype;
+    it is missing if the momentum is 0. ``trust_ratio`` is the r of the last step: a float32 scalar
+    on the parameter's device. The CPU does not wait for a GPU in a step.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ class Lars(LayerwiseOptimizer):
     measures, measured
         As in :class:`trustlens.optim.Lamb`.
     before : dict of Tensor to Tensor
-        Copies of the weights before the last step, of the parameters that were not stepped fused.
+        For each parameter whose last step was not fused, a copy of its weights before that step.
         Empty unless ``measures`` is True.
 
     Raises
@@ -137,7 +138,7 @@ class Lars(LayerwiseOptimizer):
                 self._step_list(params, group)
 
     def _step_fused(self, rows: Rows, group: dict[str, Any]) -> None:
-        """Step parameters of one group and one device with the fused kernels."""
+        """Step ``rows`` fused: parameters of one group on one device."""
         options = Options(
             rate=group["lr"],
             beta1=group["momentum"],
@@ -147,7 +148,7 @@ class Lars(LayerwiseOptimizer):
         self._step_rows(rows, LARS, options, group)
 
     def _step_list(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Step parameters of one group, device and dtype with foreach operations."""
+        """Step parameters of one group, device and dtype with torch's foreach operations."""
         if self.measures:
             self.before.update((p, p.clone()) for p in params)
         grads = upcast_half(gradients(params))
@@ -174,8 +175,8 @@ class Lars(LayerwiseOptimizer):
     def _ratios(
         self, weight_norms: Tensor, direction_norms: Tensor, group: dict[str, Any]
     ) -> Tensor:
-        # The formula of `trustlens.trust_ratio.lars_ratio`. `direction_norms` are ‖g‖, or ‖g + λw‖
-        # if group["norm"] is "combined".
+        # This is the formula of `trustlens.trust_ratio.lars_ratio`. `direction_norms` contains ‖g‖,
+        # or ‖g + λw‖ if group["norm"] is "combined".
         decay = group["weight_decay"]
         adapted = (weight_norms != 0) & (direction_norms != 0)
         if not group["always_adapt"]:

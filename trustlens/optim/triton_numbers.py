@@ -1,6 +1,7 @@
-"""Triton kernel that computes the numbers of each layer's step from options and step counts.
+"""Triton kernel that computes the coefficients of each layer's step.
 
-It runs on the GPU, since options such as the learning rate may be tensors there.
+It computes them from the options of the parameter group and the step counts of the layers. It runs
+on the GPU, since options such as the learning rate may be tensors there.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
@@ -12,24 +13,27 @@ import triton
 import triton.language as tl
 
 OPTIONS = tl.constexpr(6)
-"""Number of options at the start of `given`: η, β₁, β₂, ε, λ, divisor. Step counts follow."""
+"""Number of options at the start of the tensor `given`: η, β₁, β₂, ε, λ, divisor.
 
-# Columns of `numbers`.
+After them, `given` contains the step count of each layer.
+"""
+
+# Columns of `numbers`, the table of coefficients.
 RATE = tl.constexpr(0)
 BETA1 = tl.constexpr(1)
 SHARE1 = tl.constexpr(2)  # 1 − β₁
 BETA2 = tl.constexpr(3)
-SHARE2 = tl.constexpr(4)
+SHARE2 = tl.constexpr(4)  # 1 − β₂
 EPSILON = tl.constexpr(5)
 DECAY = tl.constexpr(6)
 DECAY_IN_UPDATE = tl.constexpr(7)  # λ in LAMB's update; 0 if w is decayed before the step
 KEPT = tl.constexpr(8)  # factor of w in the step: 1 − ηλ if w is decayed before the step, else 1
 NORM_FACTOR = tl.constexpr(9)  # factor of ‖w‖ in the ratio's numerator
-OF_SUM = tl.constexpr(10)  # 1 if LARS's ratio uses ‖g‖, 0 if it uses ‖g + λw‖
-DIVISOR = tl.constexpr(11)  # the gradients are divided by it
+OF_SUM = tl.constexpr(10)  # 1 if the ratio of LARS uses ‖g‖, 0 if it uses ‖g + λw‖
+DIVISOR = tl.constexpr(11)  # the gradients are divided by this
 MEAN = tl.constexpr(12)  # 1 − β₁ᵗ if the direction is debiased, else 1
 ROOT_FACTOR = tl.constexpr(13)  # √v̂ / √v if the direction is debiased, else 1
-RATE_FACTOR = tl.constexpr(14)  # factor of η that debiases the step instead of the direction
+RATE_FACTOR = tl.constexpr(14)  # debias factor of η if the direction is not debiased, else 1
 NUMBERS = tl.constexpr(15)  # number of columns
 
 _NO_DEBIAS = tl.constexpr(0)  # the values of `DEBIAS` in fused_cpu.py
@@ -43,7 +47,10 @@ def make_numbers(
     given, numbers, count, DEBIAS: tl.constexpr, DECAYS_INSIDE: tl.constexpr,
     RATIO_BEFORE_DECAY: tl.constexpr, RATIO_OF_SUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute the numbers of the layers, float32, from options and step counts, float64."""
+    """Compute the float32 coefficients of each layer, one row of `numbers` per layer.
+
+    `given` contains the options and the step counts in float64.
+    """
     layer = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = layer < count
     one, zero = tl.full([BLOCK], 1.0, tl.float64), tl.zeros([BLOCK], tl.float64)
@@ -73,7 +80,7 @@ def make_numbers(
 
 @triton.jit
 def numbers_of(row):
-    """Return a layer's numbers as a tuple in the order of the columns."""
+    """Return a layer's coefficients as a tuple in the order of the columns."""
     return (
         tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4),
         tl.load(row + 5), tl.load(row + 6), tl.load(row + 7), tl.load(row + 8), tl.load(row + 9),
