@@ -176,10 +176,10 @@ REFUSED = {
     "NAdam": (lambda g: torch.optim.NAdam(g, 0.1), r"NAdam whose direction is not"),
     "Adamax": (lambda g: torch.optim.Adamax(g, 0.1), r"Adamax whose direction is not"),
     "Lars": (lambda g: Lars(g, 0.1), r"Lars whose direction is not"),
-    "amsgrad": (lambda g: torch.optim.AdamW(g, amsgrad=True), r"record one with amsgrad=False"),
+    "amsgrad": (lambda g: torch.optim.AdamW(g, amsgrad=True), r"record a run with amsgrad=False"),
     "Adam": (
         torch.optim.Adam,
-        r"weight_decay=0.1 is added to the gradient.*record one with AdamW or without decay",
+        r"weight_decay=0.1 is added to the gradient.*record a run with AdamW or without decay",
     ),
     "one of two": (
         lambda g: [torch.optim.AdamW(g[:1]), torch.optim.SGD(g[1:], 0.1)],

@@ -140,13 +140,13 @@ def _why_direction_differs(
         return "whose direction is not m̂/(√v̂+ε); record a run of Adam without decay, AdamW or LAMB"
     for name, (wanted, why) in _DIRECTION_OPTIONS.items():
         if bool(group.get(name, wanted)) is not wanted:
-            return f"with {name}={group[name]}: {why}; record one with {name}={wanted}"
+            return f"with {name}={group[name]}: {why}; record a run with {name}={wanted}"
     decay = group.get("weight_decay")
     coupled = not group.get("decoupled_weight_decay", decoupled or family != families.ADAM)
     if coupled and isinstance(decay, Real) and decay != 0:
         return (
             f"whose weight_decay={decay} is added to the gradient, and so enters m and v; "
-            "record one with AdamW or without decay"
+            "record a run with AdamW or without decay"
         )
     return None
 

@@ -72,7 +72,7 @@ def signals_of(rows: LayerRows) -> list[Signal]:
 
 
 def _upward(rows: LayerRows) -> list[Signal]:
-    """Score update ratio and direction ratio for values far above their past."""
+    """Score how far the update ratio and the direction ratio are above their earlier values."""
     signals: list[Signal] = []
     for name, norm in (("update ratio", "update_norm"), ("direction ratio", "direction_norm")):
         ratio = rows[norm] / rows["weight_norm"]
@@ -86,7 +86,7 @@ def _upward(rows: LayerRows) -> list[Signal]:
 
 
 def _growth(rows: LayerRows) -> Signal:
-    """Score the weight norm for exponential growth and jumps."""
+    """Score how far the weight norm is above its earlier values, to find rapid growth."""
     value = np.log(rows["weight_norm"])
     score, usual = judge_by_past(value, grown)
     return Signal("exploding", "weight norm", score, rows["weight_norm"], np.exp(usual))
@@ -135,7 +135,7 @@ def _not_finite(rows: LayerRows) -> Signal:
 def _common_rate(rows: LayerRows) -> Array:
     """Return the logarithm of the median learning rate of all layers, shape (steps, 1).
 
-    It is 0 for a step without a known rate, and NaN if the median rate is 0.
+    The logarithm is 0 for a step at which no learning rate is known, and NaN if the median is 0.
     """
     rate = np.array([np.median(r[~np.isnan(r)]) if not np.isnan(r).all() else 1.0
                      for r in rows["learning_rate"]])  # fmt: skip

@@ -57,10 +57,10 @@ class RunColor:
 class Theme:
     """The colours of one theme, as hex.
 
-    ``panel`` is the colour of floors and plotting areas, ``ink`` of text, ``muted`` of labels,
-    ``alert`` of marks for values out of view or not finite. ``crest`` is mixed into the lines of
-    ridges. ``sequential`` runs from small to large values, ``diverging`` from values below the
-    centre to values above it.
+    ``panel`` is the colour of floors and plotting areas, ``ink`` that of text, ``muted`` that of
+    labels, ``alert`` that of marks for values out of view or not finite. ``crest`` is mixed with
+    the colour of a ridge to draw its line. ``sequential`` is a colour scale from small to large
+    values, ``diverging`` one from values below the centre to values above it.
     """
 
     name: ThemeName

@@ -148,7 +148,7 @@ class RidgelineData:
 
     @property
     def time(self) -> tuple[float, float]:
-        """First and last step of all runs; one step before and after if there is only one."""
+        """First and last step of all runs; if there is only one step, the steps around it."""
         steps = np.concatenate([run.steps for run in self.runs])
         if not len(steps):
             return 0.0, 1.0
