@@ -23,7 +23,7 @@
     document.title = titles[path] ? `${titles[path]} · trustlens` : "trustlens";
   }
 
-  /** Returns the colour scheme, and stores it when it changes: the server draws the figures in this theme. */
+  /** Returns the colour scheme, and stores it when it changes: figures are drawn in this theme. */
   function followTheme(storeId) {
     const root = document.documentElement;
     const theme = () => root.dataset.mantineColorScheme || "light";

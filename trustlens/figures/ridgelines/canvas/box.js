@@ -12,7 +12,7 @@
     context.font = `${weightAndSize} ${getComputedStyle(context.canvas).fontFamily}`;
   }
 
-  /** Returns the coordinates of those sides of the box that are far from and near to the camera in this view. */
+  /** Returns the coordinates of the sides of the box that are far from the camera, and near to it. */
   function sides(view) {
     const farX = view.eyeX > 0 ? -1 : 1;
     const farY = view.eyeY > 0 ? -DEPTH : DEPTH;

@@ -5,8 +5,8 @@
  *
  * The projection is that of a camera with a shifted lens: straight lines stay straight, and objects shrink
  * with the distance along the floor, but vertical lines stay vertical on the screen. Each column of pixels
- * therefore shows one vertical plane: the parts of a ridge that nearer ridges hide are found exactly by
- * storing the highest point so far of each column (its horizon).
+ * therefore shows one vertical plane: the parts of a ridge that nearer ridges hide are found
+ * exactly by storing the highest point so far of each column (its horizon).
  */
 "use strict";
 
@@ -40,7 +40,8 @@
     return true;
   }
 
-  /** Returns the view of a camera on a canvas, whose size is in CSS pixels. At zoom 1 the whole box is visible. */
+  /** Returns the view of a camera on a canvas, whose size is in CSS pixels. At zoom 1 the whole box
+   *  is visible. */
   function look(camera, width, height) {
     const view = {
       cosYaw: Math.cos(camera.yaw),

@@ -102,8 +102,8 @@
     if (before !== (group.hover && group.hover.step)) group.refresh();
   }
 
-  /** Returns the ridge and bucket at a point of the canvas: those of the curtain that is visible there, or those
-   *  nearest to the point of the floor that is visible there; null outside the box. */
+  /** Returns the ridge and bucket at a point of the canvas: those of the curtain that is visible
+   *  there, or those nearest to the point of the floor that is visible there; null outside the box. */
   function pick(panel, x, y) {
     if (!panel.view || !panel.run || panel.run.steps.length === 0) return null;
     const buckets = panel.group.payload.axis.buckets;

@@ -15,8 +15,8 @@
     return document.documentElement.dataset.mantineColorScheme === "dark" ? "dark" : "light";
   }
 
-  /** Returns the style of a ridge of a colour; the colour of its foot is mixed with the fraction `pale` of the
-   *  background colour `paper`. Colours are [r, g, b]. */
+  /** Returns the style of a ridge of a colour; the colour of its foot is mixed with the fraction
+   *  `pale` of the background colour `paper`. Colours are [r, g, b]. */
   function ridgeStyle(color, paper, pale, line, lineWidth) {
     const { mix, packed, shades } = window.trustlens.surface;
     return { color, shades: shades(mix(color, paper, pale), color), line: packed(line), lineWidth };
@@ -137,7 +137,7 @@
     }
   }
 
-  /** The panels of one element, which share the camera, the chosen step and the ridge under the pointer. */
+  /** The panels of one element. They share the camera and the chosen step. */
   class Group {
     constructor(element) {
       this.element = element;

@@ -188,8 +188,8 @@
     context.putImageData(image, 0, 0);
   }
 
-  /** Paints a strip. Each column has, from the top down: the upper half of the crest line, its lower half mixed
-   *  with the shades, and the shades. */
+  /** Paints a strip. Each column has, from the top down: the upper half of the crest line, its lower
+   *  half mixed with the shades, and the shades. */
   function paintStrip(pixels, width, height, strip, style, half, shadesPerPixel) {
     const { begin, end, left, right, tops, feet, bottoms } = strip;
     const { shades: table, line } = style;
