@@ -1,4 +1,4 @@
-"""Fused steps of LAMB and LARS on the CPU: the compiled loop ``fused.c`` and its arguments."""
+"""Fused steps of LAMB and LARS on the CPU: calls of the compiled loop in ``fused.c``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _log: Final = logging.getLogger("trustlens")
 _SOURCE: Final = Path(__file__).with_name("fused.c")
 
 LAMB: Final = 0
-"""Number of LAMB's first pass in ``fused.c``; the second pass has the next number."""
+"""Number of LAMB's first pass in the enum of ``fused.c``. Its second pass has the next number."""
 LARS: Final = 2
-"""Number of LARS's first pass, likewise."""
+"""Number of the first pass of LARS. Its second pass has the next number."""
 _GRADIENTS: Final = 4
 
 DEBIAS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "rate": 2, "first": 3}
-"""``Options.debias`` by the value of Lamb's option ``debias``."""
+"""Maps the option ``debias`` of `Lamb` to ``Options.debias``."""
 
-_COLUMNS: Final = {  # fields of `Layer` in fused.c
+_COLUMNS: Final = {  # positions of the fields of struct `Layer` in fused.c
     "weight": 0,
     "grad": 1,
     "exp_avg": 2,
@@ -69,9 +69,9 @@ class _Options(ctypes.Structure):
 
 @dataclass(slots=True)
 class Options:
-    """A group's options in a step. ``beta1`` is LARS's momentum, too.
+    """The options of a parameter group in one step, for `Rows` here and in fused_cuda.py.
 
-    Numbers may be tensors of one element.
+    ``beta1`` is β₁ of LAMB or the momentum of LARS. A number may be a tensor of one element.
     """
 
     rate: float | Tensor
@@ -79,14 +79,17 @@ class Options:
     beta2: float | Tensor = 0.0
     epsilon: float | Tensor = 0.0
     decay: float | Tensor = 0.0
-    divisor: float | Tensor = 1.0  # the gradients are divided by it
+    divisor: float | Tensor = 1.0  # the gradients are divided by this
     debias: int = 0
     decays_inside: bool = True  # if False, w is decayed before the step
-    ratio_before_decay: bool = True
-    ratio_of_sum: bool = False
+    ratio_before_decay: bool = True  # whether the ratio uses ‖w‖ before such a decay
+    ratio_of_sum: bool = False  # whether the ratio of LARS uses ‖g‖; else ‖g + λw‖
 
     def packed(self) -> _Options:
-        """Return the options as the struct that the loop reads; may synchronize with a device."""
+        """Return the options as the struct that the loop reads.
+
+        This waits for a device if an option is a tensor there.
+        """
         rate, decay = to_float(self.rate), to_float(self.decay)
         return _Options(
             rate=rate,
@@ -104,15 +107,17 @@ class Options:
 
 
 class Rows:
-    """n parameters of one group on the CPU that are stepped together; each has a gradient.
+    """n parameters of one group that are stepped together on the CPU; each has a gradient.
+
+    `trustlens.optim.fused` creates it, and `Lamb` and `Lars` call :meth:`step`.
 
     Parameters
     ----------
     params : list of Tensor
-        Dense contiguous parameters, with one of `dtypes`. This list itself is put into
-        ``optimizer.measured``.
+        Dense contiguous parameters, whose dtypes are in ``dtypes``. If the step is measured,
+        ``optimizer.measured`` contains this list itself, not a copy.
     entries : mapping of str to list of Tensor
-        State entries that the step reads or writes, one tensor for each parameter.
+        The state entries that the step reads or writes, by name: one tensor for each parameter.
     """
 
     dtypes: Final = frozenset({torch.float32})
@@ -129,7 +134,7 @@ class Rows:
         self._packed[:, _COLUMNS["grad"]] = grads
 
     def grad_norms(self) -> Tensor:
-        """Return the norms of the gradients, float64 (n,)."""
+        """Return the norms of the gradients, float64 of shape (n,)."""
         squares = _zeros(len(self.params), 2)
         self._run(_GRADIENTS, _Options(), squares, None, None)
         return squares[:, 0].sqrt()
@@ -151,15 +156,15 @@ class Rows:
         options : Options
             Options of the group.
         ratios : callable
-            Returns the trust ratios from the norms of the weights and of the directions, all
-            float64 (n,).
+            Takes the norms of the weights and of the directions and returns the trust ratios, all
+            float64 of shape (n,).
         measures : bool
             Whether to return the recorded sums.
 
         Returns
         -------
         Tensor, optional
-            The recorded sums, float64 (n, len(SUMS)); None unless `measures`.
+            The recorded sums, float64 of shape (n, len(SUMS)); None if ``measures`` is False.
         """
         sums = self._initial_sums(optimizer) if measures else None
         packed = options.packed()
@@ -172,7 +177,7 @@ class Rows:
         return sums
 
     def _initial_sums(self, optimizer: int) -> Tensor:
-        """Return zeros for the loop to add to; NaN for averages that LARS does not have."""
+        """Return zeros to which the loop adds; NaN for sums of averages that LARS does not have."""
         sums = _zeros(len(self.params), len(SUMS))
         if optimizer == LARS:
             sums[:, _VARIANCE_SUMS] = torch.nan
@@ -190,7 +195,7 @@ class Rows:
     ) -> None:
         loop = library()
         if loop is None:
-            raise RuntimeError("the loop of the fused step could not be built")
+            raise RuntimeError("the C loop of the fused step could not be built")
         elements = int(self._packed[:, _COLUMNS["size"]].sum())
         done = loop.trustlens_pass(
             pass_number,
@@ -206,7 +211,10 @@ class Rows:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled loop; build it on first use. None if it cannot be built or is wrong."""
+    """Return the library with the compiled loop; the first call builds it.
+
+    Return None if the loop cannot be built or computes a wrong step.
+    """
     try:
         loop = load(_SOURCE)
         pointer = ctypes.c_void_p
@@ -223,11 +231,11 @@ def library() -> ctypes.CDLL | None:
 
 def _check(loop: ctypes.CDLL) -> None:
     """Raise ArithmeticError if the loop computes a wrong step."""
-    # No random numbers are drawn: this would change those of the training.
+    # No random tensors: drawing them would change the random numbers of the training.
     w = torch.linspace(-1, 2, 19, dtype=torch.float32, device="cpu")
     g, m, v, expected = w.cos(), torch.zeros_like(w), torch.zeros_like(w), w.clone()
     step, ratio = (torch.zeros((), dtype=torch.float32, device="cpu") for _ in range(2))
-    # 19 elements: the last ones do not fill a vector
+    # There are 19 elements, so that the last ones do not fill a vector.
     layer = np.array([[t.data_ptr() for t in (w, g, m, v, step, ratio)] + [19]], np.int64)
     options = _Options(
         rate=0.5, beta1=0.9, beta2=0.99, epsilon=1e-3, decay=0.1, kept=1, divisor=1, debias=1,

@@ -23,29 +23,32 @@ from trustlens.optim.fused_cpu import LAMB, Options
 _log: Final = logging.getLogger("trustlens")
 
 CHUNK: Final = 1 << 15
-"""Elements that one program steps: enough to hide its fixed cost."""
+"""Elements that one program steps: so many that its fixed cost does not matter."""
 
 BLOCK: Final = 1 << 10
-"""Elements that a program steps at a time: each lane adds CHUNK / BLOCK = 32 float32 numbers."""
+"""Elements that a program steps at a time.
 
-_ROWS: Final = 64  # chunks of a layer that are summed at a time
-_LAYERS: Final = 128  # layers for which one program of `make_numbers` computes the numbers
-_ALIGNMENT: Final = 16  # bytes that a thread reads at once
+In each lane, a program then adds CHUNK / BLOCK = 32 values in float32.
+"""
+
+_ROWS: Final = 64  # rows of the scratch tensor that `add_chunks` loads at a time
+_LAYERS: Final = 128  # layers whose coefficients one program of `make_numbers` computes
+_ALIGNMENT: Final = 16  # a vectorized load reads this number of bytes
 
 
 class _Kind(NamedTuple):
-    """Layers that one launch steps: they have one dtype and are all aligned or all not."""
+    """The layers that one launch steps: they have the same dtype and the same ``aligned``."""
 
-    dtype: Any  # as a Triton dtype
-    aligned: bool  # the addresses of all tensors except the gradients, whose addresses change
+    dtype: Any  # a Triton dtype
+    aligned: bool  # whether all addresses are multiples of 16, except for those of gradients
     first: int  # index of the first chunk
     chunks: int  # number of chunks
 
 
 class Rows:
-    """Parameters on a GPU that are stepped together: like ``Rows`` of fused_cpu.py.
+    """n parameters of one group that are stepped together on a GPU; each has a gradient.
 
-    No method synchronizes with the device.
+    It has the interface of ``Rows`` in fused_cpu.py. In no method does the CPU wait for the GPU.
     """
 
     dtypes: Final = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -71,7 +74,7 @@ class Rows:
             self._grads_aligned = not any(address % _ALIGNMENT for address in grads)
 
     def grad_norms(self) -> Tensor:
-        """Return the norms of the gradients, float64 (n,)."""
+        """Return the norms of the gradients, float64 of shape (n,)."""
         squares = self._scratch(2)
         with current_device(self._device):
             self._launch(
@@ -90,8 +93,8 @@ class Rows:
     ) -> Tensor | None:
         """Step the n parameters; return the recorded sums if ``measures`` is True, else None.
 
-        The sums are float64 (n, len(SUMS)). The arguments are those of ``Rows.step`` of
-        fused_cpu.py, with all tensors on the device.
+        The sums are float64 of shape (n, len(SUMS)). The arguments are those of ``Rows.step`` in
+        fused_cpu.py. The tensors that ``ratios`` takes and returns are on the device.
         """
         kernels = self._step_kernels
         lars = kernels.LARS if self._has_momentum else kernels.LARS_WITHOUT
@@ -112,7 +115,10 @@ class Rows:
         return result
 
     def _numbers(self, options: Options) -> Tensor:
-        """Increment the step counts; return the numbers of each layer, float32 on the device."""
+        """Increment the step counts; return the coefficients of each layer's step.
+
+        They are the columns of triton_numbers.py, float32 of shape (n, columns), on the device.
+        """
         if self._steps:
             torch._foreach_add_(self._steps, 1)
         values = (
@@ -155,12 +161,12 @@ class Rows:
             )
 
     def _scratch(self, columns: int) -> Tensor:
-        """Return an empty tensor for one row of float64 sums per chunk."""
+        """Return an uninitialized float64 tensor with one row for each chunk."""
         shape = (len(self._chunks), columns)
         return torch.empty(shape, dtype=torch.float64, device=self._device)
 
     def _sum_chunks(self, scratch: Tensor) -> Tensor:
-        """Return the sums of the layers, (n, columns), from those of their chunks."""
+        """Add the rows of each layer's chunks; return the sums, shape (n, columns)."""
         n, columns = len(self.params), scratch.shape[1]
         sums = torch.empty((n, columns), dtype=torch.float64, device=self._device)
         self._step_kernels.add_chunks[(n,)](
@@ -178,8 +184,8 @@ def _build_tables(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[_Kind]]:
     """Return the tables of layers and chunks that the kernels read, and the kinds of layers.
 
-    The chunks of a kind follow each other. A row of the second table has a chunk's layer and its
-    position in the layer.
+    Each row of the table of chunks has the index of the chunk's layer and the chunk's position in
+    that layer. The chunks of a kind are adjacent, so that one launch steps them.
     """
     from trustlens.kernels.triton_elements import dtype_of  # noqa: PLC0415 — Triton may be missing
 
@@ -190,7 +196,7 @@ def _build_tables(
     ]
     fields = np.zeros((len(params), 7), np.int64)  # `FIELDS` of triton_step.py
     fields[:, 0] = [p.data_ptr() for p in params]
-    fields[:, 1] = np.add(places[0], places[1])  # at most one of them is not 0
+    fields[:, 1] = np.add(places[0], places[1])  # at most one of the two is not 0
     fields[:, 2], fields[:, 3] = places[2], places[3]
     fields[:, 4] = [p.numel() for p in params]
     fields[:, 6] = np.maximum(
@@ -214,9 +220,9 @@ def _build_tables(
 
 @functools.cache
 def is_usable(device: torch.device) -> bool:
-    """Return whether the kernels step correctly on a device.
+    """Return whether the kernels compute correct steps on a device.
 
-    The first call builds and tests them, and synchronizes with the device.
+    The first call for a device builds and tests the kernels, and waits for the device.
     """
     try:
         _check(device)
@@ -229,7 +235,7 @@ def is_usable(device: torch.device) -> bool:
 def _check(device: torch.device) -> None:
     """Raise ArithmeticError if the kernels compute a wrong step."""
     sizes = (19, 3 * BLOCK)
-    # No random numbers are drawn: this would change those of the training.
+    # No random tensors: drawing them would change the random numbers of the training.
     weights = [torch.linspace(-1, 2, n, dtype=torch.float32, device=device) for n in sizes]
     grads, before = [w.cos() for w in weights], [w.clone() for w in weights]
     entries = {

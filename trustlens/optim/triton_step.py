@@ -1,14 +1,17 @@
 """Triton kernels for the steps of LAMB and LARS on a GPU, in two passes over many tensors.
 
-The first pass updates LAMB's averages and sums the squares from which the trust ratios follow. The
-second pass computes the direction again and applies it, scaled by the ratios. With `MEASURE`, the
-passes also compute the sums of ``trustlens.kernels.sums``; all other results are the same.
+The first pass updates LAMB's moving averages and computes the squared norms that the trust ratios
+need. The second pass computes the direction again and applies it, scaled by the ratios. With
+`MEASURE`, the passes also compute the sums of ``trustlens.kernels.sums``. This does not change the
+other results.
 
-A layer is divided into chunks. One program processes a chunk and writes its sums to a row of a
-scratch tensor; ``add_chunks`` adds the rows of a layer, always in the same order. Elements are
-computed in float32. The sums for the ratios and of the update are float64. Each lane computes the
-other sums in float32; if a result is not in the range of float32, the program computes them again
-in float64. ``fused_cuda.py`` builds the tables that the kernels read.
+A layer is divided into chunks. Each program processes one chunk and writes its sums to one row of a
+scratch tensor; ``add_chunks`` adds the rows of a layer, always in the same order.
+``fused_cuda.py`` builds the tables that the kernels read.
+
+Elements are computed in float32. The sums for the trust ratios and those of the update are computed
+in float64. Each lane computes the other sums in float32. If one of them leaves the range of
+float32, the program computes all of them again in float64.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
@@ -72,18 +75,27 @@ from trustlens.optim.triton_numbers import (
     numbers_of,
 )
 
-# Values of `RULE`. LARS without momentum has no buffer.
+# Values of `RULE`: which optimizer. `LARS_WITHOUT` is LARS without momentum, which has no buffer.
 LAMB = tl.constexpr(0)
 LARS = tl.constexpr(1)
 LARS_WITHOUT = tl.constexpr(2)
 
 FIELDS = tl.constexpr(7)
-"""Columns of `layers`: weight, momentum, variance, trust ratio, size, first chunk, chunks."""
+"""Number of columns of the table `layers`.
+
+They are the addresses of weight, momentum, variance and trust ratio; the number of elements; the
+index of the first chunk; and the number of chunks.
+"""
 
 
 @triton.jit
 def _chunk_of(layers, grads, chunks, first, CHUNK: tl.constexpr):
-    """Return a program's chunk, layer index, (addresses, first element) and number of elements."""
+    """Return what a program processes.
+
+    It is the index of the chunk, the index of its layer, a tuple `layer`, and the chunk's number of
+    elements. `layer` has the addresses of weight, gradient, momentum and variance, and the index of
+    the chunk's first element in the layer.
+    """
     chunk = first + tl.program_id(0).to(tl.int64)
     index, start = tl.load(chunks + 2 * chunk), tl.load(chunks + 2 * chunk + 1) * CHUNK
     fields = layers + index * FIELDS
@@ -105,7 +117,7 @@ def _gradient(layer, n, lanes, inside, DTYPE: tl.constexpr, ALIGNED: tl.constexp
 
 @triton.jit
 def _adam_direction(m, v, n, inside, REAL: tl.constexpr):
-    """Return m̂/(√v̂ + ε), and √v̂."""
+    """Return LAMB's direction d = m̂/(√v̂ + ε), and √v̂."""
     root = square_root(v, REAL) * n[ROOT_FACTOR].to(REAL)
     denominator = (root + n[EPSILON].to(REAL)) * n[MEAN].to(REAL)
     return tl.where(inside, quotient(m, denominator, REAL), 0.0), root
@@ -113,7 +125,7 @@ def _adam_direction(m, v, n, inside, REAL: tl.constexpr):
 
 @triton.jit
 def _updated_averages(m, v, g, n, DTYPE: tl.constexpr):
-    """Return m and v after a step."""
+    """Return LAMB's m and v after a step, given m and v before it."""
     share1, beta1 = n[SHARE1], n[BETA1]
     m = tl.where(share1 < 0.5, m + share1 * (g - m), g - beta1 * (g - m))  # as `torch.lerp`
     v = v * n[BETA2] + n[SHARE2] * g * g
@@ -122,9 +134,10 @@ def _updated_averages(m, v, g, n, DTYPE: tl.constexpr):
 
 @triton.jit
 def _add_to_sums(w, g, d, m, v, root, n, inside, sums, RULE: tl.constexpr, REAL: tl.constexpr):
-    """Add a block to the recorded sums that do not depend on the update.
+    """Add a block of elements to the recorded sums that do not depend on the update.
 
-    The bits of `nonzero` say whether g, d (or m), u and v have elements that are not 0.
+    The bits 0 to 3 of `nonzero` say whether g, d (for LAMB: d or m), u and v have an element that
+    is not 0.
     """
     u2, g2, d2, dw, gm, m2, v1, s2, zeros, nonfinite, largest, nonzero = sums
     u = d + scaled(n[DECAY].to(REAL), w)
@@ -142,7 +155,7 @@ def _add_to_sums(w, g, d, m, v, root, n, inside, sums, RULE: tl.constexpr, REAL:
         m2 += m * m
         v1 += v * (root_factor * root_factor)
         s2 += surprise * surprise
-        # For d, test m instead, since the quotient d may underflow to 0.
+        # Bit 1 is also set if m is not 0, since the quotient d may underflow to 0.
         nonzero = nonzero | ((m != 0).to(tl.int32) << 1) | ((v != 0).to(tl.int32) << 3)
     zeros += (inside & (g == 0)).to(tl.int32)
     finite = (tl.abs(w) < float("inf")) & (tl.abs(g) < float("inf"))
@@ -187,16 +200,16 @@ def _first_pass_over_chunk(
     layer, n, size, squares, row, RULE: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
     MEASURE: tl.constexpr, FLOAT64: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Process a chunk, or compute its sums again in float64 (`FLOAT64`).
+    """Process a chunk or, with `FLOAT64`, only compute its recorded sums again in float64.
 
-    Return whether the sums are in the range of their type.
+    Return False if a sum is not in the range of float32, so that the second call is needed.
     """
     lanes = tl.arange(0, BLOCK)
     zero64, zero_int = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.int32)
     zero = zero64 if FLOAT64 else tl.zeros([BLOCK], tl.float32)
     sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero_int, zero_int, zero, zero_int)
     state = (zero64, zero64, sums)
-    everywhere = tl.full([BLOCK], True, tl.int1)  # the compiler knows it is True: no masks
+    everywhere = tl.full([BLOCK], True, tl.int1)  # a constant: loads need no mask
     for i in range(size // BLOCK):
         state = _first_block(
             layer, n, i * BLOCK + lanes, everywhere, state,
@@ -225,7 +238,10 @@ def _first_pass_over_chunk(
 
 @triton.jit
 def _store_sums(sums, row, RULE: tl.constexpr):
-    """Store a chunk's recorded sums; return 0 if one is not in the range of float32, else 1."""
+    """Store a chunk's recorded sums in its row.
+
+    Return 0 if one of the sums is not in the range of float32, else 1.
+    """
     u2, g2, d2, dw, gm, m2, v1, s2, zeros, nonfinite, largest, nonzero = sums
     u2, g2, d2 = total(u2), total(g2), total(d2)
     tl.store(row + DIRECTION_SQUARES, u2)
@@ -243,7 +259,7 @@ def _store_sums(sums, row, RULE: tl.constexpr):
         tl.store(row + SURPRISE_SUM, s2)
         in_range = in_range & is_in_range(m2, nonzero, 1) & is_in_range(s2, nonzero, 0)
         in_range = in_range & is_in_range(v1, nonzero, 3)
-    else:  # the second pass stores the momentum's sums, if there is momentum
+    else:  # if LARS has momentum, the second pass replaces the NaN in the columns of the momentum
         for column in tl.static_range(SUMS):
             if ((OF_MOMENTUM | OF_VARIANCE) >> column) & 1:
                 tl.store(row + column, float("nan"))
@@ -261,7 +277,8 @@ def first_pass(
 ):  # fmt: skip
     """Run the first pass over the chunks from index `first` on, one chunk in each program.
 
-    `ALIGNED`: whether the addresses of (all tensors but gradients, gradients) are multiples of 16.
+    `ALIGNED` has two flags: whether the addresses of all tensors except gradients are multiples of
+    16, and whether those of all gradients are.
     """
     chunk, index, layer, size = _chunk_of(layers, grads, chunks, first, CHUNK)
     n = numbers_of(numbers + index * NUMBERS)
@@ -271,7 +288,7 @@ def first_pass(
     )
     if MEASURE:
         if in_range.to(tl.int32) == 0:
-            tl.debug_barrier()  # the averages just stored are read again
+            tl.debug_barrier()  # the next call reads the averages that this one stored
             _first_pass_over_chunk(
                 layer, n, size, chunk_squares, row, RULE, DTYPE, ALIGNED, True, True,
                 BLOCK // 4,
@@ -283,7 +300,10 @@ def _scaled_direction(
     layer, n, ratio, lanes, inside, w, RULE: tl.constexpr, DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return the direction that η multiplies, d, g (LAMB: m), and LAMB's v."""
+    """Return what η multiplies, then three tensors for `_swallowed`.
+
+    These are d; g, or m for LAMB; and v, which only LAMB has. For LARS, also update the momentum.
+    """
     start = layer[4]
     if RULE == LAMB:
         m = read(layer[2], start, lanes, inside, DTYPE, ALIGNED[0], tl.float32)
@@ -306,9 +326,10 @@ def _scaled_direction(
 
 @triton.jit
 def _swallowed(update, d, g, v, w, n, inside, RULE: tl.constexpr):
-    """Return where the update is 0 although d + λw is not 0.
+    """Return 1 for each element whose update is 0 although d + λw is not 0, else 0.
 
-    Terms that underflow or cancel in float32 may not do so in float64: compute these in float64.
+    If d + λw is 0 in float32 although it has a nonzero term, compute it in float64, where the terms
+    may not underflow or cancel.
     """
     u = d + scaled(n[DECAY], w)
     swallowed = ((update == 0) & (u != 0)).to(tl.int32)
@@ -356,7 +377,10 @@ def second_pass(
     RULE: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
     MEASURE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Run the second pass in the same way, given the layers' ratios, float64."""
+    """Run the second pass over the chunks from index `first` on, one chunk in each program.
+
+    `ratios` contains the trust ratio of each layer in float64. `ALIGNED` is as in `first_pass`.
+    """
     chunk, index, layer, size = _chunk_of(layers, grads, chunks, first, CHUNK)
     n = numbers_of(numbers + index * NUMBERS)
     ratio = tl.load(ratios + index).to(tl.float32)
@@ -392,7 +416,10 @@ def square_gradients(
     layers, grads, chunks, squares, first,
     DTYPE: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store the sum of squares of each chunk's gradient in column 0 of `squares`; 0 in column 1."""
+    """Store the sum of squares of each chunk's gradient in column 0 of `squares`.
+
+    Column 1 becomes 0.
+    """
     chunk, _, layer, size = _chunk_of(layers, grads, chunks, first, CHUNK)
     squared = tl.zeros([BLOCK], tl.float64)
     for start in range(0, size, BLOCK):
@@ -407,7 +434,7 @@ def square_gradients(
 def add_chunks(
     layers, scratch, sums, COLUMNS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Add the rows of a layer's chunks in order; one program for each layer."""
+    """Add the rows of a layer's chunks in order, one layer in each program."""
     index = tl.program_id(0).to(tl.int64)
     fields = layers + index * FIELDS
     column = tl.arange(0, PADDED)
