@@ -94,7 +94,7 @@ class RemoteLocation:
         return self._info().type.name != "NotFound"
 
     def entry(self) -> Entry | None:
-        """Return this file's current entry; None if it does not exist or has no time of change."""
+        """Return this file's present entry; None if it does not exist or has no time of change."""
         info = self._info()
         return _entry(info) if info.type.name == "File" and info.mtime_ns else None
 
@@ -225,6 +225,8 @@ def remote_location(address: str) -> RemoteLocation:
             arrow_fs.FSSpecHandler(_fsspec_filesystem(scheme, plain))
         )
         path = before.rstrip("/").split("://", 1)[1]
+    except ImportError as error:  # Arrow passes hf:// to fsspec, which needs another package
+        raise UsageError(f"'{plain}' cannot be opened: {reason(error)}") from None
     except OSError as error:
         raise UsageError(
             f"'{plain}' cannot be opened ({reason(error)}); check the address and your credentials"

@@ -394,6 +394,9 @@ def test_addresses_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, bucket
         trustlens.open_run("s3://")
     with pytest.raises(RunError, match=r"there is no directory 's3://.*/runs/nothing'"):
         trustlens.open_run(bucket.format("nothing"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UsageError, match="cannot be opened: Install huggingface_hub"):
+        trustlens.open_run("hf://bucket/run")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MissingDependencyError, match="pip install 'trustlens-optim\\[remote\\]'"):
         trustlens.open_run("memory://runs/adam")
