@@ -229,9 +229,8 @@ def _read_piece(
 
     def read() -> _Part:
         columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
-        whole = RowFilter(
-            texts={"quantity": (quantity,)}
-        )  # not by layer: all layers are decoded anyway
+        # Not filtered by layer: all layers are decoded anyway.
+        whole = RowFilter(texts={"quantity": (quantity,)})
         part = files.read_file(folder, entry, SCHEMA, columns, whole)
         part = no_rows(SCHEMA) if part is None else part
         return _Part.of(part, buckets_in(part))
@@ -281,7 +280,7 @@ def _covering_files(
 
 
 class _Grid:
-    """The result for one quantity while it is read: arrays of buckets × layers to add parts to."""
+    """Collects the result for one quantity, in arrays of buckets × layers, part by part."""
 
     def __init__(
         self, first: int, buckets: int, width: int, layers: Sequence[str], *, extremes: bool

@@ -48,7 +48,7 @@ def torn_bytes(address: Address) -> dict[str, int]:
 
 
 def with_missing_steps(directory: Address, info: RunInfo, torn: Iterable[str]) -> RunInfo:
-    """Add the steps that lack rows to the ``run.json`` of a run whose recording process died.
+    """Add steps that lack rows to the contents of the ``run.json`` that a dead process left.
 
     These are steps whose rows were in an incomplete batch. If the run was not closed, steps without
     rows in the tables `_PERIODIC` are added too: a process that died while the disk was full could

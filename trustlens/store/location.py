@@ -24,7 +24,9 @@ TEXT_LIMIT: Final = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a listing says about a file or folder. Equal entries: the contents have not changed.
+    """What a listing says about a file or folder.
+
+    If two listings give equal entries for a file, the file has not changed in between.
 
     Attributes
     ----------
@@ -99,10 +101,10 @@ class Location(Protocol):
         ...
 
     def entry(self) -> Entry | None:
-        """Return the current entry of this file.
+        """Return an `Entry` with the present size and time of change of this file.
 
-        None if the file does not exist or cannot be examined, or if the store does not report when
-        it was changed.
+        None if the file does not exist or cannot be examined, or if the store does not report times
+        of change.
         """
         ...
 
@@ -139,7 +141,7 @@ class Location(Protocol):
     def reading(self) -> AbstractContextManager[None]:
         """Return a context manager within which to read this file once it is open.
 
-        If reading from an object store fails, it raises FileNotFoundError or `RunError`.
+        There, an error of an object store is raised as FileNotFoundError or `RunError`.
         """
         ...
 
@@ -198,7 +200,7 @@ class LocalLocation:
         return str(self.path)
 
     def entries(self) -> list[Entry]:
-        """Return the folder's entries; RunError if it is a symbolic link or cannot be read."""
+        """Return the entries; RunError if the folder is a symbolic link or cannot be read."""
         refuse_link(self.path)
         found: list[Entry] = []
         try:
@@ -230,7 +232,7 @@ class LocalLocation:
         return self.path.exists()
 
     def entry(self) -> Entry | None:
-        """Return this file's current entry; None if it does not exist or cannot be examined."""
+        """Return this file's present entry; None if it does not exist or cannot be examined."""
         try:
             return _entry(self.path.name, self.path.lstat())
         except OSError:
@@ -250,7 +252,7 @@ class LocalLocation:
         # exits, Python aborts.
         opened = pa.OSFile(str(self.path), "rb")
         if entry is not None:
-            now = self.path.lstat()  # after opening, which fixes what is read
+            now = self.path.lstat()  # after opening: a later replacement has no effect
             if (now.st_size, now.st_mtime_ns) != (entry.size, entry.changed):
                 opened.close()
                 raise FileNotFoundError(self.path)

@@ -300,7 +300,7 @@ class RunFiles:
             places = [i for i, group in enumerate(footer.groups) if group.may_have(rows)]
             for name in rows.texts:
                 if all(footer.groups[place].all_have(name) for place in places):
-                    rows = rows.without(name)  # may_have has checked it: all of these rows pass
+                    rows = rows.without(name)  # all rows of these groups meet this condition
         if not places:
             return None
         path = self.directory / folder / entry.name

@@ -38,8 +38,8 @@ def repair(directory: Path) -> list[Leftover]:
     Returns
     -------
     list of Leftover
-        One for each table whose journals held rows or an incomplete batch; it says how many rows
-        were sealed.
+        One for each table whose journals held rows or an incomplete batch, with the number of rows
+        that were sealed.
 
     Raises
     ------

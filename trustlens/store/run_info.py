@@ -382,7 +382,7 @@ def storable(text: str) -> str:
 
 
 def _int_or_float(text: str) -> int | float:
-    """Parse an integer; return a float if it has 19 digits or more, since no valid value has."""
+    """Parse an integer; return a float if it has 19 digits or more: no valid value is so large."""
     return int(text) if len(text) < 19 else float(text)
 
 

@@ -98,7 +98,7 @@ class TableWriter:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """Seal the remaining rows."""
+        """Seal the remaining rows, and rows of earlier journals that could not be sealed."""
         # A table without rows gets a segment too: `pandas.read_parquet(run / table)` must work.
         try:
             if self._rows or not sealed_numbers(self._directory, self._name):

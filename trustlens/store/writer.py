@@ -48,8 +48,8 @@ class RunWriter:
     info : RunInfo
         The contents of ``run.json`` if the run is new.
     resume : callable, optional
-        Given to resume a run if the directory holds one. It is called with the contents of that
-        run's ``run.json``, and returns the new contents.
+        If given, a run that the directory holds is resumed. The function is called with the
+        contents of the ``run.json`` of that run, and returns the new contents.
     segment_rows : int, optional
         Number of rows of a segment; `SEGMENT_ROWS` by default.
     fsync : bool
@@ -188,7 +188,7 @@ class RunWriter:
         names = [entry.name for entry in replaced.iterdir()] if replaced.exists() else []
         numbers = [int(name) for name in names if name.isdecimal()]
         keep = replaced / f"{max(numbers, default=0) + 1:06d}"
-        # The table "steps" first: if this is interrupted, the run already ends at `step`.
+        # The table "steps" first: if the process dies after that, the run already ends at `step`.
         for name in sorted(TABLES, key=lambda name: name != "steps"):
             self._tables[name].rollback(step, layers, keep / name)
         # A new builder: the old one still lists overview files that were just removed.

@@ -74,7 +74,7 @@ SCHEMA: Final = pa.schema(
 ``mean`` and ``max`` are those of the finite values, null if there are none. As float32 values, they
 are rounded if they are integers above 2^24."""
 
-_LEVELS: Final = frozenset(map(str, range(1, 27)))  # 4^26 = 2^52 steps: half of LAST_STEP
+_LEVELS: Final = frozenset(map(str, range(1, 27)))  # level 26: 2^52 steps, half of LAST_STEP
 _FILE: Final = re.compile(r"(\d{6,18})-(\d{6,18})\.parquet")
 
 
@@ -230,7 +230,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _report_damage(path: Path) -> AbstractContextManager[None]:
-    # Advise to remove the file: it is built again from the sealed segments.
+    # The user is told to remove the file: it is built again from the sealed segments.
     return damage_reported(LocalLocation(path), remedy="remove it")
 
 

@@ -37,8 +37,8 @@ _CHECKS: Final = 30
 class Lease:
     """The right of one recording to write into a run's folder on an object store.
 
-    A recording holds the lease from :meth:`take` to :meth:`release`, unless another one takes it
-    over.
+    A recording holds the lease from :meth:`take` to :meth:`release`, unless another recording takes
+    the lease in between.
 
     Parameters
     ----------

@@ -45,8 +45,8 @@ class Version:
 
 
 UNKNOWN: Final = Version(-1, -1)
-"""Stands for the version of a file on the store if there is no list of uploaded files: the file may
-belong to the run or not."""
+"""Used as the version of a file on the store if there is no list of uploaded files. Then it is not
+known whether the file belongs to the run."""
 
 
 def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | None]:
@@ -201,7 +201,10 @@ def _download(remote: RemoteLocation, staging: Path, lease: Lease) -> None:
 
 
 def folders_of(run: Location) -> list[str]:
-    """Return the folders that may hold files of a run: paths within the run, ``""`` for itself."""
+    """Return the folders that may hold files of a run, as paths relative to the run's folder.
+
+    The first one is ``""``, the run's folder itself.
+    """
     levels = [f"{OVERVIEW}/{each}" for each in _folders_in(run / OVERVIEW)]
     replaced = [f"{REPLACED}/{each}" for each in _folders_in(run / REPLACED)]
     tables = [f"{each}/{table}" for each in replaced for table in TABLES]

@@ -71,8 +71,9 @@ class Uploader:
         self._lease = lease
         self._interval = INTERVAL
         self._patience = PATIENCE
-        # The files on the store, each with the version that was uploaded from the staging folder, or
-        # None for a file of another recording. The attribute is None if the store must be listed.
+        # The files on the store, each with the version that was uploaded from the staging folder.
+        # The version is None for a file of another recording. The whole attribute is None while the
+        # store has to be listed.
         self._on_store: dict[str, Version | None] | None = None
         self._warned = self._taken_over = False
         self._progress = time.monotonic()
@@ -137,9 +138,7 @@ class Uploader:
             with self._wake:
                 self._flush_requested, closing = False, self._is_closing
             if closing:
-                self._on_store = (
-                    None  # list the store again: it may have files of another recording
-                )
+                self._on_store = None  # list again: another recording may have left files
             complete = self._round()
             with self._wake:
                 self._rounds += 1

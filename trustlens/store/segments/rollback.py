@@ -34,7 +34,7 @@ def roll_back_segment(
 ) -> None:
     """Remove from a segment the rows that :func:`kept_rows` excludes.
 
-    Before, the segment is copied to the folder ``keep``. If no row has to be removed, nothing is
+    If there are such rows, the segment is first copied to the folder ``keep``; otherwise nothing is
     done.
     """
     rows = read_sealed(path, table)

@@ -29,7 +29,7 @@ FILES: Final = b"trustlens.files"
 """The metadata keys of the row-group index and of the list of segments."""
 
 NO_STEPS: Final = (1, 0)
-"""What stands for the first and last step of a file without rows."""
+"""Used as the first and last step of a file without rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Group:
         return any(low <= text <= high for text in among)
 
     def all_have(self, name: str) -> bool:
-        """Return whether all rows of the row group are known to have the same value in a column."""
+        """Return whether all rows of the group surely have the same value in column ``name``."""
         return self.text == name and self.texts is not None and self.texts[0] == self.texts[1]
 
 
