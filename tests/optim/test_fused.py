@@ -245,5 +245,7 @@ for kind in (Lamb, Lars):
         text=True,
         check=True,
     )
-    message = "got fused=True, and there is no C compiler here to build its loop: install one, or"
+    message = (
+        "got fused=True, and there is no C compiler here to build the fused step: install one, or"
+    )
     assert done.stdout.count(message) == 2

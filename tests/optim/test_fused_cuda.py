@@ -124,7 +124,7 @@ def test_without_triton_foreach_is_used():
     assert output.splitlines() == [
         f"Lamb got fused=True, and there is {missing} leave fused out"
         for missing in (
-            "no Triton here that builds its kernels: install triton, or",
+            "no Triton here that can build the fused step: install triton, or",
             "no fused step for meta:",
         )
     ]

@@ -1,16 +1,16 @@
-/* The steps of LAMB and LARS, each in two passes over the layers, without temporaries.
+/* The steps of LAMB and LARS. Each takes two passes over the layers and needs no temporary tensors.
 
-   The first pass updates LAMB's moving averages and computes the squared norms of the trust ratios.
-   The second pass takes the ratios, computes each layer's direction again from the averages, and
-   applies it. On request both also compute the sums of trustlens/kernels/sums.py; the tensors are
-   the same either way.
+   The first pass updates LAMB's moving averages and computes the squared norms that the trust
+   ratios need. The second pass takes the ratios, computes each layer's direction again, and applies
+   it. On request, both passes also compute the sums of trustlens/kernels/sums.py. This does not
+   change the step.
 
-   Elements are float32. Each vector lane of a block is summed in float32, the rest in float64. Sums
-   outside of float32's range are computed again in float64. */
+   Elements are float32. Within a block, each vector lane is summed in float32; the results are
+   added in float64. Sums that leave float32's range are computed again in float64. */
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off") /* round products: the same result in each context */
+#pragma GCC optimize("fp-contract=off") /* products are rounded in the same way everywhere */
 #endif
 #include <math.h>
 #include <stdint.h>
@@ -21,9 +21,11 @@
 
 enum { LAMB_FIRST, LAMB_SECOND, LARS_FIRST, LARS_SECOND, GRADIENTS };
 enum { NO_DEBIAS, IN_DIRECTION, IN_RATE, FIRST_IN_RATE };
-enum { NUMERATOR = SUMS, DENOMINATOR, COLUMNS }; /* squared norms of the trust ratio */
+enum { NUMERATOR = SUMS, DENOMINATOR, COLUMNS }; /* the squared norms that the trust ratio needs */
+/* `measure_update` multiplies updates by SCALE and weights by WEIGHT_SCALE. A weight that changes is
+   below 2**25 times its update, so that the scaled products do not overflow. */
 #define SCALE 0x1p50f
-#define WEIGHT_SCALE 0x1p30f /* a weight that changes is below 2**25 × its update */
+#define WEIGHT_SCALE 0x1p30f
 
 /* Addresses of a layer's tensors; 0 for a missing tensor. */
 typedef struct {
@@ -33,34 +35,35 @@ typedef struct {
     int64_t size;
 } Layer;
 
-/* Options of a group. `kept` is the factor that a decay before the step applies to the weights. */
+/* The options of a parameter group. A decay before the step multiplies the weights by `kept`. */
 typedef struct {
     double rate, beta1, beta2, epsilon, decay, kept, divisor;
     int32_t debias, decays_inside, ratio_before_decay, ratio_of_sum;
 } Options;
 
-/* The coefficients of one layer's step, in float32 as in PyTorch. If the direction is debiased, both
-   terms of the denominator, root_factor·√v + epsilon_term, contain the factor 1 - β₁ᵗ. */
+/* The coefficients of one layer's step, in float32 as in PyTorch. LAMB's direction is
+   d = m / (root_factor·√v + epsilon_term). If it is debiased, both terms of the denominator contain
+   the factor 1 - β₁ᵗ. */
 typedef struct {
     float rate, beta1, share1, beta2, share2, epsilon, decay, kept, divisor;
     float root_factor, epsilon_term, inverse_share, variance_share, rate_factor, ratio;
     int decays_inside, ratio_before_decay, ratio_of_sum;
 } Coefficients;
 
-/* How a chunk is processed; constant at each call. */
+/* How a chunk is processed. Each call has constants here, so that the compiler removes branches. */
 typedef struct {
-    int pass;
+    int pass; /* LAMB_FIRST to GRADIENTS */
     int measures; /* compute the recorded sums */
     int exact; /* sum in float64, and write to no tensor */
 } Mode;
 
-/* Results, per lane. */
+/* The results in each vector lane. Counts are negative: -1 for each counted element. */
 typedef struct {
-    vec sum[COLUMNS]; /* of a block */
-    half exact[COLUMNS];
-    ivec of_weight, of_direction; /* OR of the bits of w, and of m or g, without which d is 0 */
+    vec sum[COLUMNS]; /* float32 sums of one block */
+    half exact[COLUMNS]; /* float64 sums of a whole chunk */
+    ivec of_weight, of_direction; /* OR of the bits of all w, and of all m (LAMB) or g (LARS) */
     ivec nonfinite, zero, swallowed, max_grad;
-    ivec max_update, max_scaled; /* see measure_update */
+    ivec max_update, max_scaled; /* bits of the largest unscaled and scaled |Δw| */
 } Lanes;
 
 static inline __attribute__((always_inline)) void add(Lanes *s, Mode mode, int sum, vec a, vec b) {
@@ -71,15 +74,16 @@ static inline __attribute__((always_inline)) void add(Lanes *s, Mode mode, int s
 static inline __attribute__((always_inline)) void measure_grad(
     vec w, vec g, ivec valid, Mode mode, Lanes *s) {
     add(s, mode, GRAD_SQUARES, g, g);
-    /* An element that is not finite makes its sums not finite: they are always computed again. */
+    /* An element that is not finite makes a sum infinite or NaN: `exact` mode always follows. */
     if (mode.exact) s->nonfinite += ~(is_finite(w) & is_finite(g)) & valid;
     s->zero += (g == 0) & valid;
     s->max_grad = max_bits(s->max_grad, magnitude(g));
 }
 
-/* Adds the sums of the update, which cannot be computed again because the weights are overwritten.
-   The update is scaled up, so that its square does not underflow in float32. If that would
-   overflow, or an element is 0, the terms are added in float64, and the function returns 1. */
+/* Adds the terms of the sums of the update. They cannot be computed again, because the step
+   overwrites the weights. The update is scaled up, so that its square does not underflow in
+   float32. If the scaled square would overflow, or an element of the update is 0, the terms are
+   added in float64 without scaling. Returns 1 in this case, else 0. */
 static inline __attribute__((always_inline)) int measure_update(
     vec before, vec after, ivec valid, Lanes *s) {
     vec update = masked(valid, after - before), scaled = update * SCALE;
@@ -97,8 +101,8 @@ static inline __attribute__((always_inline)) int measure_update(
     return 0;
 }
 
-/* Returns m̂/(√v̂ + ε), and sets `inverse` to 1/√v: refined from the processor's estimate unless a
-   v is 0, tiny or not finite. */
+/* Returns m̂/(√v̂ + ε), and sets `inverse` to 1/√v. The root is refined from the processor's
+   estimate. If any v is 0, tiny or not finite, a slower exact root is used. */
 static inline __attribute__((always_inline)) vec lamb_direction(
     vec m, vec v, ivec valid, const Coefficients *c, vec *inverse) {
     const uint32_t least = 0x02000000, most = 0x7f7fffff; /* 9.4e-38 and the largest float32 */
@@ -111,14 +115,14 @@ static inline __attribute__((always_inline)) vec lamb_direction(
     return m / add_product(broadcast(c->epsilon_term), v * *inverse, broadcast(c->root_factor));
 }
 
-/* Returns the lanes in which λw is a nonzero term of d + λw. If the terms underflow or cancel in
-   float32, float64 decides whether their sum is 0. */
+/* Returns the lanes in which the term λw of d + λw is not 0, even if it underflows in float32. */
 static inline __attribute__((always_inline)) ivec is_decayed(vec w, const Coefficients *c) {
     return mask(c->decay != 0) & (w != 0);
 }
 
-/* Whether the numerator of LAMB's ratio is ‖w‖, and whether its denominator is ‖d + λw‖, else ‖d‖.
-   Sums that the ratio needs anyway are computed only once. */
+/* The next two functions say which recorded sums LAMB's trust ratio needs anyway; these are computed
+   only once. The first returns whether the ratio's numerator is ‖w‖. The second returns whether its
+   denominator is ‖d + λw‖; if not, it is ‖d‖. */
 static inline int ratio_has_weights(const Coefficients *c) {
     return c->ratio_before_decay || c->kept == 1;
 }
@@ -236,7 +240,8 @@ static inline __attribute__((always_inline)) void step_lanes(
     }
 }
 
-/* Processes a layer's last elements, fewer than a vector, in copies that are padded with zeros. */
+/* Processes the last n elements of a layer, which do not fill a vector. It steps copies that are
+   padded with zeros, and then copies the results back. */
 static inline __attribute__((always_inline)) void step_rest(
     const Layer *l, int64_t start, int n, const Coefficients *c, Mode mode, Lanes *s) {
     float copies[4][LANES] = {{0}};
@@ -253,7 +258,7 @@ static inline __attribute__((always_inline)) void step_rest(
 static inline __attribute__((always_inline)) void step_range(
     const Layer *layer, int64_t start, int64_t end, const Coefficients *coefficients, Mode mode,
     Lanes *s, double *out) {
-    const Layer own = *layer, *l = &own; /* local copies: they cannot alias the tensors */
+    const Layer own = *layer, *l = &own; /* stores to tensors cannot change these local copies */
     const Coefficients of_own = *coefficients, *c = &of_own;
     const int is_second = mode.pass == LAMB_SECOND || mode.pass == LARS_SECOND;
     const int first = mode.measures ? 0 : SUMS, last = is_second ? SUMS : COLUMNS;
@@ -286,12 +291,13 @@ static inline __attribute__((always_inline)) void step_range(
 }
 
 /* Returns whether a sum of squares is outside of float32's range: too large, or too small although
-   some squared number is not 0. */
+   a squared value is not 0. `of` is the OR of the bits of the squared values. */
 static int is_out_of_range(double sum, ivec of) {
     return !(sum > 1e-33 && sum < INFINITY) && largest_magnitude(magnitude((vec)of)) != 0;
 }
 
-/* The first pass over a chunk. Sums outside of float32's range are computed again in float64. */
+/* Does the first pass over a chunk. If sums leave float32's range, they are computed again in
+   float64. */
 static inline __attribute__((always_inline)) void first_pass(
     const Layer *l, int64_t start, int64_t end, const Coefficients *c, Mode mode, double *out) {
     Lanes s = {0}, exact = {0};
@@ -313,9 +319,9 @@ static inline __attribute__((always_inline)) void first_pass(
     if (sums) memcpy(out, again, SUMS * sizeof *again);
 }
 
-/* Part of a layer, and its results. */
+/* A part of a layer, the coefficients of its step, and its results. */
 typedef struct {
-    int64_t layer, start;
+    int64_t layer, start; /* index of the layer, and of the part's first element */
     Coefficients numbers;
     double sums[COLUMNS];
 } Chunk;
@@ -361,7 +367,8 @@ static Coefficients coefficients_of(const Options *o, double t) {
         .ratio_of_sum = o->ratio_of_sum};
 }
 
-/* Divides n layers into chunks, each with its coefficients. */
+/* Divides n layers into chunks and computes the coefficients of each chunk. In a second pass, also
+   stores the trust ratios in the optimizer's state. */
 static void divide(const Layer *layers, int64_t n, const Options *o, const double *ratios,
                 Chunk *chunks) {
     Coefficients c = {0};
@@ -380,11 +387,12 @@ static void divide(const Layer *layers, int64_t n, const Options *o, const doubl
     }
 }
 
-/* Does one pass over n layers with `threads` threads; returns 0 if out of memory.
+/* Does one pass over n layers with `threads` threads. Returns 0 if out of memory, else 1.
 
-   A first pass adds to `squares`, (n, 2), the squared norms of the ratio: numerator, denominator.
-   The pass GRADIENTS adds the squared norms of the gradients to the first column. A second pass
-   reads `ratios`, (n). Both add to `sums`, (n, SUMS), unless it is 0. */
+   A first pass adds the squared norms that the trust ratios need to `squares`, of shape (n, 2): the
+   numerator in column 0, the denominator in column 1. The pass GRADIENTS adds the squared norms of
+   the gradients to column 0. A second pass reads the trust ratios from `ratios`, of shape (n). If
+   `sums` is not 0, first and second passes add the recorded sums to it; its shape is (n, SUMS). */
 int trustlens_pass(int pass, const Layer *layers, int64_t n, const Options *options, int threads,
                    double *squares, const double *ratios, double *sums) {
     int64_t count = 0, i;
@@ -395,7 +403,7 @@ int trustlens_pass(int pass, const Layer *layers, int64_t n, const Options *opti
     divide(layers, n, options, ratios, chunks);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (i = 0; i < count; i++) do_chunk(pass, layers, &chunks[i], sums != 0);
-    /* In a fixed order, so that the results do not depend on the number of threads. */
+    /* The chunks are added in a fixed order, so that the number of threads has no effect. */
     for (i = 0; i < count; i++) {
         const Chunk *c = &chunks[i];
         if (sums) add_sums(sums + c->layer * SUMS, c->sums);

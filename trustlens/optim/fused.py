@@ -1,10 +1,12 @@
 """Select the parameters of `Lamb` and `Lars` that a fused step can update.
 
-A fused step takes two passes over a layer and allocates no temporary tensors. A compiled loop
-(:mod:`trustlens.optim.fused_cpu`) steps dense contiguous float32 tensors on the CPU; Triton kernels
-(:mod:`trustlens.optim.fused_cuda`) step float32, float16 and bfloat16 tensors on a GPU. The
-optimizers step all other parameters with torch's foreach operations, as they do if the loop or the
-kernels cannot be built.
+A fused step takes two passes over a layer and allocates no temporary tensors. Its tensors must be
+dense and contiguous. A compiled loop (:mod:`trustlens.optim.fused_cpu`) steps float32 tensors on
+the CPU. Triton kernels (:mod:`trustlens.optim.fused_cuda`) step float32, float16 and bfloat16
+tensors on a GPU.
+
+The optimizers step all other parameters with torch's foreach operations. If the loop or the kernels
+cannot be built, they step all parameters in this way.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ State = dict[str, Any]
 Rows = fused_cpu.Rows | fused_cuda.Rows
 
 _MISSING: Final = {
-    "cpu": "no C compiler here to build its loop: install one, or",
-    "cuda": "no Triton here that builds its kernels: install triton, or",
+    "cpu": "no C compiler here to build the fused step: install one, or",
+    "cuda": "no Triton here that can build the fused step: install triton, or",
 }
 
 
 class Fused:
-    """Divides an optimizer's parameters into fused and others; caches addresses between steps."""
+    """Decides in each step which parameters of an optimizer are stepped fused.
+
+    Each `Lamb` and `Lars` has one instance. It keeps the addresses of the parameters' tensors, so
+    that it decides anew only if a tensor has changed.
+    """
 
     def __init__(self, optimizer: str) -> None:
         self._optimizer = optimizer
@@ -46,25 +52,32 @@ class Fused:
         make_state: Callable[[Tensor], State],
         entries: tuple[str, ...],
     ) -> tuple[list[Rows], list[Tensor]]:
-        """Return the parameters of a group to step fused, by device, and the other parameters.
+        """Divide the parameters of a group for the next step.
 
         Parameters
         ----------
         group_index : int
-            The group's index.
+            The group's index in ``param_groups``.
         group : mapping
             The group's parameters and options.
         state : mapping
             The optimizer's state.
         make_state : callable
-            Returns the state of a parameter; creates it at the parameter's first step.
+            Takes a parameter and returns its state, which it creates at the parameter's first step.
         entries : tuple of str
             Names of the state entries that the fused step reads or writes.
+
+        Returns
+        -------
+        list of Rows
+            The parameters to step fused that have a gradient: one item for each device.
+        list of Tensor
+            The other parameters, also those without a gradient.
 
         Raises
         ------
         UsageError
-            If the group has ``fused=True`` and a parameter cannot be stepped fused.
+            If the group has ``fused=True`` and a parameter with a gradient cannot be stepped fused.
         """
         params: list[Tensor] = group["params"]
         if group["fused"] is False or torch.compiler.is_compiling() or _is_captured():
@@ -85,7 +98,7 @@ class Fused:
         for p in rest:
             if p.grad is not None:
                 _require_rows(self._optimizer, p.device)
-                obstacle = _obstacle(p, state.get(p, {}), entries) or "a tensor it cannot read"
+                obstacle = _obstacle(p, state.get(p, {}), entries) or "an unsuitable tensor"
                 raise UsageError(
                     f"{self._optimizer} got fused=True and {obstacle}: "
                     "leave fused out to step such parameters with foreach operations"
@@ -93,9 +106,9 @@ class Fused:
 
 
 class _Group:
-    """The parameters of a group that can be stepped fused, and the others (``rest``).
+    """One parameter group, divided into parameters that can be stepped fused and others.
 
-    Parameters that never had a gradient are among the others.
+    The attribute ``rest`` contains the others. Parameters that never had a gradient are among them.
     """
 
     def __init__(
@@ -116,7 +129,7 @@ class _Group:
             ratio = layer.get("trust_ratio")
             if ratio is None:
                 layer["trust_ratio"] = torch.ones((), dtype=torch.float32, device=p.device)
-            elif ratio.dtype is not torch.float32:  # loading converted it to the parameter's dtype
+            elif ratio.dtype is not torch.float32:  # loading a checkpoint changed the dtype
                 layer["trust_ratio"] = ratio.float()
             chosen = self.rest if _obstacle(p, layer, entries) else fused.setdefault(p.device, [])
             chosen.append(p)
@@ -126,7 +139,7 @@ class _Group:
         ]
 
     def is_valid(self, params: list[Tensor], entries: tuple[str, ...]) -> bool:
-        """Return whether the group has the same parameters and entries, divided in the same way."""
+        """Return whether this division still holds for the group's parameters and state entries."""
         return (
             len(params) == len(self._params)
             and all(map(is_, params, self._params))
@@ -135,14 +148,20 @@ class _Group:
         )
 
     def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
-        """Return the layers with a gradient; None if a tensor has moved or was replaced."""
+        """Return one `Rows` for each device: the parameters to step fused that have a gradient.
+
+        Return None if a tensor has moved or was replaced, so that the group must be divided again.
+        """
         found = [table.rows(state) for table in self._tables]
         rows = [on_device for each in found if each is not None for on_device in each]
         return None if None in found else rows
 
 
 class _Table:
-    """Fused parameters of a group on one device, with the addresses and dtypes of their tensors."""
+    """The parameters of a group on one device that can be stepped fused.
+
+    An instance remembers the addresses and dtypes of their tensors.
+    """
 
     def __init__(
         self,
@@ -168,7 +187,10 @@ class _Table:
         return self._rows_class([self._params[i] for i in indices], entries)
 
     def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
-        """Return the layers with a gradient; None if a tensor has moved or was replaced."""
+        """Return one `Rows` with the parameters that have a gradient; an empty list if none has.
+
+        Return None if a tensor has moved or was replaced, or if a gradient is not readable.
+        """
         if not self._is_unchanged(state):
             return None
         given = [p.grad for p in self._params]
@@ -189,7 +211,10 @@ class _Table:
         return [rows]
 
     def _is_unchanged(self, state: Mapping[Tensor, State]) -> bool:
-        """Return whether parameters and state are the same tensors at the same addresses."""
+        """Return whether parameters and state entries are still the same tensors.
+
+        They must also have the same addresses as before.
+        """
         states = [state.get(p) for p in self._params]
         if None in states:
             return False
@@ -208,9 +233,9 @@ class _Table:
 
 
 def _gradient_addresses(grads: list[Tensor], sizes: list[int], device: int) -> list[int] | None:
-    """Return the addresses of gradients; None if a fused step cannot read one of them.
+    """Return the addresses of gradients; None if a fused step cannot read one of the gradients.
 
-    This runs in every step, hence the calls mapped over lists instead of a loop.
+    This runs in every step. Calls of ``map`` are faster here than a Python loop.
     """
     if not {Tensor, Parameter}.issuperset(map(type, grads)) or any(g.is_sparse for g in grads):
         return None
@@ -225,7 +250,10 @@ def _gradient_addresses(grads: list[Tensor], sizes: list[int], device: int) -> l
 
 
 def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = ()) -> str:
-    """Return which tensor prevents a fused step of a parameter, in words; empty if none does."""
+    """Describe the tensor that prevents a fused step of a parameter, for an error message.
+
+    Return an empty string if no tensor prevents it.
+    """
     rows = _rows_class(p.device)
     tensors: dict[str, Any] = {"parameter": p, "gradient": p.grad}
     tensors |= {name: state[name] for name in entries if state and name in state}
@@ -248,14 +276,14 @@ def _obstacle(p: Tensor, state: State | None = None, entries: tuple[str, ...] = 
 
 @functools.cache
 def _rows_class(device: torch.device) -> type[Rows] | None:
-    """Return the class that steps parameters fused on a device; None if fused steps fail there."""
+    """Return the class for fused steps on a device; None if fused steps do not work there."""
     if device.type == "cuda" or (device.type == "cpu" and is_interpreted()):
         return fused_cuda.Rows if fused_cuda.is_usable(device) else None
     return fused_cpu.Rows if device.type == "cpu" and fused_cpu.library() is not None else None
 
 
 def _is_captured() -> bool:
-    """Return whether a CUDA graph is being captured, whose replays would use old addresses."""
+    """Return whether a CUDA graph is being captured. Its replays would use outdated addresses."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
@@ -273,7 +301,7 @@ def check(optimizer: str, group: Mapping[str, Any]) -> None:
     Raises
     ------
     UsageError
-        If it is not None, True or False.
+        If the option is not None, True or False.
     """
     fused = group["fused"]
     if not (fused is None or isinstance(fused, bool)):
@@ -281,12 +309,12 @@ def check(optimizer: str, group: Mapping[str, Any]) -> None:
 
 
 def check_devices(optimizer: str, group: Mapping[str, Any]) -> None:
-    """Check that fused steps work on the devices of a group's parameters, if it has ``fused=True``.
+    """Check the devices of a group's parameters if the group has ``fused=True``.
 
     Raises
     ------
     UsageError
-        If they do not work on one of the devices.
+        If fused steps do not work on one of the devices.
     """
     if group["fused"]:
         for device in {p.device for p in group["params"]}:
