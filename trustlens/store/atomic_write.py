@@ -15,10 +15,10 @@ def temporary_name(name: str) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[Path]:
-    """Yield a temporary path to write to; rename it to ``path`` when the block ends.
+    """Yield a temporary path to write to; rename it to ``path`` when the ``with`` block ends.
 
-    The data is on the disk before the rename. If the block raises, the temporary file is removed
-    and ``path`` stays as it was.
+    The data is on the disk before the rename. If the block raises an error, the temporary file is
+    removed, and ``path`` stays as it was.
     """
     temporary = path.with_name(temporary_name(path.name))
     try:

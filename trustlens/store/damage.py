@@ -18,12 +18,12 @@ _DAMAGE_ERRORS: Final = (pa.ArrowException, OSError, KeyError, ValueError, Index
 
 @contextmanager
 def damage_reported(path: Location, *, remedy: str) -> Generator[None]:
-    """Turn an error that the block raises for a damaged file into a RunError that names the file.
+    """Turn errors that pyarrow raises for a damaged file into a RunError that names the file.
 
     Parameters
     ----------
     path : Location
-        The file that the block reads.
+        The file that is read within the ``with`` block.
     remedy : str
         The end of the error message: what the user can do about the damaged file.
 

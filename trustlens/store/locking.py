@@ -41,8 +41,8 @@ class RunLock:
 
     Creating an instance takes the lock; :meth:`release` releases it. It is a POSIX record lock: a
     forked process does not inherit it, and the system releases it when the process ends. Windows
-    and some network file systems have no POSIX locks. There, it excludes only other writers in the
-    same process.
+    and some network file systems have no POSIX locks. There, the lock excludes only other writers
+    in the same process.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def is_held(directory: Path) -> bool | None:
         return None
     path = directory / LOCK_FILE
     with _GUARD:
-        # Opening and closing the file would release a lock of this process.
+        # If this process holds the lock, opening and closing the file would release the lock.
         if (os.path.realpath(directory), os.getpid()) in _HELD:
             return True
         try:

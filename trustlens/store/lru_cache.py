@@ -39,7 +39,9 @@ class LruCache:
         return self._nbytes
 
     def get(self, key: Hashable, make: Callable[[], Item]) -> Item:
-        """Return the item that is cached under ``key``; if there is none, cache ``make()`` first.
+        """Return the item that is cached under ``key``.
+
+        If there is none, ``make()`` is called, and what it returns is cached and returned.
 
         Two threads that need the same item at the same time may both make it: neither waits for
         the other.
@@ -60,4 +62,4 @@ class LruCache:
 
 
 CACHE: Final = LruCache(1 << 27)
-"""The cache that all runs share which this process reads: at most 128 MiB."""
+"""One cache for all runs that this process reads: at most 128 MiB."""

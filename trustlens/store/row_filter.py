@@ -15,7 +15,7 @@ from trustlens.store.arrow import codes, column, numbers
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """Conditions on the rows of a table. A row passes if it meets all that are given.
+    """Conditions on the rows of a table. A row passes if it meets all conditions that are given.
 
     Attributes
     ----------

@@ -101,7 +101,7 @@ def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | 
 
 @contextmanager
 def released_on_error(lease: Lease | None) -> Generator[None]:
-    """Release the lease if the block raises."""
+    """Release the lease if the ``with`` block raises an error."""
     try:
         yield
     except BaseException:
