@@ -51,7 +51,7 @@ def all_true(values: Tensor) -> bool:
     pinned = values.device.type == "cuda"
     host = torch.empty(values.shape, dtype=torch.bool, device="cpu", pin_memory=pinned)
     host.copy_(values, non_blocking=True)
-    if pinned:  # waiting for an event is allowed by torch.cuda.set_sync_debug_mode
+    if pinned:  # torch.cuda.set_sync_debug_mode permits waiting for an event
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(values.device))
         event.synchronize()

@@ -22,8 +22,8 @@
 enum { LAMB_FIRST, LAMB_SECOND, LARS_FIRST, LARS_SECOND, GRADIENTS };
 enum { NO_DEBIAS, IN_DIRECTION, IN_RATE, FIRST_IN_RATE };
 enum { NUMERATOR = SUMS, DENOMINATOR, COLUMNS }; /* the squared norms that the trust ratio needs */
-/* `measure_update` multiplies updates by SCALE and weights by WEIGHT_SCALE. A weight that changes is
-   below 2**25 times its update, so that the scaled products do not overflow. */
+/* `measure_update` multiplies updates by SCALE and weights by WEIGHT_SCALE. A weight that changes
+   is below 2**25 times its update, so that the scaled products do not overflow. */
 #define SCALE 0x1p50f
 #define WEIGHT_SCALE 0x1p30f
 
@@ -115,14 +115,14 @@ static inline __attribute__((always_inline)) vec lamb_direction(
     return m / add_product(broadcast(c->epsilon_term), v * *inverse, broadcast(c->root_factor));
 }
 
-/* Returns the lanes in which the term λw of d + λw is not 0, even if it underflows in float32. */
+/* Returns the lanes in which the term λw of d + λw is not 0, even if λw underflows in float32. */
 static inline __attribute__((always_inline)) ivec is_decayed(vec w, const Coefficients *c) {
     return mask(c->decay != 0) & (w != 0);
 }
 
-/* The next two functions say which recorded sums LAMB's trust ratio needs anyway; these are computed
-   only once. The first returns whether the ratio's numerator is ‖w‖. The second returns whether its
-   denominator is ‖d + λw‖; if not, it is ‖d‖. */
+/* The next two functions say which recorded sums LAMB's trust ratio needs anyway. These sums are
+   computed only once. The first function returns whether the numerator of the ratio is ‖w‖. The
+   second returns whether the denominator is ‖d + λw‖; if not, the denominator is ‖d‖. */
 static inline int ratio_has_weights(const Coefficients *c) {
     return c->ratio_before_decay || c->kept == 1;
 }

@@ -129,8 +129,8 @@ typedef struct {
     ivec zero, swallowed, unsure, max_update, max_grad;
 } Lanes;
 
-/* Facts about a block that select its loop. Each call of `vector_step` has constants here, so that
-   the compiler removes the branches. */
+/* Facts about a block that select its loop. They do not change within a loop, so that the compiler
+   can specialize it. */
 typedef struct {
     int undone; /* there is no copy of w: it is computed by undoing the step */
     int near; /* `kept`, the factor by which the decay multiplies w, is close to 1 */
