@@ -1,4 +1,4 @@
-"""Look up quantities by name, and the family of an optimizer."""
+"""Look up a quantity by its name, and find the family of a recorded optimizer."""
 
 from __future__ import annotations
 

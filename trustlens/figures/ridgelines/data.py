@@ -295,7 +295,10 @@ def _heights(
 
 @lru_cache(maxsize=8)
 def _kernel(buckets: int) -> NDArray[np.float64]:
-    """Return the weights with which each cell contributes to the buckets; each row sums to 1."""
+    """Return the weight with which each cell of the fine grid contributes to each bucket.
+
+    The result has shape (cells, buckets). Each row sums to 1.
+    """
     cells = buckets * _CELLS
     cell = (np.arange(cells) + 0.5) / cells
     bucket = (np.arange(buckets) + 0.5) / buckets

@@ -118,17 +118,19 @@ class _LayersOfKind:
     counts: NDArray[np.int64] | None
 
     def by_count(self, rows: NDArray[np.int64], prepared: Any) -> _RowsWithCounts:
-        """Split some rows into parts of equal step count, whose layers share all coefficients.
+        """Split layers by step count, so that the layers of each part share all coefficients.
 
         If the counts are on an accelerator, they are not compared, since that would synchronize.
-        Then all rows form one part, and one coefficient per layer is computed on the accelerator.
+        Then all layers form one part, and each coefficient that depends on the count is a tensor on
+        the accelerator, with one value per layer.
 
         Parameters
         ----------
         rows : int64
-            Some of :attr:`rows`.
+            Indices of the layers to split; some of :attr:`rows`.
         prepared
-            The layers that the backend prepared; copies counts on an accelerator into a tensor.
+            The layers that the backend prepared. Its method ``gather`` is used to read counts that
+            are on an accelerator.
 
         Returns
         -------

@@ -342,8 +342,8 @@ def _at_least(least: float, value: Tensor) -> Tensor:
 def _norm_before(after: Tensor, update: Tensor, share: Any, kept: Any) -> Tensor:
     """Return ‖w‖ before a step w' = kept·w − ‖w‖·share·update.
 
-    It is the positive root of the quadratic equation that the squared norms fulfil. ``after`` is
-    w'.
+    ``after`` is w'. Since ‖kept·w‖² = ‖w' + ‖w‖·share·update‖², the result is the positive root of
+    a quadratic equation in ‖w‖.
     """
     a = kept**2 - share**2 * update.square().sum()
     b = share * (after * update).sum()
