@@ -121,8 +121,8 @@ class _LayersOfKind:
         """Split layers by step count, so that the layers of each part share all coefficients.
 
         If the counts are on an accelerator, they are not compared, since that would synchronize.
-        Then all layers form one part, and each coefficient that depends on the count is a tensor on
-        the accelerator, with one value per layer.
+        Then all layers form one part, and each coefficient that depends on the count is a tensor
+        on the accelerator, with one value per layer.
 
         Parameters
         ----------
