@@ -106,15 +106,15 @@ class Run(RunTables):
         steps : slice or sequence of int, optional
             Step numbers; default: all.
         **options
-            Options of ``trustlens.optim.Lamb``, from ``debias`` on in its signature; they replace
+            Keyword-only options of ``trustlens.optim.Lamb`` other than ``fused``; they replace
             those of the variant. ``weight_decay`` replaces the decay of the run.
 
         Returns
         -------
         DataFrame
-            Steps × layers, as :meth:`matrix` returns it. It is NaN also where ‖d+λw‖ for another λ
-            than the run's is below a hundredth of ‖d‖ + λ‖w‖: because of this cancellation, the
-            stored float32 values would give too imprecise a norm.
+            Steps × layers, as :meth:`matrix` returns it. If λ or the debiasing differs from the
+            run's, it is NaN also where ‖d+λw‖ is below a hundredth of ‖d‖ + λ‖w‖: d and λw nearly
+            cancel there, and the norm computed from the stored float32 values is too imprecise.
 
         Raises
         ------

@@ -241,7 +241,7 @@ class RunTables:
     ) -> dict[str, Sample]:
         """Return quantities at single steps if the run is short, in buckets of steps if it is long.
 
-        A run is long if it has more than :data:`LONG` sealed files of ``layers``.
+        A run is long if its table ``layers`` has more than :data:`LONG` sealed files.
 
         Parameters
         ----------

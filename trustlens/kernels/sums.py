@@ -33,8 +33,9 @@ class Sum(NamedTuple):
         How the results of a layer's chunks are combined: sums and counts by addition, maxima by
         their maximum. Counts are integers.
     needs : str, optional
-        What a layer must have in a step for the quantity to exist; None if nothing. If the layer
-        lacks the item of :data:`TENSORS` that corresponds to this need, a backend returns NaN.
+        What a layer must have in a step for the quantity to exist; None if nothing. Each need
+        corresponds to an item of :data:`TENSORS`. If the layer lacks that tensor, a backend
+        returns NaN.
     """
 
     name: str

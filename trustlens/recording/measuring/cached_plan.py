@@ -362,7 +362,7 @@ def _kind_of(
     """Return a layer's kind, or None if the layer must be read in every step.
 
     ``state`` is the optimizer's state of the layer. ``fused`` says whether the optimizer's fused
-    step computes the sums; then it does not matter where the coefficients are.
+    step computes the recorded sums. If so, coefficients on a device do not change the kind.
     """
     direction, parameter = step.direction, layer.parameter
     # An empty tensor has no address. A gradient that is not `p.grad` was made for this step only.
@@ -388,7 +388,7 @@ def _kind_of(
 
 
 def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> bool:
-    """Return whether a plan can compute the coefficients of layers of a kind.
+    """Return whether a plan can compute the coefficients of the layers of this kind.
 
     ``state`` is the optimizer's state of one of the layers.
     """
