@@ -191,7 +191,7 @@ class TensorBoardListener:
         self._writer.flush()
 
     def on_histograms(self, table: pa.Table) -> None:
-        """Write rows of ``histograms`` as histograms of each layer's elements."""
+        """Write rows of the table ``histograms`` as TensorBoard histograms of layers' elements."""
         table = table.sort_by("step")
         names, elements = _texts(table["layer"]), _texts(table["quantity"])
         counts = table["counts"].to_pylist()

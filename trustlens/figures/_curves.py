@@ -73,7 +73,7 @@ class Curve:
 class CurvePanel:
     """The curves of one metric or quantity on an axis from ``low`` to ``high``.
 
-    ``title`` is not escaped.
+    ``title`` is plain text, and has to be escaped before Plotly shows it.
     """
 
     name: str

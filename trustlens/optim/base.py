@@ -111,7 +111,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         ]
 
     def _step_rows(self, rows: Rows, kernel: int, options: Options, group: dict[str, Any]) -> None:
-        """Step ``rows`` fused: parameters of one group on one device.
+        """Step ``rows``, parameters of one group on one device, with the fused kernels.
 
         ``kernel`` is ``LAMB`` or ``LARS`` of fused_cpu.py. If ``measures`` is True, append the
         recorded sums to ``measured``.

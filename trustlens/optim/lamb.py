@@ -194,7 +194,7 @@ class Lamb(LayerwiseOptimizer):
         return torch.linalg.vector_norm(torch.cat([n.to(each[0]) for n in each]))
 
     def _step_fused(self, rows: Rows, group: dict[str, Any], total: Tensor | None) -> None:
-        """Step ``rows`` fused: parameters of one group on one device.
+        """Step ``rows``, parameters of one group on one device, with the fused kernels.
 
         ``total`` is the result of :meth:`_total_grad_norm`.
         """

@@ -138,7 +138,7 @@ class Lars(LayerwiseOptimizer):
                 self._step_list(params, group)
 
     def _step_fused(self, rows: Rows, group: dict[str, Any]) -> None:
-        """Step ``rows`` fused: parameters of one group on one device."""
+        """Step ``rows``, parameters of one group on one device, with the fused kernels."""
         options = Options(
             rate=group["lr"],
             beta1=group["momentum"],

@@ -92,9 +92,9 @@ class Rollback:
     own: Sequence[int]
 
     def last_steps(self, layers: Sequence[LayerInfo]) -> dict[str, int]:
-        """Return the last step to keep for each layer, by the layer's name.
+        """Return the last step to keep, by the layer's name, where it differs from :attr:`step`.
 
-        Layers for which this is :attr:`step` are left out.
+        All other layers keep their rows up to :attr:`step`, and are left out.
         """
         return {
             layer.name: self.own[layer.optimizer]

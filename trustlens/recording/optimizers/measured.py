@@ -1,6 +1,6 @@
 """Directions that are computed from the change of the weights.
 
-The recorder copies the weights of such layers before each step.
+For layers with such a direction, the recorder copies the weights before each step.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 The formulas are those of torch's documentation, or of torch's code where the two differ.
 
 A weight decay is either decoupled (applied to the weights) or coupled: added to the gradient before
-the optimizer updates its averages. The averages then contain a coupled decay. In
-``Direction.weight_share`` it appears only if the formula also uses the gradient itself.
+the optimizer updates its averages. A coupled decay is thus part of the averages. If the
+formula also uses the gradient itself, which does not contain the decay, then
+``Direction.weight_share`` contains the decay as well.
 """
 
 from __future__ import annotations
