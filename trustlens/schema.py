@@ -3,7 +3,7 @@
 Notation, for one layer (one parameter tensor) and one optimizer step: ``w`` is the parameter
 before the step, ``Δw`` its change, ``g`` the gradient that the optimizer used, ``m`` and ``v`` the
 optimizer's moving averages of g and g², ``m̂`` and ``v̂`` these averages debiased, ``d`` the
-optimizer's direction before learning rate and decoupled decay, ``η`` the learning rate, ``λ`` the
+optimizer's direction, without learning rate and decoupled decay, ``η`` the learning rate, ``λ`` the
 decoupled weight decay, ``u = d + λw``, ``n`` the number of elements, ``t`` the layer's own step
 count, ``r₁ = ‖w‖`` and ``r₂ = ‖u‖``. Norms are Euclidean, over all elements of the layer.
 
@@ -127,7 +127,7 @@ _DERIVED: Final = (
 )  # fmt: skip
 
 QUANTITIES: Final[Mapping[str, Quantity]] = {q.name: q for q in (*_RECORDED, *_DERIVED)}
-"""All quantities by name: the recorded ones in the order of their columns, then the derived."""
+"""All quantities by name: the recorded ones in column order, then the derived ones."""
 
 RECORDED: Final = tuple(q.name for q in _RECORDED)
 """Names of the recorded quantities: the columns of the table ``layers`` besides ``step`` and

@@ -39,18 +39,23 @@ LAMB_VARIANTS: Final[Mapping[str, Options]] = {
     "optax": {"clip_ratio": None},
     "tensorflow-addons": {"clip_ratio": None},
 }
-"""Variants of LAMB by name, each with its options of `Lamb`.
+"""Variants of LAMB by name; each is a mapping of options of `Lamb`.
 
-With the options of a variant, `Lamb` computes the same step as that package's LAMB with its default
-options. Learning rate, betas, ε and decay are not included; the caller passes them.
-pytorch_optimizer uses its ε as ``ratio_eps`` too.
+With the options of the variant ``"timm"``, `Lamb` computes the same step as timm's LAMB with timm's
+default options, and likewise for the other packages. Learning rate, betas, ε and decay are not
+included; the caller passes them. In pytorch_optimizer, ε is also the value of ``ratio_eps``.
 
-Other options of the packages correspond to options of `Lamb`: torch-optimizer's ``debias=True`` is
-``debias="rate"``; pytorch_optimizer's ``adam_debias=True`` is ``debias=False`` and its
-``weight_decouple=False`` is ``decay="inside"``; timm's ``trust_clip`` is ``clip_ratio=(0, 1)``, its
-``decoupled_decay`` is ``decay="first"``, its ``always_adapt`` and apex's ``use_nvlamb`` are
-``always_adapt=True``; bitsandbytes' ``max_unorm`` is ``trust_coefficient``. Newer versions of
-DeepSpeed debias as in the article.
+If an option of a package is not at its default, a different option of `Lamb` corresponds to it:
+
+- torch-optimizer: ``debias=True`` is ``debias="rate"``.
+- pytorch_optimizer: ``adam_debias=True`` is ``debias=False``; ``weight_decouple=False`` is
+  ``decay="inside"``.
+- timm: ``trust_clip`` is ``clip_ratio=(0, 1)``; ``decoupled_decay`` is ``decay="first"``;
+  ``always_adapt`` is ``always_adapt=True``.
+- apex: ``use_nvlamb`` is ``always_adapt=True``.
+- bitsandbytes: ``max_unorm`` is ``trust_coefficient``.
+
+Newer versions of DeepSpeed debias as in the article.
 """
 
 LAMB_DEFAULTS: Final[Options] = {
@@ -73,15 +78,16 @@ LARS_VARIANTS: Final[Mapping[str, Options]] = {
     "torch-optimizer": {"trust_coefficient": 0.01, "eps": 1e-8, "always_adapt": False},
     "optax": {"trust_coefficient": 0.001, "norm": "combined"},
 }
-"""Variants of LARS by name, each with its options of `Lars`.
+"""Variants of LARS by name; each is a mapping of options of `Lars`.
 
-With the options of a variant, `Lars` computes the same step as that package's LARS with its default
-options. Learning rate, momentum and decay are not included; the caller passes them. timm's option
-``always_adapt`` has the same meaning as that of `Lars`.
+With the options of the variant ``"timm"``, `Lars` computes the same step as timm's LARS with timm's
+default options, and likewise for the other packages. Learning rate, momentum and decay are not
+included; the caller passes them. The option ``always_adapt`` has the same meaning in timm and in
+`Lars`.
 
-Two differences remain. The paper and optax multiply by η before they update the momentum buffer, so
-that their steps differ when a schedule changes η. torch-optimizer does not decay a layer whose
-gradient is 0.
+Two differences remain. The paper and optax multiply by η before they update the momentum buffer;
+their steps differ from those of `Lars` when a schedule changes η. torch-optimizer does not decay a
+layer whose gradient is 0.
 """
 
 LARS_DEFAULTS: Final[Options] = {
@@ -153,8 +159,8 @@ def lamb_ratio(
     ----------
     options : mapping
         Options of ``trustlens.optim.Lamb``; defaults are in :data:`LAMB_DEFAULTS`. Other names are
-        ignored. So are ``debias`` and ``max_grad_norm``, because they change the direction d: its
-        norms already include their effect.
+        ignored. The options ``debias`` and ``max_grad_norm`` are also ignored. They change only
+        the direction d, and the norms given below are those of the changed d.
     weight_norm, undecayed_norm, direction_norm : float64 (rows,)
         ‖w‖ before the step, ‖d‖ and ‖d + λw‖.
     learning_rate, weight_decay : float64 (rows,)
@@ -212,8 +218,9 @@ def lars_ratio(
     Parameters
     ----------
     options : mapping
-        Options of ``trustlens.optim.Lars``; defaults are in :data:`LARS_DEFAULTS`. Also timm's
-        ``trust_clip``, with which the ratio is min(r/η, 1), as in LARC.
+        Options of ``trustlens.optim.Lars``; defaults are in :data:`LARS_DEFAULTS`. The
+        option ``trust_clip`` of timm's LARS is accepted, too. If it is True, the result is
+        min(r/η, 1), as in LARC.
     weight_norm, undecayed_norm, direction_norm : float64 (rows,)
         ‖w‖ before the step, ‖d‖ and ‖d + λw‖. For LARS, the direction d is the gradient.
     learning_rate, weight_decay : float64 (rows,)

@@ -22,7 +22,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; return 1 if there are any."""
+    """Print the findings; return 1 if there are any, else 0."""
     from trustlens.analysis.diagnose import verdict  # noqa: PLC0415
 
     diagnosed = trustlens.open_run(options.run_path)

@@ -62,7 +62,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the report; return 1 if something required does not work."""
+    """Print the report; return 1 if something required does not work, else 0."""
     if "://" in options.directory:
         raise UsageError(f"'{options.directory}' is an address; give a directory on this machine")
     system = f"{platform.system()} {platform.machine()}"

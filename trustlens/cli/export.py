@@ -33,7 +33,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run_tensorboard(options: argparse.Namespace) -> int:
-    """Write TensorBoard event files."""
+    """Write the run as TensorBoard events; return 0."""
     exported = trustlens.open_run(options.run_path)
     trustlens.export.to_tensorboard(exported, options.logdir, progress=True)
     say(f"{exported.name}: view it with: tensorboard --logdir '{options.logdir}'")

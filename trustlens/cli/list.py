@@ -22,7 +22,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one row per run; return 1 if a run cannot be read."""
+    """Print one row per run; return 1 if a run cannot be read, else 0."""
     import pandas as pd  # noqa: PLC0415
 
     from trustlens.analysis.diagnose import verdict  # noqa: PLC0415

@@ -22,9 +22,9 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Recover rows from the journal; also upload a run whose directory is on an object store.
+    """Recover rows from the journal. Upload the run, too, if its directory is on an object store.
 
-    Return 1 if rows are lost.
+    Return 1 if rows are lost, else 0.
     """
     from trustlens.store.address import locate  # noqa: PLC0415
     from trustlens.store.remote.uploader import repair_remote  # noqa: PLC0415

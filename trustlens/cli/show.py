@@ -32,7 +32,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the run."""
+    """Print the run; return 0."""
     from trustlens.analysis.names import quantity  # noqa: PLC0415
 
     # Not `open_run`: it would log what is missing, which is printed below.

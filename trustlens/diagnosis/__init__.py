@@ -15,18 +15,19 @@ This package takes arrays and needs numpy only. A recorder can use it during the
    window grows with the number of steps, a signal that follows any power of time stays below
    2 spreads.
 3. Kinds of alarms. "exploding": the signal is 10 spreads above the baseline, or the weight norm is
-   6 times its 10th percentile in the window. Exponential growth reaches this factor; growth with a
-   power of time up to the third does not. "vanishing": the update ratio is below a thousandth of
-   its 90th percentile in the window, for 10 steps. "frozen": the update is 0 for 10 steps, or the
-   gradient is 0 for 10 steps after it was nonzero in at least 10, and in at least half, of the
-   earlier steps. "not finite": an element of g or w, or a norm, is NaN or infinite; this kind needs
-   no earlier steps.
+   6 times its 10th percentile in the window. Exponential growth reaches this factor; growth as a
+   power of time with an exponent of at most 3 does not. "vanishing": the update ratio is below a
+   thousandth of its 90th percentile in the window, for 10 steps. "frozen": the update is 0 for 10
+   steps, or the gradient is 0 for 10 steps although it was nonzero in at least 10 of the earlier
+   steps and in at least half of them. "not finite": an element of g or w, or a norm, is NaN or
+   infinite; this kind needs no earlier steps.
 4. Score. The distance of the signal's logarithm from its baseline or percentile, divided by the
-   distance at which an alarm begins: 1 is the alarm threshold. An alarm begins (its onset) at the
-   step at which the score last rose above 0.5. Alarms that overlap in time form one event. Events
-   are ranked by their highest score, the layers of an event by onset.
+   distance that raises an alarm: 1 is the alarm threshold. An alarm consists of consecutive steps
+   with scores of at least 0.5, of which at least one reaches 1. The first of these steps is the
+   onset of the alarm. Alarms that overlap in time form one event. Events are ranked by their
+   highest score, the layers of an event by onset.
 
-Not detected are layers that are wrong from their first steps on, because those steps are all that
-they can be compared with, and faults that leave the norms unchanged, such as a gradient with the
-wrong sign.
+Two kinds of faults are not detected. A layer that is wrong from its first step on has no correct
+steps to be compared with. A fault that leaves the norms unchanged, such as a gradient with the
+wrong sign, does not change the signals.
 """

@@ -10,10 +10,10 @@ import numpy as np
 from trustlens.diagnosis.episodes import Array
 
 MIN_PAST: Final = 32  # recorded steps before the first score
-ALARM_SPREADS: Final = 10.0  # an alarm begins this many spreads above the median
+ALARM_SPREADS: Final = 10.0  # alarm threshold, in spreads above the median
 MIN_SPREAD: Final = 0.1  # minimum spread of the natural logarithm: about 10 % of the value
-FALL: Final = np.log(1000.0)  # an alarm begins this far below the 90th percentile
-GROWTH: Final = np.log(6.0)  # an alarm begins this far above the 10th percentile
+FALL: Final = np.log(1000.0)  # alarm threshold, in natural logarithm below the 90th percentile
+GROWTH: Final = np.log(6.0)  # alarm threshold, in natural logarithm above the 10th percentile
 SAMPLES: Final = 128  # maximum number of rows from which a baseline is computed
 Z90: Final = 1.2816  # the 90th percentile of the standard normal distribution
 

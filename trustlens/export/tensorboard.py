@@ -103,7 +103,7 @@ def to_tensorboard(run: Run, logdir: str | os.PathLike[str], *, progress: bool =
 
 
 def _blocks(run: Run) -> Iterable[tuple[RowFilter, int]]:
-    """Split the run into ranges of steps; yield a row filter and the number of steps of each."""
+    """Split the run into ranges of steps; yield each range's row filter and number of steps."""
     steps = run.steps()["step"].to_numpy()
     size = max(1, BLOCK_ROWS // max(1, len(run.layer_names)))
     # Unbounded at both ends, to include metrics logged before the first and after the last step.
@@ -116,9 +116,9 @@ def _blocks(run: Run) -> Iterable[tuple[RowFilter, int]]:
 class TensorBoardListener:
     """Writes a run as TensorBoard events while it is recorded.
 
-    Pass it to the recorder: ``record(..., listeners=[listener])``. One scalar is written per layer
-    and quantity, which takes some milliseconds per step on the recorder's writer thread. Pass
-    ``every`` to ``record`` to write fewer steps.
+    Pass the listener to the recorder: ``record(..., listeners=[listener])``. In each step, the
+    listener writes one scalar per layer and quantity. This takes some milliseconds on the
+    recorder's writer thread. Pass ``every`` to ``record`` to write fewer steps.
 
     Parameters
     ----------

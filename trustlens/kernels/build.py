@@ -63,8 +63,8 @@ def load(source: Path) -> ctypes.CDLL:
 def ready_built(source: Path) -> Path | None:
     """Return the path of the prebuilt library for this processor; None if there is none."""
     variants = list(X86_VARIANTS)
-    # On x86-64, the capability is "AVX512", "AVX2" or "DEFAULT". Other architectures have only the
-    # baseline variant.
+    # On x86-64, PyTorch reports the capability "AVX512", "AVX2" or "DEFAULT". On other
+    # architectures, there is only the baseline variant.
     capability = torch.backends.cpu.get_cpu_capability().lower()
     widest = variants.index(capability if capability in variants else BASELINE)
     for variant in variants[widest:]:

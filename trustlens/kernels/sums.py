@@ -26,16 +26,16 @@ class Sum(NamedTuple):
     Attributes
     ----------
     name : str
-        The sum's name, which is also that of its column.
+        The name of the sum and of its column.
     quantity : str
         The recorded quantity of ``schema.py`` that is computed from the sum.
     kind : "sum", "count" or "maximum"
         How the results of a layer's chunks are combined: sums and counts by addition, maxima by
         their maximum. Counts are integers.
     needs : str, optional
-        What a layer must have in a step for the quantity to exist; None if nothing. Each need
-        corresponds to an item of :data:`TENSORS`. If the layer lacks that tensor, a backend
-        returns NaN.
+        The input that the sum needs besides the weights; None if it needs no other input. Each
+        need corresponds to an item of :data:`TENSORS`. If a layer lacks this input in a step, the
+        backends return NaN for the sum.
     """
 
     name: str
@@ -85,7 +85,7 @@ HEADER: Final = Path(__file__).with_name("sums.h")
 
 
 def columns_of(tensor: str) -> list[int]:
-    """Return the indices of the columns that need this item of `TENSORS`."""
+    """Return the indices of the columns that need the input ``tensor``, an item of `TENSORS`."""
     return [i for i, each in enumerate(DECLARED) if _tensor_of(each) == tensor]
 
 

@@ -160,7 +160,8 @@ class _Group:
 class _Table:
     """The parameters of a group on one device that can be stepped fused.
 
-    An instance remembers the addresses and dtypes of their tensors.
+    An instance stores the addresses of the parameters and of their state entries, and the dtypes of
+    the parameters.
     """
 
     def __init__(
@@ -187,9 +188,10 @@ class _Table:
         return self._rows_class([self._params[i] for i in indices], entries)
 
     def rows(self, state: Mapping[Tensor, State]) -> list[Rows] | None:
-        """Return one `Rows` with the parameters that have a gradient; an empty list if none has.
+        """Return a list of one `Rows` with the parameters that have a gradient.
 
-        Return None if a tensor has moved or was replaced, or if a gradient is not readable.
+        The list is empty if no parameter has a gradient. Return None if a tensor has
+        moved or was replaced, or if a fused step cannot read a gradient.
         """
         if not self._is_unchanged(state):
             return None

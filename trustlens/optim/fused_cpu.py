@@ -82,7 +82,7 @@ class Options:
     divisor: float | Tensor = 1.0  # the gradients are divided by this
     debias: int = 0
     decays_inside: bool = True  # if False, w is decayed before the step
-    ratio_before_decay: bool = True  # whether the ratio uses ‖w‖ before such a decay
+    ratio_before_decay: bool = True  # whether the ratio uses ‖w‖ before this decay
     ratio_of_sum: bool = False  # whether the ratio of LARS uses ‖g‖; else ‖g + λw‖
 
     def packed(self) -> _Options:
@@ -109,7 +109,7 @@ class Options:
 class Rows:
     """n parameters of one group that are stepped together on the CPU; each has a gradient.
 
-    `trustlens.optim.fused` creates it, and `Lamb` and `Lars` call :meth:`step`.
+    `trustlens.optim.fused` creates the instances. `Lamb` and `Lars` call :meth:`step`.
 
     Parameters
     ----------

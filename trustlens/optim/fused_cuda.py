@@ -117,7 +117,8 @@ class Rows:
     def _numbers(self, options: Options) -> Tensor:
         """Increment the step counts; return the coefficients of each layer's step.
 
-        They are the columns of triton_numbers.py, float32 of shape (n, columns), on the device.
+        The coefficients are float32 of shape (n, columns), on the device. The columns are listed in
+        triton_numbers.py.
         """
         if self._steps:
             torch._foreach_add_(self._steps, 1)

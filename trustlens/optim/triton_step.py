@@ -10,8 +10,8 @@ scratch tensor; ``add_chunks`` adds the rows of a layer, always in the same orde
 ``fused_cuda.py`` builds the tables that the kernels read.
 
 Elements are computed in float32. The sums for the trust ratios and those of the update are computed
-in float64. Each lane computes the other sums in float32. If one of them leaves the range of
-float32, the program computes all of them again in float64.
+in float64. Each lane computes the other sums in float32. If one of these other sums leaves the
+range of float32, the program computes them all again in float64.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
@@ -90,11 +90,11 @@ index of the first chunk; and the number of chunks.
 
 @triton.jit
 def _chunk_of(layers, grads, chunks, first, CHUNK: tl.constexpr):
-    """Return what a program processes.
+    """Return which chunk of which layer a program processes.
 
-    It is the index of the chunk, the index of its layer, a tuple `layer`, and the chunk's number of
-    elements. `layer` has the addresses of weight, gradient, momentum and variance, and the index of
-    the chunk's first element in the layer.
+    The result has four items: the index of the chunk, the index of its layer, a tuple `layer`, and
+    the number of elements of the chunk. `layer` has the addresses of weight, gradient, momentum and
+    variance, and the index of the chunk's first element in the layer.
     """
     chunk = first + tl.program_id(0).to(tl.int64)
     index, start = tl.load(chunks + 2 * chunk), tl.load(chunks + 2 * chunk + 1) * CHUNK
@@ -136,8 +136,8 @@ def _updated_averages(m, v, g, n, DTYPE: tl.constexpr):
 def _add_to_sums(w, g, d, m, v, root, n, inside, sums, RULE: tl.constexpr, REAL: tl.constexpr):
     """Add a block of elements to the recorded sums that do not depend on the update.
 
-    The bits 0 to 3 of `nonzero` say whether g, d (for LAMB: d or m), u and v have an element that
-    is not 0.
+    The last item of `sums` is `nonzero`. Its bits 0 to 3 say whether an element is not 0: bit 0 of
+    g, bit 1 of d (LAMB: of d or m), bit 2 of d + λw, bit 3 of v.
     """
     u2, g2, d2, dw, gm, m2, v1, s2, zeros, nonfinite, largest, nonzero = sums
     u = d + scaled(n[DECAY].to(REAL), w)
@@ -202,7 +202,8 @@ def _first_pass_over_chunk(
 ):  # fmt: skip
     """Process a chunk or, with `FLOAT64`, only compute its recorded sums again in float64.
 
-    Return False if a sum is not in the range of float32, so that the second call is needed.
+    Return False if a sum is not in the range of float32, so that the caller must call this
+    function again with `FLOAT64`.
     """
     lanes = tl.arange(0, BLOCK)
     zero64, zero_int = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.int32)
@@ -300,9 +301,11 @@ def _scaled_direction(
     layer, n, ratio, lanes, inside, w, RULE: tl.constexpr, DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return what η multiplies, then three tensors for `_swallowed`.
+    """Return the tensor that η multiplies, and the arguments `d`, `g`, `v` of `_swallowed`.
 
-    These are d; g, or m for LAMB; and v, which only LAMB has. For LARS, also update the momentum.
+    η multiplies the direction scaled by the trust ratio. For LARS with momentum, η multiplies the
+    momentum buffer, which this function updates. For LAMB, the argument `g` is m. For LARS, `v` is
+    not used.
     """
     start = layer[4]
     if RULE == LAMB:
@@ -327,6 +330,8 @@ def _scaled_direction(
 @triton.jit
 def _swallowed(update, d, g, v, w, n, inside, RULE: tl.constexpr):
     """Return 1 for each element whose update is 0 although d + λw is not 0, else 0.
+
+    For LAMB, the argument `g` is m.
 
     If d + λw is 0 in float32 although it has a nonzero term, compute it in float64, where the terms
     may not underflow or cancel.

@@ -20,7 +20,8 @@ from trustlens.recording.statistics.triton_backend import TritonBackend
 class Backend(Protocol):
     """Computes the sums of layers that are all on one device.
 
-    The recorder calls it after each step. It does not make the CPU wait for the device.
+    The recorder calls a backend after each step. In this call, the CPU does not wait for the
+    device.
     """
 
     name: ClassVar[str]
@@ -29,8 +30,9 @@ class Backend(Protocol):
     def measure(self, steps: Sequence[LayerStep]) -> Tensor:
         """Return the sums of each layer as a float64 tensor of shape (layers, len(SUMS)).
 
-        A sum is NaN if the layer lacks a tensor that it needs, such as the gradient. The result is
-        on the device of the layers, and is float32 if that device does not support float64.
+        A sum is NaN if the layer lacks a tensor that the sum needs, such as the gradient. The
+        result is on the device of the layers. It is float32 if this device does not support
+        float64.
         """
         ...
 
@@ -43,7 +45,7 @@ class Backend(Protocol):
 
 
 class PreparedLayers(Protocol):
-    """Layers that a backend has prepared, so that measuring them in later steps is fast.
+    """Layers that a backend has prepared, so that their sums in later steps are computed fast.
 
     The tensors of these layers, except for the gradients, must keep their addresses between steps.
     """
@@ -60,8 +62,8 @@ class PreparedLayers(Protocol):
         Parameters
         ----------
         grads : int64 (layers,)
-            Addresses of the gradients; 0 if a layer has none. Each is contiguous and has the dtype
-            that it had when :meth:`PreparingBackend.prepare` was called.
+            Addresses of the gradients; 0 if a layer has none. Each gradient is contiguous and has
+            the dtype that it had when :meth:`PreparingBackend.prepare` was called.
         forms : sequence of Direction
             The layers' directions, without duplicates. Only their coefficients are read, not their
             tensors.
@@ -78,7 +80,7 @@ class PreparingBackend(Backend, Protocol):
     """A backend that can prepare layers once and measure them in each later step."""
 
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedLayers | None:
-        """Return the prepared layers; None if the backend can read a tensor only as a copy."""
+        """Return the prepared layers; None if the backend cannot read a layer without a copy."""
         ...
 
 

@@ -125,7 +125,7 @@ class CpuBackend:
             raise MemoryError("not enough memory for the element histograms")
 
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedCpuLayers | None:
-        """Return the prepared layers; None if the loop can read a tensor only as a copy."""
+        """Return the prepared layers; None if the loop cannot read a layer without a copy."""
         layers = np.zeros(len(steps), _LAYER)
         for layer, step in zip(layers, steps, strict=True):
             tensors = _dense(step)
@@ -181,8 +181,8 @@ class PreparedCpuLayers:
         Parameters
         ----------
         grads : int64 (layers,)
-            Addresses of the gradients; 0 if a layer has none. Each is contiguous and has the dtype
-            that it had when :meth:`CpuBackend.prepare` was called.
+            Addresses of the gradients; 0 if a layer has none. Each gradient is contiguous and has
+            the dtype that it had when :meth:`CpuBackend.prepare` was called.
         forms : sequence of Direction
             The layers' directions, without duplicates. Only their coefficients are read, not their
             tensors.
@@ -200,7 +200,7 @@ class PreparedCpuLayers:
 
 
 def gather(places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the float32 numbers that are stored at the addresses ``places`` of the CPU's memory.
+    """Return the float32 numbers at the addresses ``places`` in the CPU's memory.
 
     ``places`` and the result have the same shape (n,).
     """
@@ -225,7 +225,8 @@ def _tensors(step: LayerStep) -> tuple[Tensor | None, ...]:
 def _dense(step: LayerStep) -> tuple[Tensor | None, ...] | None:
     """Return a layer's tensors, made contiguous; None if the loop cannot read this layer.
 
-    The loop cannot read tensors of other dtypes or devices, or coefficients on an accelerator.
+    The loop reads only tensors on the CPU with a dtype in ``_DTYPES``, and no coefficients on an
+    accelerator.
     """
     if step.direction is not None and not is_on_host(step.direction):
         return None

@@ -96,7 +96,10 @@ def _denominator(form: Direction) -> Any:
 
 
 def _is_nonzero(share: float | Tensor) -> bool:
-    """Return whether to compute a term. One with coefficient 0 is omitted, as 0·∞ would be NaN."""
+    """Return whether to compute a term, given its coefficient ``share``.
+
+    A term with coefficient 0 is omitted, since 0·∞ would be NaN. A tensor counts as nonzero.
+    """
     return isinstance(share, Tensor) or share != 0
 
 

@@ -165,8 +165,8 @@ def _finish_direction(
 ) -> None:
     """Complete d: add the term c·w, divide by ``den``, and add the term e·Δw.
 
-    The sum of the terms is divided, not each term. Where ``den`` is 0, the quotients of two terms
-    could be ∞ and −∞, whose sum is NaN.
+    The terms are added before the division. If each term were divided, two quotients could be ∞
+    and −∞ where ``den`` is 0, and their sum would be NaN.
     """
     w, update, d = chunk
     _add_scaled(d, w, form.weight_share, spare)
@@ -211,7 +211,10 @@ def _add_scaled(total: Tensor, values: Tensor, share: float | Tensor, spare: Ten
 
 
 def _is_nonzero(share: float | Tensor) -> bool:
-    """Return whether to compute a term. One with coefficient 0 is omitted, as 0·∞ would be NaN."""
+    """Return whether to compute a term, given its coefficient ``share``.
+
+    A term with coefficient 0 is omitted, since 0·∞ would be NaN. A tensor counts as nonzero.
+    """
     return isinstance(share, Tensor) or share != 0
 
 

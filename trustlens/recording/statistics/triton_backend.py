@@ -98,8 +98,8 @@ class TritonBackend:
     def prepare(self, steps: Sequence[LayerStep]) -> PreparedGpuLayers | None:
         """Prepare layers whose tensors, except for the gradients, will keep their addresses.
 
-        Return None if the kernels cannot read a tensor (its dtype or device is unsuitable), or can
-        read it only as a contiguous copy.
+        Return None if the dtype or device of a tensor is not suitable for the kernels, or if a
+        tensor is not contiguous.
         """
         kept: list[Tensor] = []
         layers = [_packed(step, kept) for step in steps]

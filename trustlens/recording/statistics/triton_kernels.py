@@ -92,7 +92,7 @@ This is so if Σ d² is below this share of the sum that it would have without a
 
 @triton.jit
 def _is_nonzero(share, values):
-    """Return where `share * values` is not 0, also if the product underflows to 0 in float32."""
+    """Return where `share * values` is not 0, even if the product underflows to 0 in float32."""
     return tl.where(share != 0, values, 0.0) != 0
 
 
@@ -135,10 +135,10 @@ def _weights(layer, numbers, after, step, lanes, inside, KINDS: tl.constexpr, RE
 
 @triton.jit
 def _elements(layer, numbers, lanes, inside, KINDS: tl.constexpr, REAL: tl.constexpr):
-    """Return four things for each element of a block; those of lanes outside of the layer are 0.
+    """Return four results for each element of a block; all are 0 in lanes outside of the layer.
 
-    They are the values for `_terms`; the sum of the magnitudes of d's terms; the weight after the
-    step; and whether float32 cannot decide if d + λw is 0.
+    The results are: a tuple of the values that `_terms` takes; the sum of the magnitudes of d's
+    terms; the weight after the step; and whether float32 cannot decide if d + λw is 0.
     """
     a, b, c, e, epsilon, decay = (
         numbers[1], numbers[2], numbers[3], numbers[4], numbers[6], numbers[7],
@@ -348,8 +348,8 @@ def measure_chunks(
     `KINDS` has nine items. First come the dtypes of after, before, gradient, base, variance and
     momentum; 0 for a missing tensor. Three flags follow. The first says whether the base is the
     momentum. The second says whether the addresses of all tensors except for the gradient are
-    multiples of 16, and the third says this of all gradients. `WIDE`: sum in float64. `COUNT`: also
-    count the element histograms.
+    multiples of 16, and the third says this of all gradients. `WIDE`: whether to sum in float64.
+    `COUNT`: whether to count the element histograms, too.
     """
     chunk = first + tl.program_id(0)
     index = tl.load(chunks + 2 * chunk).to(tl.int64)

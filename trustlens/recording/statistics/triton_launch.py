@@ -35,7 +35,7 @@ _NO_NUMBERS: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
 class KernelKind(NamedTuple):
     """What the layers of one launch have in common: constants for which a kernel is compiled."""
 
-    dtypes: tuple[torch.dtype | None, ...]  # of after, before, gradient, x, v, m; None if missing
+    dtypes: tuple[torch.dtype | None, ...]  # after, before, gradient, x, v, m; None: missing
     base_is_momentum: bool
     aligned: bool  # whether all addresses are multiples of 16, except for those of gradients
 
@@ -44,7 +44,7 @@ class PackedLayer(NamedTuple):
     """A layer in the form that the kernels read."""
 
     kind: KernelKind | None  # None if the kernels cannot read the layer
-    addresses: tuple[int, ...]  # of after, before, x, v and m; 0 for a missing tensor
+    addresses: tuple[int, ...]  # addresses of after, before, x, v and m; 0 for a missing tensor
     size: int  # number of elements
     has: int  # HAS_ bits of triton_kernels.py
     grad: int = 0  # address of the gradient; 0 for none
@@ -97,9 +97,9 @@ class PreparedGpuLayers:
         Parameters
         ----------
         grads : sequence of int
-            Addresses of the gradients; 0 if a layer has none. Each is contiguous and has the dtype
-            in the layer's ``kind``: that of the gradient when the layer was packed, or that of the
-            weights if there was no gradient then.
+            Addresses of the gradients; 0 if a layer has none. Each gradient is contiguous and has
+            the dtype in the layer's ``kind``. This is the dtype of the gradient when the layer was
+            packed. If there was no gradient then, it is the dtype of the weights.
         forms : sequence of Direction
             The layers' directions, without duplicates. Only their coefficients are read, not their
             tensors. A coefficient may be a tensor on the device. It has no dimensions, or the shape
@@ -149,7 +149,7 @@ class PreparedGpuLayers:
         forms: Sequence[Direction],
         form_of: Sequence[int] | NDArray[np.int64],
     ) -> Tensor:
-        """Upload the gradients' addresses and the coefficients; return the latter on the device.
+        """Upload the gradients' addresses and the coefficients; return the uploaded coefficients.
 
         There is one upload, or none if nothing changed since the last step.
         """
@@ -168,7 +168,7 @@ class PreparedGpuLayers:
         return coefficients
 
     def gather(self, places: NDArray[np.int64]) -> Tensor:
-        """Return the float32 numbers that are stored at the addresses ``places`` of the device.
+        """Return the float32 numbers at the addresses ``places`` in the device's memory.
 
         ``places`` and the result have the same shape (n,).
         """
