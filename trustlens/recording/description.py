@@ -27,8 +27,10 @@ def describe_optimizer(optimizer: Optimizer, family: str, variant: str | None) -
     ----------
     optimizer : Optimizer
         The optimizer.
-    family, variant : str
-        As ``name`` and ``variant`` of ``trustlens.recording.optimizers.Family``.
+    family : str
+        The ``name`` of the optimizer's ``trustlens.recording.optimizers.Family``.
+    variant : str or None
+        The ``variant`` of that family.
     """
     kind = type(optimizer)
     hidden = {"params", "param_names"}
@@ -72,9 +74,9 @@ def describe_resumed(
     directory : Path
         The run's directory, for the error message.
     old : RunInfo
-        What the file contains now.
+        The present contents of the run's ``run.json``.
     new : RunInfo
-        What the file of a new run with the same arguments would contain.
+        The contents of ``run.json`` that a new run with the same arguments would have.
     keep : sequence of str
         Names of fields to take from ``old`` instead of ``new``, besides ``created``.
 
@@ -115,7 +117,7 @@ def _all_layers(
 
 
 def json_ready(value: Any) -> Any:
-    """Return the value as JSON can represent it: values of other types are converted to text."""
+    """Return a value in a form that JSON can represent; values of other types become text."""
     if isinstance(value, Mapping):
         return {str(key): json_ready(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -2,8 +2,8 @@
 
 torch calls the recorder's step hooks before and after each optimizer step. They copy what the step
 overwrites, then measure what the step did, and queue the measured sums. They never raise. They
-synchronize with an accelerator only at the start of a resumed run, to read the optimizer's step
-count if it is kept there.
+synchronize with an accelerator only at the start of a resumed run, and only if the optimizer keeps
+its step count on the accelerator.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def record(
     Parameters
     ----------
     optimizer : torch.optim.Optimizer or sequence of them
-        The optimizer, or all optimizers of one model. Use them as without the recorder.
+        The optimizer, or all optimizers of one model. Use them as you would without recording.
     directory : str or path
         Directory to write the run to; created if it does not exist. It must not contain a run,
         unless ``resume`` is True. With an address such as ``s3://bucket/runs/lamb``, the run is
@@ -97,9 +97,9 @@ def record(
         Continue the run in ``directory``, if it contains one. The step after which it continues is
         the one passed to :meth:`Recorder.load_state_dict`. If none was passed, it follows from the
         optimizer's own step count, read at the first step. If the optimizer keeps no count (SGD),
-        it is the last recorded step. Rows of later steps are removed, so that every (step, layer)
-        appears once; copies of the files with these rows are kept in the run's folder
-        ``.replaced``. The run keeps its name and config unless new ones are given.
+        the run continues after the last recorded step. Rows of later steps are removed, so that
+        every (step, layer) appears once; copies of the files with these rows are kept in the run's
+        folder ``.replaced``. The run keeps its name and config unless new ones are given.
     fsync : bool
         Call ``fsync`` about once a second, on the writer thread. Written rows survive the end of
         the process in any case; with ``fsync`` they also survive a loss of power.
@@ -195,8 +195,8 @@ class Recorder:
         self._probes = [OptimizerProbe(optimizer) for optimizer in optimizers]
         # Names are only appended: queued records refer to layers by their index in this list.
         self._layer_names: list[str] = []
-        # Functions to call once a step number is known. The first element says whose number: that
-        # of an optimizer (its index) or that of the run (None).
+        # Functions to call once a step number is known, each after the index of the optimizer whose
+        # step number is needed, or after None if the step number of the run is needed.
         self._waiting: list[tuple[int | None, Callable[[], None]]] = []
         counts = [own_count(optimizer) or 0 for optimizer in optimizers]
         info = describe_run(
@@ -271,7 +271,7 @@ class Recorder:
         Parameters
         ----------
         state_dict : mapping
-            The dict that :meth:`state_dict` returned, or one such as ``{"step": 1000}``.
+            The dict that :meth:`state_dict` returned, or a dict such as ``{"step": 1000}``.
 
         Raises
         ------
@@ -427,7 +427,7 @@ class Recorder:
     def _when_known(self, index: int | None, work: Callable[[], None]) -> None:
         """Call a function at once, or later when the step number that it needs is known.
 
-        This is the number of the last step of optimizer ``index``, or of the run if that is None.
+        The function needs the last step of optimizer ``index``, or of the run if ``index`` is None.
         """
         if self._is_known(index):
             work()

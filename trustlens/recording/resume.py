@@ -1,4 +1,4 @@
-"""Read up to which step a resumed run has got, from its files and its optimizers' states."""
+"""Find the last step of a resumed run, from its files and its optimizers' states."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_history(directory: Path, info: RunInfo, optimizers: int) -> History:
 
 
 def _last_rows(directory: Path, info: RunInfo, optimizers: int) -> list[int]:
-    """Return, for each optimizer, the last step of which the table ``layers`` has its layers.
+    """Return, for each optimizer, the last step with rows of its layers in the table ``layers``.
 
     The step is 0 for an optimizer without rows.
     """

@@ -6,11 +6,11 @@ import time
 
 
 class StepClock:
-    """Returns the time in microseconds since 1970 (UTC), which never decreases.
+    """Returns times in microseconds since 1970 (UTC), each at least as late as the one before.
 
-    Normally this is the wall clock's time. The wall clock can be earlier than the time returned
-    last, if it was set back or if the run was resumed on another machine. Then the result is the
-    time returned last plus the time that has passed since.
+    Normally the result is the wall clock's time. The wall clock can be earlier than the time
+    returned last, if the clock was set back or if the run was resumed on another machine. Then the
+    result is the time returned last plus the time that has passed since.
 
     Parameters
     ----------

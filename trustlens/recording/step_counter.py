@@ -57,14 +57,14 @@ class History:
     last : int
         The last step; 0 if no step is recorded.
     last_of_each : sequence of int
-        The last step of each optimizer.
+        The last step of each optimizer; equal to ``last`` if the files do not show it.
     skipped : sequence of int
         The steps that gradient scaling skipped, ascending.
     steps_before : sequence of int
-        For each optimizer, the value of its own step count before the run's first step. It is not
-        0 if the optimizer had been trained before.
+        For each optimizer, the value of its own step count before the run's first step. The
+        value is above 0 if the optimizer had been used before the run.
     last_time : int
-        Time of the last step, in microseconds since 1970.
+        Time of the last step, in microseconds since 1970; 0 if no step is recorded.
     """
 
     last: int
@@ -92,9 +92,9 @@ class Rollback:
     own: Sequence[int]
 
     def last_steps(self, layers: Sequence[LayerInfo]) -> dict[str, int]:
-        """Return the last step to keep, by the layer's name, where it differs from :attr:`step`.
+        """Return, by name, the layers that keep their rows up to a step other than :attr:`step`.
 
-        All other layers keep their rows up to :attr:`step`, and are left out.
+        The values are these steps. Layers that keep their rows up to :attr:`step` are left out.
         """
         return {
             layer.name: self.own[layer.optimizer]
@@ -128,12 +128,12 @@ class StepCounter:
     after which it continues. The first rule that applies decides:
 
     1. A step was passed to :meth:`go_to`: this step.
-    2. The optimizer has a step count of its own: the step with this count. The count excludes steps
-       that gradient scaling skipped.
+    2. The optimizer keeps a step count: the step of the run at which it had this count. The count
+       excludes steps that gradient scaling skipped.
     3. The optimizer has state, but no count: the last recorded step.
     4. The optimizer has no state before its first step, but has state after it: it was created
        without loading a checkpoint, and begins at step 1 again.
-    5. It has no state after its first step either: the last recorded step.
+    5. The optimizer has no state after its first step either: the last recorded step.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ class StepCounter:
         return Position(max((n for n in implied if n is not None), default=self._step), own)
 
     def go_to(self, own: Sequence[int]) -> list[Event]:
-        """Continue each optimizer after the step given for it, regardless of its own count.
+        """Continue each optimizer after a given step, regardless of its own step count.
 
         ``own[i]`` is the step for optimizer ``i``. Return the events to apply. The state
         becomes ``AWAITING_FIRST_STEP``, or stays ``COUNTING``.
@@ -308,8 +308,8 @@ class StepCounter:
         known += [step for i, step in enumerate(self._own) if i not in self._unknown]
         furthest = [max(known)] if known else []
         for i, step in found.items():
-            # An optimizer without a count is at most as far as those with one, since they were
-            # saved in the same checkpoint.
+            # An optimizer without a count has done at most as many steps as those with a count,
+            # since all were saved in the same checkpoint.
             last = self._history.last_of_each[i]
             self._own[i] = min([last, *furthest]) if step is None else step
         self._unknown = [i for i in self._unknown if i not in found]
@@ -324,8 +324,8 @@ class StepCounter:
         recorded, self._step = self._step, rollback.step
         if rollback.step <= recorded:
             return [rollback]
-        # The run continues after a gap. If an earlier rollback failed, there may still be rows of
-        # steps that were then done again, but not recorded. First remove such outdated rows.
+        # The run continues after a gap. An earlier rollback may have failed to remove rows. The
+        # training then did these steps again, without recording them: remove the old rows first.
         rest = Rollback(recorded, tuple(min(step, recorded) for step in rollback.own))
         return [*([Gap(recorded, rollback.step)] if recorded else []), rest, rollback]
 
@@ -333,7 +333,7 @@ class StepCounter:
 def checked_state(given: Any, optimizers: int) -> list[int]:
     """Return the last step of each optimizer, from a dict such as ``Recorder.state_dict`` returns.
 
-    ``optimizers`` is the number of optimizers now.
+    ``optimizers`` is the number of optimizers that are being recorded now.
 
     Raises
     ------

@@ -14,7 +14,8 @@ from torch import Tensor
 RING: Final = 1 << 23
 """Size in bytes of the ring buffer on each device."""
 
-_ALIGNED: Final = 16  # bytes
+_ALIGNED: Final = 16
+"""Each tensor in a ring buffer begins at a multiple of this many bytes."""
 
 
 class NoRoomError(Exception):
@@ -29,10 +30,10 @@ class Parcel:
     Parameters
     ----------
     tensor : Tensor
-        The tensor on the host that the copy is written to, or the tensor on the device if ``fetch``
-        replaces it by calling :meth:`arrive`.
+        The tensor on the host to which the copy is written. It may also be the tensor on the
+        device: then ``fetch`` calls :meth:`arrive`, to replace it by the complete copy.
     fetch : callable, optional
-        Waits until the copy is complete. None if the tensor is already on the host.
+        Function that waits until the copy is complete. None if the tensor is already on the host.
     """
 
     def __init__(self, tensor: Tensor, fetch: Callable[[], None] | None = None) -> None:
@@ -77,7 +78,8 @@ class Ring:
         self._lock = threading.Lock()
         self._taking = threading.Lock()
         self._waiting: list[tuple[Parcel, int, Any]] = []
-        self._begin = self._end = 0  # the part in use; counts all bytes ever written
+        # Begin and end of the part in use, as numbers of bytes written since the start.
+        self._begin = self._end = 0
 
     def put(self, tensor: Tensor) -> Parcel:
         """Copy a tensor into the buffer, without waiting.
@@ -147,7 +149,7 @@ def send(tensor: Tensor) -> Parcel:
     Raises
     ------
     NoRoomError
-        If the ring buffer of its device is full.
+        If the ring buffer of the tensor's device is full.
     """
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
@@ -176,6 +178,8 @@ def host_scalar(value: Any) -> float | Parcel:
     ------
     ValueError, TypeError
         If the value is not one number.
+    NoRoomError
+        If the ring buffer of the value's device is full.
     """
     if isinstance(value, Tensor):
         if value.numel() != 1:
@@ -187,5 +191,5 @@ def host_scalar(value: Any) -> float | Parcel:
 
 
 def opened_scalar(value: float | Parcel) -> float:
-    """Return a value that :func:`host_scalar` returned as a float; wait for a pending copy."""
+    """Return the float of a value from :func:`host_scalar`; wait for the copy if it is pending."""
     return float(np.asarray(value.open())) if isinstance(value, Parcel) else value

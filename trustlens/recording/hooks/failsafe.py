@@ -51,7 +51,10 @@ class Failsafe:
         return self._process != os.getpid()
 
     def __call__(self, work: Callable[[], Result], /) -> Result | None:
-        """Call a function and return its result; None if it raised or recording has ended."""
+        """Call a function and return its result.
+
+        Return None if the function raised, or if it was not called because recording has ended.
+        """
         if self.failure is None and not self.over and not self.is_fork:
             try:
                 return work()
@@ -67,7 +70,7 @@ class Failsafe:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Stop recording because of an error and warn the user, unless it has stopped already."""
+        """Stop recording because of an error, and warn the user; only the first call does so."""
         # The step hooks stay until the recorder is closed: torch may be iterating over them now.
         if self.failure is not None:
             return
@@ -80,7 +83,10 @@ class Failsafe:
         )
 
     def warn(self, message: str, about: str | None = None) -> None:
-        """Log a warning once: for each message, or for each ``about`` if that is given."""
+        """Log a warning, unless the same message was logged before.
+
+        If ``about`` is given, log at most one warning with this ``about``, whatever the message.
+        """
         key = about or message
         if key not in self._warned:
             self._warned.add(key)

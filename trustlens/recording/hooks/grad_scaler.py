@@ -18,7 +18,7 @@ class Follower(Protocol):
     """How often the step hooks of the follower's optimizer were called so far."""
 
     def not_stepped(self, scaler: GradScaler, optimizer: Any) -> None:
-        """Handle a call of ``GradScaler.step`` that did not change ``fired``; must not raise."""
+        """Handle a ``GradScaler.step`` during which ``fired`` did not change; must not raise."""
         ...
 
 

@@ -2,10 +2,11 @@
 
 To read a layer means to find its tensors and the coefficients of its direction. Layers of one
 parameter group that have the same step count have the same coefficients, and all tensors except the
-gradients usually keep their addresses from step to step. So a plan that was made from the layers
-read in one step can measure the next steps too, and reads only one of the layers that share
-coefficients. Before that, it checks in each step that all tensors are still those from which it was
-made. If a check fails, every layer is read again.
+gradients usually keep their addresses from step to step. A plan is made from
+the layers that were read in one step, and measures later steps. In each of these steps, the plan
+first checks that the layout has not changed: all tensors except the gradients must be the same
+objects at the same addresses. The plan then reads only one of the layers that share coefficients.
+If a check fails, every layer is read again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class ReadLayer:
     layer : Layer
         The layer.
     step : LayerStep
-        What was read.
+        What the reader returned.
     """
 
     place: int
@@ -76,13 +77,13 @@ class _Kind:
     group : int
         Index of the parameter group.
     known : tuple of bool
-        Which of ``KNOWN`` the layer has, see :func:`known_of`.
+        For each entry of ``KNOWN``, whether it is known of the layer; see :func:`known_of`.
     has_base : bool
         Whether the direction contains a tensor x, see :class:`Direction`.
     has_ratio : bool
         Whether the optimizer's state holds the trust ratio.
     numbers_on_device : bool
-        Whether coefficients are tensors on an accelerator. Always False if a fused step computes
+        Whether any coefficient is a tensor on an accelerator. Always False if a fused step computes
         the sums.
     count_on_device : bool
         Whether the layer's step count is on an accelerator.
@@ -109,7 +110,7 @@ class _LayersOfKind:
     rows : int64 (layers,)
         Indices of these layers in the plan; consecutive.
     counts : int64 (layers,), optional
-        Addresses of their step counts; None if the optimizer keeps none.
+        Addresses of the layers' step counts; None if the optimizer counts no steps.
     """
 
     kind: _Kind
@@ -135,8 +136,8 @@ class _LayersOfKind:
         Returns
         -------
         list of (rows, counts)
-            For each part its rows, and the tensor of their counts if these are on an accelerator,
-            else None.
+            For each part, the indices of its layers, and a tensor of their step counts. The tensor
+            is None if the counts are on the host, or if the optimizer counts no steps.
         """
         if self.counts is None or not len(rows):
             return [(rows, None)] if len(rows) else []
@@ -264,7 +265,7 @@ class CachedPlan:
         else:
             directions = [each.direction for each in numbers if each.direction is not None]
             form_of = shared_of
-            if len(directions) < len(numbers):  # the last are of layers without gradient
+            if len(directions) < len(numbers):  # the last ones are of layers without a gradient
                 form_of = np.where(shared_of < len(directions), shared_of, -1)
             if histograms:
                 shape = len(self.places), len(ELEMENTS), ELEMENT_BUCKETS
@@ -281,7 +282,7 @@ class CachedPlan:
         )
 
     def _grad_addresses(self) -> NDArray[np.int64] | None:
-        """Return the addresses of the gradients, in order of the layers; 0 for a missing gradient.
+        """Return the addresses of the gradients, in the layers' order; 0 for a missing gradient.
 
         Return None if a gradient is not contiguous or has another dtype than its parameter.
         """
@@ -315,7 +316,7 @@ class CachedPlan:
     def _shared_numbers(
         self, grads: NDArray[np.int64]
     ) -> tuple[list[SharedNumbers], NDArray[np.int64]] | None:
-        """Return the values that layers share in this step, and for each layer their index.
+        """Return the values that layers share in this step, and each layer's index in this list.
 
         The values of layers without a gradient come last. Return None if a layer's direction uses
         other terms or tensors than when the plan was made.
@@ -344,7 +345,7 @@ class CachedPlan:
     def _direction(self, kind: _Kind, row: int, counts: Tensor | None) -> Direction | None:
         """Read the direction of one layer, whose coefficients other layers share.
 
-        ``counts`` are the step counts of these layers if they are on an accelerator, else None.
+        ``counts`` are the step counts of all these layers if on an accelerator, else None.
         Return None if the layer is of another kind than when the plan was made, or if its
         direction uses other tensors.
         """
@@ -404,7 +405,10 @@ def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> 
 
 
 def _tensors_of(direction: Direction | None) -> tuple[Tensor | None, ...]:
-    """Return those tensors of a direction that have the layer's shape; None for each it lacks."""
+    """Return the base, variance and momentum of a direction.
+
+    These are its tensors in the layer's shape. A tensor that the direction lacks is None.
+    """
     if direction is None:
         return (None, None, None)
     return (direction.base, direction.variance, direction.momentum)

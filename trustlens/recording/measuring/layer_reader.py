@@ -50,10 +50,9 @@ class LayerReader:
         place : int
             Index of the layer in the list given to :meth:`follow`.
         fused : bool
-            Whether the optimizer's fused step computed the layer's sums. Then nobody needs the
-            weights before the step, and the result contains those after the step instead. It does
-            not contain None, which would mean: compute the weights before the step from those after
-            it.
+            Whether the optimizer's fused step computed the layer's sums. If so, the weights before
+            the step are not needed, and the result's ``before`` is the same tensor as ``after``.
+            None would mean that ``before`` must be computed from ``after``.
         counts : Tensor, optional
             Step counts of several layers, to use instead of the layer's own count. Coefficients of
             the direction that depend on the step count then have one value per layer.
@@ -86,11 +85,14 @@ class LayerReader:
     def _used_grad(
         self, given: Tensor, copied: bool, group: Mapping[str, Any], state: Mapping[str, Any]
     ) -> Tensor:
-        """Return the gradient as the step used it: dense, real, scaled; negated to maximize."""
+        """Return the gradient as the step used it: dense, real and scaled.
+
+        The gradient is negated if the optimizer maximizes.
+        """
         grad = _dense_real(given)
         scale = getattr(self._optimizer, "grad_scale", None)
         if copied and scale is not None:
-            grad = grad / scale  # this optimizer itself divides by the loss scale
+            grad = grad / scale  # such an optimizer divides by the loss scale itself
         if group.get("maximize"):
             grad = -grad
         if group.get("max_grad_norm") and "grad_divisor" in state:

@@ -27,13 +27,15 @@ KNOWN: Final = (
     "gradient",
     "direction",  # d + λw
     "undecayed",  # d itself
-    "intended",  # d from its formula and w from a copy: then an update lost to rounding shows
+    "intended",  # d by its formula, and w from a copy: they show an update lost to rounding
     "momentum",
     "variance",
     "applied",  # the trust ratio, read from the optimizer's state
     "undone",  # w before the step, computed from w and the state after it
 )
-"""Names of what may be known of a layer in a step. Quantities that need something unknown are null.
+"""Names of what may be known of a layer in a step.
+
+A recorded quantity is null if something that it needs is not known.
 
 g is the gradient, d the direction, w the weights and λ the decoupled weight decay.
 """
@@ -58,7 +60,7 @@ class Measurement(Generic[Values]):
     sizes : float64 (n,)
         Number of elements of each layer.
     known : bool (n, len(KNOWN))
-        Which of `KNOWN` is known of each layer.
+        For each layer and each entry of `KNOWN`, whether it is known.
     host : float64 (n, len(HOST_COLUMNS))
         The values of `HOST_COLUMNS`. NaN if a layer has no such value, or has it on the device.
     sums : float (n, len(SUMS))
@@ -68,10 +70,10 @@ class Measurement(Generic[Values]):
         learning rate and debias factors if these are on the device. NaN if a layer has no such
         value, or has it on the host. None if all values would be NaN.
     rules : sequence of (RatioRule or None), (n,)
-        The rule by which the trust ratio that the optimizer applied is computed. None for a layer
-        without such a rule; empty if no layer has one.
+        For each layer, the rule that computes the trust ratio that the optimizer applied, or None
+        if the layer has no rule. Empty if no layer has a rule.
     counts : int64 (n, len(ELEMENTS), buckets), optional
-        Element histograms.
+        Element histograms; None if they were not measured in this step.
     """
 
     layers: NDArray[np.int32]
@@ -94,7 +96,7 @@ class Measurement(Generic[Values]):
 
 @dataclass(slots=True)  # not frozen, which would make it slower to create
 class SharedNumbers:
-    """The values of one step that several layers of one parameter group share, or those of a layer.
+    """Values of one step, shared by several layers of one parameter group or of a single layer.
 
     Attributes
     ----------
@@ -103,9 +105,9 @@ class SharedNumbers:
         element, or one per layer, in the order of the layers. The direction's tensors of the
         layer's shape are not used. None if the direction is unknown.
     rate : float, Tensor or None
-        The option ``lr`` of the group.
+        The option ``lr`` of the group; None if the group has no such option.
     known : tuple of bool
-        Which of `KNOWN` is known of each of the layers.
+        For each entry of `KNOWN`, whether it is known of these layers.
     """
 
     direction: Direction | None
@@ -118,7 +120,7 @@ NOTHING_KNOWN: Final = (False,) * len(KNOWN)
 
 
 def known_of(step: LayerStep) -> tuple[bool, ...]:
-    """Return which of `KNOWN` is known of a layer in a step."""
+    """Return, for each entry of `KNOWN`, whether it is known of a layer in a step."""
     d = step.direction
     there = d is not None
     return (
@@ -211,7 +213,10 @@ def _device_columns(
     ratios: Sequence[Tensor | None],
     like: Tensor,
 ) -> Tensor | None:
-    """Return the value of ``Measurement.device``, with the dtype and on the device of ``like``."""
+    """Return the value of ``Measurement.device``, with the dtype and on the device of ``like``.
+
+    Return None if all its elements would be NaN.
+    """
     columns: list[Sequence[Any]] = [
         [each.rate for each in shared],
         [each.direction and each.direction.debias1 for each in shared],
@@ -233,7 +238,8 @@ def _device_columns(
 def _spread(values: Sequence[Any], shared_of: NDArray[np.int64], missing: Tensor) -> Tensor:
     """Return a tensor with one value per layer, of shape (n,).
 
-    This is the layer's shared value if that is on the device, else ``missing``.
+    ``shared_of`` is the index of each layer's value in ``values``. The result has ``missing`` in
+    place of values that are not on the device.
     """
     there = [value.detach() if is_on_accelerator(value) else missing for value in values]
     layers_of = np.bincount(shared_of, minlength=len(values)).tolist()

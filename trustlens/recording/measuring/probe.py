@@ -29,7 +29,7 @@ from trustlens.recording.statistics.torch_backend import TorchBackend
 from trustlens.recording.transfer import Parcel, host_scalar
 
 _PART: Final = 1 << 20
-"""Layers are measured together up to this number of elements. A larger one is measured alone."""
+"""Layers are measured together up to this number of elements. A larger layer is measured alone."""
 
 
 class _Cached(NamedTuple):
@@ -38,12 +38,12 @@ class _Cached(NamedTuple):
     Attributes
     ----------
     copy_plan : object
-        ``WeightSnapshots.copy_plan`` when the plans were made. With another one, the plans are
-        invalid.
+        The value of ``WeightSnapshots.copy_plan`` when the plans were made. If that value has
+        changed since, the plans are invalid.
     plans : list of CachedPlan
         The plans.
     rest : list of int
-        Indices in the probe's list of the layers that no plan measures.
+        Indices, in the probe's list of layers, of those that no plan measures.
     """
 
     copy_plan: object
@@ -76,7 +76,7 @@ class OptimizerProbe:
         self._groups: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._layers: list[tuple[int, Layer]] = []
         self._measures = False
-        self._cached: dict[bool, _Cached] = {}  # by whether histograms are measured
+        self._cached: dict[bool, _Cached] = {}  # key: whether histograms are measured
 
     def attach(self, hooks: StepHooks) -> None:
         """Store the optimizer's hooks, so that :meth:`detach` can remove them."""
@@ -130,8 +130,8 @@ class OptimizerProbe:
     def before(self, call: Call, *, measure: bool, histograms: bool) -> Call | None:
         """Copy what the step will overwrite, if ``measure`` is True.
 
-        ``call`` contains the arguments of the step. Return the arguments to call it with instead,
-        or None to leave them unchanged.
+        ``call`` contains the arguments of the step. Return the arguments to call the step with
+        instead, or None to leave the arguments unchanged.
         """
         self._measures = measure
         if not measure:
@@ -152,8 +152,8 @@ class OptimizerProbe:
         """Return 1 if the optimizer skipped the step because of infinite gradients, else 0.
 
         With gradient scaling, a fused optimizer checks for infinite gradients itself, and the
-        scaler stores the result in ``optimizer.found_inf``. If that is on an accelerator, the
-        return value is a pending copy to the host.
+        scaler stores the result in ``optimizer.found_inf``. If the result is on an accelerator,
+        return its pending copy to the host.
         """
         found = getattr(self.optimizer, "found_inf", None)
         return 0.0 if found is None else host_scalar(found)
@@ -161,8 +161,9 @@ class OptimizerProbe:
     def after(self, *, histograms: bool) -> list[Measurement[Tensor]]:
         """Measure the last step, if :meth:`before` was called with ``measure=True``.
 
-        Return one measurement for each part of the layers. A part is on one device, and so is its
-        measurement. Return an empty list if :meth:`before` was called with ``measure=False``.
+        The layers are measured in parts, each on one device. Return one measurement for each part,
+        on the part's device. If :meth:`before` was called with ``measure=False``, return an empty
+        list.
         """
         if not self._measures:
             return []
@@ -179,7 +180,7 @@ class OptimizerProbe:
     def _measure_by_plan(self, *, histograms: bool) -> list[Measurement[Tensor]] | None:
         """Measure the last step with the cached plans.
 
-        Return None if there are none or if the layers' layout has changed since they were made.
+        Return None if there are no plans, or if the layout has changed since they were made.
         """
         cached = self._cached.get(histograms)
         if cached is None or not cached.plans:
@@ -246,8 +247,8 @@ class OptimizerProbe:
         """Split layers into parts to measure one after the other, to limit temporary memory.
 
         ``places`` are indices in the probe's list of layers. The layers of a part are on one
-        device and have at most `_PART` elements together. Return the indices of each part, and
-        whether the optimizer computed the sums of its layers itself.
+        device and have at most `_PART` elements together. For each part, return the indices
+        of its layers, and whether the optimizer computed their sums itself.
         """
         fused = self._fused_places()
         parts: list[tuple[list[int], bool]] = []

@@ -17,9 +17,9 @@ from trustlens.recording.measuring.layers import Layer
 from trustlens.recording.optimizers import Family, Group, float_or_tensor, is_on_accelerator
 
 SMALL: Final = 1 << 8
-"""Layers of at most this many elements are always copied. Copying them costs little. Besides, the
-elements of a small layer are more likely to be all near 0; then computing the weights before a step
-from the state after it would be inexact."""
+"""The weights of layers of at most this many elements are always copied. This costs little, and the
+weights of a small layer are more likely to be all near 0. Computing such weights from the state
+after the step would be inexact."""
 
 _INVERTIBLE: Final = frozenset({torch.float32, torch.float64})
 """Dtypes with enough digits to compute the weights before a step from those after it."""
@@ -50,7 +50,7 @@ class WeightSnapshots:
         self._state_entries: list[Tensor | None] = []
         self._new: set[int] = set()
         self._everything = False
-        self._copy_plans: dict[bool, _CopyPlan] = {}  # by whether all weights are copied
+        self._copy_plans: dict[bool, _CopyPlan] = {}  # key: whether all weights are copied
 
     def follow(self, layers: Sequence[Layer]) -> None:
         """Set the layers to copy. The other methods take a layer's index in this list."""
@@ -66,12 +66,12 @@ class WeightSnapshots:
         """Identifies which weights are copied, and to which tensors.
 
         Two steps for which this is the same object copied the same weights to the same tensors.
-        None as long as the copies may differ from step to step.
+        The value is None as long as the copies may differ from step to step.
         """
         return self._copy_plans.get(self._everything)
 
     def take(self, closure: Callable[[], Any] | None, *, everything: bool = False) -> None:
-        """Make the copies that are needed; call before each step to measure.
+        """Make the copies that are needed. Call this before each step that is to be measured.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class WeightSnapshots:
             ]
 
     def weights(self, place: int) -> Tensor | None:
-        """Return a layer's weights before the step; None if nobody copied them."""
+        """Return a layer's weights before the step; None if they were not copied."""
         weights = self._weights[place]
         if weights is None and self._family.provides_weights_before:
             return self._optimizer.before.get(self._layers[place].parameter)
@@ -156,7 +156,7 @@ class WeightSnapshots:
         return self._state_entries[place]
 
     def done(self) -> None:
-        """Free the copies that no later step uses; call this when the last step is measured."""
+        """Free the copies that no later step uses; call this after measuring a step."""
         if self.copy_plan is not None:
             return
         self._grads = [None] * len(self._layers)  # not reused, unlike copies of weights
@@ -175,13 +175,14 @@ class WeightSnapshots:
         return rate > 0 and rate * decay < 0.5  # else 1 − ηλ may be near 0
 
     def _may_change(self, parameter: Tensor) -> bool:
-        # A hook that is called later may still set the gradient of a parameter that requires one.
+        # A hook that is called later may still set the gradient if the parameter requires one.
         # An optimizer that is not known may change a parameter that has no gradient.
         return parameter.grad is not None or parameter.requires_grad or not self._family.name
 
     def _can_undo(self, place: int, layer: Layer) -> bool:
         return (
-            place not in self._new  # weights that were 0 before their first step may be lost
+            # Before the first step, weights may be 0: computing them afterwards would be inexact.
+            place not in self._new
             and layer.parameter.numel() > SMALL
             and layer.parameter.dtype in _INVERTIBLE
         )
@@ -200,7 +201,7 @@ class _CopyPlan:
         Parameters that are not copied because steps do not change them: they have no gradient and
         do not require one.
     weights : list of Tensor or None
-        For each layer the copy of its weights, or None if they are not copied.
+        For each layer, the tensor to copy its weights to, or None if they are not copied.
     sources, copies : list of Tensor
         The parameters to copy, and the tensors to copy them to.
     """

@@ -36,7 +36,7 @@ Group = Mapping[str, Any]
 # Not frozen: a frozen one takes three times as long to create, and each layer needs one per step.
 @dataclass(slots=True)
 class Direction:
-    """One layer's direction d as coefficients and tensors, and what the optimizer applied besides.
+    """One layer's direction d as coefficients and tensors, with its decay and trust ratio.
 
     :attr:`Family.direction` returns it; the backends of ``recording/statistics`` compute the
     recorded sums from it.
@@ -59,7 +59,7 @@ class Direction:
     variance_share : float or Tensor
         The coefficient h of the formula, so that v̂ = h·v.
     divides : bool
-        Whether d is divided by √v̂ + ε. If not, v is recorded but not used.
+        Whether d has the denominator √v̂ + ε. If not, v is recorded, but d does not depend on it.
     epsilon : float
         ε, which is added outside the root.
     momentum : Tensor, optional
@@ -193,14 +193,15 @@ class Family:
         recorder copies the gradient after that call.
     cacheable : bool
         Whether the directions of two layers with the same group and step count differ only in their
-        tensors, and all of these are entries of the state. The recorder then computes one direction
-        for all such layers. If not, it computes each layer's direction in each step.
+        tensors, and all these tensors are entries of the optimizer's state. The recorder then
+        computes one direction for all such layers. If not, it computes each layer's direction in
+        each step.
     provides_sums : bool
         Whether the optimizer's fused step can compute the recorded sums itself; see
         ``Lamb.measured``.
     provides_weights_before : bool
-        Whether the optimizer copies the weights before the step of those layers whose step is not
-        fused; see ``Lars.before``.
+        Whether the optimizer itself copies the weights before a step, for each layer whose step is
+        not fused; see ``Lars.before``.
     state_entry_before : str, optional
         Name of a state entry, a tensor without dimensions. The recorder copies it before the step,
         because ``direction`` needs that value.

@@ -44,8 +44,8 @@ def lamb_direction(s: Stepped, options: Group) -> Direction:
 def lars_direction(s: Stepped) -> Direction:
     """Return the direction of a LARS: d = g.
 
-    It does not contain the momentum, because the momentum sums vectors that were already scaled by
-    trust ratios.
+    The direction does not contain the momentum, because the momentum sums vectors that were already
+    scaled by trust ratios.
     """
     buffer = s.state.get("momentum_buffer")
     return Direction(
@@ -71,8 +71,8 @@ def applied_ratio(s: Stepped, ratio: Any) -> Tensor | None:
 def own_lamb(s: Stepped) -> Direction:
     """Return the direction of ``trustlens.optim.Lamb``.
 
-    Its ``rate`` is the product of all factors by which the step multiplied d, including the trust
-    ratio. If the decay is applied before the step, its ``kept`` is 1 − ηλ.
+    ``Direction.rate`` is the product of all factors by which the step multiplied d, including the
+    trust ratio. ``Direction.kept`` is 1 − ηλ if the decay is applied before the step, else None.
     """
     d, debias = lamb_direction(s, s.group), s.group["debias"]
     applied: Any = s.rate if d.trust_ratio is None else s.rate * float_or_tensor(d.trust_ratio)

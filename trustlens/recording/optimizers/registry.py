@@ -90,7 +90,7 @@ UNKNOWN: Final = Family("", third_party.unknown, overwrites_grad=always)
 def family_of(optimizer: Optimizer) -> Family:
     """Return the family of an optimizer, or :data:`UNKNOWN` if the table does not contain it.
 
-    A subclass of a known optimizer has that optimizer's family only if it inherits its ``step``.
+    A subclass of a known optimizer has the same family only if it does not override ``step``.
     """
     step = _step_of(type(optimizer))
     for kind in type(optimizer).__mro__:

@@ -63,7 +63,10 @@ def _measured_by_ratio(s: Stepped, ratio: Any, decay: float | None = None) -> Di
 
 
 def _stored_ratio(s: Stepped) -> Any:
-    """Return the trust ratio in the state, or 1 if the option `adam` turns the ratio off."""
+    """Return the trust ratio in the state, or 1 if the option `adam` turns the ratio off.
+
+    Return None if the state contains no trust ratio.
+    """
     unused = s.group.get("adam", getattr(s.optimizer, "adam", False))
     return 1.0 if unused is True else s.state.get("trust_ratio")
 
@@ -151,7 +154,7 @@ class _DeepSpeedLamb:
     """Computes the directions of one FusedLamb object of DeepSpeed.
 
     An instance is the ``direction`` function of that optimizer's family. The optimizer stores its
-    trust ratios in a list, one for each parameter that has a gradient, in order.
+    trust ratios in a list: one for each parameter with a gradient, in the parameters' order.
     """
 
     def __init__(self) -> None:
@@ -246,10 +249,11 @@ def _follows_its_group(s: Stepped) -> bool:
 
 
 def _bitsandbytes_ratio(s: Stepped) -> Tensor | None:
-    """Return the trust ratio min(1, bound·‖w‖ / ‖u‖), where u is the update.
+    """Return the trust ratio min(1, bound·‖w‖ / ‖u‖), or 1 if there is no bound.
 
-    The state's ``unorm_vec`` holds ‖u‖ on the CPU and ‖u‖² on other devices. Return None if the
-    weights before the step were not copied.
+    The bound is the optimizer's ``max_unorm``, and u is the update. Return None if there is a
+    bound, but the weights before the step were not copied. The state's ``unorm_vec`` holds ‖u‖ on
+    the CPU and ‖u‖² on other devices.
     """
     bound = s.optimizer.args.max_unorm
     if s.before is None or bound <= 0:
@@ -300,7 +304,7 @@ def pytorch_optimizer_lars(s: Stepped) -> Direction:
 def clip_factor(optimizer: Any, grads: Sequence[Tensor]) -> float | Tensor:
     """Return the factor that clips the joint norm of all gradients to `max_grad_norm`.
 
-    It is 1 if the norm is within the bound, or if there is no bound.
+    The factor is 1 if the norm is within the bound, or if there is no bound.
     """
     bound = optimizer.defaults["max_grad_norm"]
     if bound is None:

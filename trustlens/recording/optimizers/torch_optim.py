@@ -31,7 +31,7 @@ _HALF: Final = (torch.bfloat16, torch.float16)
 
 
 def _decoupled(group: Group) -> float:
-    """Return the group's decoupled weight decay λ; 0 if its decay is added to the gradient."""
+    """Return the group's decoupled weight decay λ; 0 if the decay is added to the gradient."""
     return float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
 
 
@@ -254,7 +254,7 @@ def adadelta(s: Stepped) -> Direction | None:
 
 def rprop(s: Stepped) -> Direction | None:
     """Return the direction of Rprop (Riedmiller and Braun 1993), or None if the rate is 0."""
-    # `prev` is this step's gradient, set to 0 in the elements whose sign changed.
+    # The state's `prev` is this step's gradient, set to 0 in the elements whose sign changed.
     rate = s.rate
     if not isinstance(rate, Tensor) and rate == 0:
         return None
@@ -287,7 +287,8 @@ def adafactor(s: Stepped) -> Direction:
     """Return the direction of Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5).
 
     As in torch, the rate is relative to the root mean square of the layer's weights. If the root
-    mean square of the update exceeds the option `d`, the update is scaled down to it.
+    mean square of the update exceeds the option `d`, the update is scaled down until its root mean
+    square is `d`.
     """
     group, t = s.group, s.steps
     eps1, eps2 = group["eps"]
@@ -325,7 +326,7 @@ def adafactor(s: Stepped) -> Direction:
 def takes_short_steps(group: Group) -> bool:
     """Return whether Adafactor's step is certain to be shorter than ‖w‖.
 
-    If not, more than one ‖w‖ before the step may lead to the weights after it.
+    Otherwise, two different values of ‖w‖ before the step may lead to the same weights after it.
     """
     rate, most = float_or_tensor(group["lr"]), group["d"] + group["weight_decay"]
     return not isinstance(rate, Tensor) and rate * most < 0.9
@@ -387,7 +388,7 @@ def adds_momentum_to_grad(group: Group) -> bool:
 def sgd(s: Stepped) -> Direction | None:
     """Return the direction of SGD.
 
-    Return None if it must be computed from the change of the weights but the rate is 0.
+    Return None if d must be computed from the change of the weights but the learning rate is 0.
     """
     # Without momentum, the state may still hold the buffer of earlier steps with momentum.
     buffer = s.state.get("momentum_buffer") if s.group["momentum"] else None

@@ -29,7 +29,7 @@ class OpenedRun:
     store : RunWriter
         Writes the run's files on this machine.
     uploader : Uploader, optional
-        Uploads these files, if the run is on an object store.
+        Uploads these files if the run is on an object store; None if it is not.
     history : History, optional
         The steps that the files of a resumed run contain; None for a new run.
     """

@@ -24,8 +24,9 @@ class StepRecord:
     measured : sequence of Measurement
         Measurements of the optimizer's layers; empty if they are not recorded at this step.
     skipped : float or Parcel
-        0 if the step was done. Otherwise the optimizer skipped it because of infinite gradients,
-        and no rows of layers are written. A Parcel if the value must still arrive on the host.
+        0 if the step was done. Another value if the optimizer skipped the step because of infinite
+        gradients; then no rows of ``layers`` are written. A Parcel if the value is still being
+        copied to the host.
     """
 
     step: int
@@ -44,7 +45,7 @@ class MetricRecord:
     step : int
         The last step of the run at the time of the call.
     values : mapping of str to (float or Parcel)
-        The metrics by name. A Parcel is a value that must still arrive on the host.
+        The metrics by name. A Parcel is a value that is still being copied to the host.
     """
 
     step: int

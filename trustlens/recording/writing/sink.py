@@ -19,11 +19,11 @@ _log: Final = logging.getLogger("trustlens")
 class Listener(Protocol):
     """Receives the rows of a run while it is recorded; pass it as ``record(listeners=[...])``.
 
-    Its methods are called on the writer thread, about once a second. They get a `pyarrow.Table`
-    with the same columns as the table of that name in the run's files. Rows come in the order of
-    recording. If the run is rolled back to an earlier step, later steps are recorded again: their
-    rows come a second time, without notice. If a listener raises an exception, one warning is
-    logged, the listener receives no more rows, and recording continues.
+    Its methods are called on the writer thread, about once a second. Each ``on_...`` method gets a
+    `pyarrow.Table` with the columns of the table that the method is named after. Rows come in the
+    order of recording. If the run is rolled back to an earlier step, later steps are recorded
+    again: their rows come a second time, without notice. If a listener raises an exception, one
+    warning is logged, the listener receives no more rows, and recording continues.
 
     Examples
     --------

@@ -28,7 +28,7 @@ _NEEDS: Final[Mapping[str, str]] = {
     "trust_ratio": "direction",
     **{each.quantity: each.needs for each in DECLARED if each.needs is not None},
 }
-"""For each quantity that needs one, the name in `KNOWN` of what must be known of the layer."""
+"""Maps a quantity to the entry of `KNOWN` that it needs. Quantities that need none are left out."""
 
 _FLOATS: Final = tuple(name for name in RECORDED if name not in COUNTS)
 
@@ -56,14 +56,14 @@ def tables(
     layer_names : sequence of str
         ``layer_names[i]`` is the name of the layer with index i in the records.
     held : dict of int to StepRecord, optional
-        Records of skipped steps, by step, for which it is not known yet whether another optimizer
-        does the step; changed in place. Their rows of ``steps`` follow in a later call. None if the
-        run has one optimizer.
+        Records of skipped steps, by step number, kept until it is known whether another optimizer
+        does the step. This function changes the dict; a later call returns the rows of ``steps``
+        for these records. None if the run has one optimizer.
 
     Returns
     -------
     dict of str to pyarrow.Table
-        The rows by name of the table, without empty tables.
+        The rows of each table, by the table's name. Tables without rows are left out.
     """
     steps = [
         record
@@ -186,9 +186,10 @@ def _quantities(
 
 
 def _apply_rules(rules: Sequence[RatioRule | None], values: dict[str, NDArray[np.float64]]) -> None:
-    """Compute the applied trust ratios, in place, in rows with a rule.
+    """Replace the trust ratios in ``values`` by the applied ones, in rows that have a rule.
 
-    A layer has a rule if the optimizer does not store the ratio that it applied.
+    Such a row is of an optimizer that does not store the trust ratio that it applies. The row's
+    rule computes this ratio from the other quantities.
     """
     rows_of: dict[RatioRule, list[int]] = {}
     for row, rule in enumerate(rules):
@@ -214,7 +215,8 @@ def _is_inaccurate(
 ) -> NDArray[np.bool_]:
     """Return a mask of the rows whose weights before the step are not accurate enough.
 
-    ``undone`` is the mask of the rows for which they were computed from the state after the step.
+    ``undone`` is the mask of the rows whose weights before the step were computed from the state
+    after it. Copied weights are always accurate enough.
     """
     with np.errstate(all="ignore"):
         lost = values["weight_norm"] < _MIN_WEIGHT_TO_UPDATE * values["update_norm"]
@@ -253,10 +255,11 @@ def _histograms(
 def _one_record_per_step(
     records: Sequence[StepRecord], held: dict[int, StepRecord] | None
 ) -> list[StepRecord]:
-    """Return one record per step, for the table ``steps``, if several optimizers may do a step.
+    """Return one record per step, for the table ``steps``.
 
-    A step is skipped if every optimizer skipped it. So the record of a skipped step is held back in
-    ``held`` until an optimizer does this step or a later step begins.
+    Several optimizers may do the same step, which counts as skipped only if all of them skipped it.
+    So the record of a skipped step is held back in ``held`` until an optimizer does this step or a
+    later step begins.
     """
     rows: list[StepRecord] = []
     for record in records:

@@ -16,7 +16,7 @@ MEMORY: Final = 1 << 28
 """Maximum total bytes of queued items, so that a hanging disk does not exhaust the memory."""
 
 BATCH: Final = 64
-"""Maximum number of items written together. That takes about as long for 64 steps as for one."""
+"""Maximum number of items written together. Writing 64 steps takes about as long as writing one."""
 
 LINGER: Final = 0.8
 """Seconds for which the thread collects items before it writes them. Not shorter, since each write
@@ -131,7 +131,7 @@ class WriterThread(Generic[Item]):
         return more
 
     def _fail(self, error: BaseException) -> None:
-        self.failure = error.with_traceback(None)  # the traceback refers to the items
+        self.failure = error.with_traceback(None)  # a traceback keeps the items alive
 
     def _collect(self) -> tuple[list[tuple[Item, int]], list[threading.Event], bool]:
         """Wait for items and take up to `BATCH` of them from the queue.
