@@ -96,7 +96,7 @@ def _recording() -> Iterator[_Line]:
 
 
 def _try_recording(device: Any) -> Iterator[_Line]:
-    """Record one step on a device; yield the backend that measured it, and its log messages."""
+    """Record one step on a device; yield a line with the backend, then the log messages."""
     import torch  # noqa: PLC0415
 
     name = "CPU" if device.type == "cpu" else device.type

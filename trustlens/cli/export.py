@@ -28,7 +28,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_run(tensorboard)
     tensorboard.add_argument(
-        "logdir", metavar="LOGDIR", help="folder for the event files; must not have any yet"
+        "logdir", metavar="LOGDIR", help="folder without event files, to write them to"
     )
 
 

@@ -13,7 +13,10 @@ Subparsers: TypeAlias = Any
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Widens the first column by the indentation of commands, which argparse does not count."""
+    """Formats help with a wider first column.
+
+    argparse does not count the indentation of commands when it computes the column's width.
+    """
 
     def format_help(self) -> str:
         self._action_max_length += self._indent_increment

@@ -14,9 +14,10 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One alarm of one layer, from row ``first`` (its onset) to row ``last``, inclusive.
+    """One alarm of one layer.
 
-    ``layer`` is the index of the layer.
+    ``layer`` is the index of the layer. ``first`` and ``last`` are the indices of the first and
+    last recorded step of the alarm. The first step is the onset.
     """
 
     layer: int
@@ -26,6 +27,8 @@ class Episode:
 
 def episodes_of(alarm: Mask, gap: int = 0) -> list[Episode]:
     """Return the episodes of all layers: groups of consecutive rows in which a layer has an alarm.
+
+    A row is a recorded step.
 
     Parameters
     ----------

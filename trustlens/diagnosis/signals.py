@@ -22,7 +22,7 @@ NEEDED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LayerRows:
-    """The recorded quantities of a run that the diagnosis takes, as steps × layers.
+    """The input of the diagnosis: recorded quantities of a run as arrays of steps × layers.
 
     Attributes
     ----------

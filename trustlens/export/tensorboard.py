@@ -271,7 +271,7 @@ def _scalar(tag: str, value: float) -> Any:
 
 
 def _steps(table: pa.Table) -> Iterable[tuple[slice, int]]:
-    """Yield for each step the slice of its rows and its number; the table is sorted by step."""
+    """Yield the slice of rows and the number of each step; the table must be sorted by step."""
     steps = table["step"].to_numpy()
     starts = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)).tolist()
     for start, stop in pairwise([*starts, len(steps)]):

@@ -42,7 +42,7 @@ def is_interpreted() -> bool:
 
 
 def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which ``device`` is the current GPU; it has no effect for the CPU."""
+    """Return a context in which ``device`` is the current GPU; no effect if it is the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 

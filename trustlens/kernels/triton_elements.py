@@ -88,9 +88,9 @@ def total(values):
 
 @triton.jit
 def is_in_range(summed, seen, bit: tl.constexpr):
-    """Return whether a sum of squares is within the bounds above, or all squared values are 0.
+    """Return whether a sum of squares is between `LEAST` and `MOST`, or all squared values are 0.
 
-    The bit `bit` of a lane in `seen` is set if a value in that lane was not 0.
+    Bit number `bit` of each lane of `seen` is set if a value in that lane was not 0.
     """
     return ((summed > LEAST) & (summed < MOST)) | (tl.max((seen >> bit) & 1, axis=0) == 0)
 

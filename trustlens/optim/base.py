@@ -16,7 +16,7 @@ from trustlens.optim.fused_cpu import Options
 
 
 class Work(NamedTuple):
-    """What to do in one step for one parameter group: its parameters that have a gradient.
+    """The parameters of one group to update in one step: those that have a gradient.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def _fused_state(
         self, group: dict[str, Any]
     ) -> tuple[Callable[[Tensor], dict[str, Any]], tuple[str, ...]]:
-        """Return how a fused step of a group gets the state of its parameters.
+        """Return how a fused step gets the state of a group's parameters.
 
         Returns
         -------

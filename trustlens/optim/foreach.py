@@ -1,6 +1,6 @@
 """Operations on lists of tensors for `Lamb` and `Lars`.
 
-Only `to_float` and `check_number` may wait for a GPU: when their argument is a tensor there.
+Only `to_float` and `check_number` wait for a GPU, and only if they are given a tensor on it.
 """
 
 # torch's foreach operations have private names only:

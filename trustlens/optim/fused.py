@@ -36,8 +36,8 @@ _MISSING: Final = {
 class Fused:
     """Decides in each step which parameters of an optimizer are stepped fused.
 
-    Each `Lamb` and `Lars` has one instance. It keeps the addresses of the parameters' tensors, so
-    that it decides anew only if a tensor has changed.
+    Each `Lamb` and `Lars` has one instance. The instance stores the addresses of the tensors and
+    decides anew only if a tensor has changed.
     """
 
     def __init__(self, optimizer: str) -> None:

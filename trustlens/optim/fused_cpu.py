@@ -71,7 +71,7 @@ class _Options(ctypes.Structure):
 class Options:
     """The options of a parameter group in one step, for `Rows` here and in fused_cuda.py.
 
-    ``beta1`` is β₁ of LAMB or the momentum of LARS. A number may be a tensor of one element.
+    ``beta1`` is β₁ of LAMB or the momentum of LARS. Numbers may be tensors of one element.
     """
 
     rate: float | Tensor

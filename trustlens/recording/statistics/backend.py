@@ -57,7 +57,7 @@ class PreparedLayers(Protocol):
         form_of: NDArray[np.int64],
         counts: Tensor | None = None,
     ) -> Tensor:
-        """Return the sums of each layer in this step, in the form of :meth:`Backend.measure`.
+        """Return the sums of each layer in this step, as :meth:`Backend.measure` returns them.
 
         Parameters
         ----------

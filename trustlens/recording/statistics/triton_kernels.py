@@ -249,7 +249,7 @@ def _are_accurate(s, amounts, seen, layer, numbers, KINDS: tl.constexpr):
 def _sum_in_float32(
     layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum a chunk in float32 into `row` of the scratch array.
+    """Sum a chunk in float32 and store the sums in `row`, a row of the scratch array.
 
     Return whether the sums are accurate; if not, they have to be computed again in float64.
     """
@@ -293,7 +293,7 @@ def _totals(s):
 def _sum_in_float64(
     layer, numbers, size, row, counts, KINDS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum a chunk in float64 into `row` of the scratch array."""
+    """Sum a chunk in float64 and store the sums in `row`, a row of the scratch array."""
     zero = tl.zeros([BLOCK], tl.float64)
     none = tl.zeros([BLOCK], tl.int32)
     sums = _no_terms(zero)
