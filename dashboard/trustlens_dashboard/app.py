@@ -182,7 +182,7 @@ def _serve_text(app: Dash, name: str, text: str, kind: str) -> str:
 def _is_wildcard(host: str) -> bool:
     """Return whether ``host`` means all addresses of this machine.
 
-    The host names in requests cannot be restricted then, because they are not known.
+    If so, the host names in requests cannot be restricted: the names of this machine are unknown.
     """
     return host in ("0.0.0.0", "::")  # noqa: S104
 

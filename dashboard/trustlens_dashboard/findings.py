@@ -11,8 +11,8 @@ from trustlens.analysis.run import Run
 from trustlens_dashboard.library import Snapshot
 
 LIVE_SECONDS: Final = 10.0
-"""Seconds between two diagnoses of a run that is being recorded, because a diagnosis is slow: it
-reads every step."""
+"""A run that is being recorded is diagnosed at most once in each interval of this many seconds. A
+diagnosis is slow, because it reads every step."""
 
 
 def cached_findings(snapshot: Snapshot, run: Run) -> pd.DataFrame:

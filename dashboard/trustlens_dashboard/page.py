@@ -24,11 +24,12 @@ class Page:
     title : str
         Name in the navigation and in the title of the browser window.
     layout : callable
-        Return the page's components, without data.
+        A function that returns the page's components, without data.
     register : callable
-        Register the callbacks that fill the components.
+        A function that registers the callbacks, which fill the components with data.
     uses_runs, uses_quantity : bool
-        Whether the toolbar shows the selectors of the two runs and of the quantity.
+        ``uses_runs`` says whether the toolbar with the selectors of the two runs is shown, and
+        ``uses_quantity`` whether it also has the selector of the quantity.
     """
 
     order: int

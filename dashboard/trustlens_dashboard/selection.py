@@ -44,7 +44,7 @@ class Selection:
 
 
 def resolve(selection: Selection, entries: Sequence[Entry]) -> Selection:
-    """Return the selection; a default replaces each run that is not set or cannot be read."""
+    """Return the selection; a default replaces each run not chosen yet or not readable."""
     existing = {entry.id for entry in entries if entry.run is not None}
     a = selection.a if selection.a in existing else None
     b = selection.b if selection.b in existing or selection.b == "" else None
@@ -72,10 +72,10 @@ def _family(entries: Sequence[Entry], run_id: str) -> str:
 
 
 def _default_partner(entries: Sequence[Entry], chosen: str) -> str | None:
-    """Return the id of the run to compare with ``chosen``, or None if it is the only run.
+    """Return the id of the run to compare with ``chosen``, or None if there is no other run.
 
-    A run that gives the pair of Adam and LAMB is preferred, then a run of another optimizer
-    family, then a run with the same learning rate, then the newest run.
+    A run is preferred if one of the two runs then uses Adam and the other LAMB. Next come a run of
+    another optimizer family, a run with the same learning rate, and the newest run.
     """
     runs = _readable_runs(entries)
     run = next(run for run_id, run in runs if run_id == chosen)
@@ -90,6 +90,6 @@ def _default_partner(entries: Sequence[Entry], chosen: str) -> str | None:
 
 
 def learning_rate(run: Run) -> Any:
-    """Return the initial learning rate of the first parameter group, or None."""
+    """Return the initial learning rate of the first parameter group; None if it is unknown."""
     optimizers = run.info.optimizers
     return optimizers[0].groups[0].get("lr") if optimizers and optimizers[0].groups else None

@@ -27,23 +27,23 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
     """Return one table of many runs as a data set, with a column that names the run.
 
     The call reads no rows: DuckDB, Polars and Dask accept the data set and read what they need.
-    It contains the Parquet files that exist at the call. The newest rows of a run that is being
-    recorded are not in them yet.
+    The data set consists of the Parquet files that exist at the time of the call. If a run is being
+    recorded, its newest rows are not in these files yet.
 
     Parameters
     ----------
     pattern : str or path
-        Path or address of runs or of folders of runs, with wildcards: ``runs/sweep-*``,
-        ``s3://bucket/sweep/*``.
+        Path or address of runs, or of folders that contain runs. It may have wildcards:
+        ``runs/sweep-*``, ``s3://bucket/sweep/*``.
     table : str
         ``"layers"``, ``"steps"``, ``"metrics"`` or ``"histograms"``.
 
     Returns
     -------
     pyarrow.dataset.Dataset
-        The table's columns, and the column ``run``. It contains the path of the run relative to
-        the part of the pattern before the first folder with a wildcard: ``"sweep-1"`` for the
-        pattern ``runs/sweep-*``. If this path is empty, it contains the name of the run's folder.
+        The table's columns, and the column ``run``. A value of ``run`` is the path of the run
+        relative to the folders before the first wildcard: ``"sweep-1"`` for the pattern
+        ``runs/sweep-*``. If this relative path is empty, the value is the name of the run's folder.
 
     Raises
     ------
@@ -82,9 +82,9 @@ def dataset(pattern: str | os.PathLike[str], table: str = "layers") -> ds.Datase
 
 
 def _runs(pattern: str) -> Iterator[tuple[str, Location]]:
-    """Yield each run that matches the pattern or is below a folder that matches.
+    """Yield name and location of each run that matches the pattern or is below a matching folder.
 
-    A run is yielded as its name in the column ``run`` and its location.
+    The name is the run's value in the column ``run`` of :func:`dataset`.
     """
     if "://" in pattern and not pattern.startswith("file://"):
         address, question, options = pattern.partition("?")
@@ -112,7 +112,10 @@ def _split_at_wildcard(pattern: str) -> tuple[str, str]:
 
 
 def _matching_folders(base: Location, parts: tuple[str, ...]) -> Iterator[Location]:
-    """Yield the folders below ``base`` that match ``parts``, one pattern for each level."""
+    """Yield the folders below ``base`` that match ``parts``.
+
+    ``parts`` contains one pattern for each level of folders. Without patterns, yield ``base``.
+    """
     if not parts:
         yield base
         return

@@ -30,7 +30,8 @@ def compute(
     stored : mapping of str to array
         The columns that :func:`stored_columns` names, all of the same shape.
     sizes : float64 array
-        Number of elements of each value's layer; broadcasts against the columns.
+        For each value, the number of elements of the layer to which the value belongs. The shape
+        must be broadcastable to the shape of the columns.
 
     Returns
     -------
@@ -40,7 +41,7 @@ def compute(
     if quantity.compute is None:
         return stored[quantity.name]
     needs = {name: stored[name].astype(np.float64) for name in stored_columns([quantity])}
-    with np.errstate(all="ignore"):  # 0/0, for a layer of zeros, is NaN: unknown
+    with np.errstate(all="ignore"):  # 0/0 is NaN (unknown): a layer of zeros
         return quantity.compute({**needs, "size": sizes})
 
 
@@ -49,10 +50,11 @@ def compute_downsampled(
 ) -> Downsampled:
     """Return a quantity in buckets of steps, from stored columns in the same buckets.
 
-    A derived quantity is computed from the mean of each bucket. The extremes of a bucket, ``low``
-    and ``high``, are computed only if the quantity depends on a single column, because it then
-    increases with this column; otherwise they are None. ``sizes``, float64 (layers,), contains the
-    number of elements of each layer.
+    The mean of a derived quantity is computed from the columns' means in each bucket. A quantity
+    that is derived from a single column increases with this column. Its extremes ``low`` and
+    ``high`` are therefore computed from those of the column, or are None if the column has none.
+    A quantity that is derived from several columns has None as extremes. ``sizes``, float64
+    (layers,), contains the number of elements of each layer.
     """
     if quantity.compute is None:
         return stored[quantity.name]

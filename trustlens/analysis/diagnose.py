@@ -1,7 +1,8 @@
 """Diagnose a recorded run by the rules of :mod:`trustlens.diagnosis`.
 
-A long run (see :meth:`RunTables.sample`) is read in at most 2,048 buckets of steps. Each bucket is
-represented by its largest value, and a finding begins at the first step of a bucket.
+A long run (see :meth:`RunTables.sample`) is read in at most 2,048 buckets of steps. The largest
+value of a layer in a bucket represents the bucket. A finding then begins at the first step of a
+bucket.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from trustlens.diagnosis.detector import find
 from trustlens.diagnosis.signals import NEEDED, LayerRows
 
 BUCKETS: Final = 2048
-"""Maximum number of buckets of steps that a long run is read in."""
+"""A long run is read in at most this number of buckets of steps."""
 
 COLUMNS: Final = ("step", "layer", "kind", "score", "evidence")
 
 
 def diagnose(run: RunTables) -> pd.DataFrame:
-    """Rank the layers by how far each departs from its own past.
+    """Return the layers that departed from their own past, most suspect first.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ def diagnose(run: RunTables) -> pd.DataFrame:
 
 
 def verdict(findings: pd.DataFrame, run: RunTables) -> str:
-    """Return one short line that sums up the findings, for lists of runs."""
+    """Return one short line that sums up the findings, for use in lists of runs."""
     if not len(findings):
         return "no steps" if not run.last_step else "no anomalies"
     first = findings.iloc[0]

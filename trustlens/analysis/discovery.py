@@ -29,7 +29,8 @@ def open_run(path: Address) -> Run:
     Raises
     ------
     RunError
-        If there is no such directory, it holds no run, or this version cannot read the run.
+        If there is no such directory, the directory holds no run, or this version of trustlens
+        cannot read the run.
     UsageError
         If the scheme of the address is unknown.
 

@@ -11,12 +11,18 @@ from trustlens.store.run_info import OptimizerInfo
 
 
 def family_of(optimizer: OptimizerInfo) -> str:
-    """Return an optimizer's family, such as ``"LAMB"``; if it is unknown, the class's name."""
+    """Return an optimizer's family, such as ``"LAMB"``.
+
+    If the family is unknown, return the name of the optimizer's class.
+    """
     return optimizer.family or family_of_class(optimizer.name.rpartition(".")[2])
 
 
 def require_list(parameter: str, names: Sequence[str]) -> Sequence[str]:
-    """Return the names passed for a parameter; reject a plain string.
+    """Return ``names`` unchanged, but reject a plain string.
+
+    ``parameter`` is the name of the parameter for which the caller received ``names``. It is used
+    in the error message.
 
     Raises
     ------

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 def pivot(
     step: NDArray[np.int64], layer: NDArray[Any], columns: Sequence[NDArray[Any]], layers: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """Return rows as arrays of steps × layers; NaN if a row is missing.
+    """Return the values of rows as arrays of steps × layers.
+
+    An element is NaN if the layer has no row at the step.
 
     Parameters
     ----------
     step : int64 (rows,)
-        In any order.
+        Step of each row, in any order.
     layer : int array (rows,)
         Index of each row's layer, from 0 to ``layers`` − 1.
     columns : sequence of arrays (rows,)
@@ -45,7 +47,10 @@ def pivot(
 def steps_by_layers(
     step: NDArray[np.int64], layer: NDArray[Any], values: NDArray[Any], names: Sequence[str]
 ) -> pd.DataFrame:
-    """Return one column of rows as a DataFrame of steps × layers; see :func:`pivot`."""
+    """Return ``values`` as a DataFrame of steps × layers with the column labels ``names``.
+
+    ``step``, ``layer`` and ``values`` have one element for each row, as in :func:`pivot`.
+    """
     steps, (array,) = pivot(step, layer, [values], len(names))
     return pd.DataFrame(
         array,

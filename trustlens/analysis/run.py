@@ -39,8 +39,8 @@ class Run(RunTables):
     path : Location
         The directory of the run.
     info : RunInfo
-        The content of ``run.json``. ``status`` and all methods that read layers update it if the
-        file changed.
+        The content of ``run.json``. If the file changed, the property ``status`` and all methods
+        that read layers read the file again.
     """
 
     def __repr__(self) -> str:
@@ -48,7 +48,7 @@ class Run(RunTables):
 
     @property
     def family(self) -> str:
-        """The optimizer's family: ``"Adam"``, ``"LAMB"``, …; ``"unknown"`` without an optimizer."""
+        """The optimizer's family, such as ``"LAMB"``; ``"unknown"`` if the run has no optimizer."""
         return family_of(self.info.optimizers[0]) if self.info.optimizers else "unknown"
 
     @property
@@ -62,7 +62,10 @@ class Run(RunTables):
 
     @property
     def status(self) -> Status:
-        """``"recording"``, ``"closed"``, or ``"interrupted"`` if it ended without being closed."""
+        """One of ``"recording"``, ``"closed"`` and ``"interrupted"``.
+
+        A run is interrupted if its recording ended without being closed.
+        """
         self._refresh()
         if self.info.closed is not None:
             return "closed"
@@ -77,8 +80,8 @@ class Run(RunTables):
         """Return one sentence for each gap in the run: what is missing, and why.
 
         Examples are steps for which the disk had no space, and the last steps of a process that
-        was killed. Empty if the run is complete. Steps that a running recorder has not written yet
-        do not count as missing.
+        was killed. The list is empty if the run is complete. Steps that a running recorder has not
+        written yet do not count as missing.
         """
         dead = self.status == "interrupted"
         return missing(self.path, self.info, last_step=lambda: self.last_step, dead=dead)
@@ -91,13 +94,15 @@ class Run(RunTables):
         The trust ratio is that of You et al. 2019, Algorithm 2. It is computed from the recorded
         columns of any run of Adam, AdamW or LAMB, without training again. Weights, moving averages,
         ε, learning rate and decay are those of the run. Gradients are those that the run's
-        optimizer used, after any clipping by this optimizer. The norm for any λ is given by
-        ‖d+λw‖² = ‖d‖² + 2λ⟨d, w⟩ + λ²‖w‖².
+        optimizer used, after any clipping by this optimizer. Let w be the weights of a layer, d the
+        direction of Adam without weight decay, and λ the weight decay. The norm for any λ is given
+        by ‖d+λw‖² = ‖d‖² + 2λ⟨d, w⟩ + λ²‖w‖².
 
-        If the run debiases m and v and the variant does not, the result is approximate: the
-        variant's direction m/(√v+ε) is replaced by d·(1−β₁ᵗ)/√(1−β₂ᵗ), which is m/(√v+ε√(1−β₂ᵗ)).
-        The elements of this direction are too large, by a relative error below ε/√v and below
-        1/√(1−β₂ᵗ) − 1. If the variant debiases and the run does not, they are too small.
+        If the run debiases the moving averages m and v and the variant does not, the result is
+        approximate: at optimizer step t, the variant's direction m/(√v+ε) is replaced by
+        d·(1−β₁ᵗ)/√(1−β₂ᵗ), which is m/(√v+ε√(1−β₂ᵗ)). The elements of this direction are too
+        large, by a relative error below ε/√v and below 1/√(1−β₂ᵗ) − 1. If the variant debiases and
+        the run does not, the elements are too small.
 
         Parameters
         ----------
@@ -113,8 +118,8 @@ class Run(RunTables):
         -------
         DataFrame
             Steps × layers, as :meth:`matrix` returns it. If λ or the debiasing differs from the
-            run's, it is NaN also where ‖d+λw‖ is below a hundredth of ‖d‖ + λ‖w‖: d and λw nearly
-            cancel there, and the norm computed from the stored float32 values is too imprecise.
+            run's, the result is also NaN where ‖d+λw‖ is below a hundredth of ‖d‖ + λ‖w‖. There d
+            and λw nearly cancel, and the norm computed from stored float32 values is too imprecise.
 
         Raises
         ------

@@ -25,12 +25,13 @@ class Sample:
         The values as recorded, which may be NaN or infinite; for a bucket, the mean of its finite
         values. NaN if there is no value.
     low, high : float64 (b, n)
-        The smallest and the largest finite value of each bucket, or its mean if these are
-        unknown; ``values`` itself for single steps.
+        The smallest and the largest finite value of each bucket. If they are unknown, both are the
+        mean of the bucket. For single steps, both are ``values``.
     rows : bool (b, n)
         Whether the layer has a row at this step or in this bucket.
     nonfinite : bool (b, n)
-        Whether a recorded value is NaN or infinite.
+        Whether the value at this step, or at least one value in this bucket, was recorded as NaN
+        or infinite.
     exact : bool
         True for single steps as recorded, False for buckets.
     """
@@ -45,9 +46,9 @@ class Sample:
     exact: bool
 
     def largest(self) -> NDArray[np.float64]:
-        """Return the values of single steps, or the largest value of each bucket, (b, n).
+        """Return the values of single steps, or the largest value of each bucket, float64 (b, n).
 
-        The result is infinite for a bucket that contains a value which is not finite.
+        The result is infinite for a bucket in which at least one value is not finite.
         """
         return self.values if self.exact else np.where(self.nonfinite, np.inf, self.high)
 
@@ -61,12 +62,14 @@ class Sample:
         Parameters
         ----------
         layer : int
-            A column of ``values``.
+            Index of a column of ``values``.
 
         Returns
         -------
         steps : int64 (points,)
+            Step of each point.
         values : float64 (points,)
+            Value of each point. NaN interrupts the curve.
         """
         has_row = self.rows[:, layer]
         if self.exact:
@@ -87,9 +90,9 @@ def exact_sample(
     """Return a sample of single steps.
 
     A NaN in ``values`` is either a recorded NaN or a missing value. ``nonfinite_elements``, float64
-    (b, n), is used to distinguish them: it counts the elements of g and w that are not finite. If
-    a layer has NaN at a step where this count is 0, its optimizer does not have the quantity, and
-    all NaN of this layer are treated as missing values.
+    (b, n), is used to distinguish the two cases. It counts the elements of a layer's gradient and
+    weights that are not finite. If a layer has NaN at a step where this count is 0, the optimizer
+    of the layer does not have the quantity. All NaN of this layer are then missing values.
     """
     missing = rows & np.isnan(values)
     lacking = (missing & (nonfinite_elements == 0)).any(axis=0)
@@ -118,13 +121,13 @@ def nearest_steps(
     """Return the recorded steps that are nearest to ``count`` evenly spaced steps.
 
     The evenly spaced steps run from ``first`` to ``last``. If this range covers the first and the
-    last recorded step, and ``count`` is at least 2, both are included. The result depends only on
-    the arguments, so that runs which recorded the same steps can be compared.
+    last recorded step, and ``count`` is at least 2, the result includes both of them. The result
+    depends only on the arguments, so that runs which recorded the same steps can be compared.
 
     Returns
     -------
     int64 array of shape (at most ``count``,)
-        Ascending, without duplicates; empty if ``recorded`` is.
+        Ascending, without duplicates; empty if ``recorded`` is empty.
 
     Raises
     ------

@@ -27,8 +27,9 @@ from trustlens.store.row_filter import RowFilter
 from trustlens.store.run_info import RunInfo, read_info
 
 LONG: Final = 8
-"""Number of sealed files of the table ``layers`` (about 131,072 rows each) above which a run is
-long. `RunTables.sample` reads a long run in buckets of steps, from the run's overview."""
+"""A run is long if its table ``layers`` has more than this number of sealed files. A sealed file
+is complete and has about 131,072 rows. `RunTables.sample` reads a long run in buckets of steps,
+from the overview files of the run, which contain such buckets."""
 
 _MAX_NAMES: Final = 20  # layer names listed in an error message
 
@@ -44,7 +45,8 @@ class RunTables:
     path : Location
         The directory of the run.
     info : RunInfo
-        The content of ``run.json``. All methods that read layers update it if the file changed.
+        The content of ``run.json``. If the file changed, all methods that read layers read it
+        again.
     """
 
     def __init__(self, path: Address) -> None:
@@ -110,9 +112,10 @@ class RunTables:
         Returns
         -------
         DataFrame
-            ``step`` (int64), ``layer`` (ordered category), then the requested columns: recorded
-            quantities are float32, counts int64 (float64 if some are missing), derived quantities
-            float64. Quantities that the optimizer does not have are NaN.
+            ``step`` (int64), ``layer`` (ordered category), then the requested columns. Derived
+            quantities are float64. Recorded quantities are float32, except for counts: these are
+            int64, or float64 if some are missing. Quantities that the optimizer does not have are
+            NaN.
 
         Raises
         ------
@@ -192,23 +195,23 @@ class RunTables:
             One or several recorded or derived quantities. Derived quantities are computed from the
             means of each bucket.
         points : int
-            Maximum number of buckets. The result has at least half as many, unless that would need
-            smaller buckets than the smallest stored ones, of 64 to 256 recorded steps each.
+            Maximum number of buckets. The result has at least half as many buckets, unless they
+            would be smaller than the smallest stored buckets, of 64 to 256 recorded steps each.
         layers : sequence of str, optional
             Names of layers; default: all.
         steps : (int, int), optional
             The first and the last step; default: all.
         extremes : bool
-            Whether to return the smallest and the largest value of each bucket. Both are None for
-            a quantity that is derived from two others. They are stored as float32, so counts above
-            2^24 are rounded.
+            Whether to return the smallest and the largest value of each bucket. Otherwise both are
+            None. They are always None for a quantity that is derived from two others. Because
+            these values are stored as float32, counts above 2^24 are rounded.
 
         Returns
         -------
         Downsampled, or dict of str to Downsampled
-            Arrays of shape (buckets, layers), the layers in the requested order without
-            duplicates. A dict, by name, if ``names`` is a list or tuple: all quantities have the
-            same buckets.
+            A dict from the name of each quantity if ``names`` is a list or tuple. All its
+            quantities have the same buckets. The arrays have shape (buckets, layers). The layers
+            are in the requested order, without duplicates.
 
         Raises
         ------
@@ -254,16 +257,18 @@ class RunTables:
         steps : (int, int), optional
             The first and the last step; default: all.
         thin : bool
-            Whether to read a short run only at the recorded steps nearest to ``points`` evenly
-            spaced ones, including the first and the last. If False, every step is read.
+            If True, at most ``points`` steps of a short run are read: the recorded steps nearest to
+            evenly spaced steps, including the first and the last. If False, every step is read.
         extremes : bool
-            Whether to return the smallest and the largest value of each bucket.
+            Whether to return the smallest and the largest value of each bucket. If False, the mean
+            of a bucket replaces both.
 
         Returns
         -------
         dict of str to Sample
-            By name, all at the same steps. Arrays of shape (steps, layers), the layers in the
-            requested order without duplicates. Buckets without rows are omitted.
+            A dict from the name of each quantity to its sample. All samples have the same steps.
+            The arrays have shape (steps, layers). The layers are in the requested order, without
+            duplicates. Buckets without rows are omitted.
 
         Raises
         ------
@@ -314,14 +319,14 @@ class RunTables:
         """Return the element histograms: ``step``, ``layer``, ``quantity``, ``counts``.
 
         ``counts`` is a dict from bucket (see ``trustlens.element_bins``) to the number of elements
-        in it, without empty buckets. Sorted by step, layer, quantity.
+        in this bucket. Empty buckets are omitted. Rows are sorted by step, layer, quantity.
 
         Parameters
         ----------
         layer : str, optional
             Only this layer.
         element : str, optional
-            Only ``"weight"``, ``"gradient"`` or ``"update"``.
+            Only histograms of these elements: ``"weight"``, ``"gradient"`` or ``"update"``.
 
         Raises
         ------
@@ -342,7 +347,11 @@ class RunTables:
     def _read(
         self, columns: Sequence[str], layers: Sequence[str] | None, steps: StepSelection
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
-        """Return rows of ``layers``, not sorted: steps, layer indices, and values by quantity."""
+        """Return unsorted rows of the table ``layers``.
+
+        The result has the step of each row, the index of its layer in ``layer_names``, and a dict
+        from the name of each quantity in ``columns`` to the values of all rows.
+        """
         chosen = [quantity(name) for name in require_list("columns", columns)]
         needs = stored_columns(chosen)
         rows = replace(row_filter(steps), texts=self._layer_filter(layers))
@@ -356,7 +365,7 @@ class RunTables:
     def _refresh(self) -> None:
         """Read ``run.json`` again if it changed.
 
-        It changes when a layer is added, and when the run is closed or resumed.
+        The file changes when a layer is added, and when the run is closed or resumed.
         """
         now = (self.path / RUN_FILE).entry()
         if now is None or now != self._info_entry:
@@ -406,7 +415,7 @@ class RunTables:
         return {"layer": frozenset(layers)}
 
     def _chosen_layers(self, layers: Sequence[str] | None) -> dict[str, int]:
-        """Return a dict from name to index in ``layer_names``, in the order of ``layers``.
+        """Return a dict from each name in ``layers`` to its index in ``layer_names``, in order.
 
         If ``layers`` is None, return all layers.
         """

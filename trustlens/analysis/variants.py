@@ -34,7 +34,7 @@ _COLUMNS: Final = (
 )
 
 _ADAM: Final = (families.ADAM, families.ADAMW, families.LAMB)
-"""Optimizer families whose direction d is m̂/(√v̂+ε) or m/(√v+ε)."""
+"""Optimizer families whose direction d is m̂/(√v̂+ε) or m/(√v+ε), where m̂ and v̂ are debiased."""
 
 _DIRECTION_OPTIONS: Final = {
     "amsgrad": (False, "its v̂ is the maximum of all steps so far"),
@@ -42,8 +42,8 @@ _DIRECTION_OPTIONS: Final = {
     "rectify": (False, "its first steps are not divided by √v̂"),
     "grad_averaging": (True, "its m is a sum of gradients, not an average"),
 }
-"""Options of Adam and LAMB that change d. Each has the value for which d is as in `_ADAM`, and a
-text that says why d differs with the other value."""
+"""Options of Adam and LAMB that change d, by name. For one value of an option, which is given here,
+d has a formula of `_ADAM`. The text says why d differs for the other value."""
 
 _CANCELLATION: Final = 0.01  # ‖d+λw‖ / (‖d‖+λ‖w‖) below which the error may exceed 1e-3
 _ROUNDING: Final = 1e-4  # a clipped norm may exceed its bound by this fraction
@@ -65,7 +65,7 @@ def trust_ratio(
         last = int(rows["step"].to_numpy().max())
         _check_never_clipped(run, float(options["max_grad_norm"]), last, debiased)
     decay = columns["weight_decay"]
-    if "weight_decay" in options:  # rounded as the recorded decay is, so that both can be equal
+    if "weight_decay" in options:  # rounded like the recorded decay, so that they can be equal
         decay = np.full(len(rows), np.float32(options["weight_decay"]), np.float64)
     scale = _scale(columns, debiased[layers], debias=options["debias"] is True)
     values = lamb_ratio(
@@ -159,11 +159,15 @@ def _debiases_direction(optimizer: OptimizerInfo, group: Mapping[str, Any]) -> b
 
 
 def _check_debias_known(run: RunTables, not_debiased: NDArray[np.bool_]) -> None:
-    """Raise UsageError if the debias factors of a layer without debiased direction are unknown."""
+    """Raise UsageError if the debias factors of a layer in ``not_debiased`` are unknown.
+
+    ``not_debiased``, bool (layers,), selects the layers whose direction is not debiased. The
+    factors of a layer are unknown if its largest recorded ``debias2`` is 1.
+    """
     if not not_debiased.any():
         return
     rows = run.layers(["debias2"])
-    largest = np.full(len(not_debiased), np.nan)  # stays NaN, no error, for layers without steps
+    largest = np.full(len(not_debiased), np.nan)  # stays NaN for layers without steps: no error
     factors = rows["debias2"].to_numpy(np.float64)
     np.fmax.at(largest, rows["layer"].cat.codes.to_numpy(), factors)
     unknown = np.flatnonzero(not_debiased & (largest == 1))
@@ -203,7 +207,8 @@ def _check_never_clipped(
 ) -> None:
     """Raise UsageError if a total gradient norm up to step `last` exceeds `bound`, or is unknown.
 
-    The norm is over all layers of one optimizer.
+    A total norm is over all layers of one optimizer at one step. Optimizers that clip to `bound`
+    themselves are not checked.
     """
     optimizers = run.info.optimizers
     to_check = [number for number, info in enumerate(optimizers) if not _clips_itself(info, bound)]
@@ -211,7 +216,7 @@ def _check_never_clipped(
     layers = rows["layer"].cat.codes.to_numpy()
     of_layers = np.array([info.optimizer for info in run.info.layers])
     squares = rows["grad_norm"].to_numpy(np.float64) ** 2
-    # NaN without a value that is not finite: the layer had no gradient.
+    # If all elements are finite, the norm is NaN because the layer had no gradient.
     squares[np.isnan(squares) & (rows["nonfinite"].to_numpy() == 0)] = 0
     for number in to_check:
         of_optimizer = of_layers[layers] == number
@@ -235,7 +240,7 @@ def _check_never_clipped(
 
 
 def _clips_itself(optimizer: OptimizerInfo, bound: float) -> bool:
-    """Return whether the optimizer itself clipped to this bound, as some LAMBs do."""
+    """Return whether the optimizer itself clipped gradients to the norm ``bound``, as some do."""
     variant = LAMB_VARIANTS.get(optimizer.variant or "", {})
     has_option = "max_grad_norm" in variant or optimizer.name.startswith("trustlens.")
     return has_option and all(group.get("max_grad_norm") == bound for group in optimizer.groups)

@@ -118,12 +118,13 @@ def curves_data(
     layer : str, optional
         The layer whose quantities to return. The curves of runs without this layer are empty.
     points : int
-        Approximate number of points per curve. Of a longer curve, only the lowest value, the
-        highest value and one value that is not finite are drawn in each interval of steps, so that
-        no short event is lost.
+        Approximate number of points per curve. A longer curve is divided into intervals. Only the
+        lowest value, the highest value and one value that is not finite are drawn in each interval,
+        so that no short event is lost.
     scale : "auto", "log" or "linear"
         ``"auto"`` is the preferred scale of a quantity. For a metric it is log if all values are
-        positive and the maximum exceeds 50 times the median. It is linear if a value is ≤ 0.
+        positive and the maximum exceeds 50 times the median. If a value is ≤ 0, ``"auto"`` is
+        linear.
     view : "robust", "full" or (low, high)
         The range of the axis. ``"robust"`` excludes outliers if they would flatten the rest, but
         always includes the start of each curve.

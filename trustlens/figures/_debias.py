@@ -1,4 +1,7 @@
-"""The debias factor over time, which corrects that Adam's moving averages start at 0."""
+"""The debias factor 1/(1−βᵗ) over time.
+
+The factor corrects the bias of Adam's moving averages, which start at 0.
+"""
 
 from __future__ import annotations
 
@@ -81,8 +84,8 @@ class DebiasPanel:
 class DebiasData:
     """One panel per β.
 
-    ``color`` is the run's key in ``Theme.runs``. ``note`` says why a run has no recorded factor,
-    else it is empty.
+    ``color`` is the run's key in ``Theme.runs``. If a run was given that recorded no factor for
+    these β, ``note`` says why. Otherwise ``note`` is empty.
     """
 
     panels: tuple[DebiasPanel, ...]
@@ -161,7 +164,7 @@ def _steps_to_fade(beta: float) -> int:
 
 
 def _used_betas(run: Run) -> list[_UsedBeta]:
-    """Return the β that the run's parameter groups use: every β₁, then every β₂."""
+    """Return each β of the run's parameter groups and its layers: every β₁, then every β₂."""
     layers: dict[tuple[int, float], list[int]] = {}
     for place in (0, 1):
         for at, layer in enumerate(run.info.layers):
@@ -279,7 +282,7 @@ def _draw(
 
 
 def _axis(low: float, high: float, scale: Scale) -> dict[str, Any]:
-    """Return range and ticks of an axis, with a margin so that dots at the ends are not cut."""
+    """Return type, range and ticks of an axis. A margin avoids that dots at the ends are cut."""
     first, last = (float(edge) for edge in axis_edges(low, high, 1, scale, margin=0.04))
     shown = dict(ticks(low, high, scale, most=6))
     if scale == "linear" and low == 1:

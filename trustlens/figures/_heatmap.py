@@ -61,7 +61,7 @@ class HeatmapData:
         Number of values below ``low`` and above ``high``.
     width : int
         1 if each value is that of a single step. If values are means of buckets of steps, the
-        number of steps of each bucket; ``steps`` then has the first step of each.
+        number of steps of each bucket; ``steps`` then has the first step of each bucket.
     note : str
         Why there is nothing to draw; empty if there are values.
     """
@@ -103,7 +103,8 @@ def heatmap_data(
     scale : "auto", "log" or "linear"
         The scale of the colours. ``"auto"`` is the preferred scale of the quantity.
     view : "robust", "full" or (low, high)
-        The range of the colours, as in ``ridgeline_data``.
+        The range of the colours: all values except outliers (see
+        ``trustlens.figures.axis.robust_range``), all values, or the values from low to high.
 
     Raises
     ------

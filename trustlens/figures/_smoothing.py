@@ -41,7 +41,8 @@ class SmoothingData:
     averages : float64 array of shape (betas, n)
         m ← βm + (1−β)x, starting with m = 0.
     debiased : float64 array of shape (betas, n)
-        ``averages`` times 1/(1−βᵗ), where t counts the finite values.
+        ``averages`` times 1/(1−βᵗ), where t is the number of finite values so far; NaN before the
+        first finite value.
     note : str
         Why there is nothing to draw; empty if there are finite values.
     """
@@ -114,8 +115,8 @@ def smoothing(
     Parameters
     ----------
     debias : bool, optional
-        True draws the averages with the debias factor, False those without it. By default both are
-        drawn side by side.
+        True draws the averages with the debias factor, False draws the averages without it. By
+        default both are drawn side by side.
     theme : "light" or "dark"
     series, betas
         See :func:`smoothing_data`.

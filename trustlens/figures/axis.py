@@ -27,7 +27,7 @@ def parse_scale(scale: str, auto: Callable[[], Scale] | None = None) -> Scale:
     ----------
     scale : "auto", "log" or "linear"
     auto : callable, optional
-        Return the scale for ``"auto"``. If not given, ``"auto"`` is an error.
+        A function that returns the scale for ``"auto"``. Without it, ``"auto"`` is an error.
 
     Raises
     ------
@@ -65,9 +65,9 @@ def robust_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, floa
 
     The limits are fences as in Tukey, "Exploratory Data Analysis" (1977), but wider: six
     interquartile ranges beyond the quartiles, measured on the scale of the axis and clipped to the
-    data. The middle half of the values therefore covers at least a thirteenth of the axis, and
-    separate groups of layers (biases, normalisation) stay in view, which Tukey's outer fences
-    (three interquartile ranges) would exclude. If the quartiles coincide, because most layers have
+    data. The middle half of the values therefore covers at least a thirteenth of the axis. Separate
+    groups of layers, such as biases and normalisation, stay in view. Tukey's outer fences, at three
+    interquartile ranges, would exclude them. If the quartiles coincide, because most layers have
     the same value, the 10th and 90th or the 2.5th and 97.5th percentiles replace them.
 
     Parameters

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The area of a panel in paper coordinates (0 to 1); its caption starts at ``top``."""
+    """The area of a panel in paper coordinates (0 to 1), and the ``top`` of its caption."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -25,7 +25,7 @@ class Panel:
 def panels(
     count: int, *, columns: int = 2, gap: float = 0.06, head: float = 0.12, foot: float = 0.0
 ) -> list[Panel]:
-    """Return ``count`` panels in rows of ``columns``.
+    """Return ``count`` panels in rows of at most ``columns`` panels.
 
     ``gap`` is the space between columns. ``head`` and ``foot`` are fractions of the height of a
     row: the space above a panel for its caption, and below it for the labels of its axis. The last
@@ -50,7 +50,10 @@ def step_ticks(first: float, last: float) -> dict[str, Any]:
 
 
 def whole_ticks(first: float, last: float) -> dict[str, Any]:
-    """Return ticks at ``first`` and at whole steps up to ``last``: none in the axis's margins."""
+    """Return ticks at ``first`` and at whole steps up to ``last``.
+
+    No tick is in the margins that the range of the axis may have beyond these steps.
+    """
     even = [(step, text) for step, text in ticks(first, last, "linear") if step == round(step)]
     clearance = first + 0.06 * (last - first)
     shown = [(first, number(first)), *(pair for pair in even if pair[0] > clearance)]
@@ -58,7 +61,7 @@ def whole_ticks(first: float, last: float) -> dict[str, Any]:
 
 
 def quantity_heading(quantity: Quantity) -> tuple[str, str]:
-    """Return title and subtitle of a figure: the distribution of a quantity over the layers."""
+    """Return title and subtitle of a figure that shows a quantity's distribution over layers."""
     title = f"{sentence_case(quantity.title)} {plain(quantity.symbol)}"
     return title, f"distribution over the layers · {plain(quantity.formula)}"
 
@@ -69,7 +72,7 @@ def sentence_case(text: str) -> str:
 
 
 def quantity_axis(quantity: Quantity) -> str:
-    """Return the title of the axis of a quantity."""
+    """Return the title of an axis that shows a quantity."""
     return f"{plain(quantity.title)} {plain(quantity.symbol)}"
 
 
@@ -78,7 +81,7 @@ def run_caption(
 ) -> None:
     """Write the label of a run above its panel, with a square in its colour.
 
-    ``color`` is the run's key in ``Theme.runs``, ``below`` the second line.
+    ``color`` is the run's key in ``Theme.runs``, ``below`` the second line of the caption.
     """
     square = f'<span style="color:{theme.runs[color].line}">■</span>'
     caption(figure, f"{square} <b>{plain(label, 44)}</b>", below, panel, theme)

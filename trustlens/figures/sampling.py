@@ -27,7 +27,7 @@ class LayerValues:
         Whether a value was recorded that is infinite or NaN. False if no value was recorded.
     width : int
         1 if each value is that of a single step. If values are means of buckets of steps, the
-        number of steps of each bucket; ``steps`` then has the first step of each.
+        number of steps of each bucket; ``steps`` then has the first step of each bucket.
     """
 
     steps: NDArray[np.int64]
@@ -62,7 +62,8 @@ def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> L
     """Read one quantity at up to ``count`` steps from ``span[0]`` to ``span[1]``.
 
     The recorded steps nearest to evenly spaced steps are read, including the run's first and last.
-    A long run is averaged over buckets of steps: at most ``count``, and at least half as many.
+    A long run is averaged over buckets of steps: at most ``count`` buckets, and at least half as
+    many.
 
     Raises
     ------
@@ -108,8 +109,8 @@ def downsample_indices(values: NDArray[np.float64], points: int) -> NDArray[np.i
     """Return the indices of about ``points`` values, including the extremes.
 
     The series is divided into ``points // 3`` intervals of equal length. The result has three
-    values of each interval: the lowest, the highest and the first that is not finite. It also has
-    the first and the last value of the series.
+    values of each interval: the lowest, the highest and the first that is not finite. The first and
+    the last value of the series are always included.
 
     Returns
     -------

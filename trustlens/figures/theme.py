@@ -38,15 +38,15 @@ PLOTLY_CONFIG: Final[dict[str, Any]] = {
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
     "toImageButtonOptions": {"scale": 2},
 }
-"""The ``config=`` of every Plotly figure that is shown or exported: no logo, no upload button."""
+"""The argument ``config`` for showing or exporting a Plotly figure: no logo, no upload button."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunColor:
     """The colours of one run.
 
-    ``line`` is the colour of its lines and marks. ``ramp`` has the colours of its steps, from the
-    first to the last.
+    ``line`` is the colour of the run's lines and marks. ``ramp`` contains the colours between which
+    the colour of each step is interpolated, from the first step to the last.
     """
 
     line: str
@@ -59,8 +59,9 @@ class Theme:
 
     ``panel`` is the colour of floors and plotting areas, ``ink`` that of text, ``muted`` that of
     labels, ``alert`` that of marks for values out of view or not finite. ``crest`` is mixed with
-    the colour of a ridge to draw its line. ``sequential`` is a colour scale from small to large
-    values, ``diverging`` one from values below the centre to values above it.
+    the colour of a ridge: the result is the colour of the line along the ridge's top.
+    ``sequential`` is a colour scale from small to large values. ``diverging`` is a colour scale
+    from values below a centre to values above this centre.
     """
 
     name: ThemeName

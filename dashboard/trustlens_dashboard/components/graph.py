@@ -21,7 +21,7 @@ from trustlens.figures.theme import (
 def graph(component_id: str, *, class_name: str = "graph") -> html.Div:
     """Return an empty graph that resizes with its container.
 
-    It has neither Plotly's logo nor its button for uploads.
+    The graph has neither Plotly's logo nor Plotly's button for uploads.
     """
     empty = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
              "xaxis": {"visible": False}, "yaxis": {"visible": False}}  # fmt: skip
@@ -60,7 +60,7 @@ def choice(component_id: str, label: str, options: dict[str, str]) -> html.Div:
 
 
 def theme_name(text: str | None) -> ThemeName:
-    """Return the theme of the browser's colour scheme; light if it is not known yet."""
+    """Return the theme of the browser's colour scheme; light if the scheme is not known yet."""
     return "dark" if text == "dark" else "light"
 
 

@@ -22,7 +22,7 @@ NUMBER: Final[Mapping[str, Any]] = {
     "filter": False,
     "cellClass": "ag-right-aligned-cell numbers",
 }
-"""Options of a column of numbers: 3 significant digits, empty if missing."""
+"""Options of a column of numbers. A number has 3 significant digits; a missing one is empty."""
 
 
 def grid(

@@ -15,7 +15,7 @@ from trustlens_dashboard.selection import Selection
 def updates(
     snapshot: Snapshot, search: str | None, listing: Any, cursor: Any
 ) -> tuple[Any, Any, Any]:
-    """Return the list of runs, the versions of the selected runs, and the badges of live runs.
+    """Return the list of runs, the versions of the selected runs, and their badges.
 
     ``listing`` and ``cursor`` are the list and the versions that the browser already has. A value
     that equals the browser's is replaced by ``no_update``. The badges are replaced by

@@ -24,7 +24,8 @@ def links(pages: Sequence[Page], search: str | None) -> list[dmc.NavLink]:
 def page_at(pages: Sequence[Page], path: str | None) -> tuple[Any, dict[str, str], dict[str, str]]:
     """Return the components of the page at ``path``, and the styles of toolbar and quantity box.
 
-    The styles hide the toolbar or the quantity box if the page does not use it.
+    The styles hide the toolbar or the quantity box if the page does not use it. They hide both if
+    there is no page at ``path``.
     """
     page = next((page for page in pages if page.path == (path or "/")), None)
     hidden = {"display": "none"}

@@ -15,7 +15,7 @@ from trustlens_dashboard.library import Snapshot
 from trustlens_dashboard.selection import Selection, resolve
 
 SHORTCUTS: Final = {"trust_ratio": "r", "weight_norm": "r₁", "direction_norm": "r₂"}
-"""Quantities that have a button, besides their entry in the list, and the button's text."""
+"""Text of the button of each quantity that has a button in addition to its entry in the list."""
 
 
 def toolbar() -> html.Div:
@@ -75,9 +75,9 @@ def synchronize(
 ) -> tuple[Any, ...]:
     """Return the query of the URL and the properties of the toolbar for one selection.
 
-    ``chosen`` is the selection in the toolbar if the user has just changed it there. If it is None,
-    the selection is that of the URL's query ``search``. The returned query is ``no_update`` if it
-    equals ``search``.
+    ``chosen`` is the selection in the toolbar if the user has just changed it there. If ``chosen``
+    is None, the selection is that of the URL's query ``search``. The returned query is
+    ``no_update`` if it equals ``search``.
     """
     entries = snapshot.entries
     selection = resolve(chosen or Selection.parse(search), entries)

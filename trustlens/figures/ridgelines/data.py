@@ -31,8 +31,8 @@ Side = Literal["below", "above", "nonfinite"]
 BANDWIDTH: Final = 0.015
 """Standard deviation of the smoothing kernel, as a fraction of the width of the axis.
 
-It is the same for all ridges of a view, so that a single layer is a narrow bump and equal heights
-mean equal counts."""
+The kernel is the same for all ridges of a view, so that a single layer is a narrow bump and equal
+heights mean equal counts."""
 
 _CELLS: Final = 4  # grid cells per bucket; values are assigned to cells before smoothing
 
@@ -58,7 +58,7 @@ class RunRidges:
         Number of layers of the run.
     width : int
         1 if each ridge shows a single step. If ridges show means of buckets of steps, the number
-        of steps of each bucket; ``steps`` then has the first step of each.
+        of steps of each bucket; ``steps`` then has the first step of each bucket.
     note : str
         Why there is nothing to draw; empty if there are values.
     """
@@ -132,7 +132,7 @@ class RidgelineData:
 
     @property
     def peak(self) -> float:
-        """The maximum height over all runs, at least 0.1 layers: the end of the shared z axis."""
+        """The end of the shared z axis: the maximum height over all runs, but at least 0.1."""
         return max([0.1, *(float(run.heights.max(initial=0)) for run in self.runs)])
 
     @property
@@ -148,7 +148,10 @@ class RidgelineData:
 
     @property
     def time(self) -> tuple[float, float]:
-        """First and last step of all runs; if there is only one step, the steps around it."""
+        """First and last step of all runs.
+
+        If there is only one step, the steps before and after it; without steps, (0, 1).
+        """
         steps = np.concatenate([run.steps for run in self.runs])
         if not len(steps):
             return 0.0, 1.0
@@ -276,7 +279,8 @@ def _heights(
 ) -> NDArray[np.float64]:
     """Return the histogram of each row, (rows, buckets).
 
-    ``share`` has the position of each value on the axis, from 0 to 1, and ``row`` its row.
+    ``share`` has the position of each value on the axis, from 0 to 1. ``row`` has the index of the
+    row to which each value belongs.
     """
     if not smooth:
         bucket = np.minimum((share * buckets).astype(np.intp), buckets - 1)
@@ -295,9 +299,10 @@ def _heights(
 
 @lru_cache(maxsize=8)
 def _kernel(buckets: int) -> NDArray[np.float64]:
-    """Return the weight with which each cell of the fine grid contributes to each bucket.
+    """Return the weight with which each cell of a finer grid contributes to each bucket.
 
-    The result has shape (cells, buckets). Each row sums to 1.
+    The grid has ``_CELLS`` cells per bucket. The result has shape (cells, buckets). Each row sums
+    to 1.
     """
     cells = buckets * _CELLS
     cell = (np.arange(cells) + 0.5) / cells

@@ -1,4 +1,4 @@
-"""Contents of the layers page: functions of a snapshot that the callbacks call."""
+"""Contents of the layers page, computed from a snapshot. The callbacks call these functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TABLE: Final = (
 """Quantities that are columns of the table of layers."""
 
 OVER_TIME: Final = ("trust_ratio", "weight_norm", "direction_norm", "update_ratio")
-"""Quantities to draw of one layer over time, after the selected quantity."""
+"""Quantities that are drawn for one layer over time, after the selected quantity."""
 
 TABLE_COLUMNS: Final[Sequence[Mapping[str, Any]]] = (
     {"field": "layer", "headerName": "Layer", "flex": 2, "minWidth": 170, "tooltipField": "layer",
@@ -70,7 +70,11 @@ def run_options(snapshot: Snapshot, search: str | None) -> list[dict[str, str]]:
 
 
 def overview(snapshot: Snapshot, search: str | None, a_or_b: str) -> tuple[Any, ...]:
-    """Return verdict, rows of findings, style of their box, title and rows of the table."""
+    """Return the verdict, the findings and the table of layers.
+
+    The five values are the verdict, the rows of findings, the CSS style of the box with the
+    findings, and the title and the rows of the table.
+    """
     run = selected_run(snapshot, search, a_or_b)
     if run is None:
         return empty.no_run(snapshot), [], {"display": "none"}, "", []
@@ -159,8 +163,8 @@ def layer_options(
 ) -> tuple[Any, str | None]:
     """Return the names of the layers of both runs, and the layer to show.
 
-    This is the chosen layer if one of the runs has it, else the first one with a finding, else the
-    first layer.
+    The layer to show is ``chosen`` if one of the runs has this layer, else the first layer with a
+    finding, else the first layer. It is None if there are no layers.
     """
     selection = Selection.parse(search)
     runs = snapshot.chosen(selection.a, selection.b)
@@ -183,7 +187,7 @@ def choose_layer(
 ) -> tuple[Any, str | None]:
     """Return the names of the layers, and the layer to show.
 
-    This is the clicked layer, or ``layer`` if the callback was not triggered by a click.
+    The layer to show is the clicked layer, or ``layer`` if no click triggered the callback.
     """
     return layer_options(snapshot, search, clicked_layer(snapshot, search, event) or layer)
 

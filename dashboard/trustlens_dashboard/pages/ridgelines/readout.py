@@ -46,12 +46,18 @@ def drawn_steps(data: RidgelineData) -> list[int]:
 
 
 def nearest(steps: Sequence[int] | np.ndarray[Any, Any], step: int) -> int | None:
-    """Return which of ``steps`` is nearest to ``step``, the earlier one in a tie; None if empty."""
+    """Return the element of ``steps`` that is nearest to ``step``; None if ``steps`` is empty.
+
+    If two elements are equally near, return the earlier one.
+    """
     return min((int(s) for s in steps), key=lambda s: (abs(s - step), s), default=None)
 
 
 def values_at(run: Run, step: int | None, quantity: str) -> dict[str, float | None]:
-    """Return the quantity of each layer at a recorded step; None if it is not finite."""
+    """Return the quantity of each layer at a recorded step, by the name of the layer.
+
+    A value is None if it is not finite. All values are None if the run has no row at the step.
+    """
     values = run.matrix(quantity, steps=[] if step is None else [step])
     if values.empty:
         return dict.fromkeys(run.layer_names)

@@ -1,4 +1,4 @@
-"""Contents of the ridgelines page: functions of a snapshot that the callbacks call."""
+"""Contents of the ridgelines page, computed from a snapshot. The callbacks call these functions."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def _step_to_show(slider: Slider, steps: Sequence[int]) -> int:
 
 
 def numbers(snapshot: Snapshot, search: str, scale: str, view: str, step: int) -> tuple[Any, ...]:
-    """Return the summaries of the runs at one step, and columns and rows of the table."""
+    """Return the summaries of the runs at one step, and columns and rows of the table.
+
+    For each run, the step is the one nearest to ``step`` at which the run has a ridge.
+    """
     selection = Selection.parse(search)
     runs = snapshot.chosen(selection.a, selection.b)
     if not runs:

@@ -98,10 +98,11 @@ def _size(summary: dict[str, Any]) -> int:
 
 
 def _last(metrics: pd.DataFrame, word: str) -> float | None:
-    """Return the last value of the metric whose name matches ``word`` best, or None.
+    """Return the last value of the metric whose name matches ``word`` best.
 
     A name that equals the word is preferred, then a name that ends with the word, then a name that
-    contains the word. Of several such names, the shortest is used.
+    contains the word. Of several such names, the shortest is used. The result is None if no name
+    contains the word, or if the value is NaN.
     """
     names = metrics["name"].unique()
     named = [name for name in names if word in str(name).lower()]

@@ -1,4 +1,4 @@
-"""Contents of the runs page: functions of a snapshot that the callbacks call."""
+"""Contents of the runs page, computed from a snapshot. The callbacks call these functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ def update_rows(snapshot: Snapshot, known: Any) -> tuple[Any, ...]:
 
 
 def select_runs(search: str | None, ticked: Any) -> Any:
-    """Return the URL's query that selects the ticked runs; the last two if more are ticked."""
+    """Return the URL's query that selects the ticked runs.
+
+    Of more than two ticked runs, only the last two are selected. The result is ``no_update`` if no
+    run is ticked, or if the selection has not changed.
+    """
     if not ticked:
         return no_update  # the grid also reports an empty selection while it loads its rows
     selection = Selection.parse(search)

@@ -1,4 +1,4 @@
-"""Contents of the training page: functions of a snapshot that the callbacks call."""
+"""Contents of the training page, computed from a snapshot. The callbacks call these functions."""
 
 from __future__ import annotations
 

@@ -114,10 +114,10 @@ def _run(data: RidgelineData, run: RunRidges, run_id: str, span: tuple[int, int]
 
 
 def _ridge_colors(run: RunRidges, span: tuple[int, int]) -> dict[str, list[str]]:
-    """Return a colour for each ridge, by theme.
+    """Return a dict from the name of each theme to the colours of the ridges.
 
-    ``span`` is the first and the last step of all runs; they get the first and the last colour of
-    the run's ramp.
+    ``span`` is the first and the last step of all runs. A ridge at the first step gets the first
+    colour of the run's ramp, a ridge at the last step the last colour.
     """
     first, last = span
     shares = [(step - first) / (last - first) if last > first else 1.0 for step in run.steps]
