@@ -10,7 +10,7 @@ from trustlens.store.location import LocalLocation, Location
 from trustlens.store.remote_location import RemoteLocation, remote_location
 
 Address: TypeAlias = str | os.PathLike[str] | Location
-"""What says where a run is stored: a path, an address such as ``s3://bucket/run``, a `Location`."""
+"""Where a run is stored: a path, an address such as ``s3://bucket/run``, or a `Location`."""
 
 
 def is_address(value: object) -> bool:

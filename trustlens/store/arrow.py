@@ -30,7 +30,7 @@ def column(
     kind : pyarrow.DataType
         The type of the column: boolean, or any type whose items all have the same size.
     null : bool (rows,), optional
-        True for each row in which the column is null; by default none is.
+        True for each row in which the column is null; by default no row is.
     """
     data = np.packbits(values, bitorder="little") if pa.types.is_boolean(kind) else values
     nulls = 0 if null is None else int(np.count_nonzero(null))
@@ -102,7 +102,7 @@ _NUMPY: Final = {
 
 
 def numbers(values: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
-    """Return a numeric column as an array (rows,) of the same type; nulls have arbitrary values."""
+    """Return a numeric column as an array (rows,); it has arbitrary values at the nulls."""
     array = _combine_chunks(values)
     data = array.buffers()[1]
     if data is None:

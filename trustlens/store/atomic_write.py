@@ -27,6 +27,6 @@ def atomic_write(path: Path) -> Generator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # free the space, which a full disk needs
+        with suppress(OSError):  # free the space: the disk may be full
             temporary.unlink(missing_ok=True)
         raise

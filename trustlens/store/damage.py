@@ -1,4 +1,4 @@
-"""Reading a Parquet file of a run that may be damaged."""
+"""Reporting a damaged Parquet file of a run as an error that names the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trustlens.store.location import Location
 from trustlens.store.remote_location import reason
 
 _DAMAGE_ERRORS: Final = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
-"""The errors that pyarrow, or a check of what pyarrow read, raises for a damaged file."""
+"""The errors raised for a damaged file, by pyarrow or by a check of the rows that were read."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def damage_reported(path: Location, *, remedy: str) -> Generator[None]:
     path : Location
         The file that is read within the ``with`` block.
     remedy : str
-        The end of the error message: what the user can do about the damaged file.
+        What the user can do about the damaged file. This is the end of the error message.
 
     Raises
     ------

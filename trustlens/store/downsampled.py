@@ -1,8 +1,8 @@
-"""Reading the table ``layers`` in buckets of steps: how much is read does not grow with the run.
+"""Reading the table ``layers`` downsampled to buckets of steps.
 
-Most buckets are read from the overview, at the coarsest level that is fine enough. That level does
-not have the newest steps yet. They are read from finer levels or from sealed segments, and rows
-that are not sealed yet from the journal.
+The amount of data that is read does not grow with the length of the run. Most buckets are read from
+one level of the overview (see ``overview.format``). This level does not have the newest steps yet.
+The newest steps are read from finer levels, from sealed segments, and from journals.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from trustlens.store.row_filter import RowFilter
 from trustlens.store.validation import LAST_STEP
 
 _FINER: Final = 2
-"""An overview level is read if it has at most this many times the requested number of buckets. Its
-buckets are merged if it has more than requested. Levels differ by a factor of 4: the coarsest such
-level has half to twice as many buckets as requested."""
+"""The finest overview level is read that has at most this many times the requested number of
+buckets. If it has more buckets than requested, they are merged. From one level to the next, the
+number of buckets changes by a factor of 4: the level has half to twice the requested number, if the
+overview has such a level."""
 
 
 def check_view(points: Any, steps: Any) -> None:
@@ -41,7 +42,7 @@ def check_view(points: Any, steps: Any) -> None:
     points : Any
         The number of buckets.
     steps : Any
-        A pair of the first and the last step, or None.
+        A pair of the first and the last step; None for the whole run.
 
     Raises
     ------
@@ -57,7 +58,10 @@ def check_view(points: Any, steps: Any) -> None:
 
 
 def _are_ascending_integers(values: Any, *, least: int, count: int) -> bool:
-    """Return whether ``values`` are ``count`` ascending integers from ``least`` to `LAST_STEP`."""
+    """Return whether ``values`` are ``count`` integers in ascending order.
+
+    Each of them must be at least ``least`` and at most `LAST_STEP`.
+    """
     try:
         bounded = [least, *(index(value) for value in values), LAST_STEP]
     except TypeError:
@@ -76,12 +80,13 @@ class Downsampled:
     width : int
         Number of steps in a bucket.
     rows, finite : int64 (b, n)
-        Number of values in the bucket that are not null, and number of those that are finite.
+        ``rows`` is the number of values in the bucket that are not null, ``finite`` the number of
+        finite values.
     mean : float64 (b, n)
         Mean of the finite values; NaN for a bucket without finite values.
     low, high : float64 (b, n) or None
-        The smallest and the largest finite value, NaN for a bucket without finite values; None if
-        not requested. The overview stores them as float32, which rounds integers above 2^24.
+        The smallest and the largest finite value; NaN for a bucket without finite values. None if
+        they were not requested. The overview stores float32, which rounds integers above 2^24.
     """
 
     steps: NDArray[np.int64]
@@ -109,22 +114,22 @@ def read_downsampled(
     files : RunFiles
         The files of the run.
     quantities : sequence of str
-        Recorded quantities.
+        Names of the recorded quantities to read.
     layers : sequence of str
         Names of the layers to read; the columns of the result are in this order.
     span : (int, int)
         The first and the last step. The first bucket may begin before the first step, and the last
         bucket may end after the last step.
     points : int
-        Maximum number of buckets. At least half as many are returned if the overview is fine
-        enough.
+        Maximum number of buckets. At least half of this number is returned if the overview has a
+        level that is fine enough.
     extremes : bool
         Whether to read ``low`` and ``high``.
 
     Returns
     -------
     dict of str to Downsampled
-        The result for each quantity. All of them have the same buckets.
+        The result for each quantity, by its name. All quantities have the same buckets.
 
     Raises
     ------
@@ -163,8 +168,8 @@ def _read(
 
     cover = list(_covering_files(pieces, sealed, level))
     if not files.directory.is_remote:  # listing again is slow on an object store
-        # A rollback may have removed overview files. Their contents may still be in the cache: no
-        # error would be raised.
+        # If a rollback removed overview files, their contents may still be in the cache. Then
+        # reading them would not raise an error.
         now = files.pieces()
         if any(now.get(each) != pieces[each] for each in cover if isinstance(each, Piece)):
             raise FileNotFoundError(OVERVIEW)
@@ -195,7 +200,7 @@ class _Part:
     step : int64 (n,)
         The first step of each bucket.
     buckets : Buckets
-        The aggregates of each bucket. For a row of a segment or journal, a bucket is one value.
+        The aggregates of each bucket. In a segment or a journal, each row is a bucket of one value.
     """
 
     names: tuple[str, ...]
@@ -221,7 +226,7 @@ class _Part:
 def _read_piece(
     files: RunFiles, piece: Piece, entry: Entry, quantity: str, rows: RowFilter, *, extremes: bool
 ) -> _Part | None:
-    """Read one quantity from an overview file; None if the file has no steps in the range."""
+    """Read one quantity from an overview file; None if no step of the file passes ``rows``."""
     folder = f"{OVERVIEW}/{piece.level}"
     span = files.span_of(folder, entry)
     if span is None or not rows.may_be_between(*span):
@@ -229,7 +234,7 @@ def _read_piece(
 
     def read() -> _Part:
         columns = ["layer", "step", "rows", "finite", "mean", *(("min", "max") if extremes else ())]
-        # Not filtered by layer: all layers are decoded anyway.
+        # The rows are not filtered by layer: all layers are decoded anyway.
         whole = RowFilter(texts={"quantity": (quantity,)})
         part = files.read_file(folder, entry, SCHEMA, columns, whole)
         part = no_rows(SCHEMA) if part is None else part
@@ -241,7 +246,7 @@ def _read_piece(
 def _choose_buckets(
     levels: Collection[int], span: tuple[int, int], points: int
 ) -> tuple[int, int, int]:
-    """Return the overview level to read, the first bucket's first step, and the width in steps."""
+    """Return the level to read, the first step of the first bucket, and the width of a bucket."""
 
     def units(level: int) -> int:
         return ((span[1] - 1) >> 2 * level) - ((span[0] - 1) >> 2 * level) + 1
@@ -267,7 +272,7 @@ def _covering_files(
     best: dict[int, Piece] = {}
     fine = [piece for piece in pieces if piece.level <= level]
     for piece in sorted(fine, key=lambda piece: (piece.level, piece.last)):
-        best[piece.first] = piece  # the last one wins: the coarsest, then the largest
+        best[piece.first] = piece  # replaces a finer or smaller file
     numbers = sorted(sealed)
     end = numbers[-1] + 1 if numbers else 0
     covered = 0  # segments with lower numbers are covered
@@ -280,7 +285,7 @@ def _covering_files(
 
 
 class _Grid:
-    """Collects the result for one quantity, in arrays of buckets × layers, part by part."""
+    """Merges the buckets that are read from several files into one `Downsampled`."""
 
     def __init__(
         self, first: int, buckets: int, width: int, layers: Sequence[str], *, extremes: bool
@@ -320,8 +325,8 @@ class _Grid:
             np.maximum.at(self._high[there], at, part.buckets.high)
 
     def _columns(self, names: tuple[str, ...]) -> NDArray[np.int64]:
-        """Return the grid column of each layer, int64 (n,); −1 for layers outside of the grid."""
-        if names != self._names:  # most parts have the same names
+        """Return each layer's column in the grid, int64 (n,); −1 for layers outside of the grid."""
+        if names != self._names:  # usually they are those of the previous part
             self._names = names
             self._columns_of_names = np.array(
                 [self._places.get(name, -1) for name in names], np.int64
@@ -329,7 +334,7 @@ class _Grid:
         return self._columns_of_names
 
     def result(self) -> Downsampled:
-        """Return the buckets with all parts that were added."""
+        """Return the merged buckets of all parts that were added."""
         none = self._finite == 0
         with np.errstate(invalid="ignore"):
             mean = self._total / self._finite

@@ -25,7 +25,7 @@ _PASSED_OVER: Final = "they ran while nothing was recorded, before the run was r
 _TORN: Final = "the process died before all of their rows of '{}' were written"
 
 _PERIODIC: Final = ("layers", "histograms")
-"""The tables that have rows only every so many steps, which is their recording period."""
+"""The tables that have rows only for some steps: see ``every`` in `RecordingInfo`."""
 
 
 def torn_bytes(address: Address) -> dict[str, int]:
@@ -34,8 +34,8 @@ def torn_bytes(address: Address) -> dict[str, int]:
     Returns
     -------
     dict of str to int
-        By table, the bytes after the last whole batch of each of its journals, added up. Tables
-        without such bytes are left out.
+        For each table, the number of bytes after the last whole batch of a journal, summed over the
+        table's journals. Tables without such bytes are left out.
     """
     directory = locate(address)
     torn: dict[str, int] = {}
@@ -48,16 +48,16 @@ def torn_bytes(address: Address) -> dict[str, int]:
 
 
 def with_missing_steps(directory: Address, info: RunInfo, torn: Iterable[str]) -> RunInfo:
-    """Add steps that lack rows to the contents of the ``run.json`` that a dead process left.
+    """Add the steps that a dead process did not write completely to the contents of ``run.json``.
 
-    These are steps whose rows were in an incomplete batch. If the run was not closed, steps without
-    rows in the tables `_PERIODIC` are added too: a process that died while the disk was full could
-    not write them to ``run.json``.
+    The rows of such a step were in an incomplete batch. If the run was not closed, steps that
+    should have rows in the tables `_PERIODIC`, but have none, are added too: a process that died
+    while the disk was full could not list these steps in ``run.json``.
 
     Parameters
     ----------
-    directory : Path
-        The directory of the run.
+    directory : str, path or Location
+        Where the run is.
     info : RunInfo
         The contents of the run's ``run.json``.
     torn : iterable of str
@@ -69,8 +69,8 @@ def with_missing_steps(directory: Address, info: RunInfo, torn: Iterable[str]) -
         The contents with these steps added; nothing is written.
     """
     files, recording = RunFiles(directory), info.recording
-    with suppress(RunError):  # a file is damaged: reading it reports that
-        # Only steps from journals are examined: sealed ones may be from an earlier process, which
+    with suppress(RunError):  # a file is damaged: whoever reads it gets this error
+        # Only steps from journals are examined: sealed steps may be from an earlier process, which
         # may have had other recording periods.
         steps = files.contents("steps")[1]
         never_noted = _PERIODIC if steps and info.closed is None else ()
@@ -145,7 +145,7 @@ def _end(directory: Location, info: RunInfo, last: int) -> str:
 def _due_from(first: int, steps: Sequence[pa.Table], table: str, info: RunInfo) -> list[int]:
     """Return the steps from ``first`` on that should have rows in a table.
 
-    Skipped steps, and steps already known to be missing, do not count.
+    Skipped steps, and steps already known to be missing, are left out.
     """
     known = info.recording.known_missing
     rows = [

@@ -8,7 +8,7 @@
     overview/<k>/<first>-<last>.parquet   rows of segments <first> to <last> of the table "layers",
                                   downsampled to buckets of 4^k steps (see overview.format)
     .lock                         locked by the process that writes the run; on an object store, it
-                                  contains the id of the recording that writes it (remote.lease)
+                                  contains the id of the recording (remote.lease)
     .replaced/NNNNNN/<table>/     copies of sealed segments from before a rollback
 
 New rows are appended to a journal. A journal with enough rows is sealed: its rows are sorted and
@@ -81,5 +81,5 @@ def sealed_path(directory: Folder, table: str, number: int) -> Folder:
 
 
 def journal_path(directory: Folder, table: str, number: int) -> Folder:
-    """Return the path of the journal of a segment that is not sealed yet."""
+    """Return the path of a journal, whose rows become the sealed segment of the same number."""
     return directory / JOURNAL / f"{table}-{number:06d}.arrow"

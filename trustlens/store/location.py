@@ -35,8 +35,8 @@ class Entry:
     size : int
         Size in bytes.
     changed : int
-        Time of the last change, in nanoseconds since 1970; 0 if the store does not report it. If it
-        is 0, equal entries may have different contents: nothing read from the file may be cached.
+        Time of the last change, in nanoseconds since 1970; 0 if the store does not report it. Then
+        a file may change without a change of its entry: nothing read from it may be cached.
     is_plain : bool
         Whether this is a regular file.
     """
@@ -61,7 +61,7 @@ class Location(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether this is on an object store, where requests are slow and uploads are delayed."""
+        """Whether the location is on an object store. Requests to a store are slow."""
         ...
 
     @property
@@ -76,7 +76,7 @@ class Location(Protocol):
 
     @property
     def whole_address(self) -> str:
-        """The path or the address with its options, as the command line takes it."""
+        """The text that names this location on the command line: a path, or a complete address."""
         ...
 
     @property
@@ -93,7 +93,7 @@ class Location(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """Return only the names of the entries; on this machine, faster than :meth:`entries`."""
+        """Return the names of the entries; faster than :meth:`entries` for a local folder."""
         ...
 
     def exists(self) -> bool:
@@ -122,7 +122,7 @@ class Location(Protocol):
         ----------
         entry : Entry, optional
             The entry from an earlier listing. If the file was replaced since that listing,
-            FileNotFoundError is raised.
+            FileNotFoundError is raised. By default this is not checked.
         """
         ...
 
@@ -139,9 +139,9 @@ class Location(Protocol):
         ...
 
     def reading(self) -> AbstractContextManager[None]:
-        """Return a context manager within which to read this file once it is open.
+        """Return a context manager for a ``with`` block that reads this file after opening it.
 
-        There, an error of an object store is raised as FileNotFoundError or `RunError`.
+        In the block, an error of an object store is raised as FileNotFoundError or `RunError`.
         """
         ...
 
@@ -174,7 +174,7 @@ class LocalLocation:
 
     @property
     def is_remote(self) -> bool:
-        """False: this is on this machine."""
+        """Always False: the location is on this machine."""
         return False
 
     @property
@@ -252,7 +252,7 @@ class LocalLocation:
         # exits, Python aborts.
         opened = pa.OSFile(str(self.path), "rb")
         if entry is not None:
-            now = self.path.lstat()  # after opening: a later replacement has no effect
+            now = self.path.lstat()  # after opening: later changes of the path do no harm
             if (now.st_size, now.st_mtime_ns) != (entry.size, entry.changed):
                 opened.close()
                 raise FileNotFoundError(self.path)

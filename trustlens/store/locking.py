@@ -25,12 +25,12 @@ _REFUSED: Final = (errno.EACCES, errno.EAGAIN)
 file system does not support locks."""
 
 _HELD: Final[dict[tuple[str, int], object]] = {}
-"""The locks that this process holds. A key is the locked directory and the process id: a forked
-process inherits this dict, but not the locks."""
+"""The locks that this process holds. A key is the locked directory and the process id. The id is
+needed because a forked process inherits this dict, but not the locks."""
 
 _GUARD: Final = Lock()
-"""Held while a lock is noted in `_HELD`, and while :func:`is_held` has a lock file open: in the
-meantime, no thread of this process can take a lock."""
+"""Held while a lock is added to `_HELD`, and while :func:`is_held` has a lock file open. So no
+thread of this process can take a lock while that file is open."""
 
 _FLOCK: Final = "hhqqi"  # the format of Linux's struct flock
 _TEXT_BYTES: Final = 1024  # maximum size of a lock file's text
@@ -109,7 +109,7 @@ def is_held(directory: Path) -> bool | None:
             return None
         try:
             holder = os.read(descriptor, _TEXT_BYTES).decode(errors="replace")
-            # The file is empty if its process died before it wrote its id and machine.
+            # The file is empty if the process that locked it died before it wrote the text.
             is_local = not holder or holder.endswith(_on_this_machine())
             request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, request)

@@ -1,4 +1,7 @@
-"""Reading the tables of a run, even while the run is written: each row once, no incomplete rows."""
+"""Reading the tables of a run, even while the run is being written.
+
+A reader gets each row once, and never an incomplete row.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class RunFiles:
     """Reads the files of one run.
 
     Folder listings and step ranges are cached in the instance, parsed footers in the cache that all
-    runs share. What is read from a file is read again when the file has changed.
+    runs share. A file that has changed is read again.
 
     Parameters
     ----------
@@ -98,7 +101,7 @@ class RunFiles:
         columns : sequence of str, optional
             The columns to read; all by default.
         rows : RowFilter
-            The filter that the returned rows pass; by default all rows do.
+            Only rows that pass this filter are returned; by default all rows.
 
         Raises
         ------
@@ -177,7 +180,7 @@ class RunFiles:
         return known[1]
 
     def pieces(self) -> dict[Piece, Entry]:
-        """Return the files of the overview: the entry of each `Piece`."""
+        """Return the `Entry` of each overview file, by the `Piece` that describes the file."""
         levels = [entry.name for entry in self.listed(OVERVIEW) if is_level(entry.name)]
         found = [self.listed(f"{OVERVIEW}/{level}") for level in levels]
         known = self._pieces
@@ -212,7 +215,7 @@ class RunFiles:
         known = self._spans_of.get(table)
         if known is None or known[0] is not sealed:
             unknown = [number for number in sealed if (table, sealed[number]) not in self._spans]
-            # To open a single segment is as fast as to open an overview file that lists it.
+            # If one segment is unknown, opening it is as fast as opening an overview file.
             listed_spans = (
                 self._listed_in_overview() if table == "layers" and len(unknown) > 1 else {}
             )
@@ -233,7 +236,7 @@ class RunFiles:
         return known[1]
 
     def _listed_in_overview(self) -> dict[int, Sealed]:
-        """Return the segments from which the overview files were made, by their numbers."""
+        """Return the segments that the overview files list, by segment number."""
         listed_spans: dict[int, Sealed] = {}
         pieces = self.pieces()
         # Files that list many segments come first, so that few files are opened.
@@ -281,7 +284,7 @@ class RunFiles:
         Returns
         -------
         pyarrow.Table or None
-            The rows; None if it is known without reading the rows that none of them passes.
+            The rows; None if the steps or the row-group index already show that no row passes.
 
         Raises
         ------
@@ -317,7 +320,10 @@ class RunFiles:
         return rows.of(readable(path, read)).select(list(columns))
 
     def cached(self, entry: Entry, key: Hashable, make: Callable[[], Item]) -> Item:
-        """Return the item that is cached for a file and a key; if none is, cache ``make()``."""
+        """Return the item that is cached for a file and a key; if there is none, call ``make()``.
+
+        The result of ``make()`` is cached only if the file's time of change is known.
+        """
         if not entry.changed:
             return make()
         return CACHE.get((self._identity, entry, key), make)

@@ -16,7 +16,7 @@ from trustlens.errors import MissingDependencyError, RunError, UsageError
 from trustlens.store.location import Entry, Location, check_small
 
 _SECRET: Final = ("secret", "token", "key", "sig", "password")
-"""An option of an address is a secret, and never shown, if its name contains one of these."""
+"""If the name of an option contains one of these words, the option is secret and never shown."""
 
 _SERVER: Final = ("endpoint_override", "blob_storage_authority", "dfs_storage_authority")
 """The options of an address that say on which server the store is."""
@@ -61,18 +61,18 @@ class RemoteLocation:
 
     @property
     def is_remote(self) -> bool:
-        """True: this is on an object store."""
+        """Always True: the location is on an object store."""
         return True
 
     @property
     def whole_address(self) -> str:
-        """The address with its options, as the command line takes it."""
+        """The text that names this location on the command line: the address with its options."""
         options = urlencode(self.options, safe=":/")
         return f"{self.address}?{options}" if options else self.address
 
     @property
     def identity(self) -> str:
-        """The address and the server, which together no other location has."""
+        """The address and the server, which together are unique to this location."""
         server = [value for name, value in self.options if name in _SERVER]
         return "?".join([self.address, *server])
 
@@ -119,7 +119,7 @@ class RemoteLocation:
 
     @contextmanager
     def reading(self) -> Generator[None]:
-        """Return a context manager within which to read this file once it is open.
+        """Return a context manager for a ``with`` block that reads this file after opening it.
 
         Raises
         ------
@@ -181,7 +181,7 @@ def _entry(info: Any) -> Entry:
 
 
 def remote_of(location: Location) -> RemoteLocation | None:
-    """Return a location that is on an object store; None for a location on this machine."""
+    """Return ``location`` itself if it is on an object store; None if it is on this machine."""
     return location if isinstance(location, RemoteLocation) else None
 
 

@@ -27,8 +27,8 @@ _UNFINISHED: Final = re.compile(
 def repair(directory: Path) -> list[Leftover]:
     """Seal the journals that a dead process left in a run, and complete the overview.
 
-    A run can be read and resumed without a repair. On a repaired run, another call returns an empty
-    list.
+    A run can be read and resumed without a repair. If the run was repaired before, an empty list is
+    returned.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def repair(directory: Path) -> list[Leftover]:
     Returns
     -------
     list of Leftover
-        One for each table whose journals held rows or an incomplete batch, with the number of rows
-        that were sealed.
+        One item for each table whose journals held rows or an incomplete batch. The item has the
+        number of rows that were sealed.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def repair(directory: Path) -> list[Leftover]:
     try:
         clear_unfinished(directory)
         noted = with_missing_steps(directory, info, torn_bytes(directory))
-        if noted != info:  # while the journals still show what is missing
+        if noted != info:  # before the journals, which show these steps, are removed
             write_info(directory, noted)
         found = [seal_leftovers(directory, table) for table in TABLES]
         found = [each for each in found if each.is_something]
@@ -85,4 +85,4 @@ def clear_unfinished(directory: Path) -> None:
         for name in LocalLocation(folder).names():
             if _UNFINISHED.fullmatch(name):
                 with suppress(OSError):
-                    (folder / name).unlink()  # even a link: a later write would follow it
+                    (folder / name).unlink()  # links too: a later write would follow them

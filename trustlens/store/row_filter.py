@@ -24,7 +24,7 @@ class RowFilter:
     steps : int64 array (n,), optional
         The steps whose rows pass, in ascending order.
     texts : mapping of str to collection of str
-        For each of these columns, the values with which a row passes.
+        For each text column named here, the accepted values: a row passes if it has one of them.
     """
 
     first: int | None = None
@@ -39,7 +39,7 @@ class RowFilter:
         return (*(("step",) if of_steps else ()), *self.texts)
 
     def may_be_between(self, first: int, last: int) -> bool:
-        """Return whether any row may pass whose step is in the range ``first`` to ``last``."""
+        """Return whether a row with a step from ``first`` to ``last`` may pass."""
         if self.steps is not None:
             place = int(np.searchsorted(self.steps, first))
             return place < len(self.steps) and int(self.steps[place]) <= last
@@ -52,7 +52,7 @@ class RowFilter:
         return replace(self, texts={key: among for key, among in self.texts.items() if key != name})
 
     def of(self, table: pa.Table) -> pa.Table:
-        """Return the rows of a table that pass."""
+        """Return the rows of a table that pass the filter."""
         keep = np.ones(table.num_rows, np.bool_)
         if "step" in self.needs:
             step = numbers(table["step"])

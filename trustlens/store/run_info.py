@@ -80,12 +80,14 @@ class OptimizerInfo:
 
 @dataclass(frozen=True, slots=True)
 class RecordingInfo:
-    """How a run was recorded, and which of its steps are missing: ``recorder`` in ``run.json``.
+    """How a run was recorded, and which of its steps are missing.
+
+    This is the value of the key ``recorder`` in ``run.json``.
 
     Attributes
     ----------
     every, histograms_every : int
-        Numbers of steps from one record to the next, of the table ``layers`` and of histograms;
+        Recording periods, in steps, of the table ``layers`` and of the table ``histograms``.
         ``histograms_every`` is 0 if histograms are not recorded.
     precision : int or None
         Number of mantissa bits to which floats of the table ``layers`` were rounded. It is 23 if
@@ -94,7 +96,8 @@ class RecordingInfo:
         The names of the backends that computed the statistics, separated by commas.
     session : str or None
         Identifier of the recording that wrote the run last; None for a run that was not recorded to
-        an object store. A staging folder with another identifier has an older state of the run.
+        an object store. A staging folder whose ``run.json`` has another identifier than the
+        ``run.json`` on the store has an older state of the run.
     optimizer_steps_before : tuple of int
         For each optimizer, the number of steps that it had done before the first step of the run.
     gaps : step ranges
@@ -211,9 +214,11 @@ class RecordingInfo:
         return replace(self, gaps=other.gaps, passed_over=other.passed_over, torn=other.torn)
 
     def resumed_by(self, new: RecordingInfo) -> RecordingInfo:
-        """Return the new state when a recording with the options of ``new`` resumes this run.
+        """Return a copy for this run when it is resumed by a recording with the options of ``new``.
 
-        The missing steps, and everything else that ``new`` does not say, stay as they are here.
+        The recording periods, the precision and the statistics are those of ``new``. So is the
+        session, unless ``new`` has none. ``stopped`` and ``repaired`` become None. The other
+        attributes are unchanged.
         """
         return replace(
             self,
@@ -242,13 +247,14 @@ class RunInfo:
     name : str
         The name of the run.
     created, closed : str
-        When the run was created and closed, ISO 8601 in UTC; ``closed`` is None until then.
+        When the run was created and closed, ISO 8601 in UTC; ``closed`` is None for a run that was
+        not closed.
     optimizers : tuple of OptimizerInfo
         The optimizers.
     layers : tuple of LayerInfo
         The layers, which are parameter tensors.
     config : mapping
-        What the user gave as the run's configuration.
+        The run's configuration, as the user gave it.
     versions : mapping of str to str
         Versions of the software with which the run was recorded.
     recording : RecordingInfo
@@ -300,7 +306,7 @@ class RunInfo:
         return {**own, "recorder": self.recording.to_json()}
 
     def change_recording(self, **changes: Any) -> RunInfo:
-        """Return a copy in which these fields of ``recording`` have these values."""
+        """Return a copy in which ``changes`` replace attributes of ``recording``."""
         return replace(self, recording=replace(self.recording, **changes))
 
     def closed_at(self, time: str, **changes: Any) -> RunInfo:
@@ -382,7 +388,7 @@ def storable(text: str) -> str:
 
 
 def _int_or_float(text: str) -> int | float:
-    """Parse an integer; return a float if it has 19 digits or more: no valid value is so large."""
+    """Parse an integer. From 19 characters on, return a float: no valid value is so large."""
     return int(text) if len(text) < 19 else float(text)
 
 

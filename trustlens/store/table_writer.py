@@ -1,4 +1,4 @@
-"""Writing one table of a run: rows go to a journal, and are sealed in large batches."""
+"""Writing one table of a run: rows go to a journal first, and many together to a Parquet file."""
 
 from __future__ import annotations
 
@@ -67,8 +67,7 @@ class TableWriter:
         Returns
         -------
         dict of int to pyarrow.Table
-            The segment that was sealed: its number, and its rows as sorted. Empty if none was
-            sealed.
+            If a segment was sealed, the sorted rows of the segment, by its number. Otherwise empty.
 
         Raises
         ------
@@ -121,7 +120,7 @@ class TableWriter:
         step : int
             The last step whose rows are kept.
         layers : mapping of str to int
-            By layer name, the last step whose rows are kept, for layers where it is not ``step``.
+            Layers with another last step than ``step``: by layer name, the last step that is kept.
         keep : Path
             The folder for copies of the segments that are rewritten.
         """
@@ -168,7 +167,7 @@ class TableWriter:
         return self._stream, self._file
 
     def _truncate_journal(self, size: int) -> None:
-        """Truncate the journal to its whole batches, ``size`` bytes, and begin the next segment."""
+        """Cut the journal to ``size`` bytes, which are whole batches; begin the next segment."""
         with suppress(OSError):
             if self._file is not None:
                 self._file.close()

@@ -139,7 +139,7 @@ class RunWriter:
             self._complete_overview(sealed)
 
     def change_info(self, change: Callable[[RunInfo], RunInfo]) -> None:
-        """Replace the contents of ``run.json`` by ``change(contents)``. Thread-safe.
+        """Call ``change`` with the contents of ``run.json``, and write the result. Thread-safe.
 
         If the disk is full, the new ``run.json`` is written at a later flush.
         """
@@ -175,7 +175,7 @@ class RunWriter:
         step : int
             The last step whose rows are kept.
         layers : mapping of str to int
-            By layer name, the last step whose rows are kept, for layers where it is not ``step``.
+            Layers with another last step than ``step``: by layer name, the last step that is kept.
 
         Returns
         -------

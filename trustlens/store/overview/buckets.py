@@ -73,7 +73,7 @@ def buckets_of(values: pa.ChunkedArray, starts: NDArray[np.intp]) -> Buckets:
     array = numbers(values)
     if values.null_count or not len(starts) or not np.isfinite(array).all():
         return bucket_per_value(values).joined(starts)
-    counts = np.diff(starts, append=len(array))  # all values are finite: usual, and much faster
+    counts = np.diff(starts, append=len(array))  # the usual case, all values finite: faster
     return Buckets(
         counts,
         counts,
@@ -97,7 +97,11 @@ def bucket_per_value(values: pa.ChunkedArray) -> Buckets:
 
 
 def starts_of(*keys: NDArray[Any]) -> NDArray[np.intp]:
-    """Return 0, and the indices at which any of the arrays differs from its previous item."""
+    """Return the indices at which a new group of equal items begins, in ascending order.
+
+    At such an index, an item of at least one array differs from the previous item of that array.
+    The first index is 0. If the arrays are empty, there are no indices.
+    """
     begins = np.zeros(len(keys[0]), np.bool_)
     begins[:1] = True
     for key in keys:

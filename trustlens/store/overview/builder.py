@@ -53,7 +53,7 @@ class OverviewBuilder:
         self._finest = finest
         self._existing: set[Piece] = set()
         self._missing: list[int] = []  # numbers of segments that are not in the overview
-        self._next: int | None = None  # the next segment's number; None: scan first
+        self._next: int | None = None  # the next segment's number; None if a scan is due
         self._cached: dict[Piece, tuple[int, list[pa.Table]]] = {}  # bytes, rows by quantity
 
     def complete(
@@ -117,7 +117,7 @@ class OverviewBuilder:
         return not self._missing and not any(sealed)
 
     def _scan(self) -> set[int]:
-        """Find overview files, and segments without one; return the numbers of all segments."""
+        """Find overview files and the segments that are in none; return all segments' numbers."""
         sealed = sealed_numbers(self._directory, "layers")
         unsealed = journal_numbers(self._directory, "layers") - sealed
         existing = pieces(self._directory)
@@ -125,7 +125,7 @@ class OverviewBuilder:
             existing = [piece for piece in existing if self._is_current(piece, sealed)]
         self._existing = set(existing)
         self._finest = min([self._finest, *(piece.level for piece in existing)])
-        # No segment with a lower number will be sealed later.
+        # No segment with a number below this one will be sealed later.
         self._next = min(unsealed, default=max(sealed, default=-1) + 1)
         finest = [piece for piece in existing if piece.level == self._finest]
         covered = {number for piece in finest for number in range(piece.first, piece.last + 1)}
@@ -135,7 +135,7 @@ class OverviewBuilder:
     def _is_current(self, piece: Piece, sealed: set[int]) -> bool:
         """Return whether an overview file's segments are unchanged; if not, remove the file.
 
-        The segments may have changed if the run was copied file by file, and the copy interrupted.
+        The segments may have changed if the run was copied file by file, and copying was stopped.
         """
         with suppress(RunError, OSError):
             if sealed.issuperset(range(piece.first, piece.last + 1)) and all(
@@ -147,16 +147,16 @@ class OverviewBuilder:
         return False
 
     def _levels(self, sealed: Collection[int]) -> range:
-        """Return the levels that may have a file that covers any of these segments."""
+        """Return the levels at which a file may cover some of these segments."""
         count = max(sealed, default=0) + 1
         return range(self._finest, self._finest + (count.bit_length() + 1) // 2)
 
     def _size(self, level: int) -> int:
-        """Return the number of segments that each of the smallest files of a level covers."""
+        """Return how many segments a file of a level covers before it is joined with others."""
         return 4 ** (level - self._finest)
 
     def _blocks(self, sealed: Collection[int]) -> Iterator[Piece]:
-        """Yield the smallest files that cover these segments, of all levels except the finest."""
+        """Yield the unjoined files that cover these segments, at each level except the finest."""
         for level in self._levels(sealed)[1:]:
             yield from _aligned(sealed, level, self._size(level))
 
@@ -165,7 +165,7 @@ class OverviewBuilder:
         return block in self._existing or joined in self._existing
 
     def _join(self, block: Piece) -> None:
-        """Join the smallest files of a level into ``block``, if all its parts exist."""
+        """Join the unjoined files that ``block`` consists of, if all of them exist."""
         # If ``block`` exists already, a process died after it built the file and before it removed
         # the parts.
         if block in self._existing or self._build(block, block.level):
@@ -176,7 +176,7 @@ class OverviewBuilder:
         return list(_aligned(range(block.first, block.last + 1, size), level, size))
 
     def _build(self, block: Piece, level: int) -> bool:
-        """Build ``block`` from the smallest files of ``level``; return whether this succeeded."""
+        """Build ``block`` from the unjoined files of ``level``; return whether this succeeded."""
         parts = self._parts_of(block, level)
         if not self._existing.issuperset(parts):
             return False

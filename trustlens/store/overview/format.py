@@ -8,9 +8,9 @@ The number k is the level of the file. At level k, step s is in bucket (s − 1)
 one row for each quantity, layer and bucket that has a value.
 
 At the finest level, a file covers one segment. At each coarser level, a file covers four times as
-many, so that all files are of similar size. Then 16 adjacent files of a level are joined into one,
-so that there are few files. If two segments have steps of the same bucket, each of their files has
-a row for the bucket, and the reader merges the two.
+many, so that all files are of similar size. When 16 adjacent files of a level are complete, they
+are joined into one, so that there are few files. If two files have a row for the same bucket,
+because both cover steps of this bucket, the reader merges the two rows.
 
 The overview is made from the sealed segments. If an overview file is missing, the reader reads the
 segments instead.
@@ -54,7 +54,7 @@ FINEST: Final = 3
 """The finest level if every step is recorded: its buckets have 4^3 = 64 steps."""
 
 _GROUP_ROWS: Final = 32_768
-"""Maximum number of rows of a row group. A reader of one layer skips the row groups without it."""
+"""Maximum number of rows of a row group. A reader of one layer skips those without it."""
 
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
 SCHEMA: Final = pa.schema(
@@ -71,8 +71,8 @@ SCHEMA: Final = pa.schema(
 )
 """Each row is a bucket of one quantity of one layer. ``step`` is the first step of the bucket.
 ``rows`` is the number of values that are not null, ``finite`` the number of finite values. ``min``,
-``mean`` and ``max`` are those of the finite values, null if there are none. As float32 values, they
-are rounded if they are integers above 2^24."""
+``mean`` and ``max`` are those of the finite values; they are null if no value is finite. Integers
+above 2^24 are rounded to float32."""
 
 _LEVELS: Final = frozenset(map(str, range(1, 27)))  # level 26: 2^52 steps, half of LAST_STEP
 _FILE: Final = re.compile(r"(\d{6,18})-(\d{6,18})\.parquet")
@@ -102,7 +102,7 @@ class Piece:
 
 
 def finest_level(info: RunInfo) -> int:
-    """Return the finest level k for a run: 64 to 256 of the 4^k steps in a bucket are recorded."""
+    """Return the finest level for a run: a bucket of this level has 64 to 256 recorded steps."""
     return FINEST + ((info.recording.every - 1).bit_length() + 1) // 2
 
 
@@ -119,7 +119,7 @@ def pieces(directory: Path) -> list[Piece]:
 
 
 def is_level(name: str) -> bool:
-    """Return whether ``name``, of a folder in the overview, is the name of a level."""
+    """Return whether a folder of the overview with this name is the folder of a level."""
     return name in _LEVELS
 
 
@@ -187,7 +187,7 @@ def write_piece(
 def read_pieces(directory: Path, wanted: Sequence[Piece]) -> Iterator[pa.Table]:
     """Read files of the overview; yield one table for each recorded quantity.
 
-    Each table has the rows of all the files, in the order of ``wanted``. It may be empty.
+    Each table has the rows of all files, in the order of ``wanted``. A table may be empty.
 
     Raises
     ------
@@ -235,7 +235,7 @@ def _report_damage(path: Path) -> AbstractContextManager[None]:
 
 
 def _row_groups_by_quantity(metadata: pq.FileMetaData) -> dict[str, list[int]]:
-    """Return the indices of the row groups of each quantity, by its name."""
+    """Return, for each quantity's name, the indices of the row groups that hold the quantity."""
     found: dict[str, list[int]] = {}
     for index, group in enumerate(read_groups(metadata) or ()):
         if group.texts is not None:
@@ -246,7 +246,7 @@ def _row_groups_by_quantity(metadata: pq.FileMetaData) -> dict[str, list[int]]:
 def downsample(rows: pa.Table, level: int) -> Iterator[pa.Table]:
     """Downsample rows of ``layers`` to buckets of 4^level steps; yield one table for each quantity.
 
-    The rows must be sorted by layer, then step. The tables have `SCHEMA`, and are sorted likewise.
+    The rows must be sorted by layer, then step. The tables have `SCHEMA` and the same order.
     """
     layer, names = codes(rows["layer"])
     bucket = bucket_of(rows["step"], level)
@@ -283,12 +283,15 @@ def merge_buckets(rows: pa.Table, level: int) -> pa.Table:
 
 
 def bucket_of(step: pa.ChunkedArray, level: int) -> NDArray[np.int64]:
-    """Return the index of the bucket of each step, int64 (rows,), for buckets of 4^level steps."""
+    """Return each step's bucket index, int64 (rows,), for buckets of 4^level steps."""
     return (numbers(step) - 1) >> (2 * level)
 
 
 def buckets_in(rows: pa.Table) -> Buckets:
-    """Return the buckets that overview rows describe; without column min or max, these are ±∞."""
+    """Return the buckets that rows of an overview file describe.
+
+    If ``rows`` lacks the columns ``min`` and ``max``, ``low`` is ∞ and ``high`` is −∞.
+    """
     finite = numbers(rows["finite"]).astype(np.int64)
     is_empty = finite == 0
 

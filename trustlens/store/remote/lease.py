@@ -31,7 +31,7 @@ REFRESH_INTERVAL: Final = 10.0
 """Seconds between two refreshes. A writer that misses three refreshes is considered dead."""
 
 _CHECKS: Final = 30
-"""How often the object is read while another writer has time for three refreshes."""
+"""How many times the object is read, within three refresh intervals, to see if it changes."""
 
 
 class Lease:
@@ -75,7 +75,7 @@ class Lease:
         Raises
         ------
         UsageError
-            If another writer refreshed the lease meanwhile, or the store cannot be written.
+            If another writer refreshed the lease during the check, or the store cannot be written.
         """
         try:
             if self._holding_session() not in {None, self.session, known_dead}:
@@ -94,8 +94,8 @@ class Lease:
     def is_kept(self) -> bool:
         """Return whether this recording still holds the lease.
 
-        If the last refresh is more than half of `REFRESH_INTERVAL` ago, the object is read, and
-        refreshed.
+        If the last refresh is more than half of `REFRESH_INTERVAL` ago, the object is read. If it
+        still names this recording, it is refreshed.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class Lease:
             time.sleep(3 * REFRESH_INTERVAL / _CHECKS)
             try:
                 now = self._text()
-            except (OSError, pa.ArrowException):  # nor could a live writer refresh the object
+            except (OSError, pa.ArrowException):  # a live writer could not refresh either
                 silent, failed = 0, failed + 1
                 if failed == _CHECKS:
                     raise

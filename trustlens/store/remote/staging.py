@@ -38,23 +38,26 @@ _CHUNK: Final = 1 << 22  # number of bytes read at once in a download
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Size and time of change, in ns since 1970, of a file: if equal, the file is unchanged."""
+    """The size of a file in bytes, and its time of change in ns since 1970.
+
+    If both are the same as before, the file has not changed.
+    """
 
     size: int
     changed: int
 
 
 UNKNOWN: Final = Version(-1, -1)
-"""Used as the version of a file on the store if there is no list of uploaded files. Then it is not
-known whether the file belongs to the run."""
+"""The version of a file on the store if there is no valid list of uploaded files. Without the list,
+it is not known whether the file belongs to the run."""
 
 
 def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | None]:
     """Prepare the folder on this machine in which a run is written.
 
-    For a run on this machine, that is ``directory`` itself. For a run on an object store, it is the
-    staging folder; the lease of the run is taken, and if the staging folder does not have all files
-    of the run, they are downloaded to it.
+    For a run on this machine, the folder is ``directory`` itself. For a run on an object store, it
+    is the staging folder. In this case, the lease of the run is taken. If the staging folder lacks
+    files of the run, the run is downloaded into it.
 
     Parameters
     ----------
@@ -76,7 +79,7 @@ def prepare_folder(directory: Location, *, resume: bool) -> tuple[Path, Lease | 
         If the address holds a run and ``resume`` is False, another process is recording the run, or
         the address cannot be written.
     RunError
-        If the object store does not answer, or its run.json cannot be read.
+        If the object store does not answer, or a run.json cannot be read.
     """
     remote = remote_of(directory)
     if remote is None:
@@ -129,8 +132,8 @@ def _complete_staging(remote: RemoteLocation, staging: Path, lease: Lease) -> No
 def _has_all(staging: Path, remote: RemoteLocation) -> bool:
     """Return whether a staging folder has all segments that are on the store.
 
-    If it does not, the user's cache folder was cleaned. A resumed recording would then give the
-    numbers of the missing segments to new ones.
+    Segments are missing if the user's cache folder was cleaned. A resumed recording would give
+    their numbers to new segments.
     """
     sealed = {name for name in files_of(remote) if name.startswith(TABLES)}
     return sealed.issubset(files_of(staging))
@@ -227,7 +230,10 @@ def files_of(address: Address) -> dict[str, Version]:
 
 
 def uploaded(staging: Path) -> dict[str, Version] | None:
-    """Return the list of uploaded files by path; None if there is no list, {} if it is invalid."""
+    """Return the version of each uploaded file, by path, as the list of uploaded files says.
+
+    None if there is no list; an empty dict if the list is invalid.
+    """
     try:
         noted: Any = json.loads((staging / _UPLOADED).read_bytes())
         return {str(name): Version(*map(int, version)) for name, version in noted.items()}

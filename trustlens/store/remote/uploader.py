@@ -87,7 +87,7 @@ class Uploader:
         self._thread.start()
 
     def flush(self) -> None:
-        """Wait until all files of this moment are uploaded, but at most `FLUSH_TIMEOUT` seconds."""
+        """Wait until all files that exist now are uploaded, but at most `FLUSH_TIMEOUT` seconds."""
         with self._wake:
             target = self._rounds + 2  # the round under way may have begun before this call
             end = time.monotonic() + FLUSH_TIMEOUT
@@ -102,7 +102,7 @@ class Uploader:
             _log.warning("trustlens: %s", self.what_is_left)
 
     def finish(self) -> bool:
-        """Upload the rest, and remove the staging folder; return whether this succeeded."""
+        """Upload the remaining files, remove the staging folder; return whether this succeeded."""
         with suppress(UsageError, OSError):  # keeps other processes from writing the run
             self._staging_lock = RunLock(self._staging)
         with self._wake:
@@ -265,13 +265,17 @@ def _should_delete(name: str, version: Version | None, local: Container[str]) ->
 
 
 def _order(name: str) -> tuple[bool, bool, bool, str]:
-    """Return a key that sorts files: segments, journals of steps, other journals, run.json."""
+    """Return the key by which files are sorted for the upload.
+
+    Segments and overview files come first, then the journals of ``steps``, the other journals, and
+    ``run.json``.
+    """
     journal = name.startswith(JOURNAL)
     return name == RUN_FILE, journal, journal and not name.startswith(f"{JOURNAL}/steps"), name
 
 
 def repair_remote(remote: RemoteLocation) -> list[Leftover] | None:
-    """Repair an interrupted run in the staging folder on this machine, and upload the rest of it.
+    """Repair an interrupted run in the staging folder, and upload the files that are not uploaded.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Reading all rows of one segment: of a sealed Parquet file, or of a journal."""
+"""Reading all rows of one sealed segment, or of one journal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def read_journal(path: Address, table: str) -> pa.Table:
 
 
 def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
-    """Return the rows of a journal's whole batches, and the number of bytes after these batches."""
+    """Return the rows of a journal's whole batches, and the number of bytes after these batches.
+
+    The number is 0 if there is no incomplete batch. A journal of more than `BYTES` bytes is not
+    read: no rows are returned, and the number is its size.
+    """
     path, schema = locate(address), SCHEMAS[table]
     batches = [no_rows(schema)]
     with path.open() as file, path.reading():
@@ -56,7 +60,7 @@ def read_whole(address: Address, table: str) -> tuple[pa.Table, int]:
     except StopIteration:
         torn = 0
     except (pa.ArrowException, OSError, ValueError, KeyError):
-        torn = size - whole  # is being written; or its process died; or it is not a journal
+        torn = size - whole  # a batch is incomplete, or this is not a journal
     return pa.concat_tables(batches), torn
 
 

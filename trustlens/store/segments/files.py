@@ -14,7 +14,7 @@ _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
 
 
 def sealed_in(names: Iterable[str]) -> dict[int, str]:
-    """Keep only the names of sealed segments; return them by segment number, ascending."""
+    """Return the file names of sealed segments among ``names``, ordered by segment number."""
     matches = (match for name in names if (match := _SEALED.fullmatch(name)))
     return dict(sorted((int(match[1]), match[0]) for match in matches))
 

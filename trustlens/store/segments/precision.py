@@ -20,8 +20,8 @@ def round_floats(table: pa.Table, bits: int) -> pa.Table:
     """Round the float32 columns of a table to ``bits`` mantissa bits, instead of 23.
 
     Values are rounded to nearest, ties to even. The relative error is at most 2^−(bits + 1), except
-    for subnormal values, where it may be larger. NaN, infinity and null are not changed. Nor are
-    finite values that would round to infinity.
+    for subnormal values, where it may be larger. NaN, infinity and null are not changed.
+    Finite values that would round to infinity are not changed either.
     """
     columns = [
         _round_column(each, bits) if pa.types.is_float32(each.type) else each

@@ -45,7 +45,7 @@ def roll_back_segment(
 
 
 def _copy(path: Path, folder: Path) -> None:
-    """Copy a file to a folder before it is replaced. A hard link is made instead where possible."""
+    """Save a file, which will be replaced, in a folder: as a hard link if possible, else a copy."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, folder / path.name)

@@ -65,7 +65,7 @@ class Group:
         return any(low <= text <= high for text in among)
 
     def all_have(self, name: str) -> bool:
-        """Return whether all rows of the group surely have the same value in column ``name``."""
+        """Return whether all rows of the group are known to have one value in column ``name``."""
         return self.text == name and self.texts is not None and self.texts[0] == self.texts[1]
 
 
@@ -77,7 +77,7 @@ def alphabetical_ranks(texts: Sequence[str]) -> NDArray[np.int64]:
 
 
 def groups_of(table: pa.Table, text: str | None, size: int) -> list[Group]:
-    """Describe the row groups of a table written with ``size`` rows each and sorted by ``text``."""
+    """Describe the row groups, of ``size`` rows, in which a table sorted by ``text`` is written."""
     step = numbers(table["step"])
     names = None if text is None else table[text]
     groups: list[Group] = []

@@ -21,7 +21,7 @@ row groups had half as many rows, files would be 1 % larger."""
 
 
 def write_sealed(path: Path, name: str, table: pa.Table) -> pa.Table:
-    """Write rows as a segment of the table ``name``, atomically; return the rows as sorted."""
+    """Sort rows, write them atomically as a segment of table ``name``, and return them."""
     keys = [key for key in ("layer", "name", "quantity") if key in table.column_names]
     table = table.unify_dictionaries().combine_chunks()
     table = table.take(column(_order(table, keys), pa.int64()))
