@@ -106,7 +106,7 @@ class Snapshot:
         return known
 
     def version(self, entry: Entry) -> list[str]:
-        """Return a JSON value that changes when the run changes: its state, or the error."""
+        """Return a JSON value that changes with the run: its version and status, or its error."""
         if entry.run is None:
             return [entry.error]
         try:

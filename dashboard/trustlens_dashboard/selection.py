@@ -74,7 +74,7 @@ def _family(entries: Sequence[Entry], run_id: str) -> str:
 def _default_partner(entries: Sequence[Entry], chosen: str) -> str | None:
     """Return the id of the run to compare with ``chosen``, or None if there is no other run.
 
-    A run is preferred if one of the two runs then uses Adam and the other LAMB. Next come a run of
+    A run is preferred that makes a pair of one Adam run and one LAMB run. Next come a run of
     another optimizer family, a run with the same learning rate, and the newest run.
     """
     runs = _readable_runs(entries)

@@ -45,8 +45,8 @@ class RunTables:
     path : Location
         The directory of the run.
     info : RunInfo
-        The content of ``run.json``. If the file changed, all methods that read layers read it
-        again.
+        The content of ``run.json``. All methods that read layers read the file again if the file
+        changed.
     """
 
     def __init__(self, path: Address) -> None:
@@ -202,16 +202,16 @@ class RunTables:
         steps : (int, int), optional
             The first and the last step; default: all.
         extremes : bool
-            Whether to return the smallest and the largest value of each bucket. Otherwise both are
-            None. They are always None for a quantity that is derived from two others. Because
-            these values are stored as float32, counts above 2^24 are rounded.
+            If True, the result has the smallest and the largest value of each bucket, except for a
+            quantity that is derived from two others. If False, and for such a quantity, both are
+            None. Both are stored as float32, so counts above 2^24 are rounded.
 
         Returns
         -------
         Downsampled, or dict of str to Downsampled
-            A dict from the name of each quantity if ``names`` is a list or tuple. All its
-            quantities have the same buckets. The arrays have shape (buckets, layers). The layers
-            are in the requested order, without duplicates.
+            If ``names`` is a list or tuple, a dict from the name of each quantity to its
+            Downsampled. All quantities then have the same buckets. The arrays have shape (buckets,
+            layers). The layers are in the requested order, without duplicates.
 
         Raises
         ------

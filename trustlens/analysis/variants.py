@@ -42,8 +42,8 @@ _DIRECTION_OPTIONS: Final = {
     "rectify": (False, "its first steps are not divided by √v̂"),
     "grad_averaging": (True, "its m is a sum of gradients, not an average"),
 }
-"""Options of Adam and LAMB that change d, by name. For one value of an option, which is given here,
-d has a formula of `_ADAM`. The text says why d differs for the other value."""
+"""Options of Adam and LAMB that change d, by name. Each entry has the setting for which d has a
+formula of `_ADAM`, and a text that says why d differs for the other setting."""
 
 _CANCELLATION: Final = 0.01  # ‖d+λw‖ / (‖d‖+λ‖w‖) below which the error may exceed 1e-3
 _ROUNDING: Final = 1e-4  # a clipped norm may exceed its bound by this fraction
@@ -65,7 +65,7 @@ def trust_ratio(
         last = int(rows["step"].to_numpy().max())
         _check_never_clipped(run, float(options["max_grad_norm"]), last, debiased)
     decay = columns["weight_decay"]
-    if "weight_decay" in options:  # rounded like the recorded decay, so that they can be equal
+    if "weight_decay" in options:  # rounded like the recorded decay: equal decays compare equal
         decay = np.full(len(rows), np.float32(options["weight_decay"]), np.float64)
     scale = _scale(columns, debiased[layers], debias=options["debias"] is True)
     values = lamb_ratio(
@@ -240,7 +240,7 @@ def _check_never_clipped(
 
 
 def _clips_itself(optimizer: OptimizerInfo, bound: float) -> bool:
-    """Return whether the optimizer itself clipped gradients to the norm ``bound``, as some do."""
+    """Return whether the optimizer itself clipped to the norm ``bound``, as some LAMBs do."""
     variant = LAMB_VARIANTS.get(optimizer.variant or "", {})
     has_option = "max_grad_norm" in variant or optimizer.name.startswith("trustlens.")
     return has_option and all(group.get("max_grad_norm") == bound for group in optimizer.groups)

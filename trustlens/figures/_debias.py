@@ -69,7 +69,7 @@ class DebiasPanel:
     faded : int
         The first t at which the factor is within 1 % of 1.
     recorded : Recorded or None
-        The factor that the run recorded for this β.
+        The factor that the run recorded for this β; None if there is none, or no run was given.
     """
 
     symbol: str
@@ -282,7 +282,7 @@ def _draw(
 
 
 def _axis(low: float, high: float, scale: Scale) -> dict[str, Any]:
-    """Return type, range and ticks of an axis. A margin avoids that dots at the ends are cut."""
+    """Return type, range and ticks of an axis. A margin keeps dots at the ends from being cut."""
     first, last = (float(edge) for edge in axis_edges(low, high, 1, scale, margin=0.04))
     shown = dict(ticks(low, high, scale, most=6))
     if scale == "linear" and low == 1:

@@ -57,9 +57,10 @@ class RunColor:
 class Theme:
     """The colours of one theme, as hex.
 
-    ``panel`` is the colour of floors and plotting areas, ``ink`` that of text, ``muted`` that of
-    labels, ``alert`` that of marks for values out of view or not finite. ``crest`` is mixed with
-    the colour of a ridge: the result is the colour of the line along the ridge's top.
+    ``panel`` is the colour of plotting areas and of the floor of a 3D scene, ``ink`` that of text,
+    ``muted`` that of labels, ``alert`` that of marks for values out of view or not finite.
+    ``crest`` is mixed with the colour of a ridge: the result is the colour of the line along the
+    ridge's top.
     ``sequential`` is a colour scale from small to large values. ``diverging`` is a colour scale
     from values below a centre to values above this centre.
     """

@@ -15,8 +15,9 @@ from trustlens_dashboard.selection import Selection
 def updates(
     snapshot: Snapshot, search: str | None, listing: Any, cursor: Any
 ) -> tuple[Any, Any, Any]:
-    """Return the list of runs, the versions of the selected runs, and their badges.
+    """Return the list of runs, and the versions and the badges of the selected runs.
 
+    A selected run has a badge while it is being recorded.
     ``listing`` and ``cursor`` are the list and the versions that the browser already has. A value
     that equals the browser's is replaced by ``no_update``. The badges are replaced by
     ``no_update`` if neither the list nor the versions changed.

@@ -14,7 +14,7 @@ _SIDES: Final[dict[Side, str]] = {"below": "below", "above": "above", "nonfinite
 
 
 def extent(run: RunRidges) -> str:
-    """Return HTML that says how many layers and steps are drawn, and how many are out of view."""
+    """Return HTML with the numbers of drawn layers, drawn steps and layers out of view."""
     layers = counted(run.layers, "layer")
     if not len(run.steps):
         return f"{layers}, no steps"
@@ -27,7 +27,7 @@ def extent(run: RunRidges) -> str:
 
 
 def note(run: RunRidges) -> str:
-    """Return the text after a run's name: how many layers and steps the run has."""
+    """Return the text to show after a run's name: how many layers and steps the run has."""
     layers = counted(run.layers, "layer")
     if run.width > 1:
         return f"{layers} · each ridge shows means of {_grouped(run.width)} steps"

@@ -60,7 +60,11 @@ def smoothed(
 
 
 def _series(snapshot: Snapshot, search: str | None, series: str) -> NDArray[np.float64] | None:
-    """Return the values of a metric of run A or B, such as "a:loss"; None for the example."""
+    """Return the values of the metric that ``series`` names, or None.
+
+    ``series`` is, for example, "a:loss" for the metric "loss" of run A. The result is None if
+    ``series`` is the example, or if the named run is not selected or cannot be read.
+    """
     key, _, name = series.partition(":")
     selection = Selection.parse(search)
     runs = snapshot.chosen({"a": selection.a, "b": selection.b}.get(key))

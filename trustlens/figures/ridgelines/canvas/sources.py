@@ -13,7 +13,7 @@ def script() -> str:
     """Return the JavaScript that defines ``window.trustlens.ridgelines``.
 
     The script has no dependencies and makes no requests. ``ridgelines.show(element, payload,
-    step)`` draws the result of :func:`~trustlens.figures.ridgelines.canvas.payload` in an element.
+    step)`` draws the result of :func:`~trustlens.figures.ridgelines.canvas.payload` in ``element``.
     """
     return "".join(_read(f"{name}.js") for name in _SCRIPTS)
 
