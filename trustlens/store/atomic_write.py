@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def temporary_name(name: str) -> str:
-    """Return the temporary name under which a file is written. Readers skip files of such names."""
+    """Return the temporary name under which a file is written. Readers skip such files."""
     return f".{name}.tmp"
 
 

@@ -29,7 +29,7 @@ _PERIODIC: Final = ("layers", "histograms")
 
 
 def torn_bytes(address: Address) -> dict[str, int]:
-    """Return how many bytes of incomplete batches a dead process left in the journals of a run.
+    """Return the sizes of the incomplete batches that a dead process left in a run's journals.
 
     Returns
     -------

@@ -134,7 +134,11 @@ class RecordingInfo:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Parse the JSON object. A value of the wrong kind is treated as absent."""
+        """Parse the value of the key ``recorder``.
+
+        Where an integer or a list is expected, a value of another type is treated as absent. Where
+        a text is expected, it is converted to a text.
+        """
         precision = _integer(raw.get("precision"), -1, at_least=1)
         torn = {table: _ranges(raw.get(key)) for table, key in _TORN.items()}
         return cls(
@@ -275,7 +279,7 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Parse the JSON object.
+        """Parse the JSON object that was read from a ``run.json``.
 
         Raises
         ------
@@ -300,7 +304,7 @@ class RunInfo:
         return info
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
+        """Return the JSON object that is written to ``run.json``."""
         own = {"schema_version": self.schema_version, **asdict(self)}
         del own["recording"]
         return {**own, "recorder": self.recording.to_json()}

@@ -133,7 +133,7 @@ class OverviewBuilder:
         return sealed
 
     def _is_current(self, piece: Piece, sealed: set[int]) -> bool:
-        """Return whether an overview file's segments are unchanged; if not, remove the file.
+        """Return whether an overview file's segments are unchanged; otherwise remove the file.
 
         The segments may have changed if the run was copied file by file, and copying was stopped.
         """

@@ -210,7 +210,9 @@ def read_pieces(directory: Path, wanted: Sequence[Piece]) -> Iterator[pa.Table]:
 
 
 def read_sources(directory: Path, wanted: Sequence[Piece]) -> list[Sealed]:
-    """Return the segments from which files of the overview were made, as their metadata says.
+    """Return the segments that are listed in the metadata of files of the overview.
+
+    A file lists the segments that it was made from.
 
     Raises
     ------

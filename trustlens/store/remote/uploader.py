@@ -114,7 +114,7 @@ class Uploader:
 
     @property
     def what_is_left(self) -> str:
-        """A message for the user if not all files could be uploaded: where they are, what to do."""
+        """A message that tells the user where files are that were not uploaded, and what to do."""
         return (
             f"not all of '{self._remote}' could be uploaded; the rest is in '{self._staging}'. To "
             "upload it, resume the recording, or run: trustlens repair "

@@ -14,7 +14,7 @@ _JOURNAL: Final = re.compile(r"([a-z]+)-(\d{6,18})\.arrow")
 
 
 def sealed_in(names: Iterable[str]) -> dict[int, str]:
-    """Return the file names of sealed segments among ``names``, ordered by segment number."""
+    """Return the names that are those of sealed segments, by segment number in ascending order."""
     matches = (match for name in names if (match := _SEALED.fullmatch(name)))
     return dict(sorted((int(match[1]), match[0]) for match in matches))
 
