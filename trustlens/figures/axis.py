@@ -103,7 +103,10 @@ def robust_range(values: NDArray[np.float64], scale: Scale) -> tuple[float, floa
 def view_range(
     values: Sequence[NDArray[np.float64]], scale: Scale, view: View
 ) -> tuple[float, float] | None:
-    """Return the range of an axis that shows all arrays in this view; None if there is no value.
+    """Return the range of one axis for all arrays together.
+
+    ``view`` is ``"robust"`` (without outliers), ``"full"`` (all values), or the range itself, as
+    (low, high). None if ``"robust"`` or ``"full"`` finds no value that the axis can show.
 
     Raises
     ------

@@ -96,8 +96,8 @@ class RecordingInfo:
         The names of the backends that computed the statistics, separated by commas.
     session : str or None
         Identifier of the recording that wrote the run last; None for a run that was not recorded to
-        an object store. A staging folder whose ``run.json`` has another identifier than the
-        ``run.json`` on the store has an older state of the run.
+        an object store. If the ``run.json`` in a staging folder and the one on the store
+        have different identifiers, the staging folder has an older state of the run.
     optimizer_steps_before : tuple of int
         For each optimizer, the number of steps that it had done before the first step of the run.
     gaps : step ranges

@@ -213,7 +213,7 @@ class _CopyPlan:
     copies: list[Tensor]
 
     def is_valid(self, invertible: list[bool]) -> bool:
-        """Return whether the next step needs the same copies.
+        """Return whether this plan still lists the right copies for the next step.
 
         ``invertible`` says for each parameter group whether its weights before that step can be
         computed from the state after it.
