@@ -249,7 +249,7 @@ def _clips_itself(optimizer: OptimizerInfo, bound: float) -> bool:
 def _why_gradients_unknown(
     run: RunTables, rows: pd.DataFrame, last: int, debiased: NDArray[np.bool_]
 ) -> str | None:
-    """Return why not all of an optimizer's gradients up to step `last` are known; else None."""
+    """Return why some gradients of an optimizer up to step `last` are unknown, or None."""
     steps = rows["step"].to_numpy()
     known = set(steps.tolist())
     # If every step is recorded, no layer had a gradient at a step without rows. Otherwise such a

@@ -98,8 +98,8 @@ def heatmap_data(
         A recorded or derived quantity.
     columns : int
         Maximum number of steps. The recorded steps nearest to evenly spaced steps are chosen,
-        including the first and the last. A long run is averaged over buckets of steps: at most
-        ``columns`` buckets, and at least half as many.
+        including the first and the last. A long run is instead averaged over buckets of steps:
+        at most ``columns`` buckets, and at least half as many.
     scale : "auto", "log" or "linear"
         The scale of the colours. ``"auto"`` is the preferred scale of the quantity.
     view : "robust", "full" or (low, high)

@@ -62,8 +62,8 @@ def read_sample(run: Run, quantity: str, count: int, span: tuple[int, int]) -> L
     """Read one quantity at up to ``count`` steps from ``span[0]`` to ``span[1]``.
 
     The recorded steps nearest to evenly spaced steps are read, including the run's first and last.
-    A long run is averaged over buckets of steps: at most ``count`` buckets, and at least half as
-    many.
+    A long run is instead averaged over buckets of steps: at most ``count`` buckets, and at least
+    half as many.
 
     Raises
     ------

@@ -37,7 +37,7 @@ _ALIGNMENT: Final = 16  # a vectorized load reads this number of bytes
 
 
 class _Kind(NamedTuple):
-    """The layers that one launch steps: they have the same dtype and the same ``aligned``."""
+    """The layers that one kernel launch processes: their ``dtype`` and ``aligned`` are equal."""
 
     dtype: Any  # a Triton dtype
     aligned: bool  # whether all addresses are multiples of 16, except for those of gradients

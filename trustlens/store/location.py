@@ -232,7 +232,7 @@ class LocalLocation:
         return self.path.exists()
 
     def entry(self) -> Entry | None:
-        """Return this file's present entry; None if it does not exist or cannot be examined."""
+        """Return this file's entry as of now; None if the file is missing or cannot be examined."""
         try:
             return _entry(self.path.name, self.path.lstat())
         except OSError:

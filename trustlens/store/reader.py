@@ -139,8 +139,8 @@ class RunFiles:
 
         Journals are read before the segments are listed. If a journal is sealed in between, its
         rows are left out: the segment of the same number has them. A journal that is created in
-        between is not read: its rows are newer than this call. So a reader has to start again only
-        after a rollback, which replaces segments.
+        between is not read: its rows are newer than this call. So neither makes a reader start
+        again; only a rollback does, because it replaces segments.
 
         Returns
         -------

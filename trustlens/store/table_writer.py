@@ -1,4 +1,8 @@
-"""Writing one table of a run: rows go to a journal first, and many together to a Parquet file."""
+"""Writing one table of a run.
+
+Rows are appended to a journal. When there are enough, they are written to a Parquet file together,
+and the journal is removed.
+"""
 
 from __future__ import annotations
 

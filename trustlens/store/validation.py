@@ -48,7 +48,7 @@ def check_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     Raises
     ------
     pyarrow.ArrowException
-        If the rows lack a column or have other types.
+        If the rows are malformed, lack a column, or have a column that cannot be cast.
     ValueError
         If a required value is null, or a step is out of range.
     """

@@ -19,7 +19,7 @@ SHORTCUTS: Final = {"trust_ratio": "r", "weight_norm": "r₁", "direction_norm":
 
 
 def toolbar() -> html.Div:
-    """Return the selectors, without data."""
+    """Return the selectors, without runs and without a selection; see :func:`synchronize`."""
     return html.Div(
         [
             _run_select(ids.RUN_A, ids.DOT_A, "Run A", clearable=False),

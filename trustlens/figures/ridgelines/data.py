@@ -113,8 +113,9 @@ class Mark:
 class RidgelineData:
     """Ridges of one or more runs with the same buckets.
 
-    For each ridge, the heights, ``below``, ``above`` and ``nonfinite`` add up to the number of
-    layers that have the quantity at that step.
+    For a ridge of a single step, the heights, ``below``, ``above`` and ``nonfinite`` add up to the
+    number of layers that have the quantity at that step. For a ridge of a bucket of steps, the sum
+    may be larger: a layer with both finite and not finite values in the bucket counts twice.
 
     Attributes
     ----------

@@ -405,9 +405,9 @@ def _is_supported(kind: _Kind, state: Any, backend: PreparingBackend | None) -> 
 
 
 def _tensors_of(direction: Direction | None) -> tuple[Tensor | None, ...]:
-    """Return the base, variance and momentum of a direction.
+    """Return the tensors of a direction that have the layer's shape: base, variance, momentum.
 
-    These are its tensors in the layer's shape. A tensor that the direction lacks is None.
+    A tensor that the direction lacks is None; without a direction, all three are None.
     """
     if direction is None:
         return (None, None, None)

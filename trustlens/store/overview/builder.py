@@ -133,9 +133,10 @@ class OverviewBuilder:
         return sealed
 
     def _is_current(self, piece: Piece, sealed: set[int]) -> bool:
-        """Return whether an overview file's segments are unchanged; otherwise remove the file.
+        """Return whether an overview file still matches its segments; otherwise remove the file.
 
-        The segments may have changed if the run was copied file by file, and copying was stopped.
+        It does not match if a copy of the run was interrupted: segments are then missing, or are
+        from another state of the run.
         """
         with suppress(RunError, OSError):
             if sealed.issuperset(range(piece.first, piece.last + 1)) and all(
@@ -156,7 +157,10 @@ class OverviewBuilder:
         return 4 ** (level - self._finest)
 
     def _blocks(self, sealed: Collection[int]) -> Iterator[Piece]:
-        """Yield the unjoined files that cover these segments, at each level except the finest."""
+        """Yield the files that should cover these segments at each level except the finest.
+
+        They are named as before joining. A file may not exist yet, or may be joined already.
+        """
         for level in self._levels(sealed)[1:]:
             yield from _aligned(sealed, level, self._size(level))
 
