@@ -347,7 +347,8 @@ def test_a_directory_that_cannot_be_written_raises_usage_error(
 def test_a_directory_of_another_user_raises_usage_error(tmp_path: Path, mode: int) -> None:
     code = f"""
         import os, pathlib, tempfile
-        import pandas, trustlens.analysis.diagnose, trustlens.cli  # while it may read them
+        # The other user may not read these modules (platformdirs 4.0 imports configparser late).
+        import configparser, pandas, trustlens.analysis.diagnose, trustlens.cli
         from trustlens.errors import UsageError
         from trustlens.store.run_info import RunInfo
         from trustlens.store.writer import RunWriter
