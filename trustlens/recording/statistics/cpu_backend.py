@@ -176,22 +176,7 @@ class PreparedCpuLayers:
         form_of: NDArray[np.int64],
         counts: Tensor | None = None,
     ) -> Tensor:
-        """Return the sums of each layer, float64 of shape (layers, len(SUMS)).
-
-        Parameters
-        ----------
-        grads : int64 (layers,)
-            Addresses of the gradients; 0 if a layer has none. Each gradient is contiguous and has
-            the dtype that it had when :meth:`CpuBackend.prepare` was called.
-        forms : sequence of Direction
-            The layers' directions, without duplicates. Only their coefficients are read, not their
-            tensors.
-        form_of : int64 (layers,)
-            Index of each layer's direction in ``forms``; -1 if the direction is unknown.
-        counts : Tensor, optional
-            Element histograms, int64 of shape (layers, 3, buckets). The counts of this step are
-            added to them. None: count nothing.
-        """
+        """Return the sums of each layer, float64; see :meth:`PreparedLayers.measure`."""
         self._grads[:] = grads
         self._form_of[:] = form_of
         if counts is not None:
